@@ -1,0 +1,213 @@
+"""SR Sampler and Sketch-Render Model: the second is the mechanism, the first is the second under the host's KSampler."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.samplers
+import nodes
+from comfy.model_patcher import ModelPatcher
+from comfy_api.latest import io
+
+from ..srd_core.cooperation import RenderSettings, cooperate
+from ..srd_core.criterion import MODES, Switch
+from ..srd_core.report import Report
+from .common import CATEGORY, SEARCH_ALIASES, SRReport, not_yet
+
+OFFLOAD = ["auto", "always", "never"]
+
+
+def _models() -> list[io.Input]:
+    return [
+        io.Model.Input("sketch", tooltip="The large model: it runs the first, high-noise steps."),
+        io.Model.Input("render", tooltip="The small model of the same family: it runs the remaining steps."),
+    ]
+
+
+def _switching() -> list[io.Input]:
+    return [
+        io.Combo.Input(
+            "switch_mode",
+            options=list(MODES),
+            default="adaptive",
+            tooltip="adaptive: hand over when the composition has settled (delta, fix_step). step: after switch_step "
+            "steps. sigma: below switch_sigma.",
+        ),
+        io.Float.Input(
+            "delta",
+            default=0.01,
+            min=0.0001,
+            max=1.0,
+            step=0.001,
+            round=0.0001,
+            tooltip="adaptive: smaller hands over later (closer to the sketch alone), larger earlier (faster). "
+            "The paper uses 0.002 to 0.03 at 50 steps.",
+        ),
+        io.Int.Input(
+            "fix_step",
+            default=5,
+            min=0,
+            max=10000,
+            tooltip="adaptive: the sketch runs more than this many steps; the earliest hand-over is after step "
+            "fix_step + 1. Short runs limit it to less than half of their steps.",
+        ),
+        io.Int.Input(
+            "max_step",
+            default=0,
+            min=0,
+            max=10000,
+            advanced=True,
+            tooltip="adaptive: hand over after this step at the latest. 0: no limit (runs of fewer than 50 steps: 60 % "
+            "of them, so that they render at all).",
+        ),
+        io.Int.Input(
+            "switch_step",
+            default=10,
+            min=0,
+            max=10000,
+            advanced=True,
+            tooltip="step: the number of steps that the sketch runs. 0: the render runs all.",
+        ),
+        io.Float.Input(
+            "switch_sigma",
+            default=0.875,
+            min=0.0,
+            max=1000.0,
+            step=0.005,
+            round=0.0001,
+            advanced=True,
+            tooltip="sigma: the render runs the steps that start below this noise level (1 is pure noise for Wan).",
+        ),
+        io.Float.Input(
+            "render_cfg",
+            default=0.0,
+            min=0.0,
+            max=100.0,
+            step=0.1,
+            round=0.01,
+            advanced=True,
+            tooltip="Guidance scale of the render. 0: the same as the sketch. 1: no guidance, twice as fast.",
+        ),
+        io.Float.Input(
+            "teacache",
+            default=0.0,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            round=0.001,
+            advanced=True,
+            tooltip="TeaCache threshold on the render stage. 0: off. Others are not yet supported by this version.",
+        ),
+        io.Combo.Input(
+            "offload_sketch",
+            options=OFFLOAD,
+            default="auto",
+            advanced=True,
+            tooltip="What happens to the sketch's memory at the hand-over. auto: ComfyUI's memory manager decides. "
+            "Others are not yet supported by this version.",
+        ),
+        io.Conditioning.Input(
+            "render_positive", optional=True, tooltip="Conditioning for the render; not connected: the sketch's."
+        ),
+        io.Conditioning.Input(
+            "render_negative", optional=True, tooltip="Negative conditioning for the render; not connected: the sketch's."
+        ),
+    ]
+
+
+def _cooperate(
+    sketch: ModelPatcher,
+    render: ModelPatcher,
+    switch_mode: str,
+    delta: float,
+    fix_step: int,
+    max_step: int,
+    switch_step: int,
+    switch_sigma: float,
+    render_cfg: float,
+    teacache: float,
+    offload_sketch: str,
+    render_positive: list[Any] | None = None,
+    render_negative: list[Any] | None = None,
+) -> tuple[ModelPatcher, Report]:
+    if teacache:
+        raise not_yet("teacache", teacache, 0)
+    if offload_sketch != "auto":
+        raise not_yet("offload_sketch", offload_sketch, "auto")
+    report = Report()
+    switch = Switch(switch_mode, delta, fix_step, max_step, switch_step, switch_sigma)
+    settings = RenderSettings(render_cfg, render_positive, render_negative)
+    return cooperate(sketch, render, switch, settings, report), report
+
+
+class SRModel(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SRModel",
+            display_name="Sketch-Render Model",
+            category=CATEGORY,
+            search_aliases=SEARCH_ALIASES,
+            description="A MODEL that samples as the sketch first and as the render after the hand-over, under any "
+            "sampler node: KSampler, KSampler (Advanced), SamplerCustom, SamplerCustomAdvanced with any guider.",
+            inputs=[*_models(), *_switching()],
+            outputs=[io.Model.Output(display_name="model"), SRReport.Output(display_name="report")],
+        )
+
+    @classmethod
+    def execute(cls, sketch: ModelPatcher, render: ModelPatcher, **switching: Any) -> io.NodeOutput:
+        return io.NodeOutput(*_cooperate(sketch, render, **switching))
+
+
+class SRSampler(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SRSampler",
+            display_name="SR Sampler",
+            category=CATEGORY,
+            search_aliases=SEARCH_ALIASES,
+            description="Samples a video with two models: the large one sketches the high-noise steps, the small one "
+            "renders the rest. The same as Sketch-Render Model with KSampler.",
+            inputs=[
+                *_models(),
+                io.Conditioning.Input("positive", tooltip="What the video should show."),
+                io.Conditioning.Input("negative", tooltip="What it should not show."),
+                io.Latent.Input("latent", tooltip="An empty latent of this family, or an encoded video."),
+                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True,
+                             tooltip="The random seed of the noise."),
+                io.Int.Input("steps", default=50, min=1, max=10000, tooltip="Steps of sketch and render together."),
+                io.Float.Input("cfg", default=5.0, min=0.0, max=100.0, step=0.1, round=0.01,
+                               tooltip="Guidance scale. 1: no guidance, twice as fast."),
+                io.Combo.Input("sampler_name", options=comfy.samplers.KSampler.SAMPLERS, default="uni_pc",
+                               tooltip="The sampler; it runs once over all steps, its history survives the hand-over."),
+                io.Combo.Input("scheduler", options=comfy.samplers.KSampler.SCHEDULERS, default="simple",
+                               tooltip="The noise schedule, from the sketch model's shift."),
+                io.Float.Input("denoise", default=1.0, min=0.0, max=1.0, step=0.01,
+                               tooltip="Below 1 an encoded video keeps part of its structure."),
+                *_switching(),
+            ],
+            outputs=[io.Latent.Output(display_name="latent"), SRReport.Output(display_name="report")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(
+        cls,
+        sketch: ModelPatcher,
+        render: ModelPatcher,
+        positive: list[Any],
+        negative: list[Any],
+        latent: dict[str, Any],
+        seed: int,
+        steps: int,
+        cfg: float,
+        sampler_name: str,
+        scheduler: str,
+        denoise: float,
+        **switching: Any,
+    ) -> io.NodeOutput:
+        model, report = _cooperate(sketch, render, **switching)
+        (samples,) = nodes.common_ksampler(
+            model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent, denoise=denoise
+        )
+        return io.NodeOutput(samples, report)

@@ -1,0 +1,388 @@
+"""The run: a clone of the sketch MODEL that, while the host samples with it, hands over to the render.
+
+``cooperate`` adds one OUTER_SAMPLE wrapper to a clone of the sketch. It runs once per sampling run and puts a
+PREDICT_NOISE wrapper into that run's own options, which asks for every model call which stage is in charge. The sampler
+runs once over all sigmas, so its history survives the hand-over. The render is prepared by the functions that the host
+prepares any model with, and cleaned up the same way, also after an interrupt or an error. All state belongs to the run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import comfy.hooks
+import comfy.model_management
+import comfy.model_patcher
+import comfy.sampler_helpers
+import comfy.samplers
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
+
+from .criterion import RENDER, SKETCH, Switch, SwitchRule
+from .latent_space import check_latent, check_pair, name_of
+from .report import HandOver, Report, Step, describe_hand_over
+from .steps import LOOK_AHEAD, StepCounter
+
+KEY = "srdiffusion"
+OUTER_SAMPLE = inspect.signature(comfy.samplers.CFGGuider.outer_sample)
+PREDICT_NOISE = inspect.signature(comfy.samplers.CFGGuider.outer_predict_noise)
+
+Conds = dict[str, list[dict[str, Any]]]  # the host's conditioning by role: positive, negative, ...
+
+
+@dataclass(frozen=True)
+class RenderSettings:
+    """What the render does otherwise than the guider says for the sketch."""
+
+    cfg: float = 0.0  # guidance scale; 0: as the sketch
+    positive: list[Any] | None = None  # conditioning in the host's form [[tensor, dict], ...]; None: as the sketch
+    negative: list[Any] | None = None
+
+    def conds(self, original: Conds) -> Conds:
+        """The render's conditioning for a guider with these ``original`` conds: copies, roles unchanged."""
+        conds = {role: [cond.copy() for cond in conds] for role, conds in original.items()}
+        for role, own in (("positive", self.positive), ("negative", self.negative)):
+            if own is not None and role in conds:
+                conds[role] = comfy.sampler_helpers.convert_cond(own)
+        return conds
+
+
+def cooperate(
+    sketch: ModelPatcher, render: ModelPatcher, switch: Switch, settings: RenderSettings, report: Report
+) -> ModelPatcher:
+    """A MODEL that samples as ``sketch`` until ``switch`` says so, then as ``render``; ``report`` is filled meanwhile.
+
+    Raises ValueError when the two do not share a latent or one of them already is such a MODEL.
+    """
+    for role, model in ((SKETCH, sketch), (RENDER, render)):
+        if KEY in model.wrappers.get(WrappersMP.OUTER_SAMPLE, {}):
+            raise ValueError(f"The {role} already is a Sketch-Render Model; connect a plain MODEL.")
+    check_pair(sketch, render)
+    model = sketch.clone()
+    outer_sample = partial(_sample, render=render, switch=switch, settings=settings, report=report)
+    model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, outer_sample)
+    return model
+
+
+def _sample(
+    executor: WrapperExecutor,
+    *args: Any,
+    render: ModelPatcher,
+    switch: Switch,
+    settings: RenderSettings,
+    report: Report,
+    **kwargs: Any,
+) -> torch.Tensor:
+    """OUTER_SAMPLE wrapper: one sampling run of the host, whatever guider and sampler it uses."""
+    guider = executor.class_obj
+    call = OUTER_SAMPLE.bind(guider, *args, **kwargs)
+    _check_run(guider, call.arguments, settings)
+    run = _begin(guider, call.arguments, Stage(render, settings.conds(guider.original_conds)), switch, settings, report)
+    call.arguments["callback"] = run.callback
+    own_options = guider.model_options
+    try:
+        run.render.prepare()
+        guider.model_options = run.options_for(guider)
+        # The render's wrappers around a whole run (EasyCache) can't be entered in mid-run: they go around this one.
+        whole_run = WrapperExecutor.new_class_executor(
+            executor, run.render, get_all_wrappers(WrappersMP.OUTER_SAMPLE, run.render.model_options, True)
+        )
+        latent = whole_run.execute(*call.args[1:], **call.kwargs)
+        report.status = "done"
+        return latent
+    except comfy.model_management.InterruptProcessingException:
+        report.status = "interrupted"
+        raise
+    except Exception as error:
+        report.status, report.error = "failed", f"{type(error).__name__}: {error}"
+        raise
+    finally:
+        guider.model_options = own_options
+        run.render.close()
+        run.finish()
+
+
+def _check_run(guider: comfy.samplers.CFGGuider, call: dict[str, Any], settings: RenderSettings) -> None:
+    """Raises ValueError before any step for what the run could not do."""
+    packed = len(call.get("latent_shapes") or []) > 1  # several latents (video and sound) come as one row of values
+    check_latent(call["latent_image"], guider.model_patcher, any_shape=packed)
+    plain_cfg = type(guider).set_cfg is comfy.samplers.CFGGuider.set_cfg
+    if settings.cfg and not (plain_cfg and "negative" in guider.original_conds):
+        raise ValueError(
+            f"render_cfg is {settings.cfg}, but {type(guider).__name__} has no single guidance scale with a negative "
+            "prompt. Set render_cfg to 0 or use CFGGuider."
+        )
+
+
+def _begin(
+    guider: comfy.samplers.CFGGuider,
+    call: dict[str, Any],
+    render: Stage,
+    switch: Switch,
+    settings: RenderSettings,
+    report: Report,
+) -> Run:
+    # A copy: uni_pc writes 0.001 into the last sigma of the host's tensor.
+    sigmas = [float(s) for s in call["sigmas"]]
+    sampler = getattr(getattr(call["sampler"], "sampler_function", None), "__name__", type(call["sampler"]).__name__)
+    steps = len(sigmas) - 1
+    report.begin(
+        sketch=name_of(guider.model_patcher),
+        render=name_of(render.model_patcher),
+        switch=dict(switch.__dict__),
+        fix_step=switch.fix_step_for(steps),
+        limit=switch.limit_for(steps),
+        sampler=sampler.removeprefix("sample_"),
+        shape=list(call["noise"].shape),
+        sigmas=sigmas,
+    )
+    return Run(
+        render=render,
+        settings=settings,
+        rule=SwitchRule(switch, steps),
+        counter=StepCounter(sigmas, LOOK_AHEAD.get(sampler, ())),
+        report=report,
+        request={k: call.get(k) for k in ("noise", "latent_image", "denoise_mask", "seed", "latent_shapes")},
+        host_callback=call["callback"],
+    )
+
+
+@dataclass
+class Stage:
+    """The render as the host keeps a model during a sampling run; wrappers of the render see it as their guider."""
+
+    model_patcher: ModelPatcher
+    conds: Conds
+    model_options: dict[str, Any] = field(default_factory=dict)
+    inner_model: Any = None
+    loaded_models: list[Any] = field(default_factory=list)
+    _hook_mode: Any = None  # of the patcher before the run; None: not prepared
+
+    def prepare(self) -> None:
+        """What CFGGuider.sample does before a run: own options, hooks registered. Loads nothing."""
+        if self.model_patcher.is_dynamic() and any("hooks" in cond for conds in self.conds.values() for cond in conds):
+            self.model_patcher = self.model_patcher.get_non_dynamic_delegate()
+        comfy.samplers.preprocess_conds_hooks(self.conds)
+        self._hook_mode = self.model_patcher.hook_mode
+        self.model_options = comfy.model_patcher.create_model_options_clone(self.model_patcher.model_options)
+        if comfy.samplers.get_total_hook_groups_in_conds(self.conds) <= 1:
+            self.model_patcher.hook_mode = comfy.hooks.EnumHookMode.MinVram
+        comfy.sampler_helpers.prepare_model_patcher(self.model_patcher, self.conds, self.model_options)
+        comfy.samplers.filter_registered_hooks_on_conds(self.conds, self.model_options)
+
+    def load(self, noise: torch.Tensor, request: dict[str, Any]) -> None:
+        """What CFGGuider.outer_sample and inner_sample do before the sampler starts; the host decides what leaves.
+
+        Args: ``noise`` [B, C, ...] of the latent's present size; ``request`` the run's other facts (see Run).
+        """
+        patcher = self.model_patcher
+        self.inner_model, self.conds, self.loaded_models = comfy.sampler_helpers.prepare_sampling(
+            patcher, noise.shape, self.conds, self.model_options
+        )
+        device = patcher.load_device
+        comfy.samplers.cast_to_load_options(self.model_options, device=device, dtype=patcher.model_dtype())
+        patcher.pre_run()
+        latent_image = request["latent_image"].to(device=device, dtype=torch.float32)
+        if torch.count_nonzero(latent_image) > 0:  # an empty latent stays zero, as in the host
+            latent_image = self.inner_model.process_latent_in(latent_image)
+        mask = request["denoise_mask"]
+        self.conds = comfy.samplers.process_conds(
+            self.inner_model,
+            noise.to(device=device, dtype=torch.float32),
+            self.conds,
+            device,
+            latent_image,
+            mask if mask is None else mask.to(device),
+            request["seed"],
+            latent_shapes=request["latent_shapes"],
+        )
+
+    def close(self) -> None:
+        """What the host does after a run, also for a stage that was only prepared."""
+        if self._hook_mode is None:
+            return
+        patcher = self.model_patcher
+        if self.inner_model is not None:
+            patcher.cleanup()
+            comfy.sampler_helpers.cleanup_models(self.conds, self.loaded_models)
+        comfy.samplers.cast_to_load_options(self.model_options, device=patcher.offload_device)
+        patcher.hook_mode = self._hook_mode
+        patcher.restore_hook_patches()
+        self.inner_model, self.loaded_models, self.conds, self._hook_mode = None, [], {}, None
+
+
+@dataclass
+class Run:
+    """State of one sampling run; dies with it."""
+
+    render: Stage
+    settings: RenderSettings
+    rule: SwitchRule
+    counter: StepCounter
+    report: Report
+    request: dict[str, Any]  # the run's noise, latent_image, denoise_mask, seed, latent_shapes
+    host_callback: Callable[..., Any] | None
+    in_charge: str = SKETCH
+    started: float = field(default_factory=time.perf_counter)
+    _clock: float = field(default_factory=time.perf_counter)  # last model call or, before any, the start
+    _step_clock: float = field(default_factory=time.perf_counter)  # last callback, moved on by loading times
+    _step_open: bool = False  # a step is recorded and its callback has not come
+
+    def options_for(self, guider: comfy.samplers.CFGGuider) -> dict[str, Any]:
+        """The guider's options with our PREDICT_NOISE wrapper outermost, so that a render call meets no wrapper of the
+        sketch; a run that starts with the render also gets the render's wrappers around the sampler."""
+        options = comfy.model_patcher.create_model_options_clone(guider.model_options)
+        wrappers = options.setdefault("transformer_options", {}).setdefault("wrappers", {})
+        wrappers[WrappersMP.PREDICT_NOISE] = {KEY: [self.predict], **wrappers.get(WrappersMP.PREDICT_NOISE, {})}
+        if self.rule.stage(0, self.counter.sigmas[0])[0] == RENDER:
+            own = self.render.model_options.get("transformer_options", {}).get("wrappers", {})
+            wrappers[WrappersMP.SAMPLER_SAMPLE] = own.get(WrappersMP.SAMPLER_SAMPLE, {})
+        return options
+
+    def predict(self, executor: WrapperExecutor, x: torch.Tensor, timestep: torch.Tensor, *args: Any, **kwargs: Any):
+        """PREDICT_NOISE wrapper: send the call to the stage in charge. x [B, C, ...], timestep [B]; returns x0 like x."""
+        guider = executor.class_obj
+        self._tick()
+        # The noise level is read from the device only while it can matter: no synchronisation once the route is final.
+        new_step = not self.rule.final(self.in_charge) and self.counter.on_call(float(timestep[0]))
+        if new_step:
+            self._choose_stage(guider, x, float(timestep[0]))
+        self.report.calls[self.in_charge] += 1
+        if self.in_charge == RENDER:
+            return self._predict_render(guider, x, timestep, *args, **kwargs)
+        prediction = executor(x, timestep, *args, **kwargs)
+        if new_step:
+            self._observe(prediction)
+        return prediction
+
+    def callback(self, step: int, *args: Any, **kwargs: Any) -> Any:
+        """The sampler's step callback: the host's own (progress, preview), with the step's seconds noted."""
+        self.counter.on_callback(step)
+        if self.report.steps:
+            if not self._step_open and self.rule.final(self.in_charge):
+                self._record_step(min(self.report.steps[-1].step, self.counter.steps - 1))
+            now = time.perf_counter()
+            self.report.steps[-1].seconds, self._step_clock = now - self._step_clock, now
+            self._step_open = False
+        return self.host_callback(step, *args, **kwargs) if self.host_callback else None
+
+    def finish(self) -> None:
+        """Close the books and drop every reference to tensors and models."""
+        self._tick()
+        self.report.total_seconds = time.perf_counter() - self.started
+        self.rule.forget()
+        self.request.clear()
+        self.host_callback = None
+
+    def _choose_stage(self, guider: comfy.samplers.CFGGuider, x: torch.Tensor, sigma: float) -> None:
+        stage, reason = self.rule.stage(self.counter.step, sigma)
+        if stage != self.in_charge:
+            self._hand_over(guider, x, stage, reason, sigma)
+        self._record_step(self.counter.step)
+
+    def _record_step(self, step: int) -> None:
+        self.report.steps.append(Step(step + 1, self.counter.sigmas[step], self.in_charge))
+        self._step_open = True
+
+    def _observe(self, prediction: torch.Tensor) -> None:
+        """Feed the criterion with the guided x0 prediction of the step's first call (Eq. 3)."""
+        self.rule.observe(prediction)
+        step = self.report.steps[-1]
+        step.d = max(self.rule.d) if self.rule.d else None
+        step.derivative = max(self.rule.derivative) if self.rule.derivative else None
+
+    def _hand_over(self, guider: comfy.samplers.CFGGuider, x: torch.Tensor, to: str, reason: str, sigma: float) -> None:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        begin = time.perf_counter()
+        last = self.report.steps[-1] if self.report.steps else None
+        noise = self.request["noise"] if self.request["noise"].shape == x.shape else x
+        if to == RENDER and self.render.inner_model is None:
+            self.render.load(noise, self.request)
+            self.rule.forget()
+        else:  # back to a stage that has run: the host may have moved its weights meanwhile
+            stage = self.render if to == RENDER else guider
+            comfy.sampler_helpers.prepare_sampling(stage.model_patcher, noise.shape, stage.conds, stage.model_options)
+            stage.model_patcher.pre_run()
+        loading = time.perf_counter() - begin
+        self._clock += loading
+        self._step_clock += loading
+        completed = self.counter.step
+        hand_over = HandOver(
+            after_step=completed,
+            to=to,
+            reason=reason,
+            sigma=sigma,
+            percent=100 * completed / self.counter.steps,
+            d=last.d if last else None,
+            derivative=last.derivative if last else None,
+            seconds=loading,
+        )
+        self.report.hand_overs.append(hand_over)
+        self.in_charge = to
+        logging.info("SRDiffusion: %s", describe_hand_over(hand_over, self.report))
+
+    def _predict_render(
+        self, guider: comfy.samplers.CFGGuider, x: torch.Tensor, timestep: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
+        call = PREDICT_NOISE.bind(guider, x, timestep, *args, **kwargs)
+        device = self.render.model_patcher.load_device
+        call.arguments["x"] = x.to(device)
+        call.arguments["timestep"] = timestep.to(device)
+        call.arguments["model_options"] = with_sampler_additions(
+            self.render.model_options, call.arguments.get("model_options", {}), guider.model_options
+        )
+        with _pointed_at(guider, self.render, self.settings.cfg), _device_context(device):
+            return guider.outer_predict_noise(*call.args[1:], **call.kwargs).to(x.device)
+
+    def _tick(self) -> None:
+        """Book the time since the last model call began on the stage that ran it."""
+        now = time.perf_counter()
+        if sum(self.report.calls.values()):
+            self.report.seconds[self.in_charge] += now - self._clock
+        self._clock = now
+
+
+@contextlib.contextmanager
+def _pointed_at(guider: comfy.samplers.CFGGuider, stage: Stage, cfg: float) -> Iterator[None]:
+    """Between calls everybody sees the sketch on the guider; inside this block, the stage."""
+    own = {name: getattr(guider, name) for name in ("model_patcher", "model_options", "inner_model", "conds", "cfg")}
+    guider.model_patcher, guider.model_options = stage.model_patcher, stage.model_options
+    guider.inner_model, guider.conds = stage.inner_model, stage.conds
+    guider.cfg = cfg or guider.cfg
+    try:
+        yield
+    finally:
+        for name, value in own.items():
+            setattr(guider, name, value)
+
+
+def with_sampler_additions(options: dict[str, Any], passed: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
+    """``options`` with what a sampler put into the ``passed`` options of its call beyond the stage's ``base``.
+
+    The *_cfg_pp samplers append a post-CFG function; the host adds sample_sigmas.
+    """
+    merged = options.copy()
+    for key, value in passed.items():
+        own = base.get(key)
+        if isinstance(value, dict):
+            merged[key] = with_sampler_additions(options.get(key) or {}, value, own or {})
+        elif isinstance(value, list):
+            if added := value[len(own or []) :]:
+                merged[key] = [*(options.get(key) or []), *added]
+        elif value is not own:
+            merged[key] = value
+    return merged
+
+
+def _device_context(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """The host's device context, on hosts that have one (0.20 and later)."""
+    context = getattr(comfy.model_management, "cuda_device_context", None)
+    return context(device) if context else contextlib.nullcontext()

@@ -1,0 +1,89 @@
+"""May these two models share a latent? Asked before any weight is loaded to the GPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from comfy.model_patcher import ModelPatcher
+
+from .families import advice
+
+# The host's kinds of noise schedule, by class name: between two of them a sigma does not mean the same.
+KINDS = {"CONST": "flow", "COSMOS_RFLOW": "flow (Cosmos)", "V_PREDICTION_DDPM": "DDPM", "EPS": "variance exploding"}
+
+
+# Attachment under which our loaders leave the file's name on a MODEL.
+FILE_NAME = "srdiffusion_file"
+
+
+def name_of(model: ModelPatcher) -> str:
+    """How messages and reports call a MODEL: the file if our loader loaded it, else the class; with its size."""
+    parameters = sum(p.numel() for p in model.model.diffusion_model.parameters())
+    size = f"{parameters / 1e9:.1f}B" if parameters >= 5e7 else f"{parameters / 1e6:.2f}M"
+    return f"{model.attachments.get(FILE_NAME) or type(model.model).__name__} ({size} parameters)"
+
+
+def check_pair(sketch: ModelPatcher, render: ModelPatcher) -> None:
+    """Raises ValueError naming both models, what differs and what to use instead, when a latent of the sketch means
+    something else to the render: another format, channels, statistics, compression or kind of noise schedule."""
+    differences = [
+        f"{what} {ours} / {theirs}"
+        for (what, ours), (_, theirs) in zip(_latent_facts(sketch), _latent_facts(render))
+        if ours != theirs
+    ]
+    if differences:
+        latent_format = type(sketch.get_model_object("latent_format")).__name__
+        raise ValueError(
+            f"Sketch {name_of(sketch)} and render {name_of(render)} do not share a latent. "
+            f"Different (sketch / render): {'; '.join(differences)}. {advice(latent_format)}"
+        )
+
+
+def check_latent(latent: torch.Tensor, model: ModelPatcher, any_shape: bool = False) -> None:
+    """Raises ValueError when ``latent`` [B, C, (T,) H, W] can't be a latent of ``model`` or has non-finite values.
+
+    ``any_shape``: look at the values only.
+    """
+    latent_format = model.get_model_object("latent_format")
+    channels, dimensions = latent_format.latent_channels, latent_format.latent_dimensions
+    shape = tuple(latent.shape)
+    if not any_shape and (latent.ndim != dimensions + 2 or shape[1] != channels):
+        axes = {1: "[batch, {}, length]", 2: "[batch, {}, height, width]"}.get(
+            dimensions, "[batch, {}, frames, height, width]"
+        )
+        raise ValueError(
+            f"The LATENT has shape {list(shape)}, but {name_of(model)} needs {axes.format(channels)}. "
+            "Use the empty latent node of this model family, or encode with its VAE."
+        )
+    if not torch.isfinite(latent).all():
+        raise ValueError(
+            "The LATENT has values that are not finite (NaN or infinity). The node that made it failed: "
+            "often a VAE in half precision; try it in float32."
+        )
+
+
+def _latent_facts(model: ModelPatcher) -> list[tuple[str, Any]]:
+    latent_format = model.get_model_object("latent_format")
+    sampling = model.get_model_object("model_sampling")
+    return [
+        ("latent format", type(latent_format).__name__),
+        ("channels", latent_format.latent_channels),
+        ("dimensions", latent_format.latent_dimensions),
+        ("spatial compression", getattr(latent_format, "spacial_downscale_ratio", None)),
+        ("temporal compression", getattr(latent_format, "temporal_downscale_ratio", None)),
+        ("scale", latent_format.scale_factor),
+        ("channel means", _values(latent_format, "latents_mean")),
+        ("channel deviations", _values(latent_format, "latents_std")),
+        ("noise schedule", _kind(sampling)),
+    ]
+
+
+def _kind(sampling: Any) -> str:
+    bases = {base.__name__ for base in type(sampling).__mro__}
+    return next((kind for name, kind in KINDS.items() if name in bases), "unknown")
+
+
+def _values(latent_format: Any, name: str) -> list[float] | None:
+    values = getattr(latent_format, name, None)
+    return None if values is None else [round(float(v), 6) for v in torch.as_tensor(values).flatten()]

@@ -1,0 +1,134 @@
+"""The Switch Inspector's picture: D and its derivative over the steps, who ran each step, and what it cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from PIL import Image, ImageDraw, ImageFont
+
+from .criterion import RENDER, SKETCH
+from .report import Report, describe_hand_over
+
+WIDTH, HEIGHT = 1120, 720
+LEFT, RIGHT = 84, WIDTH - 28  # of all panels
+PANELS = {"d": (136, 310), "derivative": (350, 510), "seconds": (550, 664)}  # top and bottom of each
+INK, FAINT, PAPER = "#22252b", "#8a919c", "#ffffff"
+TINT = {SKETCH: "#e8effb", RENDER: "#fdf0e3"}
+TONE = {SKETCH: "#2f6bd8", RENDER: "#e08423"}
+BAND, MARK = "#bfe3c4", "#b3261e"
+
+Scale = Callable[[float], float]
+
+
+def draw(report: Report) -> Image.Image:
+    """An RGB picture of WIDTH x HEIGHT pixels; also of a report without a run."""
+    image = Image.new("RGB", (WIDTH, HEIGHT), PAPER)
+    canvas = ImageDraw.Draw(image)
+    _headline(canvas, report)
+    if report.steps:
+        for panel in PANELS.values():
+            _stages(canvas, report, panel)
+        _curve(canvas, report, "d", "D (change of the prediction)", None)
+        adaptive = report.switch.get("mode") == "adaptive"
+        _curve(canvas, report, "derivative", "fall of D per step", report.switch.get("delta") if adaptive else None)
+        _seconds(canvas, report)
+        _hand_overs(canvas, report)
+    return image
+
+
+def _headline(canvas: ImageDraw.ImageDraw, report: Report) -> None:
+    canvas.text((LEFT, 20), f"{report.sketch or 'no run yet'}  ->  {report.render}", fill=INK, font=_font(22))
+    if report.steps:
+        lines = [describe_hand_over(h, report) for h in report.hand_overs] or ["the sketch ran all steps"]
+        canvas.text((LEFT, 52), lines[-1], fill=INK, font=_font(16))
+    legend = {stage: f"{stage}: {report.count(stage)} steps, {report.seconds[stage]:.3g} s" for stage in TONE}
+    x = LEFT
+    for stage, text in legend.items():
+        canvas.rectangle((x, 84, x + 14, 98), fill=TONE[stage])
+        canvas.text((x + 20, 82), text, fill=INK, font=_font(15))
+        x += 44 + int(canvas.textlength(text, font=_font(15)))
+    if speed_up := report.speed_up():
+        canvas.text((x, 82), f"{speed_up:.2f}x over the sketch alone", fill=INK, font=_font(15))
+
+
+def _stages(canvas: ImageDraw.ImageDraw, report: Report, panel: tuple[int, int]) -> None:
+    """Every step on the colour of its stage."""
+    top, bottom = panel
+    for step in report.steps:
+        left, right = _column(report, step.step)
+        canvas.rectangle((left, top, right, bottom), fill=TINT[step.stage])
+    canvas.line((LEFT, bottom, RIGHT, bottom), fill=FAINT)
+
+
+def _curve(canvas: ImageDraw.ImageDraw, report: Report, field: str, title: str, delta: float | None) -> None:
+    top, bottom = PANELS[field]
+    points = [(s.step, getattr(s, field)) for s in report.steps]
+    points = [(step, value) for step, value in points if value is not None and math.isfinite(value)]
+    values = [value for _, value in points]
+    high, low = max([*values, 1e-6]), min([*values, 0.0])
+    if delta is not None:
+        # The band decides: keep it readable beside the first steps' large values.
+        high, low = min(max(high, 2 * delta), 8 * delta), max(min(low, -delta), -4 * delta)
+    y = _scale(low, high, bottom, top)
+    if delta is not None:
+        canvas.rectangle((LEFT, y(delta), RIGHT, y(0)), fill=BAND)
+        canvas.text((RIGHT - 150, y(delta) - 18), f"delta {delta:g}", fill=FAINT, font=_font(14))
+        right = _column(report, report.fix_step)[1] if report.fix_step else LEFT
+        canvas.line((right, top, right, bottom), fill=FAINT)
+        canvas.text((right + 4, bottom - 18), "fix_step", fill=FAINT, font=_font(14))
+    line = [(sum(_column(report, step)) / 2, min(max(y(value), top), bottom)) for step, value in points]
+    if len(line) > 1:
+        canvas.line(line, fill=INK, width=2)
+    for x, v in line:
+        canvas.ellipse((x - 3, v - 3, x + 3, v + 3), fill=INK)
+    _axis(canvas, title, (top, bottom), low, high)
+
+
+def _seconds(canvas: ImageDraw.ImageDraw, report: Report) -> None:
+    top, bottom = PANELS["seconds"]
+    high = max([s.seconds or 0 for s in report.steps] + [1e-9])
+    y = _scale(0, high, bottom, top)
+    for step in report.steps:
+        left, right = _column(report, step.step)
+        if step.seconds:
+            canvas.rectangle((left + 1, min(y(step.seconds), bottom), right - 1, bottom), fill=TONE[step.stage])
+    _axis(canvas, "seconds per step", (top, bottom), 0, high)
+    every = max(1, round((len(report.sigmas) - 1) / 10))
+    for step in report.steps:
+        if step.step % every == 0 or step.step == 1:
+            left, right = _column(report, step.step)
+            canvas.text(((left + right) / 2, bottom + 6), str(step.step), fill=FAINT, font=_font(14), anchor="ma")
+    canvas.text((RIGHT, bottom + 26), "scheduler step", fill=FAINT, font=_font(14), anchor="ra")
+
+
+def _hand_overs(canvas: ImageDraw.ImageDraw, report: Report) -> None:
+    for hand_over in report.hand_overs:
+        x = _column(report, hand_over.after_step + 1)[0]
+        for top, bottom in PANELS.values():
+            canvas.line((x, top, x, bottom), fill=MARK, width=2)
+        text = f"{hand_over.to}: {hand_over.reason}"
+        near_edge = x + canvas.textlength(text, font=_font(15)) > RIGHT
+        canvas.text((x + (-6 if near_edge else 6), PANELS["d"][0] + 4), text, fill=MARK, font=_font(15),
+                    anchor="ra" if near_edge else "la")  # fmt: skip
+
+
+def _axis(canvas: ImageDraw.ImageDraw, title: str, panel: tuple[int, int], low: float, high: float) -> None:
+    top, bottom = panel
+    canvas.text((LEFT, top - 20), title, fill=INK, font=_font(15))
+    canvas.text((LEFT - 8, top), f"{high:.3g}", fill=FAINT, font=_font(14), anchor="ra")
+    canvas.text((LEFT - 8, bottom), f"{low:.3g}", fill=FAINT, font=_font(14), anchor="rs")
+
+
+def _column(report: Report, step: int) -> tuple[float, float]:
+    """Left and right edge of a step's column."""
+    width = (RIGHT - LEFT) / max(len(report.sigmas) - 1, 1)
+    return LEFT + (step - 1) * width, LEFT + step * width
+
+
+def _scale(low: float, high: float, bottom: int, top: int) -> Scale:
+    return lambda value: bottom - (value - low) / (high - low) * (bottom - top)
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)
