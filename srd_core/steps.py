@@ -13,35 +13,39 @@ LOOK_AHEAD: dict[str, tuple[int, ...]] = {
     "sample_heunpp2": (1, 2),
     "sample_exp_heun_2_x0": (1,),
     "sample_exp_heun_2_x0_sde": (1,),
+    "sample_dpm_2_ancestral": (1,),  # its midpoint falls on the next level when eta is 1
+    "sample_dpmpp_2s_ancestral_cfg_pp": (1,),
 }
 
 
 @dataclass
 class StepCounter:
-    """Follows a sampler through its sigma list. A step ends when a call comes that can't belong to it.
+    """Follows a sampler through its sigma list. A step begins with a call at its own noise level, sigmas[i].
 
-    One-call samplers call at sigmas[i]; dpm_2, sde and seeds also between sigmas[i] and sigmas[i+1]; heun also at
-    sigmas[i+1], where only counting tells its second call from the next step's first.
+    dpm_2, the sde samplers and seeds make further calls at levels between those of the schedule; heun calls again at
+    sigmas[i+1], where only counting tells its second call from the next step's first. dpm_fast and dpm_adaptive choose
+    their own levels: there a step is an interval of the schedule.
     """
 
     sigmas: Sequence[float]  # of the run, falling, length steps + 1
     look_ahead: tuple[int, ...] = ()  # offsets at which every step makes further calls
     step: int = -1  # 0-based; -1 before the first call
-    _expected: list[int] = field(default_factory=list)
-    _offsets: list[tuple[int, bool]] = field(default_factory=list)  # calls since the last callback: (index, on the grid)
+    _own_levels: bool = False  # the sampler does not begin its steps at the schedule's levels
+    _expected: list[int] = field(default_factory=list)  # look_ahead calls that this step has still to make
+    _calls: list[tuple[int, bool]] = field(default_factory=list)  # since the last callback: (index, on the schedule)
 
     @property
     def steps(self) -> int:
         return len(self.sigmas) - 1
 
     def on_call(self, sigma: float) -> bool:
-        """Note a model call at ``sigma``; True when it starts a new step (then ``step`` is its index)."""
-        index, on_grid = self._locate(sigma)
-        self._offsets.append((index, on_grid))
+        """Note a model call at ``sigma``; True when it begins a new step (then ``step`` is its index)."""
+        index, on_schedule = self._locate(sigma)
+        self._calls.append((index, on_schedule))
         if self.step >= 0:
-            if index <= self.step:
+            if index <= self.step or not (on_schedule or self._own_levels):
                 return False
-            if on_grid and self._expected and index == self.step + self._expected[0]:
+            if self._expected and index == self.step + self._expected[0]:
                 self._expected.pop(0)
                 return False
         self.step = index
@@ -49,17 +53,20 @@ class StepCounter:
         return True
 
     def on_callback(self, i: int) -> None:
-        """Note the sampler's callback for step ``i``: it follows that step's first call, so the calls since the last
-        callback, but for the newest one, closed step i - 1 and show the sampler's pattern."""
-        closing, self._offsets = self._offsets[:-1], []
-        if i == 1:
-            ahead = tuple(index for index, on_grid in closing if on_grid and index > 0)
-            if ahead and ahead != self.look_ahead:
-                self.step, self._expected = 1, list(ahead)
-            self.look_ahead = ahead
+        """Note the sampler's callback for step ``i``. It follows that step's first call: the calls since the callback
+        before, but for the newest, closed step i - 1 and show how this sampler's steps end."""
+        calls, self._calls = self._calls, []
+        if i != 1 or not calls:
+            return
+        *closing, (_, begins_on_schedule) = calls
+        self._own_levels = not begins_on_schedule
+        ahead = tuple(index for index, on_schedule in closing if on_schedule and index > 0)
+        if ahead and ahead != self.look_ahead:
+            self.step, self._expected = 1, list(ahead)
+        self.look_ahead = ahead
 
     def _locate(self, sigma: float) -> tuple[int, bool]:
-        """(index i with sigmas[i] >= sigma > sigmas[i+1], whether sigma is sigmas[i] up to rounding)."""
+        """(i with sigmas[i] >= sigma > sigmas[i+1], whether sigma is sigmas[i] up to rounding)."""
         for i, level in enumerate(self.sigmas[:-1]):
             if math.isclose(sigma, level, rel_tol=1e-5, abs_tol=1e-7):
                 return i, True

@@ -1,0 +1,65 @@
+"""Tiny models, prompts and sampling calls, all through the host's own functions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import comfy.ldm.wan.model
+import comfy.ops
+import comfy.sample
+import comfy.samplers
+import comfy.utils
+import nodes
+import torch
+
+DIM, TEXT_DIM, FRAMES, SIDE = 128, 4096, 2, 8
+IN_CHANNELS = {"t2v": 16, "i2v": 36}
+
+
+def wan_state_dict(seed: int = 0, layers: int = 1, kind: str = "t2v") -> dict[str, torch.Tensor]:
+    """Random weights under the key layout of Wan 2.1 (i2v: the Fun layout, 36 input channels, no CLIP image branch)."""
+    model = comfy.ldm.wan.model.WanModel(
+        model_type="t2v",
+        dim=DIM,
+        ffn_dim=2 * DIM,
+        num_heads=1,
+        num_layers=layers,
+        in_dim=IN_CHANNELS[kind],
+        text_dim=TEXT_DIM,
+        device="cpu",
+        dtype=torch.float32,
+        operations=comfy.ops.disable_weight_init,
+    )
+    generator = torch.Generator().manual_seed(seed)
+    state_dict = {}
+    for key, value in model.state_dict().items():
+        scale = 1.0 if key.endswith(("norm_q.weight", "norm_k.weight")) else 0.0
+        state_dict[key] = scale + torch.randn(value.shape, generator=generator) * 0.05
+    return state_dict
+
+
+def wan_file(folder: Path, **how: Any) -> Path:
+    path = folder / ("wan_" + "_".join(f"{k}{v}" for k, v in sorted(how.items())) + ".safetensors")
+    if not path.exists():
+        comfy.utils.save_torch_file(wan_state_dict(**how), str(path))
+    return path
+
+
+def prompt(seed: int, tokens: int = 4, **extra: Any) -> list[Any]:
+    """Conditioning in the host's form, with a random text embedding."""
+    return [[torch.randn(1, tokens, TEXT_DIM, generator=torch.Generator().manual_seed(seed)), dict(extra)]]
+
+
+def empty_latent(batch: int = 1, frames: int = FRAMES, side: int = SIDE) -> dict[str, Any]:
+    return {"samples": torch.zeros(batch, 16, frames, side, side)}
+
+
+def ksampler(model: Any, steps: int = 6, **how: Any) -> torch.Tensor:
+    """The host's KSampler; returns the latent [B, 16, T, H, W]."""
+    call: dict[str, Any] = {
+        "seed": 7, "cfg": 3.0, "sampler_name": "euler", "scheduler": "simple",
+        "positive": prompt(1), "negative": prompt(2), "latent": empty_latent(), "denoise": 1.0,
+    } | how  # fmt: skip
+    (out,) = nodes.common_ksampler(model, steps=steps, **call)
+    return out["samples"]
