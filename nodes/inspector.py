@@ -41,5 +41,7 @@ class SRSwitchInspector(io.ComfyNode):
     def execute(cls, report: Report, after: Any = None) -> io.NodeOutput:
         plot = torch.from_numpy(np.asarray(draw(report), dtype=np.float32) / 255)[None]
         summary = summarize(report)
+        # "report" is for programs: the run as JSON, in the server's history and in its message about this node.
         shown = ui.PreviewImage(plot, cls=cls).as_dict() | ui.PreviewText(summary).as_dict()
+        shown["report"] = (report.to_json(),)
         return io.NodeOutput(plot, summary, ui=shown)

@@ -110,7 +110,9 @@ def _switching() -> list[io.Input]:
             "render_positive", optional=True, tooltip="Conditioning for the render; not connected: the sketch's."
         ),
         io.Conditioning.Input(
-            "render_negative", optional=True, tooltip="Negative conditioning for the render; not connected: the sketch's."
+            "render_negative",
+            optional=True,
+            tooltip="Negative conditioning for the render; not connected: the sketch's.",
         ),
     ]
 

@@ -247,7 +247,9 @@ class Run:
             wrappers[WrappersMP.SAMPLER_SAMPLE] = own.get(WrappersMP.SAMPLER_SAMPLE, {})
         return options
 
-    def predict(self, executor: WrapperExecutor, x: torch.Tensor, timestep: torch.Tensor, *args: Any, **kwargs: Any):
+    def predict(
+        self, executor: WrapperExecutor, x: torch.Tensor, timestep: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
         """PREDICT_NOISE wrapper: send the call to the stage in charge. x [B, C, ...], timestep [B]; returns x0 like x."""
         guider = executor.class_obj
         self._tick()

@@ -126,5 +126,7 @@ def summarize(report: Report) -> str:
         each = f", {report.seconds[stage] / count:.3g} s a step" if count else ""
         lines.append(f"{stage.capitalize()}: {count} steps, {report.seconds[stage]:.3g} s{each}")
     if speed_up := report.speed_up():
-        lines.append(f"Speed-up over the sketch alone: {speed_up:.2f}x (from this run's seconds a step, without loading)")
+        lines.append(
+            f"Speed-up over the sketch alone: {speed_up:.2f}x (from this run's seconds a step, without loading)"
+        )
     return "\n".join(lines + report.notes)

@@ -14,7 +14,9 @@ Report, Step, HandOver = report_module.Report, report_module.Step, report_module
 def run_of(stages: str) -> Report:
     """A report of one step per letter, s or r, with a hand-over at every change."""
     report = Report()
-    report.begin(sketch="Big", render="Small", switch={"mode": "adaptive", "delta": 0.01}, sigmas=[1.0] * (len(stages) + 1))
+    report.begin(
+        sketch="Big", render="Small", switch={"mode": "adaptive", "delta": 0.01}, sigmas=[1.0] * (len(stages) + 1)
+    )
     for i, letter in enumerate(stages):
         stage = {"s": "sketch", "r": "render"}[letter]
         if i and stages[i - 1] != letter:

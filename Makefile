@@ -1,0 +1,55 @@
+# Everything starts with a plain Python 3.10 or newer; demo/host.py finds or makes the ComfyUI that the rest runs in.
+PYTHON ?= python3
+TESTS ?= tests
+PYTEST_ARGS ?=
+HOST = $(PYTHON) demo/host.py
+# The repository's root has a package's __init__.py and a folder `nodes`: pytest must neither import the first (confcutdir)
+# nor put the root on sys.path (importlib), or the host's module `nodes` would be hidden.
+PYTEST = run-module pytest -p no:cacheprovider --import-mode=importlib --confcutdir=tests
+MYPY_PACK = --ignore-missing-imports --disallow-untyped-defs --python-version 3.10 --cache-dir "$(CURDIR)/.mypy_cache/pack"
+VERSIONS = 0.18.2 0.20.1 0.24.0 0.26.0 0.27.0 0.30.0
+# A person's words reach the demo through the environment, exactly as typed: neither make nor the shell reads them.
+ifdef PROMPT
+override PROMPT := $(value PROMPT)
+export PROMPT
+endif
+
+.PHONY: demo test lint types test-all-hosts family clean help
+
+help:
+	@echo 'make demo [PROMPT="a red circle"]   sample with the tiny family in a real ComfyUI'
+	@echo 'make test                           lint, types and all tests, on the default host'
+	@echo 'make test-all-hosts                 the tests on every ComfyUI version from 0.18.2 to 0.30.0 (long)'
+	@echo 'make family                         train the tiny family again (long)'
+	@echo 'make clean                          remove what tools left in this folder'
+
+demo:
+	@$(PYTHON) demo/run.py
+
+test: lint types
+	$(HOST) $(PYTEST) $(PYTEST_ARGS) $(TESTS)
+
+lint:
+	$(HOST) run-module ruff check --no-cache .
+
+# mypy has to see the pack under the name of a package, whatever its folder is called, and must not stand in the root, where
+# it would take the pack's folder `nodes` for the host's module: hence the link, and the change of folder.
+types:
+	MYPYPATH=demo $(HOST) run-module mypy --strict --explicit-package-bases --python-version 3.10 demo/host.py demo/client.py
+	@set -e; link=$$(mktemp -d); trap 'rm -rf "$$link"' EXIT; ln -s "$(CURDIR)" "$$link/srd_pack"; cd "$$link"; \
+	    $(PYTHON) srd_pack/demo/host.py run-module mypy $(MYPY_PACK) -p srd_pack.srd_core -p srd_pack.nodes
+
+# Tests marked one_host say nothing about the host's version, or look for a host themselves: they run on the default only.
+test-all-hosts:
+	@set -e; unset COMFYUI_PATH; for version in $(VERSIONS); do \
+	    echo "== ComfyUI $$version"; \
+	    $(HOST) --version $$version $(PYTEST) -m "not one_host" $(PYTEST_ARGS) $(TESTS); \
+	done
+
+family:
+	@set -e; path=$$($(HOST) path); python=$$($(HOST) python); \
+	    COMFYUI_PATH="$$path" "$$python" demo/family/train.py
+
+clean:
+	rm -rf .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

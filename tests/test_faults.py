@@ -1,0 +1,359 @@
+"""Interrupts, errors and bad input: a sentence before the work starts, and nothing left behind after it."""
+
+from __future__ import annotations
+
+import gc
+import json
+import struct
+import weakref
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management
+import comfy.sd
+import comfy.utils
+import folder_paths
+import helpers
+import pytest
+import torch
+from comfy.patcher_extension import WrappersMP
+from comfy_extras.nodes_custom_sampler import (
+    BasicGuider,
+    BasicScheduler,
+    KSamplerSelect,
+    RandomNoise,
+    SamplerCustomAdvanced,
+)
+from hosting import module
+from test_cooperation import SWITCHING, sr_model, sr_sampler
+
+cooperation, criterion = module("srd_core.cooperation"), module("srd_core.criterion")
+checkpoint, loaders = module("srd_core.checkpoint"), module("nodes.loaders")
+Report = module("srd_core.report").Report
+STEPS = 6
+
+
+class Broken(RuntimeError):
+    """What the test's models raise."""
+
+
+def failing(model: Any, at_call: int) -> Any:
+    """A clone whose transformer raises at its at_call-th call."""
+    calls = [0]
+
+    def fail(executor: Any, *args: Any, **kwargs: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == at_call:
+            raise Broken(f"call {at_call}")
+        return executor(*args, **kwargs)
+
+    model = model.clone()
+    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "fail", fail)
+    return model
+
+
+def interrupting(model: Any, at_call: int) -> Any:
+    """A clone during whose at_call-th call the artist presses Cancel."""
+    calls = [0]
+
+    def interrupt(executor: Any, *args: Any, **kwargs: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == at_call:
+            comfy.model_management.interrupt_current_processing()
+        return executor(*args, **kwargs)
+
+    model = model.clone()
+    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "interrupt", interrupt)
+    return model
+
+
+def state_of(model: Any) -> tuple[Any, ...]:
+    """What a run could leave on a MODEL."""
+    options = {k: repr(v) for k, v in model.model_options.items()}
+    return options, repr(model.wrappers), repr(model.callbacks), model.hook_mode, model.model.current_patcher
+
+
+def assert_as_before(models: list[Any], plain: list[torch.Tensor], states: list[Any]) -> None:
+    for model, latent, state in zip(models, plain, states):
+        assert state_of(model) == state
+        assert torch.equal(helpers.ksampler(model, STEPS), latent)
+
+
+@pytest.mark.parametrize("stage", ["sketch", "render"])
+@pytest.mark.parametrize("fault", [failing, interrupting])
+@pytest.mark.parametrize("sampler", ["euler", "uni_pc", "euler_cfg_pp"])
+def test_after_a_fault_in_either_stage_plain_runs_are_as_before(fault: Any, stage: str, sampler: str, wan: Any):
+    sketch, render = wan(), wan(seed=1)
+    plain = [helpers.ksampler(m, STEPS) for m in (sketch, render)]
+    states = [state_of(m) for m in (sketch, render)]
+    pair = (fault(sketch, 2), render) if stage == "sketch" else (sketch, fault(render, 2))
+    report = Report()
+    expected = Broken if fault is failing else comfy.model_management.InterruptProcessingException
+    with pytest.raises(expected):
+        helpers.ksampler(sr_model(*pair, 3, report), STEPS, sampler_name=sampler)
+    assert report.status == ("failed" if fault is failing else "interrupted")
+    assert ("call 2" in report.error) == (fault is failing)
+    assert_as_before([sketch, render], plain, states)
+
+
+def test_after_a_render_that_can_not_be_loaded_plain_runs_are_as_before(wan: Any):
+    sketch, render = wan(), wan(seed=1)
+    plain = [helpers.ksampler(m, STEPS) for m in (sketch, render)]
+    states = [state_of(m) for m in (sketch, render)]
+    broken = render.clone()
+
+    def fail(executor: Any, *args: Any, **kwargs: Any) -> Any:
+        raise Broken("no memory")
+
+    broken.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, "fail", fail)
+    with pytest.raises(Broken):
+        helpers.ksampler(sr_model(sketch, broken, 3), STEPS)
+    assert_as_before([sketch, render], plain, states)
+
+
+def test_an_interrupt_before_the_hand_over_does_not_load_the_render(wan: Any):
+    sketch, (render, loads) = wan(), (wan(seed=1), [])
+    render = render.clone()
+    render.add_wrapper_with_key(
+        WrappersMP.PREPARE_SAMPLING, "spy", lambda executor, *a, **k: (loads.append(1), executor(*a, **k))[1]
+    )
+
+    def cancel_after(executor: Any, *args: Any, **kwargs: Any) -> Any:
+        out = executor(*args, **kwargs)
+        comfy.model_management.interrupt_current_processing()
+        return out
+
+    sketch = sketch.clone()
+    sketch.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "cancel", cancel_after)
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        helpers.ksampler(sr_model(sketch, render, 1), STEPS)
+    assert not loads
+
+
+@pytest.mark.parametrize("fault", [None, failing, interrupting], ids=["done", "failed", "interrupted"])
+def test_nothing_keeps_a_model_or_a_latent_alive_after_a_run(fault: Any, wan: Any):
+    def run() -> list[weakref.ref[Any]]:
+        sketch, render = wan(), wan(seed=1)
+        model = sr_model(sketch, fault(render, 2) if fault else render, 3, report)
+        latent = helpers.empty_latent()
+        try:
+            helpers.ksampler(model, STEPS, latent=latent)
+        except (Broken, comfy.model_management.InterruptProcessingException):
+            assert fault
+        return [weakref.ref(x) for x in (sketch, sketch.model, render, render.model, model, latent["samples"])]
+
+    report = Report()  # the Inspector may keep it
+    held = run()
+    comfy.model_management.unload_all_models()
+    gc.collect()
+    comfy.model_management.cleanup_models_gc()
+    gc.collect()
+    assert [ref() for ref in held] == [None] * len(held)
+
+
+# --- bad input ----------------------------------------------------------------------------------------------------------
+
+
+def never_called(model: Any) -> Any:
+    return failing(model, 1)
+
+
+def other_format(model: Any, **facts: Any) -> Any:
+    """A clone whose latent format differs in the given facts."""
+    model = model.clone()
+    ours = model.get_model_object("latent_format")
+    theirs = type(facts.pop("name", type(ours).__name__), (type(ours),), {})()
+    for name, value in facts.items():
+        setattr(theirs, name, value)
+    model.add_object_patch("latent_format", theirs)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("facts", "named"),
+    [
+        ({"name": "Wan22", "latent_channels": 48}, "channels 16 / 48"),
+        ({"latents_mean": torch.zeros(16)}, "channel means"),
+        ({"scale_factor": 0.7}, "scale 1.0 / 0.7"),
+        ({"temporal_downscale_ratio": 8}, "temporal compression 4 / 8"),
+    ],
+)
+def test_models_that_do_not_share_a_latent_are_refused_with_the_difference_and_what_fits(
+    facts: dict[str, Any], named: str, wan: Any
+):
+    with pytest.raises(ValueError) as error:
+        sr_model(wan(), other_format(wan(seed=1), **facts))
+    message = str(error.value)
+    assert named in message and "WAN21" in message and "Wan2.1 T2V 14B -> Wan2.1 T2V 1.3B" in message
+
+
+def test_models_with_different_kinds_of_noise_schedule_are_refused(wan: Any):
+    import comfy.model_sampling
+
+    render = wan(seed=1).clone()
+
+    class Sampling(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampling.EPS):
+        pass
+
+    render.add_object_patch("model_sampling", Sampling(render.model.model_config))
+    with pytest.raises(ValueError, match="noise schedule flow / variance exploding"):
+        sr_model(wan(), render)
+
+
+@pytest.mark.parametrize("role", ["sketch", "render"])
+def test_a_sketch_render_model_as_a_stage_is_refused(role: str, wan: Any):
+    cooperating = sr_model(wan(), wan(seed=1))
+    pair = (cooperating, wan()) if role == "sketch" else (wan(), cooperating)
+    with pytest.raises(ValueError, match=f"The {role} already is a Sketch-Render Model"):
+        sr_model(*pair)
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 2, 8, 8), (1, 48, 2, 8, 8), (16, 2, 8, 8), (1, 16, 8)])
+def test_a_latent_of_wrong_dimensions_is_refused_before_any_step(shape: tuple[int, ...], wan: Any):
+    with pytest.raises(ValueError, match=r"LATENT has shape .* needs \[batch, 16, frames, height, width\]"):
+        sr_sampler(never_called(wan()), never_called(wan(seed=1)), latent={"samples": torch.ones(shape)})
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_latent_that_is_not_finite_is_refused_before_any_step(bad: float, wan: Any):
+    latent = helpers.empty_latent()
+    latent["samples"][0, 3, 1, 2, 2] = bad
+    with pytest.raises(ValueError, match="not finite"):
+        sr_sampler(never_called(wan()), never_called(wan(seed=1)), latent=latent)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"delta": 0.0, "switch_mode": "adaptive"}, "delta is 0.0; it must be above 0"),
+        ({"delta": -1.0, "switch_mode": "adaptive"}, "delta is -1.0"),
+        ({"switch_mode": "percent"}, "choose one of adaptive, step, sigma"),
+        ({"teacache": 0.1}, "teacache = 0.1 is not yet supported.*Set it to 0"),
+        ({"offload_sketch": "always"}, "offload_sketch = always is not yet supported.*auto"),
+    ],
+)
+def test_settings_that_can_not_be_followed_are_refused_before_any_step(setting: dict[str, Any], message: str, wan: Any):
+    with pytest.raises(ValueError, match=message):
+        sr_sampler(never_called(wan()), never_called(wan(seed=1)), **setting)
+
+
+def test_render_cfg_without_a_negative_prompt_is_refused_before_any_step(wan: Any):
+    model = sr_model(never_called(wan()), never_called(wan(seed=1)), cfg=2.0)
+    guider = BasicGuider.execute(model, helpers.prompt(1)).args[0]
+    with pytest.raises(ValueError, match="render_cfg is 2.0.*Set render_cfg to 0"):
+        SamplerCustomAdvanced.execute(
+            RandomNoise.execute(7).args[0], guider, KSamplerSelect.execute("euler").args[0],
+            BasicScheduler.execute(model, "simple", 4, 1.0).args[0], helpers.empty_latent(),
+        )  # fmt: skip
+
+
+def test_switch_step_beyond_the_steps_runs(wan: Any):
+    sketch = wan()
+    assert torch.equal(sr_sampler(sketch, wan(seed=1), switch_step=99), helpers.ksampler(sketch, STEPS))
+
+
+# --- files --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def models_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty models/diffusion_models of the host."""
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "diffusion_models", ([str(tmp_path)], {".safetensors"}))
+    folder_paths.filename_list_cache.clear()
+    yield tmp_path
+    folder_paths.filename_list_cache.clear()
+
+
+def load(name: str, node: Any = None, **settings: Any) -> Any:
+    node = node or loaders.SRLoadSketchDiT
+    return node.execute(name, **{"weight_dtype": "default", "attention": "auto"} | settings).args[0]
+
+
+@pytest.mark.parametrize("node", [loaders.SRLoadSketchDiT, loaders.SRLoadRenderDiT])
+def test_a_wan_file_loads_as_the_hosts_loader_loads_it(node: Any, models_folder: Path):
+    helpers.wan_file(models_folder, seed=0)
+    (name,) = folder_paths.get_filename_list("diffusion_models")
+    model = load(name, node)
+    plain = comfy.sd.load_diffusion_model(str(models_folder / name))
+    assert torch.equal(helpers.ksampler(model, 2), helpers.ksampler(plain, 2))
+    assert module("srd_core.latent_space").name_of(model).startswith(name)
+
+
+@pytest.mark.parametrize(
+    ("weight_dtype", "expected"), [("fp8_e4m3fn", torch.float8_e4m3fn), ("fp8_e5m2", torch.float8_e5m2)]
+)
+def test_weight_dtype_is_the_precision_in_memory(weight_dtype: str, expected: torch.dtype, models_folder: Path):
+    name = helpers.wan_file(models_folder, seed=0).name
+    assert load(name, weight_dtype=weight_dtype).model.diffusion_model.blocks[0].ffn[0].weight.dtype == expected
+
+
+def test_another_attention_backend_is_not_yet_followed(models_folder: Path):
+    name = helpers.wan_file(models_folder, seed=0).name
+    with pytest.raises(ValueError, match="attention = pytorch is not yet supported.*auto"):
+        load(name, attention="pytorch")
+
+
+def test_a_missing_file_is_named(models_folder: Path):
+    with pytest.raises(FileNotFoundError, match="gone.safetensors"):
+        load("gone.safetensors")
+    with pytest.raises(ValueError, match="gone.safetensors is not there any more"):
+        checkpoint.check_video_dit(models_folder / "gone.safetensors")
+
+
+@pytest.mark.parametrize("keep", [0, 5, 100, -1000])
+def test_a_file_that_broke_off_is_named_with_what_to_do(keep: int, models_folder: Path):
+    path = helpers.wan_file(models_folder, seed=0)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(ValueError, match=rf"{path.name}.*(get|Get) it again"):
+        load(path.name)
+
+
+def test_a_file_that_is_no_safetensors_is_named(models_folder: Path):
+    for content in (
+        b"<!DOCTYPE html><html>Sign in to download</html>",
+        struct.pack("<Q", 9) + b"not json!" + b"x" * 50,
+    ):
+        (models_folder / "page.safetensors").write_bytes(content)
+        with pytest.raises(ValueError, match="page.safetensors is"):
+            load("page.safetensors")
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"lora_up.weight": (4, 4), "blocks.0.lora_down.weight": (4, 4)},
+        {"encoder.conv1.weight": (8, 3, 3, 3), "decoder.head.0.gamma": (8, 1, 1, 1)},
+        {},
+    ],
+    ids=["LoRA", "VAE", "empty"],
+)
+def test_a_file_that_is_no_diffusion_model_is_refused_with_what_to_choose(keys: dict[str, Any], models_folder: Path):
+    comfy.utils.save_torch_file({k: torch.zeros(v) for k, v in keys.items()}, str(models_folder / "other.safetensors"))
+    with pytest.raises(ValueError, match="other.safetensors is no diffusion model.*Choose the DiT of a video model"):
+        load("other.safetensors")
+
+
+def test_an_image_model_is_refused_with_the_way_for_image_models(models_folder: Path):
+    """The key layout of SD3's transformer: header only, its tensors are never read."""
+    shapes = {
+        "x_embedder.proj.weight": [64, 16, 2, 2], "x_embedder.proj.bias": [64], "pos_embed": [1, 4, 64],
+        "t_embedder.mlp.0.weight": [64, 256], "y_embedder.mlp.0.weight": [64, 2048],
+        "context_embedder.weight": [64, 4096], "final_layer.linear.weight": [64, 64],
+        "joint_blocks.0.x_block.attn.qkv.weight": [192, 64], "joint_blocks.0.context_block.attn.qkv.weight": [192, 64],
+    }  # fmt: skip
+    comfy.utils.save_torch_file({k: torch.zeros(v) for k, v in shapes.items()}, str(models_folder / "sd3.safetensors"))
+    with pytest.raises(ValueError, match="sd3.safetensors is SD3, no video DiT.*Load Diffusion Model"):
+        load("sd3.safetensors")
+
+
+def test_the_header_is_read_without_the_tensors(models_folder: Path):
+    header = json.dumps({"a": {"dtype": "F16", "shape": [2], "data_offsets": [0, 4]}}).encode()
+    path = models_folder / "small.safetensors"
+    path.write_bytes(struct.pack("<Q", len(header)) + header + b"\0\0\0\0")
+    assert checkpoint.read_header(path)["a"]["shape"] == [2]
+
+
+def test_every_error_in_settings_is_raised_by_sketch_render_model_too(wan: Any):
+    node = module("nodes.sampler").SRModel
+    with pytest.raises(ValueError, match="teacache"):
+        node.execute(wan(), wan(seed=1), **SWITCHING | {"teacache": 0.2})

@@ -1,0 +1,272 @@
+"""The hand-over together with everything else an artist connects: guidance, masks, i2v, LoRA, windows, caches, shifts."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import comfy.sd
+import helpers
+import pytest
+import torch
+from comfy.patcher_extension import WrappersMP
+from comfy_extras.nodes_context_windows import ContextWindowsManualNode
+from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
+from comfy_extras.nodes_model_advanced import ModelSamplingSD3, RescaleCFG
+from hosting import module
+from test_cooperation import sr_model, sr_sampler
+
+Report = module("srd_core.report").Report
+STEPS = 6
+
+
+def assert_seamless(
+    sketch: Any, same: Any, render: Any, run: Callable[[Any], torch.Tensor], plain_render: torch.Tensor | None = None
+) -> None:
+    """Same weights in both stages: the plain run. A switch at step 0: the plain render. In between: neither."""
+    plain = run(sketch)
+    assert torch.isfinite(plain).all()
+    for step in (1, 3):
+        assert torch.equal(run(sr_model(sketch, same, step)), plain), f"switch after step {step}"
+    plain_render = run(render) if plain_render is None else plain_render
+    assert torch.equal(run(sr_model(sketch, render, 0)), plain_render)
+    mixed = run(sr_model(sketch, render, 3))
+    assert not torch.equal(mixed, plain) and not torch.equal(mixed, plain_render)
+    assert torch.equal(run(sketch), plain)
+
+
+def count_calls(model: Any) -> tuple[Any, list[int]]:
+    """(clone of model, list that gets the batch size of every call of its transformer)."""
+    batches: list[int] = []
+
+    def count(executor: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        batches.append(x.shape[0])
+        return executor(x, *args, **kwargs)
+
+    model = model.clone()
+    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "count", count)
+    return model, batches
+
+
+def encoded_video(batch: int = 1) -> dict[str, Any]:
+    return {"samples": torch.randn(batch, 16, 2, 8, 8, generator=torch.Generator().manual_seed(5))}
+
+
+RUNS: dict[str, dict[str, Any]] = {
+    "cfg 1": {"cfg": 1.0},
+    "batch 2": {"latent": helpers.empty_latent(batch=2)},
+    "denoise 0.5 on an encoded video": {"latent": encoded_video(), "denoise": 0.5},
+    "a noise mask": {"latent": {**encoded_video(), "noise_mask": torch.cat([torch.ones(1, 4, 8), torch.zeros(1, 4, 8)], 1)}},
+    "two prompts combined": {"positive": helpers.prompt(1) + helpers.prompt(4)},
+    "a prompt with a range of steps": {"positive": helpers.prompt(1) + helpers.prompt(4, start_percent=0.2, end_percent=0.6)},
+    "a prompt with a mask": {"positive": helpers.prompt(1) + helpers.prompt(4, mask=torch.eye(8)[None], mask_strength=0.7)},
+    "an odd size": {"latent": helpers.empty_latent(side=7)},
+    "one frame": {"latent": helpers.empty_latent(frames=1)},
+    "an image latent, made a video latent by the host": {"latent": {"samples": torch.zeros(1, 4, 8, 8)}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", RUNS)
+def test_the_hand_over_is_seamless_with(how: str, wan: Any):
+    assert_seamless(wan(), wan(), wan(seed=1), lambda model: helpers.ksampler(model, STEPS, **RUNS[how]))
+
+
+def test_cfg_1_evaluates_the_prompt_alone_in_both_stages(wan: Any):
+    (sketch, at_sketch), (render, at_render) = count_calls(wan()), count_calls(wan(seed=1))
+    helpers.ksampler(sr_model(sketch, render, 2), STEPS, cfg=1.0)
+    assert (at_sketch, at_render) == ([1] * 2, [1] * 4)
+
+
+def test_render_cfg_is_the_renders_guidance_alone(wan: Any):
+    (sketch, at_sketch), (render, at_render) = count_calls(wan()), count_calls(wan(seed=1))
+    helpers.ksampler(sr_model(sketch, render, 2, cfg=1.0), STEPS, cfg=3.0)
+    assert (at_sketch, at_render) == ([2] * 2, [1] * 4)
+    whole = helpers.ksampler(sr_model(sketch, render, 0, cfg=2.0), STEPS, cfg=3.0)
+    assert torch.equal(whole, helpers.ksampler(render, STEPS, cfg=2.0))
+
+
+def test_render_conditioning_is_the_renders_alone(wan: Any):
+    sketch, same, render = wan(), wan(), wan(seed=1)
+    own = {"positive": helpers.prompt(8), "negative": helpers.prompt(9)}
+    plain_render = helpers.ksampler(render, STEPS, **own)
+    assert torch.equal(helpers.ksampler(sr_model(sketch, render, 0, **own), STEPS), plain_render)
+    assert torch.equal(helpers.ksampler(sr_model(sketch, render, STEPS, **own), STEPS), helpers.ksampler(sketch, STEPS))
+    mixed = helpers.ksampler(sr_model(sketch, render, 3, **own), STEPS)
+    assert not torch.equal(mixed, helpers.ksampler(sr_model(sketch, render, 3), STEPS))
+    through_node = sr_sampler(sketch, render, render_positive=own["positive"], render_negative=own["negative"])
+    assert torch.equal(through_node, mixed)
+    as_sketch = {"positive": helpers.prompt(1), "negative": helpers.prompt(2)}
+    assert torch.equal(helpers.ksampler(sr_model(sketch, same, 3, **as_sketch), STEPS), helpers.ksampler(sketch, STEPS))
+
+
+def i2v_prompts() -> dict[str, Any]:
+    image = torch.randn(1, 16, 2, 8, 8, generator=torch.Generator().manual_seed(6))
+    extra = {"concat_latent_image": image, "concat_mask": torch.ones(1, 1, 2, 8, 8)}
+    return {"positive": helpers.prompt(1, **extra), "negative": helpers.prompt(2, **extra)}
+
+
+@pytest.mark.parametrize(("sketch", "render"), [("i2v", "i2v"), ("i2v", "t2v"), ("t2v", "i2v")])
+def test_image_to_video_latents_fit_each_stages_own_input_channels(sketch: str, render: str, wan: Any):
+    def run(model: Any) -> torch.Tensor:
+        return helpers.ksampler(model, STEPS, **i2v_prompts())
+
+    assert_seamless(wan(kind=sketch), wan(kind=sketch), wan(seed=1, kind=render), run)
+
+
+def lora(scale: float = 0.5) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(11)
+    shapes = {"lora_A.weight": (2, helpers.DIM), "lora_B.weight": (helpers.DIM, 2)}
+    return {
+        f"diffusion_model.blocks.0.self_attn.q.{name}": scale * torch.randn(shape, generator=generator)
+        for name, shape in shapes.items()
+    }
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["two loads", "one load, two clones"])
+@pytest.mark.parametrize("stage", ["sketch", "render"])
+def test_a_lora_on_one_stage_stays_on_that_stage(stage: str, shared: bool, wan: Any):
+    """With one load the two stages are clones that share the weights in memory: the host repatches them at the switch."""
+    base = wan()
+    with_lora, _ = comfy.sd.load_lora_for_models(base if shared else wan(), None, lora(), 1.0, 0)
+    apart, _ = comfy.sd.load_lora_for_models(wan(), None, lora(), 1.0, 0)  # the truth: weights of its own
+    sketch, render = (with_lora, base) if stage == "sketch" else (base, with_lora)
+    true_sketch, true_render = (apart, wan()) if stage == "sketch" else (wan(), apart)
+    run = helpers.ksampler
+    plain = run(true_sketch, STEPS)
+    assert not torch.equal(plain, run(true_render, STEPS))
+    for step in (0, 3, STEPS):
+        expected = run(sr_model(true_sketch, true_render, step), STEPS)
+        assert torch.equal(run(sr_model(sketch, render, step), STEPS), expected), f"switch after step {step}"
+    assert torch.equal(run(sketch, STEPS), plain)
+
+
+def windows(model: Any, freenoise: bool = False) -> Any:
+    """The host's context windows: 4 of 6 latent frames at a time."""
+    known = {
+        "context_length": 4, "context_overlap": 2, "context_schedule": "standard_static", "context_stride": 1,
+        "closed_loop": False, "fuse_method": "pyramid", "dim": 2, "freenoise": freenoise, "cond_retain_index_list": "",
+        "split_conds_to_windows": False, "latent_retain_index_list": "", "causal_window_fix": False,
+    }  # fmt: skip
+    accepted = inspect.signature(ContextWindowsManualNode.execute).parameters
+    return ContextWindowsManualNode.execute(model, **{k: v for k, v in known.items() if k in accepted}).args[0]
+
+
+@pytest.mark.parametrize("freenoise", [False, True], ids=["plain", "freenoise"])
+def test_context_windows_work_in_both_stages(freenoise: bool, wan: Any):
+    def run(model: Any) -> torch.Tensor:
+        return helpers.ksampler(model, STEPS, latent=helpers.empty_latent(frames=6))
+
+    assert_seamless(*(windows(m, freenoise) for m in (wan(), wan(), wan(seed=1))), run)
+
+
+def test_context_windows_on_the_render_alone_stay_there(wan: Any):
+    (sketch, at_sketch), (render, at_render) = count_calls(wan()), count_calls(windows(wan(seed=1)))
+    helpers.ksampler(sr_model(sketch, render, 2), STEPS, latent=helpers.empty_latent(frames=6))
+    assert len(at_sketch) == 2 and len(at_render) == 4 * 2  # two windows a step
+
+
+@pytest.mark.parametrize("cache", [EasyCacheNode, LazyCacheNode], ids=["EasyCache", "LazyCache"])
+def test_the_hosts_caches_on_the_render_skip_as_in_a_plain_run(cache: Any, wan: Any):
+    """At a switch at step 0 the run with a cached render is the plain cached render, with the same skips."""
+    sketch, (cached, calls) = wan(), count_calls(cache.execute(wan(seed=1), 2.0, 0.1, 0.95, False).args[0])
+    plain = helpers.ksampler(cached, 12)
+    skipped = 12 - len(calls)
+    assert skipped > 0
+    calls.clear()
+    assert torch.equal(helpers.ksampler(sr_model(sketch, cached, 0), 12), plain)
+    assert 12 - len(calls) == skipped
+    calls.clear()
+    assert torch.isfinite(helpers.ksampler(sr_model(sketch, cached, 4), 12)).all()
+    assert 0 < len(calls) < 8
+    calls.clear()
+    assert torch.equal(helpers.ksampler(cached, 12), plain)  # the cache holds nothing of the mixed run
+
+
+def test_the_hosts_cache_on_the_sketch_stays_there(wan: Any):
+    cached, at_sketch = count_calls(EasyCacheNode.execute(wan(), 3.0, 0.0, 1.0, False).args[0])
+    render, at_render = count_calls(wan(seed=1))
+    helpers.ksampler(sr_model(cached, render, 8), 12)
+    assert len(at_sketch) < 8 and len(at_render) == 4
+
+
+def shifted(model: Any, shift: float) -> Any:
+    return ModelSamplingSD3().patch(model, shift)[0]
+
+
+def test_the_schedule_is_the_sketchs_and_the_renders_shift_changes_nothing(wan: Any):
+    def run(model: Any) -> torch.Tensor:
+        return helpers.ksampler(model, STEPS)
+
+    sketch = shifted(wan(), 5.0)
+    plain = run(sketch)
+    assert not torch.equal(plain, run(wan()))
+    for render in (shifted(wan(), 5.0), shifted(wan(), 3.0), wan()):
+        assert torch.equal(run(sr_model(sketch, render, 3)), plain)
+    assert_seamless(sketch, shifted(wan(), 5.0), shifted(wan(seed=1), 5.0), run)
+
+
+def test_guidance_functions_set_by_other_nodes_stay_on_their_stage(wan: Any):
+    rescale = RescaleCFG().patch
+    sketch, render = wan(), wan(seed=1)
+    run = helpers.ksampler
+    on_render, on_sketch = rescale(render, 0.7)[0], rescale(sketch, 0.7)[0]
+    assert not torch.equal(run(on_render, STEPS), run(render, STEPS))
+    assert torch.equal(run(sr_model(sketch, on_render, 0), STEPS), run(on_render, STEPS))
+    assert torch.equal(run(sr_model(on_sketch, render, 0), STEPS), run(render, STEPS))
+    assert torch.equal(run(sr_model(on_sketch, rescale(wan(), 0.7)[0], 3), STEPS), run(on_sketch, STEPS))
+
+
+def test_a_model_function_wrapper_stays_on_its_stage(wan: Any):
+    """The slot that torch.compile-like and caching packs use."""
+    seen: list[str] = []
+
+    def wrapped(model: Any, name: str) -> Any:
+        def call(apply_model: Any, args: dict[str, Any]) -> torch.Tensor:
+            seen.append(name)
+            return apply_model(args["input"], args["timestep"], **args["c"])
+
+        model = model.clone()
+        model.set_model_unet_function_wrapper(call)
+        return model
+
+    helpers.ksampler(sr_model(wrapped(wan(), "sketch"), wrapped(wan(seed=1), "render"), 2), STEPS)
+    assert seen == ["sketch"] * 2 + ["render"] * 4
+
+
+def test_predict_noise_wrappers_stay_on_their_stage(wan: Any):
+    seen: list[str] = []
+
+    def wrapped(model: Any, name: str) -> Any:
+        model = model.clone()
+        wrapper = lambda executor, *args, **kwargs: (seen.append(name), executor(*args, **kwargs))[1]  # noqa: E731
+        model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "spy", wrapper)
+        return model
+
+    helpers.ksampler(sr_model(wrapped(wan(), "sketch"), wrapped(wan(seed=1), "render"), 2), STEPS)
+    assert seen == ["sketch"] * 2 + ["render"] * 4
+
+
+def test_what_the_cfg_pp_samplers_add_reaches_the_render(wan: Any):
+    """They read the unconditioned prediction by a function that they put into the options of each call."""
+    run = lambda model: helpers.ksampler(model, STEPS, sampler_name="euler_cfg_pp", cfg=1.5)  # noqa: E731
+    assert_seamless(wan(), wan(), wan(seed=1), run)
+
+
+def test_a_lora_after_sketch_render_model_is_the_sketchs(wan: Any):
+    sketch, render = wan(), wan(seed=1)
+    after, _ = comfy.sd.load_lora_for_models(sr_model(sketch, render, 3), None, lora(), 1.0, 0)
+    before, _ = comfy.sd.load_lora_for_models(sketch, None, lora(), 1.0, 0)
+    assert torch.equal(helpers.ksampler(after, STEPS), helpers.ksampler(sr_model(before, render, 3), STEPS))
+
+
+def test_two_runs_after_each_other_do_not_know_of_each_other(wan: Any):
+    sketch, render, third = wan(), wan(seed=1), wan(seed=2)
+    first, second = Report(), Report()
+    a = sr_model(sketch, render, 2, first)
+    b = sr_model(render, third, 4, second)
+    latent_a, latent_b = helpers.ksampler(a, STEPS), helpers.ksampler(b, STEPS)
+    chained = helpers.ksampler(b, STEPS, latent={"samples": latent_a}, denoise=0.5)
+    assert torch.equal(helpers.ksampler(a, STEPS), latent_a) and torch.equal(helpers.ksampler(b, STEPS), latent_b)
+    assert torch.equal(helpers.ksampler(b, STEPS, latent={"samples": latent_a}, denoise=0.5), chained)
+    assert [h.after_step for h in first.hand_overs] == [2] and [h.after_step for h in second.hand_overs] == [4]
