@@ -27,7 +27,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
 
 from .criterion import RENDER, SKETCH, Switch, SwitchRule
-from .latent_space import check_latent, check_pair, name_of
+from .latent_space import check_latent, check_pair, check_same_prompts, name_of
 from .report import HandOver, Report, Step, describe_hand_over
 from .steps import LOOK_AHEAD, StepCounter
 
@@ -60,12 +60,14 @@ def cooperate(
 ) -> ModelPatcher:
     """A MODEL that samples as ``sketch`` until ``switch`` says so, then as ``render``; ``report`` is filled meanwhile.
 
-    Raises ValueError when the two do not share a latent or one of them already is such a MODEL.
+    Raises ValueError when the two do not share a latent, would need other prompts, or one already is such a MODEL.
     """
     for role, model in ((SKETCH, sketch), (RENDER, render)):
         if KEY in model.wrappers.get(WrappersMP.OUTER_SAMPLE, {}):
             raise ValueError(f"The {role} already is a Sketch-Render Model; connect a plain MODEL.")
     check_pair(sketch, render)
+    if settings.positive is None:
+        check_same_prompts(sketch, render)
     model = sketch.clone()
     outer_sample = partial(_sample, render=render, switch=switch, settings=settings, report=report)
     model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, outer_sample)

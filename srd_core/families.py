@@ -23,6 +23,7 @@ PAIRS = (
     Pair("Wan21", "Wan2.2 A14B high noise", "Wan2.1 T2V 1.3B", TINY),
     Pair("Wan21", "Wan2.1 VACE 14B", "Wan2.1 VACE 1.3B", LOADED),
     Pair("Wan21", "Wan2.1 Fun InP/Control 14B", "Wan2.1 Fun InP/Control 1.3B", TINY),
+    Pair("Wan21", "Cosmos-Predict2 14B", "Cosmos-Predict2 2B", LOADED),
     Pair("LTXV", "LTX-Video 13B", "LTX-Video 2B", LOADED),
     Pair("HunyuanVideo", "Kandinsky 5 Pro", "Kandinsky 5 Lite", LOADED),
     Pair("SD3", "SD3.5 Large", "SD3.5 Medium", LOADED),

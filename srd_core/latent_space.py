@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import comfy.model_base
 import torch
 from comfy.model_patcher import ModelPatcher
 
@@ -38,6 +39,17 @@ def check_pair(sketch: ModelPatcher, render: ModelPatcher) -> None:
             f"Sketch {name_of(sketch)} and render {name_of(render)} do not share a latent. "
             f"Different (sketch / render): {'; '.join(differences)}. {advice(latent_format)}"
         )
+
+
+def check_same_prompts(sketch: ModelPatcher, render: ModelPatcher) -> None:
+    """Raises ValueError when the two are of different families: a prompt encoded for one means nothing to the other."""
+    of_all = set(comfy.model_base.BaseModel.__mro__)
+    if (set(type(sketch.model).__mro__) & set(type(render.model).__mro__)) - of_all:
+        return
+    raise ValueError(
+        f"Sketch {name_of(sketch)} and render {name_of(render)} are of different families, with text encoders of their "
+        "own. Connect render_positive and render_negative, encoded for the render."
+    )
 
 
 def check_latent(latent: torch.Tensor, model: ModelPatcher, any_shape: bool = False) -> None:

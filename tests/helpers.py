@@ -17,13 +17,13 @@ DIM, TEXT_DIM, FRAMES, SIDE = 128, 4096, 2, 8
 IN_CHANNELS = {"t2v": 16, "i2v": 36}
 
 
-def wan_state_dict(seed: int = 0, layers: int = 1, kind: str = "t2v") -> dict[str, torch.Tensor]:
+def wan_state_dict(seed: int = 0, layers: int = 1, kind: str = "t2v", dim: int = DIM) -> dict[str, torch.Tensor]:
     """Random weights under the key layout of Wan 2.1 (i2v: the Fun layout, 36 input channels, no CLIP image branch)."""
     model = comfy.ldm.wan.model.WanModel(
         model_type="t2v",
-        dim=DIM,
-        ffn_dim=2 * DIM,
-        num_heads=1,
+        dim=dim,
+        ffn_dim=2 * dim,
+        num_heads=dim // DIM,
         num_layers=layers,
         in_dim=IN_CHANNELS[kind],
         text_dim=TEXT_DIM,

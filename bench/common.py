@@ -1,0 +1,53 @@
+"""Start a measurement in the host's Python, and keep its result with machine, versions, command and date."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.util
+import json
+import os
+import platform
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+RESULTS = REPOSITORY / "bench" / "results"
+IN_HOST = "SRD_BENCH_IN_HOST"
+
+
+def run_in_host() -> None:
+    """Go on in the host's Python, with tests/ (tiny models, the host in this process) on sys.path."""
+    spec = importlib.util.spec_from_file_location("srd_host", REPOSITORY / "demo" / "host.py")
+    assert spec and spec.loader
+    host_module = sys.modules["srd_host"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(host_module)
+    if os.environ.get(IN_HOST) != "1":
+        host = host_module.find_or_make()
+        os.environ[IN_HOST] = "1"
+        os.execv(str(host.python), [str(host.python), *sys.argv])
+    sys.path.append(str(REPOSITORY / "tests"))
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Minimum, median and maximum."""
+    return {"min": min(values), "median": statistics.median(values), "max": max(values)}
+
+
+def keep(name: str, result: dict[str, Any]) -> None:
+    """Print ``result`` and write it to bench/results/<name>.json."""
+    import comfyui_version
+    import torch
+
+    facts = {
+        "date": datetime.date.today().isoformat(),
+        "command": "python3 bench/" + Path(sys.argv[0]).name + "".join(f" {a}" for a in sys.argv[1:]),
+        "machine": f"{os.cpu_count()} CPU cores, {platform.machine()}, {platform.system()}",
+        "host": f"ComfyUI {comfyui_version.__version__}",
+        "versions": f"Python {platform.python_version()}, torch {torch.__version__}",
+    }
+    text = json.dumps(facts | result, indent=1)
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+    print(text)

@@ -1,0 +1,71 @@
+"""What the cooperation itself costs: wall time of a sketch-render run over k t_sketch + (N - k) t_render.
+
+t_sketch and t_render come from plain runs of the host's KSampler in the same round, so a machine whose speed drifts
+does not matter. The models are random Wan DiTs, large enough that a sketch step takes 0.2 s or more on a CPU.
+Target: at most 1.02.
+
+    python3 bench/overhead.py [--rounds 5] [--steps 20] [--switch-step 8]
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+import common
+
+common.run_in_host()
+
+import hosting  # noqa: E402  (first: it makes `import comfy` mean the host)
+import comfy.sd  # noqa: E402
+import helpers  # noqa: E402
+import torch  # noqa: E402
+
+SKETCH = {"dim": 768, "layers": 8, "seed": 0}
+RENDER = {"dim": 384, "layers": 4, "seed": 1}
+LATENT = {"frames": 3, "side": 32}  # 768 tokens
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--switch-step", type=int, default=8)
+    options = parser.parse_args()
+    torch.set_num_threads(torch.get_num_threads() * 2)
+    sketch, render = (comfy.sd.load_diffusion_model_state_dict(helpers.wan_state_dict(**how)) for how in (SKETCH, RENDER))
+    cooperation, criterion = hosting.module("srd_core.cooperation"), hosting.module("srd_core.criterion")
+    switch = criterion.Switch(mode="step", switch_step=options.switch_step)
+    report = hosting.module("srd_core.report").Report()
+    model = cooperation.cooperate(sketch, render, switch, cooperation.RenderSettings(), report)
+    for warm in (sketch, render, model):
+        seconds(warm, 2)
+    rounds = []
+    for _ in range(options.rounds):
+        whole_sketch, whole_render, mixed = (seconds(m, options.steps) for m in (sketch, render, model))
+        share = options.switch_step / options.steps
+        ideal = share * whole_sketch + (1 - share) * whole_render
+        rounds.append({"ratio": mixed / ideal, "sketch_step": whole_sketch / options.steps,
+                       "render_step": whole_render / options.steps})  # fmt: skip
+    common.keep(
+        "overhead",
+        {
+            "steps": options.steps,
+            "switch_step": options.switch_step,
+            "tokens": LATENT["frames"] * (LATENT["side"] // 2) ** 2,
+            "threads": torch.get_num_threads(),
+            "rounds": options.rounds,
+            **{key: common.spread([r[key] for r in rounds]) for key in rounds[0]},
+        },
+    )
+
+
+def seconds(model: object, steps: int) -> float:
+    """Wall time of one run of the host's KSampler."""
+    begin = time.perf_counter()
+    helpers.ksampler(model, steps, latent=helpers.empty_latent(**LATENT))
+    return time.perf_counter() - begin
+
+
+if __name__ == "__main__":
+    main()

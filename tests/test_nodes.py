@@ -1,0 +1,127 @@
+"""The node contract (design section 3): what shared workflow JSON stores does not change."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import comfy.samplers
+import helpers
+import pytest
+import torch
+from hosting import REPOSITORY, module, pack
+from test_cooperation import SWITCHING
+
+MODELS = ["sketch", "render"]
+SWITCH = [*SWITCHING, "render_positive", "render_negative"]
+SAMPLER = ["positive", "negative", "latent", "seed", "steps", "cfg", "sampler_name", "scheduler", "denoise"]
+LOADER = ["model_name", "weight_dtype", "attention"]
+CONTRACT = {
+    "SRLoadSketchDiT": ("Load Sketch DiT", LOADER, ["MODEL"]),
+    "SRLoadRenderDiT": ("Load Render DiT", LOADER, ["MODEL"]),
+    "SRSampler": ("SR Sampler", [*MODELS, *SAMPLER, *SWITCH], ["LATENT", "SR_REPORT"]),
+    "SRModel": ("Sketch-Render Model", [*MODELS, *SWITCH], ["MODEL", "SR_REPORT"]),
+    "SRSwitchInspector": ("Switch Inspector", ["report", "after"], ["IMAGE", "STRING"]),
+}
+DEFAULTS = {
+    "steps": 50, "cfg": 5.0, "sampler_name": "uni_pc", "scheduler": "simple", "denoise": 1.0, "switch_mode": "adaptive",
+    "delta": 0.01, "fix_step": 5, "max_step": 0, "switch_step": 10, "switch_sigma": 0.875, "render_cfg": 0.0,
+    "teacache": 0.0, "offload_sketch": "auto", "weight_dtype": "default", "attention": "auto",
+}  # fmt: skip
+ADVANCED = {"max_step", "switch_step", "switch_sigma", "render_cfg", "teacache", "offload_sketch"}
+
+
+def node_classes() -> list[Any]:
+    async def nodes() -> list[Any]:
+        return await (await pack.comfy_entrypoint()).get_node_list()
+
+    return asyncio.run(nodes())
+
+
+@pytest.fixture(params=node_classes(), ids=lambda node: node.GET_SCHEMA().node_id)
+def schema(request: pytest.FixtureRequest) -> Any:
+    return request.param.GET_SCHEMA()
+
+
+def test_the_pack_has_exactly_the_nodes_of_the_contract():
+    assert {node.GET_SCHEMA().node_id for node in node_classes()} == set(CONTRACT)
+
+
+def test_names_inputs_in_order_and_outputs_are_those_of_the_contract(schema: Any):
+    display_name, inputs, outputs = CONTRACT[schema.node_id]
+    assert schema.display_name == display_name
+    assert [i.id for i in schema.inputs] == inputs
+    assert [o.io_type for o in schema.outputs] == outputs
+    assert schema.category == "SRDiffusion"
+    assert {"refiner", "two-stage", "Wan 14B 1.3B", "accelerate"} <= set(schema.search_aliases)
+
+
+def test_defaults_are_those_of_the_contract(schema: Any):
+    for i in schema.inputs:
+        if i.id in DEFAULTS:
+            assert i.default == DEFAULTS[i.id], i.id
+        assert bool(getattr(i, "advanced", None)) == (i.id in ADVANCED), i.id
+
+
+def test_every_input_has_a_tooltip_and_every_node_a_description_and_a_help_page(schema: Any):
+    assert all(i.tooltip for i in schema.inputs) and schema.description
+    page = REPOSITORY / "web" / "docs" / f"{schema.node_id}.md"
+    text = page.read_text(encoding="utf-8")
+    assert all(f"`{i.id}`" in text for i in schema.inputs), f"{page.name} misses an input"
+
+
+def test_samplers_and_schedulers_are_all_of_the_host():
+    inputs = {i.id: i for i in module("nodes.sampler").SRSampler.GET_SCHEMA().inputs}
+    assert inputs["sampler_name"].options == comfy.samplers.KSampler.SAMPLERS
+    assert inputs["scheduler"].options == comfy.samplers.KSampler.SCHEDULERS
+
+
+def test_sketch_render_model_under_ksampler_is_sr_sampler(wan: Any):
+    sketch, render = wan(), wan(seed=1)
+    nodes = module("nodes.sampler")
+    model, through_model = nodes.SRModel.execute(sketch, render, **SWITCHING).args
+    call = {"positive": helpers.prompt(1), "negative": helpers.prompt(2), "latent": helpers.empty_latent(), "seed": 7,
+            "steps": 6, "cfg": 3.0, "sampler_name": "uni_pc", "scheduler": "beta", "denoise": 1.0}  # fmt: skip
+    latent, through_sampler = nodes.SRSampler.execute(sketch, render, **call, **SWITCHING).args
+    assert torch.equal(latent["samples"], helpers.ksampler(model, **call))
+    assert [s.stage for s in through_model.steps] == [s.stage for s in through_sampler.steps]
+
+
+def test_the_inspector_gives_picture_and_summary_also_of_a_report_without_a_run():
+    report_module = module("srd_core.report")
+    inspector = module("nodes.inspector")
+    plot = module("srd_core.plot")
+    picture = inspector.draw(report_module.Report())
+    assert picture.size == (plot.WIDTH, plot.HEIGHT)
+
+
+# --- layout (design section 2) ------------------------------------------------------------------------------------------
+
+
+def imports_of(path: Path) -> set[str]:
+    """Absolute module names and, with leading dots, relative ones."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add("." * node.level + (node.module or ""))
+    return found
+
+
+def test_data_flows_from_nodes_to_core_to_host():
+    for path in (REPOSITORY / "srd_core").glob("*.py"):
+        assert not any(name.startswith("..") or name == "nodes" for name in imports_of(path)), path.name
+
+
+@pytest.mark.parametrize("name", ["criterion", "steps", "report", "families", "plot"])
+def test_the_algorithm_does_not_know_the_host(name: str):
+    assert not any(n.startswith("comfy") for n in imports_of(REPOSITORY / "srd_core" / f"{name}.py"))
+
+
+def test_every_test_helper_reaches_the_pack_without_the_root_on_the_path():
+    import sys
+
+    assert str(REPOSITORY) not in sys.path
