@@ -17,6 +17,8 @@ import common
 common.run_in_host()
 
 import hosting  # noqa: E402  (first: it makes `import comfy` mean the host)
+
+# isort: split
 import comfy.sd  # noqa: E402
 import helpers  # noqa: E402
 import torch  # noqa: E402

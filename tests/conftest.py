@@ -13,6 +13,8 @@ import pytest
 sys.path.append(str(Path(__file__).parent))
 
 import hosting  # noqa: E402, F401  (first: it makes `import comfy` mean the host)
+
+# isort: split
 import comfy.model_management  # noqa: E402
 import comfy.sd  # noqa: E402
 import helpers  # noqa: E402

@@ -444,9 +444,9 @@ def _sibling_class(module, name: str) -> type:
 
 def test_a_server_that_cannot_start_is_an_error_with_the_end_of_its_log(tmp_path):
     module = load_host()
-    with pytest.raises(module.HostError, match="(?s)ended while it started.*--no-such-option"):
-        with module.serve(module.find_or_make(), tmp_path, extra_args=["--no-such-option"]):
-            pass
+    server = module.serve(module.find_or_make(), tmp_path, extra_args=["--no-such-option"])
+    with pytest.raises(module.HostError, match="(?s)ended while it started.*--no-such-option"), server:
+        pass
 
 
 def test_a_folder_of_the_user_is_never_replaced_by_a_link(host, tmp_path):
