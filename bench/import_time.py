@@ -18,7 +18,6 @@ common.run_in_host()
 
 ONE = """
 import sys, time, asyncio, json
-sys.path[:0] = [{demo!r}, {tests!r}]
 sys.argv = sys.argv[:1]
 import importlib.util
 spec = importlib.util.spec_from_file_location("srd_host", {demo!r} + "/host.py")
@@ -48,7 +47,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
     root = common.REPOSITORY
-    program = ONE.format(demo=str(root / "demo"), tests=str(root / "tests"), pack=str(root / "__init__.py"), root=str(root))
+    program = ONE.format(demo=str(root / "demo"), pack=str(root / "__init__.py"), root=str(root))
     measured = []
     for _ in range(options.rounds):
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -1,7 +1,7 @@
 """What the cooperation itself costs: wall time of a sketch-render run over k t_sketch + (N - k) t_render.
 
-t_sketch and t_render come from plain runs of the host's KSampler in the same round, so a machine whose speed drifts
-does not matter. The models are random Wan DiTs, large enough that a sketch step takes 0.2 s or more on a CPU.
+t_sketch and t_render come from plain runs of the host's KSampler right before and right after the mixed run of a round
+(their mean), so a slow drift of the machine cancels; each round keeps how far the two differed. The models are random Wan DiTs, large enough that a sketch step takes 0.2 s or more on a CPU.
 Target: at most 1.02.
 
     python3 bench/overhead.py [--rounds 5] [--steps 20] [--switch-step 8]
@@ -10,6 +10,7 @@ Target: at most 1.02.
 from __future__ import annotations
 
 import argparse
+import os
 import time
 
 import common
@@ -34,8 +35,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--switch-step", type=int, default=8)
     options = parser.parse_args()
-    torch.set_num_threads(torch.get_num_threads() * 2)
-    sketch, render = (comfy.sd.load_diffusion_model_state_dict(helpers.wan_state_dict(**how)) for how in (SKETCH, RENDER))
+    torch.set_num_threads(os.cpu_count() or 1)
+    sketch, render = (
+        comfy.sd.load_diffusion_model_state_dict(helpers.wan_state_dict(**how)) for how in (SKETCH, RENDER)
+    )
     cooperation, criterion = hosting.module("srd_core.cooperation"), hosting.module("srd_core.criterion")
     switch = criterion.Switch(mode="step", switch_step=options.switch_step)
     report = hosting.module("srd_core.report").Report()
@@ -44,11 +47,16 @@ def main() -> None:
         seconds(warm, 2)
     rounds = []
     for _ in range(options.rounds):
-        whole_sketch, whole_render, mixed = (seconds(m, options.steps) for m in (sketch, render, model))
+        order = (sketch, render, model, render, sketch)
+        before_sketch, before_render, mixed, after_render, after_sketch = (seconds(m, options.steps) for m in order)
+        t_sketch, t_render = (before_sketch + after_sketch) / 2, (before_render + after_render) / 2
         share = options.switch_step / options.steps
-        ideal = share * whole_sketch + (1 - share) * whole_render
-        rounds.append({"ratio": mixed / ideal, "sketch_step": whole_sketch / options.steps,
-                       "render_step": whole_render / options.steps})  # fmt: skip
+        rounds.append({
+            "ratio": mixed / (share * t_sketch + (1 - share) * t_render),
+            "drift": after_sketch / before_sketch,
+            "sketch_step": t_sketch / options.steps,
+            "render_step": t_render / options.steps,
+        })  # fmt: skip
     common.keep(
         "overhead",
         {

@@ -42,9 +42,15 @@ def check_video_dit(path: Path) -> None:
     except (NotImplementedError, RuntimeError) as error:  # detection that reads values, which a header does not have
         logging.info("SRDiffusion: %s can't be judged by its header (%s); loading it.", path.name, error)
         return
+    except (KeyError, IndexError, TypeError, AttributeError) as error:  # detection that misses tensors
+        raise ValueError(
+            f"{path.name} holds only a part of a model ({error} is missing): one of several shards? "
+            "Choose the single-file version of this model."
+        ) from error
     if config is None:
         raise ValueError(
-            f"{path.name} is no diffusion model that this ComfyUI knows (a VAE, a text encoder or a LoRA?). "
+            f"{path.name} is no diffusion model that this ComfyUI knows (a VAE, a text encoder, a LoRA or one of "
+            "several shards?). "
             "Choose the DiT of a video model, e.g. wan2.1_t2v_14B_fp8_scaled.safetensors."
         )
     if config.latent_format.latent_dimensions != 3:
@@ -67,9 +73,10 @@ def read_header(path: Path) -> dict[str, Any]:
             raise ValueError(f"{path.name} is not a safetensors file, or its download broke off: get it again.")
         try:
             header = json.loads(file.read(length))
-        except ValueError as error:
+            ends = [t["data_offsets"][1] for k, t in header.items() if k != "__metadata__"]
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
             raise ValueError(f"{path.name} is damaged: its header is not readable. Get it again.") from error
-    needed = 8 + length + max((t["data_offsets"][1] for k, t in header.items() if k != "__metadata__"), default=0)
+    needed = 8 + length + max(ends, default=0)
     if size < needed:
         raise ValueError(
             f"{path.name} is cut short: {size / 1e6:.1f} MB of {needed / 1e6:.1f} MB. "

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -29,7 +30,7 @@ from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrapper
 from .criterion import RENDER, SKETCH, Switch, SwitchRule
 from .latent_space import check_latent, check_pair, check_same_prompts, name_of
 from .report import HandOver, Report, Step, describe_hand_over
-from .steps import LOOK_AHEAD, StepCounter
+from .steps import StepCounter, look_ahead
 
 KEY = "srdiffusion"
 OUTER_SAMPLE = inspect.signature(comfy.samplers.CFGGuider.outer_sample)
@@ -67,7 +68,7 @@ def cooperate(
             raise ValueError(f"The {role} already is a Sketch-Render Model; connect a plain MODEL.")
     check_pair(sketch, render)
     if settings.positive is None:
-        check_same_prompts(sketch, render)
+        check_same_prompts(sketch, render, "positive")
     model = sketch.clone()
     outer_sample = partial(_sample, render=render, switch=switch, settings=settings, report=report)
     model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, outer_sample)
@@ -86,11 +87,11 @@ def _sample(
     """OUTER_SAMPLE wrapper: one sampling run of the host, whatever guider and sampler it uses."""
     guider = executor.class_obj
     call = OUTER_SAMPLE.bind(guider, *args, **kwargs)
-    _check_run(guider, call.arguments, settings)
     run = _begin(guider, call.arguments, Stage(render, settings.conds(guider.original_conds)), switch, settings, report)
     call.arguments["callback"] = run.callback
     own_options = guider.model_options
     try:
+        _check_run(guider, call.arguments, run.counter.sigmas, render, settings)
         run.render.prepare()
         guider.model_options = run.options_for(guider)
         # The render's wrappers around a whole run (EasyCache) can't be entered in mid-run: they go around this one.
@@ -98,6 +99,7 @@ def _sample(
             executor, run.render, get_all_wrappers(WrappersMP.OUTER_SAMPLE, run.render.model_options, True)
         )
         latent = whole_run.execute(*call.args[1:], **call.kwargs)
+        latent.flatten()[:1].cpu()  # wait for the device once, so that the last step's seconds are counted
         report.status = "done"
         return latent
     except comfy.model_management.InterruptProcessingException:
@@ -112,10 +114,26 @@ def _sample(
         run.finish()
 
 
-def _check_run(guider: comfy.samplers.CFGGuider, call: dict[str, Any], settings: RenderSettings) -> None:
+def _check_run(
+    guider: comfy.samplers.CFGGuider,
+    call: dict[str, Any],
+    sigmas: list[float],
+    render: ModelPatcher,
+    settings: RenderSettings,
+) -> None:
     """Raises ValueError before any step for what the run could not do."""
     packed = len(call.get("latent_shapes") or []) > 1  # several latents (video and sound) come as one row of values
     check_latent(call["latent_image"], guider.model_patcher, any_shape=packed)
+    if any(b > a for a, b in zip(sigmas, sigmas[1:])):
+        raise ValueError(
+            "The hand-over needs a schedule whose noise level never rises (no FlipSigmas, no restarts); "
+            f"this one is {', '.join(f'{s:.4g}' for s in sigmas)}."
+        )
+    for role, own in (("positive", settings.positive), ("negative", settings.negative)):
+        if own is None and role in guider.original_conds:
+            check_same_prompts(guider.model_patcher, render, role)
+        if own is not None and role not in guider.original_conds:
+            raise ValueError(f"render_{role} is connected, but the guider ({type(guider).__name__}) takes none.")
     plain_cfg = type(guider).set_cfg is comfy.samplers.CFGGuider.set_cfg
     if settings.cfg and not (plain_cfg and "negative" in guider.original_conds):
         raise ValueError(
@@ -150,7 +168,7 @@ def _begin(
         render=render,
         settings=settings,
         rule=SwitchRule(switch, steps),
-        counter=StepCounter(sigmas, LOOK_AHEAD.get(sampler, ())),
+        counter=StepCounter(sigmas, look_ahead(sampler, getattr(call["sampler"], "extra_options", {}))),
         report=report,
         request={k: call.get(k) for k in ("noise", "latent_image", "denoise_mask", "seed", "latent_shapes")},
         host_callback=call["callback"],
@@ -170,9 +188,9 @@ class Stage:
 
     def prepare(self) -> None:
         """What CFGGuider.sample does before a run: own options, hooks registered. Loads nothing."""
+        comfy.samplers.preprocess_conds_hooks(self.conds)
         if self.model_patcher.is_dynamic() and any("hooks" in cond for conds in self.conds.values() for cond in conds):
             self.model_patcher = self.model_patcher.get_non_dynamic_delegate()
-        comfy.samplers.preprocess_conds_hooks(self.conds)
         self._hook_mode = self.model_patcher.hook_mode
         self.model_options = comfy.model_patcher.create_model_options_clone(self.model_patcher.model_options)
         if comfy.samplers.get_total_hook_groups_in_conds(self.conds) <= 1:
@@ -180,10 +198,11 @@ class Stage:
         comfy.sampler_helpers.prepare_model_patcher(self.model_patcher, self.conds, self.model_options)
         comfy.samplers.filter_registered_hooks_on_conds(self.conds, self.model_options)
 
-    def load(self, noise: torch.Tensor, request: dict[str, Any]) -> None:
+    def load(self, noise: torch.Tensor, request: dict[str, Any], schedule_of: Any) -> None:
         """What CFGGuider.outer_sample and inner_sample do before the sampler starts; the host decides what leaves.
 
-        Args: ``noise`` [B, C, ...] of the latent's present size; ``request`` the run's other facts (see Run).
+        Args: ``noise`` [B, C, ...] of the latent's present size; ``request`` the run's other facts (see Run);
+        ``schedule_of`` the inner model whose schedule the run follows.
         """
         patcher = self.model_patcher
         self.inner_model, self.conds, self.loaded_models = comfy.sampler_helpers.prepare_sampling(
@@ -196,6 +215,7 @@ class Stage:
         if torch.count_nonzero(latent_image) > 0:  # an empty latent stays zero, as in the host
             latent_image = self.inner_model.process_latent_in(latent_image)
         mask = request["denoise_mask"]
+        keyframes = _keyframes(self.conds)
         self.conds = comfy.samplers.process_conds(
             self.inner_model,
             noise.to(device=device, dtype=torch.float32),
@@ -206,6 +226,10 @@ class Stage:
             request["seed"],
             latent_shapes=request["latent_shapes"],
         )
+        for conds in self.conds.values():
+            _follow_schedule(conds, schedule_of)
+        for keyframe, position in keyframes:  # the host starts them anew, but this run is on its way
+            keyframe.__dict__.update(position)
 
     def close(self) -> None:
         """What the host does after a run, also for a stage that was only prepared."""
@@ -219,6 +243,27 @@ class Stage:
         patcher.hook_mode = self._hook_mode
         patcher.restore_hook_patches()
         self.inner_model, self.loaded_models, self.conds, self._hook_mode = None, [], {}, None
+
+
+def _keyframes(conds: Conds) -> list[tuple[Any, dict[str, Any]]]:
+    """The keyframes of all hooks on the conds (a LoRA whose strength changes during the run), with where they stand."""
+    hooks = [hook for role in conds.values() for cond in role if "hooks" in cond for hook in cond["hooks"].hooks]
+    return [(hook.hook_keyframe, hook.hook_keyframe.__dict__.copy()) for hook in hooks]
+
+
+def _follow_schedule(conds: list[dict[str, Any]], schedule_of: Any) -> None:
+    """Ranges of steps (start and end percent of prompts, hooks and ControlNets) mean the run's schedule, also where the
+    render has a shift of its own."""
+    comfy.samplers.calculate_start_end_timesteps(schedule_of, conds)
+    for cond in conds:
+        for hook in cond["hooks"].hooks if "hooks" in cond else ():
+            hook.initialize_timesteps(schedule_of)
+        control = cond.get("control")
+        while control is not None:
+            start, end = control.timestep_percent_range
+            to_sigma = schedule_of.model_sampling.percent_to_sigma
+            control.timestep_range = (to_sigma(start), to_sigma(end))
+            control = control.previous_controlnet
 
 
 @dataclass
@@ -240,13 +285,16 @@ class Run:
 
     def options_for(self, guider: comfy.samplers.CFGGuider) -> dict[str, Any]:
         """The guider's options with our PREDICT_NOISE wrapper outermost, so that a render call meets no wrapper of the
-        sketch; a run that starts with the render also gets the render's wrappers around the sampler."""
+        sketch; a run that starts with the render also gets what the render has around the sampler."""
         options = comfy.model_patcher.create_model_options_clone(guider.model_options)
         wrappers = options.setdefault("transformer_options", {}).setdefault("wrappers", {})
         wrappers[WrappersMP.PREDICT_NOISE] = {KEY: [self.predict], **wrappers.get(WrappersMP.PREDICT_NOISE, {})}
         if self.rule.stage(0, self.counter.sigmas[0])[0] == RENDER:
             own = self.render.model_options.get("transformer_options", {}).get("wrappers", {})
             wrappers[WrappersMP.SAMPLER_SAMPLE] = own.get(WrappersMP.SAMPLER_SAMPLE, {})
+            options.pop("denoise_mask_function", None)
+            if "denoise_mask_function" in self.render.model_options:
+                options["denoise_mask_function"] = self.render.model_options["denoise_mask_function"]
         return options
 
     def predict(
@@ -254,11 +302,13 @@ class Run:
     ) -> torch.Tensor:
         """PREDICT_NOISE wrapper: send the call to the stage in charge. x [B, C, ...], timestep [B]; returns x0 like x."""
         guider = executor.class_obj
+        # Reading the noise level waits for the device, so that the seconds before it are the stage's own. It is read
+        # only while it can matter: no synchronisation once the route is final.
+        sigma = None if self.rule.final(self.in_charge) else float(timestep[0])
         self._tick()
-        # The noise level is read from the device only while it can matter: no synchronisation once the route is final.
-        new_step = not self.rule.final(self.in_charge) and self.counter.on_call(float(timestep[0]))
-        if new_step:
-            self._choose_stage(guider, x, float(timestep[0]))
+        new_step = sigma is not None and self.counter.on_call(sigma)
+        if sigma is not None and new_step:
+            self._choose_stage(guider, x, sigma)
         self.report.calls[self.in_charge] += 1
         if self.in_charge == RENDER:
             return self._predict_render(guider, x, timestep, *args, **kwargs)
@@ -271,10 +321,11 @@ class Run:
         """The sampler's step callback: the host's own (progress, preview), with the step's seconds noted."""
         self.counter.on_callback(step)
         if self.report.steps:
-            if not self._step_open and self.rule.final(self.in_charge):
-                self._record_step(min(self.report.steps[-1].step, self.counter.steps - 1))
-            now = time.perf_counter()
-            self.report.steps[-1].seconds, self._step_clock = now - self._step_clock, now
+            following = self.report.steps[-1].step  # 0-based index of the step after the last recorded one
+            if not self._step_open and self.rule.final(self.in_charge) and following < self.counter.steps:
+                self._record_step(following)
+            now, last = time.perf_counter(), self.report.steps[-1]
+            last.seconds, self._step_clock = (last.seconds or 0) + now - self._step_clock, now
             self._step_open = False
         return self.host_callback(step, *args, **kwargs) if self.host_callback else None
 
@@ -282,6 +333,10 @@ class Run:
         """Close the books and drop every reference to tensors and models."""
         self._tick()
         self.report.total_seconds = time.perf_counter() - self.started
+        if self.counter.own_levels:
+            self.report.notes.append(
+                f"{self.report.sampler} chooses its own noise levels: its steps are not those of the schedule."
+            )
         self.rule.forget()
         self.request.clear()
         self.host_callback = None
@@ -300,8 +355,9 @@ class Run:
         """Feed the criterion with the guided x0 prediction of the step's first call (Eq. 3)."""
         self.rule.observe(prediction)
         step = self.report.steps[-1]
-        step.d = max(self.rule.d) if self.rule.d else None
-        step.derivative = max(self.rule.derivative) if self.rule.derivative else None
+        step.d, step.derivative = _largest(self.rule.d), _largest(self.rule.derivative)
+        if self.rule.d and step.d is None:
+            self.report.notes.append(f"The sketch's prediction at step {step.step} is not finite.")
 
     def _hand_over(self, guider: comfy.samplers.CFGGuider, x: torch.Tensor, to: str, reason: str, sigma: float) -> None:
         comfy.model_management.throw_exception_if_processing_interrupted()
@@ -309,7 +365,7 @@ class Run:
         last = self.report.steps[-1] if self.report.steps else None
         noise = self.request["noise"] if self.request["noise"].shape == x.shape else x
         if to == RENDER and self.render.inner_model is None:
-            self.render.load(noise, self.request)
+            self.render.load(noise, self.request, schedule_of=guider.inner_model)
             self.rule.forget()
         else:  # back to a stage that has run: the host may have moved its weights meanwhile
             stage = self.render if to == RENDER else guider
@@ -340,18 +396,27 @@ class Run:
         device = self.render.model_patcher.load_device
         call.arguments["x"] = x.to(device)
         call.arguments["timestep"] = timestep.to(device)
-        call.arguments["model_options"] = with_sampler_additions(
+        options = with_sampler_additions(
             self.render.model_options, call.arguments.get("model_options", {}), guider.model_options
         )
+        _on_device(options, len(self.render.model_options.get("sampler_post_cfg_function", [])), device, x.device)
+        call.arguments["model_options"] = options
         with _pointed_at(guider, self.render, self.settings.cfg), _device_context(device):
             return guider.outer_predict_noise(*call.args[1:], **call.kwargs).to(x.device)
 
     def _tick(self) -> None:
         """Book the time since the last model call began on the stage that ran it."""
         now = time.perf_counter()
-        if sum(self.report.calls.values()):
+        if any(self.report.calls.values()):
             self.report.seconds[self.in_charge] += now - self._clock
+        else:
+            self._step_clock = now  # until now the host loaded the sketch
         self._clock = now
+
+
+def _largest(values: list[float] | None) -> float | None:
+    """The largest of a batch; None where there is none, or one that is not finite (JSON has no word for it)."""
+    return max(values) if values and all(map(math.isfinite, values)) else None
 
 
 @contextlib.contextmanager
@@ -377,13 +442,32 @@ def with_sampler_additions(options: dict[str, Any], passed: dict[str, Any], base
     for key, value in passed.items():
         own = base.get(key)
         if isinstance(value, dict):
-            merged[key] = with_sampler_additions(options.get(key) or {}, value, own or {})
+            inner = with_sampler_additions(options.get(key) or {}, value, own or {})
+            if inner or key in options:
+                merged[key] = inner
         elif isinstance(value, list):
             if added := value[len(own or []) :]:
                 merged[key] = [*(options.get(key) or []), *added]
         elif value is not own:
             merged[key] = value
     return merged
+
+
+def _on_device(options: dict[str, Any], added_from: int, here: torch.device, there: torch.device) -> None:
+    """For a render on a device of its own: move the run's sigmas to it, and give the sampler's functions (those from
+    index ``added_from`` on) tensors of the sampler's device ``there``."""
+    if here == there:
+        return
+    options["transformer_options"]["sample_sigmas"] = options["transformer_options"]["sample_sigmas"].to(here)
+    functions = options.get("sampler_post_cfg_function", [])
+    functions[added_from:] = [partial(_call_there, function, here, there) for function in functions[added_from:]]
+
+
+def _call_there(
+    function: Callable[[dict[str, Any]], torch.Tensor], here: torch.device, there: torch.device, args: dict[str, Any]
+) -> torch.Tensor:
+    moved = {key: value.to(there) if isinstance(value, torch.Tensor) else value for key, value in args.items()}
+    return function(moved).to(here)
 
 
 def _device_context(device: torch.device) -> contextlib.AbstractContextManager[Any]:

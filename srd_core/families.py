@@ -17,6 +17,7 @@ class Pair:
 
 TINY = "tiny weights in the real host; real weights not tried here"
 LOADED = "shares the latent by the host's own tables; not tried here"
+OWN_TEXT = f"{LOADED}; the render has a text encoder of its own: connect render_positive and render_negative"
 
 PAIRS = (
     Pair("Wan21", "Wan2.1 T2V 14B", "Wan2.1 T2V 1.3B", TINY),
@@ -27,7 +28,7 @@ PAIRS = (
     Pair("LTXV", "LTX-Video 13B", "LTX-Video 2B", LOADED),
     Pair("HunyuanVideo", "Kandinsky 5 Pro", "Kandinsky 5 Lite", LOADED),
     Pair("SD3", "SD3.5 Large", "SD3.5 Medium", LOADED),
-    Pair("Flux2", "Flux.2 dev", "Flux.2 Klein", LOADED),
+    Pair("Flux2", "Flux.2 dev", "Flux.2 Klein", OWN_TEXT),
 )
 
 # Latent formats that people try to pair and can't, with the reason.

@@ -41,15 +41,21 @@ def check_pair(sketch: ModelPatcher, render: ModelPatcher) -> None:
         )
 
 
-def check_same_prompts(sketch: ModelPatcher, render: ModelPatcher) -> None:
-    """Raises ValueError when the two are of different families: a prompt encoded for one means nothing to the other."""
+# Where the host keeps the width of a model's text input.
+TEXT_WIDTHS = ("text_dim", "context_in_dim", "context_dim", "caption_channels", "cross_attention_dim")
+
+
+def check_same_prompts(sketch: ModelPatcher, render: ModelPatcher, role: str) -> None:
+    """Raises ValueError when a prompt encoded for the sketch means nothing to the render: another family, or another
+    width of the text input. ``role``: positive or negative, for the message."""
     of_all = set(comfy.model_base.BaseModel.__mro__)
-    if (set(type(sketch.model).__mro__) & set(type(render.model).__mro__)) - of_all:
-        return
-    raise ValueError(
-        f"Sketch {name_of(sketch)} and render {name_of(render)} are of different families, with text encoders of their "
-        "own. Connect render_positive and render_negative, encoded for the render."
-    )
+    related = (set(type(sketch.model).__mro__) & set(type(render.model).__mro__)) - of_all
+    ours, theirs = (model.model.model_config.unet_config for model in (sketch, render))
+    if not related or any(ours.get(key) != theirs.get(key) for key in TEXT_WIDTHS):
+        raise ValueError(
+            f"Sketch {name_of(sketch)} and render {name_of(render)} read different text encoders. "
+            f"Connect render_{role}, encoded for the render (and the other conditioning too)."
+        )
 
 
 def check_latent(latent: torch.Tensor, model: ModelPatcher, any_shape: bool = False) -> None:

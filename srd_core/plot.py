@@ -40,7 +40,7 @@ def draw(report: Report) -> Image.Image:
 def _headline(canvas: ImageDraw.ImageDraw, report: Report) -> None:
     canvas.text((LEFT, 20), f"{report.sketch or 'no run yet'}  ->  {report.render}", fill=INK, font=_font(22))
     if report.steps:
-        lines = [describe_hand_over(h, report) for h in report.hand_overs] or ["the sketch ran all steps"]
+        lines = [describe_hand_over(h, report) for h in report.hand_overs] or [f"hand-over: {report.never()}"]
         canvas.text((LEFT, 52), lines[-1], fill=INK, font=_font(16))
     legend = {stage: f"{stage}: {report.count(stage)} steps, {report.seconds[stage]:.3g} s" for stage in TONE}
     x = LEFT

@@ -68,17 +68,22 @@ class Report:
         return sum(s.stage == stage for s in self.steps)
 
     def speed_up(self) -> float | None:
-        """Over the sketch alone: (all steps at the sketch's mean seconds a step) / (this run's sampling seconds).
+        """Over the sketch alone: (all calls at the sketch's mean seconds a call) / (this run's sampling seconds).
 
         None while a stage has not run: there is nothing to compare, or nothing to compare with.
         """
-        sketch, render, total = self.count(SKETCH), self.count(RENDER), sum(self.seconds.values())
+        sketch, render, total = self.calls[SKETCH], self.calls[RENDER], sum(self.seconds.values())
         if not (sketch and render and self.seconds[SKETCH] and total):
             return None
         return self.seconds[SKETCH] / sketch * (sketch + render) / total
 
+    def never(self) -> str:
+        """What to say of a run without a hand-over."""
+        return "never; the sketch ran all steps" if self.status == "done" else "not reached"
+
     def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=1)
+        """The report as JSON text. Raises ValueError for a number that JSON can't hold."""
+        return json.dumps(asdict(self), indent=1, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> Report:
@@ -116,17 +121,20 @@ def describe_hand_over(hand_over: HandOver, report: Report) -> str:
 def summarize(report: Report) -> str:
     """The run in a few lines for people."""
     if report.status == "not run":
-        return "No run yet. Connect the sampler's latent to the Inspector's `after`, so that it waits for the run."
+        return (
+            "No run yet, or one without steps (denoise 0). With Sketch-Render Model, connect the sampler's latent to the "
+            "Inspector's `after`, so that it waits for the run."
+        )
     lines = [f"Sketch: {report.sketch}", f"Render: {report.render}", f"Status: {report.status} {report.error}".rstrip()]
     lines += [f"Hand-over: {describe_hand_over(h, report)}, loaded in {h.seconds:.2f} s" for h in report.hand_overs]
     if not report.hand_overs:
-        lines.append("Hand-over: never; the sketch ran all steps")
+        lines.append(f"Hand-over: {report.never()}")
     for stage in (SKETCH, RENDER):
         count = report.count(stage)
         each = f", {report.seconds[stage] / count:.3g} s a step" if count else ""
         lines.append(f"{stage.capitalize()}: {count} steps, {report.seconds[stage]:.3g} s{each}")
     if speed_up := report.speed_up():
         lines.append(
-            f"Speed-up over the sketch alone: {speed_up:.2f}x (from this run's seconds a step, without loading)"
+            f"Speed-up over the sketch alone: {speed_up:.2f}x (from this run's seconds a call, without loading)"
         )
     return "\n".join(lines + report.notes)

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-# Samplers whose steps end with calls at the *next* noise levels (offsets in steps). Any other sampler of this kind is
-# learned from the calls of its first step; the table makes the first step exact too.
-LOOK_AHEAD: dict[str, tuple[int, ...]] = {
-    "sample_heun": (1,),
-    "sample_heunpp2": (1, 2),
-    "sample_exp_heun_2_x0": (1,),
-    "sample_exp_heun_2_x0_sde": (1,),
-    "sample_dpm_2_ancestral": (1,),  # its midpoint falls on the next level when eta is 1
-    "sample_dpmpp_2s_ancestral_cfg_pp": (1,),
+# Samplers whose steps end with calls at the *next* noise levels: offsets in steps, and the option (with its default and
+# the value) at which they do. Any other sampler of this kind is learned from the calls of its first step.
+LOOK_AHEAD: dict[str, tuple[tuple[int, ...], tuple[str, float, float] | None]] = {
+    "sample_heun": ((1,), None),
+    "sample_heunpp2": ((1, 2), None),
+    "sample_exp_heun_2_x0": ((1,), None),
+    "sample_exp_heun_2_x0_sde": ((1,), None),
+    "sample_seeds_2": ((1,), ("r", 0.5, 1.0)),
+    "sample_dpm_2_ancestral": ((1,), ("eta", 1.0, 1.0)),  # its midpoint is then the next level
+    "sample_dpmpp_2s_ancestral_cfg_pp": ((1,), ("eta", 1.0, 1.0)),
 }
+
+
+def look_ahead(sampler: str, options: Mapping[str, Any]) -> tuple[int, ...]:
+    """The offsets at which every step of a host's sampler function makes further calls, as far as they are known."""
+    offsets, condition = LOOK_AHEAD.get(sampler, ((), None))
+    if condition is None:
+        return offsets
+    option, default, value = condition
+    return offsets if options.get(option, default) == value else ()
 
 
 @dataclass
@@ -30,7 +41,7 @@ class StepCounter:
     sigmas: Sequence[float]  # of the run, falling, length steps + 1
     look_ahead: tuple[int, ...] = ()  # offsets at which every step makes further calls
     step: int = -1  # 0-based; -1 before the first call
-    _own_levels: bool = False  # the sampler does not begin its steps at the schedule's levels
+    own_levels: bool = False  # the sampler does not begin its steps at the schedule's levels
     _expected: list[int] = field(default_factory=list)  # look_ahead calls that this step has still to make
     _calls: list[tuple[int, bool]] = field(default_factory=list)  # since the last callback: (index, on the schedule)
 
@@ -43,7 +54,7 @@ class StepCounter:
         index, on_schedule = self._locate(sigma)
         self._calls.append((index, on_schedule))
         if self.step >= 0:
-            if index <= self.step or not (on_schedule or self._own_levels):
+            if index <= self.step or not (on_schedule or self.own_levels):
                 return False
             if self._expected and index == self.step + self._expected[0]:
                 self._expected.pop(0)
@@ -59,7 +70,7 @@ class StepCounter:
         if i != 1 or not calls:
             return
         *closing, (_, begins_on_schedule) = calls
-        self._own_levels = not begins_on_schedule
+        self.own_levels = not begins_on_schedule
         ahead = tuple(index for index, on_schedule in closing if on_schedule and index > 0)
         if ahead and ahead != self.look_ahead:
             self.step, self._expected = 1, list(ahead)

@@ -12,6 +12,7 @@ import comfy.samplers
 import comfy.utils
 import nodes
 import torch
+from comfy.patcher_extension import WrappersMP
 
 DIM, TEXT_DIM, FRAMES, SIDE = 128, 4096, 2, 8
 IN_CHANNELS = {"t2v": 16, "i2v": 36}
@@ -63,3 +64,16 @@ def ksampler(model: Any, steps: int = 6, **how: Any) -> torch.Tensor:
     } | how  # fmt: skip
     (out,) = nodes.common_ksampler(model, steps=steps, **call)
     return out["samples"]
+
+
+def count_calls(model: Any) -> tuple[Any, list[int]]:
+    """(clone of model, list that gets the batch size of every call of its transformer)."""
+    batches: list[int] = []
+
+    def count(executor: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        batches.append(x.shape[0])
+        return executor(x, *args, **kwargs)
+
+    model = model.clone()
+    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "count", count)
+    return model, batches

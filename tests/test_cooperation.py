@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import comfy.samplers
 import helpers
 import pytest
 import torch
+from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_custom_sampler import (
     BasicGuider,
     BasicScheduler,
@@ -18,6 +20,7 @@ from comfy_extras.nodes_custom_sampler import (
     RandomNoise,
     SamplerCustom,
     SamplerCustomAdvanced,
+    SamplerSEEDS2,
 )
 from hosting import module
 from nodes import KSamplerAdvanced
@@ -58,15 +61,14 @@ def test_for_every_sampler_the_hand_over_itself_changes_nothing(sampler: str, wa
     """Invariants 1, 2 and 4: with the same weights in both stages every switch step gives the plain run; a switch that
     never comes is the plain sketch; a switch at step 0 is the plain render; calls are neither skipped nor repeated."""
     sketch, same, render = wan(), wan(), wan(seed=1)
-    plain, plain_render = (helpers.ksampler(m, STEPS, sampler_name=sampler) for m in (sketch, render))
+    counted, calls = helpers.count_calls(sketch)
+    plain, plain_render = (helpers.ksampler(m, STEPS, sampler_name=sampler) for m in (counted, render))
     assert not torch.equal(plain, plain_render)
-    calls = None
     for step in (STEPS, 0, 1, 3):
         report = Report()
         latent = helpers.ksampler(sr_model(sketch, same, step, report), STEPS, sampler_name=sampler)
         assert torch.equal(latent, plain), f"switch after step {step}"
-        calls = calls or report.calls["sketch"]
-        assert sum(report.calls.values()) == calls
+        assert sum(report.calls.values()) == len(calls)
         assert bool(report.hand_overs) == (step < STEPS)
     assert torch.equal(helpers.ksampler(sr_model(sketch, render, 0), STEPS, sampler_name=sampler), plain_render)
     mixed = helpers.ksampler(sr_model(sketch, render, 3), STEPS, sampler_name=sampler)
@@ -96,10 +98,10 @@ def test_for_every_sampler_the_sketch_runs_exactly_switch_step_steps(sampler: st
 # --- every way the host samples -----------------------------------------------------------------------------------------
 
 
-def sampler_custom(model: Any, sampler: str = "euler", steps: int = STEPS) -> torch.Tensor:
+def sampler_custom(model: Any, sampler: Any = None) -> torch.Tensor:
     return SamplerCustom.execute(
-        model, True, 7, 3.0, helpers.prompt(1), helpers.prompt(2), KSamplerSelect.execute(sampler).args[0],
-        BasicScheduler.execute(model, "simple", steps, 1.0).args[0], helpers.empty_latent(),
+        model, True, 7, 3.0, helpers.prompt(1), helpers.prompt(2), sampler or KSamplerSelect.execute("euler").args[0],
+        BasicScheduler.execute(model, "simple", STEPS, 1.0).args[0], helpers.empty_latent(),
     ).args[0]["samples"]  # fmt: skip
 
 
@@ -226,6 +228,54 @@ def test_seconds_of_the_stages_add_up_to_the_run(wan: Any):
     loading = sum(h.seconds for h in report.hand_overs)
     assert 0 < sum(report.seconds.values()) + loading <= report.total_seconds
     assert all(s.seconds and s.seconds > 0 for s in report.steps)
+
+
+def test_loading_is_not_counted_to_any_step(wan: Any):
+    """Half a second for each model, by a wrapper of the host around its loading."""
+
+    def slowly(model: Any) -> Any:
+        model = model.clone()
+        wait = lambda executor, *args, **kwargs: (time.sleep(0.5), executor(*args, **kwargs))[1]  # noqa: E731
+        model.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, "slow", wait)
+        return model
+
+    report = Report()
+    helpers.ksampler(sr_model(slowly(wan()), slowly(wan(seed=1)), 3, report), STEPS)
+    assert max(s.seconds for s in report.steps) < 0.4 and sum(report.seconds.values()) < 0.9
+    assert report.hand_overs[0].seconds >= 0.5 and report.total_seconds >= 1.0
+
+
+def test_samplers_with_levels_of_their_own_say_so_in_the_report(wan: Any):
+    for sampler in ("dpm_fast", "dpm_adaptive"):
+        report = Report()
+        helpers.ksampler(sr_model(wan(), wan(seed=1), 2, report), STEPS, sampler_name=sampler)
+        assert any("its own noise levels" in note for note in report.notes)
+        assert len({s.step for s in report.steps}) == len(report.steps) <= STEPS
+
+
+@pytest.mark.parametrize(
+    ("sampler", "options", "sketch_calls"),
+    [
+        (SamplerSEEDS2, {"solver_type": "phi_1", "eta": 1.0, "s_noise": 1.0, "r": 1.0}, 2),
+        (SamplerSEEDS2, {"solver_type": "phi_1", "eta": 1.0, "s_noise": 1.0, "r": 0.5}, 2),
+    ],
+    ids=["seeds_2 r=1", "seeds_2 r=0.5"],
+)
+def test_the_hand_over_never_falls_inside_a_step_whatever_the_samplers_options(
+    sampler: Any, options: dict[str, Any], sketch_calls: int, wan: Any
+):
+    report = Report()
+    model = sr_model(wan(), wan(seed=1), 1, report)
+    sampler_custom(model, sampler.execute(**options).args[0])
+    assert report.calls["sketch"] == sketch_calls and report.count("sketch") == 1
+
+
+def test_ancestral_samplers_with_another_eta_hand_over_at_the_same_step(wan: Any):
+    for eta in (1.0, 0.5):
+        report = Report()
+        sampler = comfy.samplers.ksampler("dpm_2_ancestral", {"eta": eta})
+        sampler_custom(sr_model(wan(), wan(seed=1), 1, report), sampler)
+        assert report.calls["sketch"] == 2 and [s.step for s in report.steps] == list(range(1, STEPS + 1))
 
 
 def test_the_hand_over_is_one_log_line(wan: Any, caplog: pytest.LogCaptureFixture):

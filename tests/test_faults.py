@@ -20,7 +20,6 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_custom_sampler import (
     BasicGuider,
-    BasicScheduler,
     KSamplerSelect,
     RandomNoise,
     SamplerCustomAdvanced,
@@ -155,6 +154,13 @@ def test_nothing_keeps_a_model_or_a_latent_alive_after_a_run(fault: Any, wan: An
 # --- bad input ----------------------------------------------------------------------------------------------------------
 
 
+def sample_with(guider: Any, sigmas: torch.Tensor | None = None) -> None:
+    """The host's SamplerCustomAdvanced on an empty latent."""
+    sigmas = torch.tensor([1.0, 0.7, 0.3, 0.0]) if sigmas is None else sigmas
+    noise, sampler = RandomNoise.execute(7).args[0], KSamplerSelect.execute("euler").args[0]
+    SamplerCustomAdvanced.execute(noise, guider, sampler, sigmas, helpers.empty_latent())
+
+
 def never_called(model: Any) -> Any:
     return failing(model, 1)
 
@@ -207,9 +213,59 @@ def test_models_of_different_families_need_conditioning_of_their_own(wan: Any):
 
     sketch, render = wan(), wan(seed=1)
     render.model.__class__ = OtherFamily
-    with pytest.raises(ValueError, match="different families.*Connect render_positive and render_negative"):
+    with pytest.raises(ValueError, match="different text encoders.*Connect render_positive"):
         sr_model(sketch, render)
+    with pytest.raises(ValueError, match="different text encoders.*Connect render_negative"):
+        helpers.ksampler(sr_model(never_called(sketch), render, positive=helpers.prompt(1)), STEPS)
     sr_model(sketch, render, positive=helpers.prompt(1), negative=helpers.prompt(2))
+
+
+def test_models_of_one_family_with_text_inputs_of_another_width_need_conditioning_of_their_own(wan: Any):
+    sketch, render = wan(), wan(seed=1)
+    render.model.model_config.unet_config = {**render.model.model_config.unet_config, "text_dim": 64}
+    with pytest.raises(ValueError, match="different text encoders"):
+        sr_model(sketch, render)
+
+
+def test_render_conditioning_that_the_guider_can_not_take_is_refused_before_any_step(wan: Any):
+    model = sr_model(never_called(wan()), never_called(wan(seed=1)), negative=helpers.prompt(2))
+    with pytest.raises(ValueError, match="render_negative is connected, but the guider .* takes none"):
+        sample_with(BasicGuider.execute(model, helpers.prompt(1)).args[0])
+
+
+def test_a_schedule_whose_noise_level_rises_is_refused_before_any_step(wan: Any):
+    model = sr_model(never_called(wan()), never_called(wan(seed=1)))
+    guider = BasicGuider.execute(model, helpers.prompt(1)).args[0]
+    with pytest.raises(ValueError, match="never rises"):
+        sample_with(guider, torch.tensor([0.01, 0.5, 0.9]))
+
+
+def test_the_report_of_a_refused_run_says_so_and_not_what_the_run_before_did(wan: Any):
+    report = Report()
+    model = sr_model(wan(), wan(seed=1), 3, report)
+    helpers.ksampler(model, STEPS)
+    with pytest.raises(ValueError):
+        helpers.ksampler(model, STEPS, latent={"samples": torch.full((1, 16, 2, 8, 8), torch.nan)})
+    assert report.status == "failed" and "not finite" in report.error and not report.steps
+
+
+def test_the_report_of_a_run_that_failed_in_the_sketch_does_not_claim_that_it_ran_all_steps(wan: Any):
+    report = Report()
+    with pytest.raises(Broken):
+        helpers.ksampler(sr_model(failing(wan(), 2), wan(seed=1), 3, report), STEPS)
+    summary = module("srd_core.report").summarize(report)
+    assert "Status: failed Broken: call 2" in summary and "Hand-over: not reached" in summary
+
+
+def test_a_prediction_that_is_not_finite_is_named_in_a_report_that_stays_json(wan: Any):
+    def to_nan(executor: Any, *args: Any, **kwargs: Any) -> Any:
+        return executor(*args, **kwargs) * torch.nan
+
+    sketch, report = wan().clone(), Report()
+    sketch.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "nan", to_nan)
+    helpers.ksampler(sr_model(sketch, wan(seed=1), 3, report), STEPS)
+    assert "prediction at step 2 is not finite" in report.notes[0]
+    assert json.loads(report.to_json())["steps"][1]["d"] is None
 
 
 @pytest.mark.parametrize("role", ["sketch", "render"])
@@ -253,10 +309,7 @@ def test_render_cfg_without_a_negative_prompt_is_refused_before_any_step(wan: An
     model = sr_model(never_called(wan()), never_called(wan(seed=1)), cfg=2.0)
     guider = BasicGuider.execute(model, helpers.prompt(1)).args[0]
     with pytest.raises(ValueError, match="render_cfg is 2.0.*Set render_cfg to 0"):
-        SamplerCustomAdvanced.execute(
-            RandomNoise.execute(7).args[0], guider, KSamplerSelect.execute("euler").args[0],
-            BasicScheduler.execute(model, "simple", 4, 1.0).args[0], helpers.empty_latent(),
-        )  # fmt: skip
+        sample_with(guider)
 
 
 def test_switch_step_beyond_the_steps_runs(wan: Any):
@@ -343,6 +396,21 @@ def test_a_file_that_is_no_diffusion_model_is_refused_with_what_to_choose(keys: 
     comfy.utils.save_torch_file({k: torch.zeros(v) for k, v in keys.items()}, str(models_folder / "other.safetensors"))
     with pytest.raises(ValueError, match="other.safetensors is no diffusion model.*Choose the DiT of a video model"):
         load("other.safetensors")
+
+
+def test_one_of_several_shards_is_refused_as_such(models_folder: Path):
+    whole = helpers.wan_state_dict()
+    part = {k: v for k, v in whole.items() if k.startswith("head")}
+    comfy.utils.save_torch_file(part, str(models_folder / "model-00002-of-00002.safetensors"))
+    with pytest.raises(ValueError, match="model-00002-of-00002.safetensors .*shards"):
+        load("model-00002-of-00002.safetensors")
+
+
+@pytest.mark.parametrize("header", [b"[1]", b'{"a": {"dtype": "F16"}}', b'{"a": 3}'])
+def test_a_header_that_makes_no_sense_is_named(header: bytes, models_folder: Path):
+    (models_folder / "odd.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + b"\0" * 8)
+    with pytest.raises(ValueError, match="odd.safetensors is damaged"):
+        load("odd.safetensors")
 
 
 def test_an_image_model_is_refused_with_the_way_for_image_models(models_folder: Path):

@@ -6,12 +6,14 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import comfy.hooks
 import comfy.sd
 import helpers
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_context_windows import ContextWindowsManualNode
+from comfy_extras.nodes_differential_diffusion import DifferentialDiffusion
 from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
 from comfy_extras.nodes_model_advanced import ModelSamplingSD3, RescaleCFG
 from hosting import module
@@ -34,19 +36,6 @@ def assert_seamless(
     mixed = run(sr_model(sketch, render, 3))
     assert not torch.equal(mixed, plain) and not torch.equal(mixed, plain_render)
     assert torch.equal(run(sketch), plain)
-
-
-def count_calls(model: Any) -> tuple[Any, list[int]]:
-    """(clone of model, list that gets the batch size of every call of its transformer)."""
-    batches: list[int] = []
-
-    def count(executor: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        batches.append(x.shape[0])
-        return executor(x, *args, **kwargs)
-
-    model = model.clone()
-    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "count", count)
-    return model, batches
 
 
 def encoded_video(batch: int = 1) -> dict[str, Any]:
@@ -73,13 +62,13 @@ def test_the_hand_over_is_seamless_with(how: str, wan: Any):
 
 
 def test_cfg_1_evaluates_the_prompt_alone_in_both_stages(wan: Any):
-    (sketch, at_sketch), (render, at_render) = count_calls(wan()), count_calls(wan(seed=1))
+    (sketch, at_sketch), (render, at_render) = helpers.count_calls(wan()), helpers.count_calls(wan(seed=1))
     helpers.ksampler(sr_model(sketch, render, 2), STEPS, cfg=1.0)
     assert (at_sketch, at_render) == ([1] * 2, [1] * 4)
 
 
 def test_render_cfg_is_the_renders_guidance_alone(wan: Any):
-    (sketch, at_sketch), (render, at_render) = count_calls(wan()), count_calls(wan(seed=1))
+    (sketch, at_sketch), (render, at_render) = helpers.count_calls(wan()), helpers.count_calls(wan(seed=1))
     helpers.ksampler(sr_model(sketch, render, 2, cfg=1.0), STEPS, cfg=3.0)
     assert (at_sketch, at_render) == ([2] * 2, [1] * 4)
     whole = helpers.ksampler(sr_model(sketch, render, 0, cfg=2.0), STEPS, cfg=3.0)
@@ -141,6 +130,48 @@ def test_a_lora_on_one_stage_stays_on_that_stage(stage: str, shared: bool, wan: 
     assert torch.equal(run(sketch, STEPS), plain)
 
 
+def hooked_prompts(scale: float = 0.5) -> dict[str, Any]:
+    """A LoRA that rides on the positive prompt, from half strength to full in mid-run, by the host's hook nodes."""
+    hooks = comfy.hooks.create_hook_lora(lora(scale), 1.0, 0.0)
+    keyframes = comfy.hooks.HookKeyframeGroup()
+    keyframes.add(comfy.hooks.HookKeyframe(strength=0.5, start_percent=0.0))
+    keyframes.add(comfy.hooks.HookKeyframe(strength=1.0, start_percent=0.3))
+    hooks.set_keyframes_on_hooks(keyframes)
+    return {"positive": helpers.prompt(1, hooks=hooks), "negative": helpers.prompt(2)}
+
+
+def test_loras_that_ride_on_a_prompt_work_in_both_stages(wan: Any):
+    def run(model: Any) -> torch.Tensor:
+        return helpers.ksampler(model, STEPS, **hooked_prompts())
+
+    sketch = wan()
+    assert not torch.equal(run(sketch), helpers.ksampler(sketch, STEPS))
+    assert_seamless(sketch, wan(), wan(seed=1), run)
+
+
+def test_differential_diffusion_of_the_stage_that_begins_decides(wan: Any):
+    def soft(model: Any) -> Any:
+        return DifferentialDiffusion.execute(model, strength=1.0).args[0]
+
+    latent = {**encoded_video(), "noise_mask": torch.linspace(0, 1, 64).reshape(1, 8, 8)}
+
+    def run(model: Any) -> torch.Tensor:
+        return helpers.ksampler(model, STEPS, latent=latent)
+
+    sketch, render = wan(), wan(seed=1)
+    assert not torch.equal(run(soft(render)), run(render))
+    assert torch.equal(run(sr_model(sketch, soft(render), 0)), run(soft(render)))
+    assert torch.equal(run(sr_model(soft(sketch), render, 0)), run(render))
+    assert torch.equal(run(sr_model(soft(sketch), wan(), 3)), run(soft(sketch)))
+
+
+def test_options_that_the_host_sets_for_several_gpus_do_not_reach_the_render():
+    merge = module("srd_core.cooperation").with_sampler_additions
+    clones = {"cuda:0": object()}
+    passed = {"multigpu_clones": clones, "transformer_options": {"sample_sigmas": 1}}
+    assert merge({}, passed, {"multigpu_clones": clones}) == {"transformer_options": {"sample_sigmas": 1}}
+
+
 def windows(model: Any, freenoise: bool = False) -> Any:
     """The host's context windows: 4 of 6 latent frames at a time."""
     known = {
@@ -161,7 +192,7 @@ def test_context_windows_work_in_both_stages(freenoise: bool, wan: Any):
 
 
 def test_context_windows_on_the_render_alone_stay_there(wan: Any):
-    (sketch, at_sketch), (render, at_render) = count_calls(wan()), count_calls(windows(wan(seed=1)))
+    (sketch, at_sketch), (render, at_render) = helpers.count_calls(wan()), helpers.count_calls(windows(wan(seed=1)))
     helpers.ksampler(sr_model(sketch, render, 2), STEPS, latent=helpers.empty_latent(frames=6))
     assert len(at_sketch) == 2 and len(at_render) == 4 * 2  # two windows a step
 
@@ -169,7 +200,7 @@ def test_context_windows_on_the_render_alone_stay_there(wan: Any):
 @pytest.mark.parametrize("cache", [EasyCacheNode, LazyCacheNode], ids=["EasyCache", "LazyCache"])
 def test_the_hosts_caches_on_the_render_skip_as_in_a_plain_run(cache: Any, wan: Any):
     """At a switch at step 0 the run with a cached render is the plain cached render, with the same skips."""
-    sketch, (cached, calls) = wan(), count_calls(cache.execute(wan(seed=1), 2.0, 0.1, 0.95, False).args[0])
+    sketch, (cached, calls) = wan(), helpers.count_calls(cache.execute(wan(seed=1), 2.0, 0.1, 0.95, False).args[0])
     plain = helpers.ksampler(cached, 12)
     skipped = 12 - len(calls)
     assert skipped > 0
@@ -184,8 +215,8 @@ def test_the_hosts_caches_on_the_render_skip_as_in_a_plain_run(cache: Any, wan: 
 
 
 def test_the_hosts_cache_on_the_sketch_stays_there(wan: Any):
-    cached, at_sketch = count_calls(EasyCacheNode.execute(wan(), 3.0, 0.0, 1.0, False).args[0])
-    render, at_render = count_calls(wan(seed=1))
+    cached, at_sketch = helpers.count_calls(EasyCacheNode.execute(wan(), 3.0, 0.0, 1.0, False).args[0])
+    render, at_render = helpers.count_calls(wan(seed=1))
     helpers.ksampler(sr_model(cached, render, 8), 12)
     assert len(at_sketch) < 8 and len(at_render) == 4
 
@@ -201,8 +232,11 @@ def test_the_schedule_is_the_sketchs_and_the_renders_shift_changes_nothing(wan: 
     sketch = shifted(wan(), 5.0)
     plain = run(sketch)
     assert not torch.equal(plain, run(wan()))
+    ranged = helpers.prompt(1, end_percent=0.4) + helpers.prompt(4, start_percent=0.4)
+    plain_ranged = helpers.ksampler(sketch, 20, positive=ranged)
     for render in (shifted(wan(), 5.0), shifted(wan(), 3.0), wan()):
         assert torch.equal(run(sr_model(sketch, render, 3)), plain)
+        assert torch.equal(helpers.ksampler(sr_model(sketch, render, 3), 20, positive=ranged), plain_ranged)
     assert_seamless(sketch, shifted(wan(), 5.0), shifted(wan(seed=1), 5.0), run)
 
 

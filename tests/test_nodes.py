@@ -69,7 +69,7 @@ def test_every_input_has_a_tooltip_and_every_node_a_description_and_a_help_page(
     assert all(i.tooltip for i in schema.inputs) and schema.description
     page = REPOSITORY / "web" / "docs" / f"{schema.node_id}.md"
     text = page.read_text(encoding="utf-8")
-    assert all(f"`{i.id}`" in text for i in schema.inputs), f"{page.name} misses an input"
+    assert all(i.id in text for i in schema.inputs), f"{page.name} misses an input"
 
 
 def test_samplers_and_schedulers_are_all_of_the_host():
@@ -89,12 +89,17 @@ def test_sketch_render_model_under_ksampler_is_sr_sampler(wan: Any):
     assert [s.stage for s in through_model.steps] == [s.stage for s in through_sampler.steps]
 
 
-def test_the_inspector_gives_picture_and_summary_also_of_a_report_without_a_run():
-    report_module = module("srd_core.report")
-    inspector = module("nodes.inspector")
-    plot = module("srd_core.plot")
-    picture = inspector.draw(report_module.Report())
-    assert picture.size == (plot.WIDTH, plot.HEIGHT)
+def test_the_inspector_gives_picture_and_summary_and_shows_both_on_the_node(tmp_path: Any, monkeypatch: Any):
+    import folder_paths
+
+    monkeypatch.setattr(folder_paths, "temp_directory", str(tmp_path))
+    report = module("srd_core.report").Report()
+    inspector = module("nodes.inspector").SRSwitchInspector.PREPARE_CLASS_CLONE({})
+    output = inspector.execute(report)
+    plot, summary = output.args
+    assert plot.shape == (1, module("srd_core.plot").HEIGHT, module("srd_core.plot").WIDTH, 3)
+    assert plot.min() >= 0 and plot.max() <= 1 and "No run yet" in summary
+    assert output.ui["text"] == (summary,) and len(list(tmp_path.glob("*.png"))) == len(output.ui["images"]) == 1
 
 
 # --- layout (design section 2) ------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ def run_of(stages: str) -> Report:
             report.hand_overs.append(HandOver(i, stage, "criterion", 0.9, 100 * i / len(stages), 0.1, 0.005, 0.5))
         report.steps.append(Step(i + 1, 1.0, stage, 3.0 if letter == "s" else 1.0, 0.1, 0.01))
         report.seconds[stage] += 3.0 if letter == "s" else 1.0
+        report.calls[stage] += 1
     report.status = "done"
     return report
 
@@ -42,7 +43,7 @@ def test_a_report_holds_only_plain_data():
     json.loads(run_of("sr").to_json())  # raises on anything else
 
 
-def test_speed_up_compares_with_the_sketch_at_its_own_seconds_a_step():
+def test_speed_up_compares_with_the_sketch_at_its_own_seconds_a_call():
     assert run_of("ssrr").speed_up() == pytest.approx(4 * 3.0 / 8.0)
 
 
