@@ -284,17 +284,18 @@ class Run:
     _step_open: bool = False  # a step is recorded and its callback has not come
 
     def options_for(self, guider: comfy.samplers.CFGGuider) -> dict[str, Any]:
-        """The guider's options with our PREDICT_NOISE wrapper outermost, so that a render call meets no wrapper of the
-        sketch; a run that starts with the render also gets what the render has around the sampler."""
-        options = comfy.model_patcher.create_model_options_clone(guider.model_options)
+        """The run's options: the guider's, with our PREDICT_NOISE wrapper outermost, so that a render call meets no
+        wrapper of the sketch. A run that the render does alone has the render's options around the sampler too."""
+        starts, _ = self.rule.stage(0, self.counter.sigmas[0])
+        alone = starts == RENDER and self.rule.final(RENDER)
+        options = comfy.model_patcher.create_model_options_clone(
+            self.render.model_options if alone else guider.model_options
+        )
         wrappers = options.setdefault("transformer_options", {}).setdefault("wrappers", {})
         wrappers[WrappersMP.PREDICT_NOISE] = {KEY: [self.predict], **wrappers.get(WrappersMP.PREDICT_NOISE, {})}
-        if self.rule.stage(0, self.counter.sigmas[0])[0] == RENDER:
-            own = self.render.model_options.get("transformer_options", {}).get("wrappers", {})
-            wrappers[WrappersMP.SAMPLER_SAMPLE] = own.get(WrappersMP.SAMPLER_SAMPLE, {})
-            options.pop("denoise_mask_function", None)
-            if "denoise_mask_function" in self.render.model_options:
-                options["denoise_mask_function"] = self.render.model_options["denoise_mask_function"]
+        if alone:  # the host still loads the sketch: by the sketch's own wrappers
+            own = guider.model_options.get("transformer_options", {}).get("wrappers", {})
+            wrappers[WrappersMP.PREPARE_SAMPLING] = own.get(WrappersMP.PREPARE_SAMPLING, {})
         return options
 
     def predict(
@@ -330,7 +331,7 @@ class Run:
         return self.host_callback(step, *args, **kwargs) if self.host_callback else None
 
     def finish(self) -> None:
-        """Close the books and drop every reference to tensors and models."""
+        """Close the books."""
         self._tick()
         self.report.total_seconds = time.perf_counter() - self.started
         if self.counter.own_levels:

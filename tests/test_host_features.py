@@ -191,6 +191,52 @@ def test_context_windows_work_in_both_stages(freenoise: bool, wan: Any):
     assert_seamless(*(windows(m, freenoise) for m in (wan(), wan(), wan(seed=1))), run)
 
 
+def test_the_noise_of_context_windows_is_that_of_the_stage_that_begins(wan: Any):
+    """FreeNoise shuffles the noise before the first step, in a wrapper around the sampler."""
+
+    def run(model: Any) -> torch.Tensor:
+        return helpers.ksampler(model, STEPS, latent=helpers.empty_latent(frames=6))
+
+    sketch, render = wan(), wan(seed=1)
+    assert torch.equal(run(sr_model(sketch, windows(render, True), 0)), run(windows(render, True)))
+    assert torch.equal(run(sr_model(windows(sketch, True), render, 0)), run(render))
+
+
+def test_conditions_of_the_render_are_made_from_the_same_facts_as_in_a_plain_run(wan: Any):
+    """Inpainting models read the encoded video and the mask when their conditioning is processed."""
+    sketch, render = wan(), wan(seed=1)
+    seen: list[dict[str, Any]] = []
+    extra_conds = render.model.extra_conds
+    render.model.extra_conds = lambda **facts: (seen.append(facts), extra_conds(**facts))[1]
+    how = RUNS["a noise mask"]
+    helpers.ksampler(render, STEPS, **how)
+    plain = seen.copy()
+    seen.clear()
+    helpers.ksampler(sr_model(sketch, render, 3), STEPS, **how)
+    assert len(seen) == len(plain) > 0
+    for ours, theirs in zip(seen, plain):
+        assert ours.keys() == theirs.keys()
+        for name in ("latent_image", "denoise_mask", "noise", "cross_attn"):
+            assert torch.equal(ours[name], theirs[name]), name
+        assert ours["seed"] == theirs["seed"] and ours["device"] == theirs["device"]
+
+
+def test_wrappers_around_the_run_find_the_guiders_options_as_they_left_them(wan: Any):
+    seen: list[bool] = []
+
+    def outer(executor: Any, *args: Any, **kwargs: Any) -> Any:
+        options = executor.class_obj.model_options
+        try:
+            return executor(*args, **kwargs)
+        finally:
+            seen.append(executor.class_obj.model_options is options)
+
+    sketch = wan().clone()
+    sketch.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "outer", outer)
+    helpers.ksampler(sr_model(sketch, wan(seed=1), 3), STEPS)
+    assert seen == [True]
+
+
 def test_context_windows_on_the_render_alone_stay_there(wan: Any):
     (sketch, at_sketch), (render, at_render) = helpers.count_calls(wan()), helpers.count_calls(windows(wan(seed=1)))
     helpers.ksampler(sr_model(sketch, render, 2), STEPS, latent=helpers.empty_latent(frames=6))
