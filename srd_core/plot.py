@@ -38,7 +38,9 @@ def draw(report: Report) -> Image.Image:
 
 
 def _headline(canvas: ImageDraw.ImageDraw, report: Report) -> None:
-    canvas.text((LEFT, 20), f"{report.sketch or 'no run yet'}  ->  {report.render}", fill=INK, font=_font(22))
+    title = f"{report.sketch or 'no run yet'}  ->  {report.render}"
+    size = next((s for s in range(22, 10, -1) if canvas.textlength(title, font=_font(s)) <= RIGHT - LEFT), 10)
+    canvas.text((LEFT, 42), title, fill=INK, font=_font(size), anchor="ls")
     if report.steps:
         lines = [describe_hand_over(h, report) for h in report.hand_overs] or [f"hand-over: {report.never()}"]
         canvas.text((LEFT, 52), lines[-1], fill=INK, font=_font(16))

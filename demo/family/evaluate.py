@@ -1,0 +1,223 @@
+"""Measure the family in the real host: sketch, render, and sketch-first-k-then-render, scored by the oracle.
+
+    COMFYUI_PATH=/path/to/ComfyUI python demo/family/evaluate.py --prompts 48 --seeds 2
+
+Prints a table with 95 % bootstrap intervals over prompts, and writes a contact sheet (rows: prompts; columns: runs).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import dit
+from data import held_out_scenes, video
+from latent import from_vae
+from oracle import ATTRIBUTES, score
+from text import Scene, caption, encode
+
+HERE = Path(__file__).resolve().parent
+SHIFT, CFG, STEPS, SAMPLER, SCHEDULER = 2.0, 3.0, 50, "euler", "simple"
+LATENT_SHAPE = (16, 3, 16, 16)
+ERROR_SIGMAS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+SHOWN_FRAMES = (0, 4, 8)
+
+
+def load_dit(path: Path, shift: float) -> Any:
+    """The host's MODEL with ModelSamplingSD3 at `shift`, as the demo's workflow sets it."""
+    import comfy.sd
+    from comfy_extras.nodes_model_advanced import ModelSamplingSD3
+
+    return ModelSamplingSD3().patch(comfy.sd.load_diffusion_model(str(path)), shift)[0]
+
+
+def load_vae(path: Path) -> Any:
+    """The host's VAE."""
+    import comfy.sd
+    import comfy.utils
+
+    return comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(path)))
+
+
+def sigmas_of(model: Any, steps: int) -> torch.Tensor:
+    """The host's schedule [steps + 1] for this model."""
+    import comfy.samplers
+
+    return comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), SCHEDULER, steps)
+
+
+def cooperate(sketch: Any, render: Any, k: int, steps: int) -> Any:
+    """A clone of the sketch whose first k steps are its own and whose other steps the render predicts."""
+    import comfy.model_management
+
+    sigmas = sigmas_of(sketch, steps)
+    hand_over = float(sigmas[k - 1] + sigmas[k]) / 2
+    comfy.model_management.load_models_gpu([render])
+
+    def predict(apply_model: Any, args: dict) -> torch.Tensor:
+        stage = apply_model if float(args["timestep"][0]) > hand_over else render.model.apply_model
+        return stage(args["input"], args["timestep"], **args["c"])
+
+    both = sketch.clone()
+    both.set_model_unet_function_wrapper(predict)
+    return both
+
+
+def sample(model: Any, scenes: list[Scene], seed: int, cfg: float, steps: int, size: int = 16) -> torch.Tensor:
+    """VAE-space latents [N, *LATENT_SHAPE] from the host's sampler, `size` prompts at a time."""
+    import comfy.sample
+
+    parts = []
+    for start in range(0, len(scenes), size):
+        some = scenes[start : start + size]
+        empty = torch.zeros(len(some), *LATENT_SHAPE)
+        noise = comfy.sample.prepare_noise(torch.zeros(len(scenes), *LATENT_SHAPE), seed)[start : start + size]
+        positive = [[torch.stack([encode(caption(s)) for s in some]), {}]]
+        negative = [[encode("")[None], {}]]
+        parts.append(comfy.sample.sample(model, noise, steps, cfg, SAMPLER, SCHEDULER, positive, negative, empty,
+                                         seed=seed, disable_pbar=True))
+    return torch.cat(parts).float()
+
+
+def decode(vae: Any, latents: torch.Tensor) -> list[np.ndarray]:
+    """VAE-space latents -> videos [FRAMES, H, W, 3] in 0..1."""
+    return [vae.decode(z[None])[0].float().cpu().numpy() for z in latents]
+
+
+def interval(values: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
+    """Mean and its 95 % bootstrap interval."""
+    draws = np.random.default_rng(seed).choice(values, (2000, len(values))).mean(1)
+    return float(values.mean()), *(float(q) for q in np.quantile(draws, (0.025, 0.975)))
+
+
+def summary(scores: list[dict[str, float]]) -> dict[str, list[float]]:
+    """Mean and interval of every score over videos."""
+    return {name: list(interval(np.array([s[name] for s in scores if name in s])))
+            for name in ("mean", *ATTRIBUTES, "off")}
+
+
+def references(vae: Any, scenes: list[Scene]) -> dict[str, dict]:
+    """Ceiling (true videos through encode and decode), chance (true videos of the next prompt), and the VAE's PSNR."""
+    ceiling, chance, psnr = [], [], []
+    for i, scene in enumerate(scenes):
+        true = video(scene, seed=9000 + i)
+        back = vae.decode(vae.encode(true))[0].float().cpu().numpy()
+        psnr.append(-10 * np.log10(np.square(back - true.numpy()).mean()))
+        ceiling.append(score(back, scene))
+        chance.append(score(true.numpy(), scenes[(i + 1) % len(scenes)]))
+    fidelity = {"mean": list(interval(np.array(psnr)))}
+    return {"ceiling": summary(ceiling), "chance": summary(chance), "vae psnr (dB)": fidelity}
+
+
+def x0_errors(model: Any, z: torch.Tensor, scenes: list[Scene], seed: int = 0) -> dict[str, float]:
+    """Mean squared error of the host model's x0 prediction at ERROR_SIGMAS, on true latents z in DiT space."""
+    import comfy.model_management
+
+    comfy.model_management.load_models_gpu([model])
+    device = comfy.model_management.get_torch_device()
+    noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(seed))
+    text = torch.stack([encode(caption(s)) for s in scenes]).to(device)
+    result = {}
+    for sigma in ERROR_SIGMAS:
+        x = ((1 - sigma) * z + sigma * noise).to(device)
+        x0 = model.model.apply_model(x, torch.full((len(z),), sigma, device=device), c_crossattn=text)
+        result[f"{sigma:.2f}"] = float((x0.float().cpu() - z).square().mean())
+    return result
+
+
+def contact_sheet(runs: dict[str, list[np.ndarray]], scenes: list[Scene], path: Path, rows: int = 8) -> None:
+    """One row per prompt, one column of frames per run, captions below each row."""
+    from PIL import Image, ImageDraw
+
+    strips = {name: [np.concatenate([v[f] for f in SHOWN_FRAMES], 1) for v in videos] for name, videos in runs.items()}
+    h, w = next(iter(strips.values()))[0].shape[:2]
+    rows, gap, head = min(rows, len(scenes)), 8, 16
+    sheet = Image.new("RGB", (len(runs) * (w + gap) - gap, head + rows * (h + head)), "white")
+    pen = ImageDraw.Draw(sheet)
+    for x, (name, videos) in enumerate(strips.items()):
+        pen.text((x * (w + gap) + 4, 2), name, fill="black")
+        for y in range(rows):
+            image = Image.fromarray((videos[y].clip(0, 1) * 255).astype(np.uint8))
+            sheet.paste(image, (x * (w + gap), head + y * (h + head)))
+            if x == 0:
+                pen.text((4, head + y * (h + head) + h + 1), caption(scenes[y]), fill="black")
+    sheet.save(path, optimize=True)
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Sample and score every run on every seed."""
+    scenes = held_out_scenes(args.prompts, seed=args.scene_seed)
+    sketch, render = (load_dit(args.weights / f"tiny_wan_{n}.safetensors", args.shift) for n in ("sketch", "render"))
+    vae = load_vae(args.weights / "tiny_wan_vae.safetensors")
+    models = {"sketch": sketch, "render": render}
+    result: dict[str, Any] = references(vae, scenes)
+    true = torch.cat([vae.encode(video(s, seed=9000 + i)) for i, s in enumerate(scenes)]).float()
+    errors = {n: x0_errors(m, from_vae(true), scenes) for n, m in models.items()}
+    models |= {f"sketch {k}, then render": cooperate(sketch, render, k, args.steps) for k in args.hand_over}
+    for name, model in models.items():
+        scores, shown = [], []
+        for seed in range(args.seed, args.seed + args.seeds):
+            videos = decode(vae, sample(model, scenes, seed, args.cfg, args.steps))
+            scores.append([score(v, s) for v, s in zip(videos, scenes)])
+            shown = shown or videos
+        # prompts are the unit of the bootstrap: average a prompt's seeds first
+        result[name] = summary([{k: float(np.mean([s[k] for s in per])) for k in per[0]} for per in zip(*scores)])
+        result[name]["per seed"] = [float(np.mean([s["mean"] for s in row])) for row in scores]
+        result[name]["videos"] = scores
+        models[name] = shown
+        print(time.strftime("%T"), line(name, result[name]), flush=True)
+    contact_sheet(models, scenes, args.sheet)
+    print_errors(errors)
+    return {"scores": result, "x0 errors": errors}
+
+
+def print_errors(errors: dict[str, dict[str, float]]) -> None:
+    """The x0 error of both models at each sigma, and the render's over the sketch's."""
+    for sigma, e in errors["sketch"].items():
+        r = errors["render"][sigma]
+        print(f"sigma {sigma}: x0 error sketch {e:.5f} render {r:.5f} ratio {r / e:.2f}")
+
+
+def line(name: str, r: dict[str, list[float]]) -> str:
+    """One row of the table."""
+    mean, low, high = r["mean"]
+    rest = [f"{r[a][0]:.3f}" for a in (*ATTRIBUTES, "off") if a in r]
+    return f"{name:24s} {mean:.3f} [{low:.3f}, {high:.3f}]  " + "  ".join(rest)
+
+
+def main() -> None:
+    """Parse the command line, measure, print and store."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--comfyui", help="ComfyUI's folder (default: COMFYUI_PATH)")
+    parser.add_argument("--weights", type=Path, default=HERE / "weights")
+    parser.add_argument("--prompts", type=int, default=48)
+    parser.add_argument("--scene-seed", type=int, default=2026)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--hand-over", type=int, nargs="*", default=[10, 15])
+    parser.add_argument("--shift", type=float, default=SHIFT)
+    parser.add_argument("--cfg", type=float, default=CFG)
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--sheet", type=Path, default=Path("contact_sheet.png"))
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    dit.find_host(args.comfyui)
+    random.seed(0)
+    with torch.inference_mode():
+        result = run(args)
+    print(f"{'':24s} mean, {', '.join(ATTRIBUTES)}, off")
+    for name, r in result["scores"].items():
+        print(line(name, r))
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""The family's latent: linear in the video, 16 channels per 4x8x8 block, in the layout of Wan 2.1.
+
+The covariance of flat shapes on a plain ground is a Kronecker product, colours (x) masks, so its principal components
+are products of a colour axis and a mask pattern. Frame 0 counts as a still block of its own, as in Wan.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+
+from data import FRAMES, SIZE, Placed, draw, place, random_scene, training_colours
+from text import BACKGROUNDS, COLOURS, Scene
+
+CHANNELS = 16
+GRID = (1 + (FRAMES - 1) // 4, SIZE // 8, SIZE // 8)
+SPECTRUM = 0.75  # channel std ~ (pixel std)^SPECTRUM: 1 keeps the pixels' spectrum, 0 whitens it
+
+# comfy.latent_formats.Wan21: the DiT sees (vae - mean) / std. A test compares them with the host's.
+WAN_MEAN = torch.tensor([-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
+                         0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921]).view(16, 1, 1, 1)
+WAN_STD = torch.tensor([2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
+                        3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160]).view(16, 1, 1, 1)
+
+
+def blocks(mask: torch.Tensor) -> torch.Tensor:
+    """[FRAMES, SIZE, SIZE] -> [256, *GRID]: the 4x8x8 blocks, frame 0 held for four frames."""
+    t, h, w = GRID
+    clip = torch.cat([mask[:1].expand(3, -1, -1), mask])
+    return clip.view(t, 4, h, 8, w, 8).permute(1, 3, 5, 0, 2, 4).reshape(256, t, h, w)
+
+
+@dataclass
+class Latent:
+    """z[c] = gain[c] (colour[c] . (pattern[index[c]] . block) - mean[c]), of RGB blocks in 0..1.
+
+    pattern [P, 256], index [16], colour [16, 3], mean [16], gain [16]; z is what the DiTs see, about unit variance.
+    """
+
+    pattern: torch.Tensor
+    index: torch.Tensor
+    colour: torch.Tensor
+    mean: torch.Tensor
+    gain: torch.Tensor
+
+    def project(self, mask: torch.Tensor) -> torch.Tensor:
+        """Mask [FRAMES, SIZE, SIZE] -> its pattern coefficients [P, *GRID]."""
+        return torch.einsum("pk,kthw->pthw", self.pattern, blocks(mask))
+
+    def colourise(self, coefficients: torch.Tensor, paint: torch.Tensor, ground: torch.Tensor) -> torch.Tensor:
+        """Coefficients [B, K, P, *GRID] of K masks, paint [B, K, 3], ground [B, 3] -> z [B, 16, *GRID]."""
+        shade = torch.einsum("bkr,cr->bkc", paint - ground[:, None], self.colour)
+        z = torch.einsum("bkc,bkcthw->bcthw", shade, coefficients[:, :, self.index])
+        still = self.pattern.sum(1)[self.index] * (ground @ self.colour.T) - self.mean
+        return (z + still[..., None, None, None]) * self.gain.view(-1, 1, 1, 1)
+
+    def encode(self, video: torch.Tensor) -> torch.Tensor:
+        """Video [FRAMES, SIZE, SIZE, 3] in 0..1 -> z [16, *GRID]."""
+        rgb = torch.stack([self.project(video[..., i]) for i in range(3)])
+        raw = torch.einsum("rcthw,cr->cthw", rgb[:, self.index], self.colour)
+        return (raw - self.mean.view(-1, 1, 1, 1)) * self.gain.view(-1, 1, 1, 1)
+
+
+def to_vae(z: torch.Tensor) -> torch.Tensor:
+    """DiT space -> the space that VAEEncode returns and VAEDecode takes."""
+    return z * WAN_STD + WAN_MEAN
+
+
+def from_vae(z: torch.Tensor) -> torch.Tensor:
+    """The inverse of `to_vae`."""
+    return (z - WAN_MEAN) / WAN_STD
+
+
+def fit(samples: int = 400, seed: int = 1) -> Latent:
+    """Choose the 16 products of a mask pattern and a colour axis that hold most of the training videos' energy."""
+    moment = torch.zeros(256, 256, dtype=torch.float64)
+    for _, placed in islice(geometries(seed), samples):
+        for p in placed:
+            b = blocks(draw(p)).reshape(256, -1).double()
+            moment += b @ b.T / (samples * b.shape[1])
+    flat = torch.full((256,), 1 / 16, dtype=torch.float64)
+    rest = torch.eye(256, dtype=torch.float64) - torch.outer(flat, flat)
+    energy, axes = torch.linalg.eigh(rest @ moment @ rest)
+    pattern = torch.cat([flat[None], axes.flip(1).T[:CHANNELS]])
+    energy = torch.cat([(flat @ moment @ flat)[None], energy.flip(0)[:CHANNELS]])
+
+    contrast = torch.tensor([[c - g for c, g in zip(paint, ground)] for paint in COLOURS.values()
+                             for ground in BACKGROUNDS.values()], dtype=torch.float64)
+    strength, colour = torch.linalg.eigh(contrast.T @ contrast / len(contrast))
+    order = (energy[:, None] * strength[None]).flatten().argsort(descending=True)[:CHANNELS]
+    index, axis = order // 3, order % 3
+    used = int(index.max()) + 1
+    latent = Latent(pattern[:used].float(), index, colour.T[axis].float(), torch.zeros(CHANNELS), torch.ones(CHANNELS))
+    return _standardise(latent, samples, seed)
+
+
+def _standardise(latent: Latent, samples: int, seed: int) -> Latent:
+    """Set mean and gain: mean variance 1 over the channels, their spectrum flattened by SPECTRUM."""
+    rng = random.Random(seed)
+    z = []
+    for scene, placed in islice(geometries(seed), samples):
+        coefficients = torch.stack([latent.project(draw(p)) for p in placed])
+        paint, ground = palette_of(training_colours(scene, rng))
+        z.append(latent.colourise(coefficients[None], paint[None], ground[None])[0].flatten(1))
+    z = torch.stack(z, 1).flatten(1)
+    latent.mean, std = z.mean(1), z.std(1)
+    flattened = std ** SPECTRUM
+    latent.gain = flattened / std / flattened.square().mean().sqrt()
+    return latent
+
+
+def palette_of(scene: Scene) -> tuple[torch.Tensor, torch.Tensor]:
+    """Colours of a coloured scene: paint [K, 3] and ground [3], in 0..1."""
+    return torch.tensor([COLOURS[g.colour] for g in scene.groups]), torch.tensor(BACKGROUNDS[scene.background])
+
+
+def geometries(seed: int) -> Iterator[tuple[Scene, list[Placed]]]:
+    """Endless scenes (their colours are to be replaced) with sizes and paths."""
+    rng = random.Random(seed)
+    while True:
+        scene = random_scene(rng)
+        yield scene, place(scene, rng)

@@ -1,0 +1,298 @@
+"""The demo inside the host's Python: run the workflow in the real server three ways, compare, and leave what it made.
+
+Started by demo/run.py, which says how.
+"""
+
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import re
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import host
+import workflow
+from progress import Progress
+from table import RUNS, likeness, table, was_busy
+
+if TYPE_CHECKING:
+    from client import Server
+
+HERE = Path(__file__).resolve().parent
+sys.path.append(str(HERE / "family"))
+
+FILES = ("sketch.mp4", "render.mp4", "sr.mp4", "side-by-side.mp4", "switch.png", "overview.png", "report.json",
+         "table.md", "server.log")  # fmt: skip
+WARM_UP_STEPS = 2
+TIMEOUT = 1800.0  # seconds for one run
+
+
+@dataclass
+class Take:
+    """One measured run."""
+
+    seconds: float  # wall time of the sampler node
+    step_seconds: list[float]  # of a step, as the server's messages tell
+    frames: list[bytes]  # PNG files
+    plot: bytes = b""  # the Inspector's, PNG
+    report: dict[str, Any] = field(default_factory=dict)  # the Inspector's
+
+
+def main() -> int:
+    """The command; the host and the settings come from run.py. Returns the exit status."""
+    facts, asked = json.loads(sys.argv[1]), SimpleNamespace(**json.loads(sys.argv[2]))
+    chosen = host.Host(Path(facts["path"]), Path(facts["python"]), facts["version"], facts["source"])
+    output = Path(asked.output)
+    began = time.perf_counter()
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        for name in FILES:
+            (output / name).unlink(missing_ok=True)
+        film(chosen, asked, output)
+    except (host.HostError, workflow.WorkflowError, OSError) as error:
+        log = output / "server.log"
+        host.say(f"demo: {str(error).splitlines()[0]}" + (f" The server's log: {log}" if log.is_file() else ""))
+        return 1
+    except KeyboardInterrupt:
+        host.say("\ndemo: stopped, and the server with it.")
+        return 130
+    host.say(f"\n{time.perf_counter() - began:.0f} s. Videos, plot, report and table are in {output}")
+    return 0
+
+
+def film(chosen: host.Host, asked: SimpleNamespace, output: Path) -> None:
+    """Make everything that the demo leaves."""
+    saved, load = workflow.load(Path(asked.workflow)), busy()
+    with server(chosen, Path(asked.weights), output) as running:
+        graph = prepared(workflow.to_api(saved, running.object_info()), asked)
+        prompt = graph[prompt_node(graph)]["inputs"]["text"]
+        words = sort_words(prompt)
+        takes = {
+            "sketch": record(running, "1/3 sketch alone", workflow.alone(graph, "sketch")),
+            "render": record(running, "2/3 render alone", workflow.alone(graph, "render")),
+            "sr": record(running, "3/3 sketch, then render", graph),
+        }
+    report = compare(chosen, load, graph, prompt, words, takes)
+    write_videos(output, report, takes)
+    (output / "switch.png").write_bytes(takes["sr"].plot)
+    (output / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    (output / "table.md").write_text(table(report), "utf-8")
+    print("\n" + table(report), flush=True)
+
+
+@contextlib.contextmanager
+def server(chosen: host.Host, weights: Path, output: Path) -> "Iterator[Server]":
+    """The real server with the pack, the demo's text node and the tiny family; its log is kept if something fails."""
+    host.say(f"Starting ComfyUI {chosen.version} ({chosen.path})")
+    with tempfile.TemporaryDirectory(prefix="srd-demo-", ignore_cleanup_errors=True) as base:
+        packs = {"ComfyUI-SRDiffusion": host.REPOSITORY, "srd_demo_text": HERE / "text_nodes"}
+        models = {
+            "diffusion_models": [weights / "tiny_wan_sketch.safetensors", weights / "tiny_wan_render.safetensors"],
+            "vae": [weights / "tiny_wan_vae.safetensors"],
+        }
+        try:
+            with host.serve(chosen, Path(base), packs, models) as running:
+                yield running
+        except Exception:
+            with contextlib.suppress(OSError):  # no log, no copy; the error itself goes on
+                shutil.copyfile(Path(base) / "server.log", output / "server.log")
+            raise
+
+
+def prompt_node(graph: workflow.Graph) -> str:
+    """The text node whose words the video should show."""
+    node_id: str = graph[workflow.find(graph, "SRSampler")]["inputs"]["positive"][0]
+    return node_id
+
+
+def prepared(graph: workflow.Graph, asked: SimpleNamespace) -> workflow.Graph:
+    """The workflow's graph with the user's words and settings; without them as shipped."""
+    if os.environ.get("PROMPT", "").strip():
+        graph = workflow.set_inputs(graph, prompt_node(graph), text=os.environ["PROMPT"])
+    given = {name: getattr(asked, name) for name in ("steps", "seed") if getattr(asked, name) is not None}
+    return workflow.set_inputs(graph, workflow.find(graph, "SRSampler"), **given)
+
+
+def sort_words(prompt: str) -> dict[str, list[str]]:
+    """The prompt's words that the family knows and those that it ignores; says both."""
+    from text import vocabulary
+
+    words = list(dict.fromkeys(re.findall(r"[^\W_]+", prompt.lower())))
+    known, unknown = ([w for w in words if (w in vocabulary()) == is_known] for is_known in (True, False))
+    host.say(f"Prompt: {prompt}\nWords it knows: {', '.join(known) or 'none'}")
+    if unknown:
+        host.say(f"Words it ignores: {', '.join(unknown)}. It was taught: {', '.join(vocabulary())}")
+    if words and not known:
+        host.say("It knows none of these words, so it draws what it likes.")
+    return {"known": known, "unknown": unknown}
+
+
+def record(running: "Server", label: str, graph: workflow.Graph) -> Take:
+    """Run a graph up to its latent for warming up, then as a whole for the record."""
+    cooperates = "SRSampler" in kinds(graph)
+    sampler = workflow.find(graph, "SRSampler" if cooperates else "KSampler")
+    both_stages = {"switch_mode": "step", "switch_step": 1} if cooperates else {}
+    # Another seed: the server would take a run with equal inputs from its cache.
+    seed = (graph[sampler]["inputs"]["seed"] + 1) % 2**64
+    warm_up = workflow.set_inputs(graph, sampler, steps=WARM_UP_STEPS, seed=seed, **both_stages)
+    follow(running, f"{label}, warm-up", workflow.up_to_latent(warm_up, sampler))
+    graph, frames = workflow.keep_frames(graph)
+    entry, progress = follow(running, label, graph)
+    files = entry["outputs"][frames]["images"]
+    take = Take(progress.seconds[sampler], progress.steps.get(sampler, []), [running.view(file) for file in files])
+    if cooperates:
+        shown = entry["outputs"][workflow.find(graph, "SRSwitchInspector")]
+        take.plot, take.report = running.view(shown["images"][0]), json.loads(shown["report"][0])
+    return take
+
+
+def follow(running: "Server", label: str, graph: workflow.Graph) -> tuple[dict[str, Any], Progress]:
+    """Run a graph under a progress bar; its history entry, and the bar with the seconds it took down."""
+    with contextlib.closing(Progress(label, graph)) as progress:
+        return running.run(graph, progress, TIMEOUT), progress
+
+
+def kinds(graph: workflow.Graph) -> set[str]:
+    """The node types of a graph."""
+    return {node["class_type"] for node in graph.values()}
+
+
+# --- the comparison ---------------------------------------------------------------------------------------------------
+
+
+def compare(
+    chosen: host.Host,
+    load: float | None,
+    graph: workflow.Graph,
+    prompt: str,
+    words: Mapping[str, list[str]],
+    takes: Mapping[str, Take],
+) -> dict[str, Any]:
+    """Everything measured, as report.json holds it."""
+    from metrics import psnr, ssim
+
+    settings = dict(graph[workflow.find(graph, "SRSampler")]["inputs"])
+    videos = {name: decoded(take.frames) for name, take in takes.items()}
+    scores, note = oracle(prompt, videos)
+    runs = {}
+    for name, take in takes.items():
+        steps, seconds = by_stage(name, take, settings["steps"])
+        runs[name] = {
+            "name": RUNS[name],
+            "seconds": take.seconds,
+            "steps": steps,
+            "stage_seconds": seconds,
+            "median_step_seconds": medians(name, take),
+            "speed_up": takes["sketch"].seconds / take.seconds,
+            "psnr": likeness(psnr(videos[name], videos["sketch"])),
+            "ssim": ssim(videos[name], videos["sketch"]),
+            "oracle": scores.get(name),
+        }
+    own = takes["sr"].report
+    return {
+        "prompt": prompt,
+        "words": dict(words),
+        "settings": {key: value for key, value in settings.items() if not isinstance(value, list)},
+        "host": {"version": chosen.version, "source": chosen.source, "cpus": os.cpu_count(), "load": load},
+        "runs": runs,
+        "hand_overs": [hand_over(h, settings["steps"]) for h in own["hand_overs"]],
+        "oracle_note": note,
+        "sr_report": own,
+    }
+
+
+def by_stage(name: str, take: Take, steps: int) -> tuple[dict[str, int], dict[str, float]]:
+    """Steps and seconds of each stage in the run of that name."""
+    if name == "sr":
+        count = {stage: sum(step["stage"] == stage for step in take.report["steps"]) for stage in ("sketch", "render")}
+        return count, dict(take.report["seconds"])
+    return {"sketch": 0, "render": 0} | {name: steps}, {"sketch": 0.0, "render": 0.0} | {name: take.seconds}
+
+
+def medians(name: str, take: Take) -> dict[str, float]:
+    """Median seconds of a step of each stage: what a step costs, whatever else the machine did now and then."""
+    steps = {name: take.step_seconds}
+    if name == "sr":
+        own = [(step["stage"], step["seconds"]) for step in take.report["steps"][1:] if step["seconds"] is not None]
+        steps = {stage: [seconds for ran, seconds in own if ran == stage] for stage in ("sketch", "render")}
+    return {"sketch": 0.0, "render": 0.0} | {stage: statistics.median(s) for stage, s in steps.items() if s}
+
+
+def hand_over(h: Mapping[str, Any], steps: int) -> str:
+    """A hand-over of the report in words."""
+    reason = h["reason"]
+    if reason == "criterion" and h["derivative"] is not None:
+        reason += f", D fell by {h['derivative']:.4f}"
+    return f"to the {h['to']} after step {h['after_step']} of {steps}, at sigma {h['sigma']:.4f}; reason: {reason}"
+
+
+def busy() -> float | None:
+    """Processes that want a core, as a mean over the last minute; None where the system does not tell."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+
+
+def decoded(files: list[bytes]) -> Any:
+    """PNG files -> video, uint8 [frames, height, width, 3]."""
+    import numpy as np
+    from PIL import Image
+
+    return np.stack([np.asarray(Image.open(io.BytesIO(content)).convert("RGB")) for content in files])
+
+
+def oracle(prompt: str, videos: Mapping[str, Any]) -> tuple[dict[str, dict[str, float]], str]:
+    """What the family's oracle reads from each video, and a sentence about it; no scores where it can't judge."""
+    from oracle import score
+    from text import parse
+
+    scene, _ = parse(prompt)
+    if len(scene.groups) < 2:
+        scene = dataclasses.replace(scene, relation=None)
+    colours = [group.colour for group in scene.groups]
+    named = all(group.colour and group.shape and group.count for group in scene.groups)
+    if not scene.groups or not named or len(set(colours)) < len(colours):
+        return {}, (
+            "Not scored by the oracle: it judges prompts that name the colour and the shape of every object, and "
+            "different colours, e.g. a red circle above a blue square."
+        )
+    note = "The oracle reads colour, shape, count, place and motion from the decoded frames; no model is involved."
+    return {name: {k: float(v) for k, v in score(video / 255, scene).items()} for name, video in videos.items()}, note
+
+
+# --- what people look at ----------------------------------------------------------------------------------------------
+
+
+def write_videos(output: Path, report: Mapping[str, Any], takes: Mapping[str, Take]) -> None:
+    """The four videos and the picture of them."""
+    import video as film_maker
+    from PIL import Image
+
+    videos = {name: decoded(take.frames) for name, take in takes.items()}
+    large = {name: film_maker.enlarged(frames) for name, frames in videos.items()}
+    for name, frames in large.items():
+        film_maker.write_mp4(output / f"{name}.mp4", film_maker.looped(frames))
+    titles = [(RUNS[name], under(report["runs"][name], timed=not was_busy(report))) for name in videos]
+    beside = film_maker.side_by_side(report["prompt"], titles, list(large.values()))
+    film_maker.write_mp4(output / "side-by-side.mp4", film_maker.looped(beside))
+    strips = film_maker.side_by_side(report["prompt"], titles, [film_maker.strip(frames) for frames in videos.values()])
+    plot = Image.open(io.BytesIO(takes["sr"].plot))
+    film_maker.stacked(Image.fromarray(strips[0]), plot).save(output / "overview.png", optimize=True)
+
+
+def under(run: Mapping[str, Any], timed: bool) -> str:
+    """The line under a video's title; without the seconds where they are not to be relied on."""
+    steps = " + ".join(str(n) for n in run["steps"].values() if n) + " steps"
+    return f"{steps}, {run['seconds']:.1f} s, {run['speed_up']:.2f}x" if timed else steps
+
+
+if __name__ == "__main__":
+    sys.exit(main())

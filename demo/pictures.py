@@ -1,0 +1,125 @@
+"""Take the pictures of the shipped workflows in the real page: workflows/<name>.jpg.
+
+    pip install playwright pillow; apt install chromium fonts-wqy-microhei
+    python demo/pictures.py [NAME ...]
+
+The demo's workflow is run first, so that its picture shows a result. The other workflows' model files are empty
+stand-ins: the page only lists their names. Also compares what the page would queue with what demo/workflow.py makes of
+the file.
+"""
+
+import contextlib
+import io
+import json
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import workflow
+from host import REPOSITORY, find_or_make, say, serve
+from PIL import Image
+from playwright.sync_api import Page, sync_playwright
+
+HERE = Path(__file__).resolve().parent
+FOLDER = REPOSITORY / "workflows"
+SCALE, MARGIN = 0.7, 20
+NOT_THE_GRAPH = (
+    ".comfy-menu, #graph-canvas-container > .z-999, .p-toast, #vue-app .fixed.top-0.right-0, #comfyui-body-top, "
+    "#comfyui-body-left, #comfyui-body-right, #comfyui-body-bottom { display: none !important }"
+)
+READY = "!!(window.LiteGraph && LiteGraph.registered_node_types['SRSampler'] && window.app && window.app.graph)"
+OPEN = """async (saved) => {
+  await app.loadGraphData(saved);
+  app.canvas.show_info = false;
+  const {output} = await app.graphToPrompt();
+  return JSON.stringify(output);
+}"""
+BOX = """() => {
+  const nodes = app.graph._nodes.map(n => [...n.getBounding()]);
+  const boxes = [...nodes, ...app.graph._groups.map(g => [...g.pos, ...g.size])];
+  const low = i => Math.min(...boxes.map(b => b[i])), high = i => Math.max(...boxes.map(b => b[i] + b[i + 2]));
+  return [low(0), low(1), high(0), high(1)];
+}"""
+FIT = "([x, y, scale]) => { const c = app.canvas; c.ds.scale = scale; c.ds.offset = [-x, -y]; c.setDirty(true, true) }"
+IDLE = """async () => {
+  const queue = await (await fetch('/queue')).json();
+  return !queue.queue_running.length && !queue.queue_pending.length;
+}"""
+
+
+def models(folder: Path) -> dict[str, list[Path]]:
+    """The tiny family, and empty files under the names that the other workflows ask for."""
+    weights = HERE / "family" / "weights"
+    files = {
+        "diffusion_models": [weights / "tiny_wan_sketch.safetensors", weights / "tiny_wan_render.safetensors"],
+        "vae": [weights / "tiny_wan_vae.safetensors"],
+    }
+    for path in FOLDER.glob("*.json"):
+        for node in workflow.load(path)["nodes"]:
+            for model in node["properties"].get("models", []):
+                stand_in = folder / model["name"]
+                if not stand_in.exists():
+                    stand_in.write_bytes(b"")
+                    files.setdefault(model["directory"], []).append(stand_in)
+    return files
+
+
+def take(page: Page, path: Path, info: workflow.ObjectInfo) -> bytes:
+    """The workflow's picture as PNG."""
+    queued = json.loads(page.evaluate(OPEN, workflow.load(path)))
+    if plain(queued) != plain(workflow.to_api(workflow.load(path), info)):
+        say(f"{path.name}: the page would queue something else than demo/workflow.py")
+    left, top, right, bottom = page.evaluate(BOX)
+    size = (right - left + 2 * MARGIN, bottom - top + 2 * MARGIN)
+    page.set_viewport_size({"width": round(size[0] * SCALE), "height": round(size[1] * SCALE)})
+    page.wait_for_timeout(1000)
+    if path.stem == "demo":
+        page.evaluate("app.queuePrompt(0, 1)")
+        page.wait_for_timeout(2000)
+        while not page.evaluate(IDLE):
+            page.wait_for_timeout(1000)
+        page.wait_for_timeout(4000)
+    page.evaluate(FIT, [left - MARGIN, top - MARGIN, SCALE])
+    page.wait_for_timeout(2000)
+    return page.screenshot()
+
+
+def plain(graph: dict[str, Any]) -> dict[str, Any]:
+    """Node types and inputs, without the page's own nodes."""
+    return {i: (n["class_type"], n["inputs"]) for i, n in graph.items() if n["class_type"] not in workflow.NOTES}
+
+
+def no_welcome(base: Path) -> None:
+    """Settings of somebody who has seen the page's first-start dialog."""
+    settings = base / "user" / "default" / "comfy.settings.json"
+    settings.parent.mkdir(parents=True)
+    settings.write_text(json.dumps({"Comfy.TutorialCompleted": True}), "utf-8")
+
+
+def main() -> None:
+    """Take the pictures that the command line names, or all."""
+    names = sys.argv[1:] or sorted(path.stem for path in FOLDER.glob("*.json"))
+    packs = {"ComfyUI-SRDiffusion": REPOSITORY, "srd_demo_text": HERE / "text_nodes"}
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        no_welcome(folder / "base")
+        server = stack.enter_context(serve(find_or_make(), folder / "base", packs, models(folder)))
+        playwright = stack.enter_context(sync_playwright())
+        chromium = shutil.which("chromium") or shutil.which("google-chrome")
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--use-gl=swiftshader"])
+        page = browser.new_page(viewport={"width": 1900, "height": 760})
+        page.goto(server.url)
+        page.wait_for_function(READY, timeout=120_000)
+        page.wait_for_timeout(3000)
+        page.add_style_tag(content=NOT_THE_GRAPH)
+        for name in names:
+            picture = Image.open(io.BytesIO(take(page, FOLDER / f"{name}.json", server.object_info())))
+            picture.convert("RGB").save(FOLDER / f"{name}.jpg", quality=85, optimize=True, progressive=True)
+            say(f"workflows/{name}.jpg, {picture.width} x {picture.height}")
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()

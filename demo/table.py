@@ -1,0 +1,90 @@
+"""table.md from report.json: every number in it is one of the report's."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+Report = Mapping[str, Any]  # what demo/film.py writes as report.json
+RUNS = {"sketch": "sketch alone", "render": "render alone", "sr": "sketch, then render"}
+IDENTICAL = "identical"
+
+
+def table(report: Report) -> str:
+    """The comparison as Markdown."""
+    lines = [f"# {' '.join(report['prompt'].split()) or '(empty prompt)'}", ""]
+    lines += [_row("", list(RUNS.values())), _row("---", ["---:"] * len(RUNS))]
+    rows = [(label, [cell(run, report["runs"][run]) for run in RUNS]) for label, cell in _ROWS]
+    lines += [_row(label, cells) for label, cells in rows if set(cells) != {"-"}]
+    lines += ["", *_sentences(report)]
+    return "\n".join(lines) + "\n"
+
+
+def _row(label: str, cells: list[str]) -> str:
+    return f"| {label} | {' | '.join(cells)} |"
+
+
+def _number(key: str, form: str) -> Callable[[str, Mapping[str, Any]], str]:
+    return lambda _, run: "-" if run[key] is None else format(run[key], form)
+
+
+def _stages(key: str, form: str) -> Callable[[str, Mapping[str, Any]], str]:
+    return lambda _, run: " + ".join(format(run[key][stage], form) for stage in ("sketch", "render") if run[key][stage])
+
+
+def _likeness(key: str, form: str) -> Callable[[str, Mapping[str, Any]], str]:
+    """Likeness to the sketch alone; null stands for no difference at all."""
+    return lambda name, run: "-" if name == "sketch" else IDENTICAL if run[key] is None else format(run[key], form)
+
+
+def _score(key: str) -> Callable[[str, Mapping[str, Any]], str]:
+    return lambda _, run: "-" if (run["oracle"] or {}).get(key) is None else f"{run['oracle'][key]:.2f}"
+
+
+_ROWS: list[tuple[str, Callable[[str, Mapping[str, Any]], str]]] = [
+    ("seconds of the sampler node", _number("seconds", ".2f")),
+    ("steps by stage (sketch + render)", _stages("steps", "d")),
+    ("seconds by stage (sketch + render)", _stages("stage_seconds", ".2f")),
+    ("median seconds of a step by stage", _stages("median_step_seconds", ".3f")),
+    ("speed-up over the sketch alone", _number("speed_up", ".2f")),
+    ("PSNR to the sketch alone, dB", _likeness("psnr", ".2f")),
+    ("SSIM to the sketch alone", _likeness("ssim", ".3f")),
+    ("oracle: mean score, 0 to 1", _score("mean")),
+    ("oracle: colour", _score("colour")),
+    ("oracle: shape", _score("shape")),
+    ("oracle: count", _score("count")),
+    ("oracle: place", _score("place")),
+    ("oracle: motion", _score("motion")),
+    ("share of pixels off the palette (0 is clean)", _score("off")),
+]
+
+
+def _sentences(report: Report) -> list[str]:
+    settings, host = report["settings"], report["host"]
+    lines = [f"Hand-over: {line}." for line in report["hand_overs"]] or ["Hand-over: never; the sketch ran all steps."]
+    lines += [
+        "",
+        f"All three runs: seed {settings['seed']}, {settings['steps']} steps, {settings['sampler_name']}, "
+        f"{settings['scheduler']}, cfg {settings['cfg']}, the same schedule, one server session "
+        f"(ComfyUI {host['version']}, {host['cpus']} CPU cores). Sketch alone and render alone are "
+        "the host's KSampler. Each was measured after a warm-up run with the same models, so neither loading nor first "
+        "calls are in the seconds.",
+        "",
+        report["oracle_note"],
+        "",
+        f"Words it knows: {', '.join(report['words']['known']) or 'none'}. "
+        f"Words it ignored: {', '.join(report['words']['unknown']) or 'none'}.",
+    ]
+    if was_busy(report):
+        lines += ["", f"Other programs were busy when it began (load {host['load']:.1f}): don't rely on the seconds."]
+    return lines
+
+
+def was_busy(report: Report) -> bool:
+    """Whether other programs had work for more than half of the cores when the demo began."""
+    load: float | None = report["host"]["load"]
+    return load is not None and load > report["host"]["cpus"] / 2
+
+
+def likeness(value: float) -> float | None:
+    """A PSNR as JSON can hold it: None for infinity, which is no difference."""
+    return None if math.isinf(value) else value

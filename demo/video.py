@@ -1,0 +1,92 @@
+"""Videos and pictures for people: mp4 files, videos side by side with labels, one picture of it all.
+
+Videos are uint8 arrays [frames, height, width, 3].
+"""
+
+import bisect
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+Video = NDArray[np.uint8]
+
+FPS = 6
+LOOPS = 4  # a clip of nine frames is over before one has looked
+HOLD = 3  # times that the last frame is shown again before the clip starts anew
+INK, FAINT, PAPER = "#22252b", "#6b727d", "#ffffff"
+GAP, HEAD = 16, 64  # pixels between videos and above them
+
+
+def looped(video: Video) -> Video:
+    """The clip as it is written: the last frame held, all of it several times."""
+    return np.tile(np.concatenate([video, np.repeat(video[-1:], HOLD, 0)]), (LOOPS, 1, 1, 1))
+
+
+def enlarged(video: Video, factor: int = 3) -> Video:
+    """Every frame `factor` times as large, smoothly."""
+    height, width = (side * factor for side in video.shape[1:3])
+    return np.stack([np.asarray(Image.fromarray(f).resize((width, height), Image.Resampling.BICUBIC)) for f in video])
+
+
+def write_mp4(path: Path, video: Video, fps: int = FPS) -> None:
+    """Write an mp4 that browsers play: H.264 where PyAV has it, else MPEG-4. Width and height must be even."""
+    codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=Fraction(fps), options={"crf": "16"} if codec == "libx264" else {})
+        assert isinstance(stream, av.VideoStream)
+        stream.height, stream.width = video.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        if codec == "mpeg4":
+            stream.bit_rate = 4_000_000
+        for frame in video:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+        container.mux(stream.encode())
+
+
+def side_by_side(heading: str, titles: Sequence[tuple[str, str]], videos: Sequence[Video]) -> Video:
+    """One video of several of equal size, under a heading; each with a title and a smaller line below it."""
+    count, height, width = videos[0].shape[:3]
+    size = (len(videos) * (width + GAP) + GAP, 2 * GAP + 24 + HEAD + height)
+    paper = Image.new("RGB", (size[0] + size[0] % 2, size[1] + size[1] % 2), PAPER)
+    pen = ImageDraw.Draw(paper)
+    pen.text((GAP, GAP), fitted(pen, heading, 20, size[0] - 2 * GAP), fill=INK, font=ImageFont.load_default(20))
+    for i, (title, line) in enumerate(titles):
+        left, top = GAP + i * (width + GAP), GAP + 40
+        pen.text((left, top), title, fill=INK, font=ImageFont.load_default(20))
+        pen.text((left, top + 26), fitted(pen, line, 15, width), fill=FAINT, font=ImageFont.load_default(15))
+    canvas = np.repeat(np.asarray(paper)[None], count, 0)
+    for i, video in enumerate(videos):
+        left, top = GAP + i * (width + GAP), GAP + 24 + HEAD
+        canvas[:, top : top + height, left : left + width] = video
+    return canvas
+
+
+def fitted(pen: ImageDraw.ImageDraw, text: str, size: int, width: int) -> str:
+    """The text, cut where it would be wider than `width` pixels."""
+    text, font = " ".join(text.split()), ImageFont.load_default(size)
+    if pen.textlength(text, font=font) <= width:
+        return text
+    lengths = range(len(text))
+    fitting = bisect.bisect_right(lengths, width, key=lambda n: pen.textlength(text[:n] + "...", font=font)) - 1
+    return text[: max(fitting, 0)] + "..."
+
+
+def strip(video: Video, shown: int = 3) -> Video:
+    """One frame that shows some of the clip's frames, first to last, next to each other."""
+    frames = [video[round(i * (len(video) - 1) / (shown - 1))] for i in range(shown)]
+    gap = np.full((video.shape[1], 4, 3), 255, np.uint8)
+    return np.concatenate([part for frame in frames for part in (frame, gap)][:-1], 1)[None]
+
+
+def stacked(top: Image.Image, bottom: Image.Image) -> Image.Image:
+    """Two pictures, the lower one as wide as the upper."""
+    height = round(bottom.height * top.width / bottom.width)
+    picture = Image.new("RGB", (top.width, top.height + height), PAPER)
+    picture.paste(top, (0, 0))
+    picture.paste(bottom.convert("RGB").resize((top.width, height), Image.Resampling.LANCZOS), (0, top.height))
+    return picture

@@ -1,0 +1,270 @@
+"""The demo: one command, started as a person starts it, leaves videos, plot, report and table that agree."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import av
+import numpy as np
+import psutil
+import pytest
+from hosting import REPOSITORY, load_by_path
+from PIL import Image
+
+metrics = load_by_path("srd_metrics", REPOSITORY / "demo" / "metrics.py")
+progress = load_by_path("srd_progress", REPOSITORY / "demo" / "progress.py")
+table = load_by_path("srd_table", REPOSITORY / "demo" / "table.py")
+video = load_by_path("srd_video", REPOSITORY / "demo" / "video.py")
+
+RUN = [sys.executable, str(REPOSITORY / "demo" / "run.py")]
+STEPS = 8
+# What a shell or make would read, if it were given the chance: quotes, substitutions, variables, separators.
+PROMPT = """a red circle moves left above a blue square; it's "fabulous" $(touch x) `ls` $HOME \\dragon # 100 % größe"""
+
+
+def environment() -> dict[str, str]:
+    """This process's environment, so that the same host is found, without a prompt."""
+    unwanted = ("PROMPT", "MAKEFLAGS", "MAKELEVEL")
+    return {name: value for name, value in os.environ.items() if name not in unwanted}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, subprocess.CompletedProcess[str]]]:
+    """`make demo PROMPT=...` with few steps: its output folder and what it said."""
+    folder = tmp_path_factory.mktemp("demo")
+    # The Makefile lets everybody name the Python; here one that adds the test's settings.
+    python = folder / "python"
+    settings = f"--steps {STEPS} --output '{folder / 'output'}'"
+    python.write_text(f"#!/bin/sh\nexec '{sys.executable}' \"$@\" {settings}\n", "utf-8")
+    python.chmod(0o755)
+    command = ["make", "-C", str(REPOSITORY), "demo", f"PYTHON={python}", f"PROMPT={PROMPT}"]
+    ran = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=900)
+    assert ran.returncode == 0, ran.stderr
+    yield folder / "output", ran
+
+
+@pytest.fixture(scope="module")
+def report(made: tuple[Path, Any]) -> dict[str, Any]:
+    return json.loads((made[0] / "report.json").read_text("utf-8"))
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def test_the_command_leaves_every_file_it_promises_and_no_other(made: tuple[Path, Any]) -> None:
+    promised = {"sketch.mp4", "render.mp4", "sr.mp4", "side-by-side.mp4", "switch.png", "overview.png", "report.json",
+                "table.md"}  # fmt: skip
+    assert {path.name for path in made[0].iterdir()} == promised
+
+
+@pytest.mark.parametrize("name", ["sketch", "render", "sr", "side-by-side"])
+def test_the_videos_can_be_decoded_and_have_every_frame(made: tuple[Path, Any], name: str) -> None:
+    with av.open(str(made[0] / f"{name}.mp4")) as container:
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    assert len(frames) == video.LOOPS * (9 + video.HOLD)
+    assert frames[0].shape[0] >= 384 and frames[0].shape[1] >= 384
+
+
+def test_the_three_videos_are_three_different_videos(made: tuple[Path, Any]) -> None:
+    contents = {(made[0] / f"{name}.mp4").read_bytes() for name in ("sketch", "render", "sr")}
+    assert len(contents) == 3
+
+
+def test_the_plot_is_the_inspector_s(made: tuple[Path, Any]) -> None:
+    with Image.open(made[0] / "switch.png") as plot:
+        assert plot.size == (1120, 720)
+
+
+def test_the_report_says_what_ran(report: Mapping[str, Any]) -> None:
+    own = report["sr_report"]
+    assert own["status"] == "done" and len(own["steps"]) == STEPS and own["sketch"].startswith("tiny_wan_sketch")
+    assert report["prompt"] == PROMPT  # every character, unharmed by make and shell
+    runs = report["runs"]
+    assert runs["sketch"]["steps"] == {"sketch": STEPS, "render": 0}
+    assert runs["render"]["steps"] == {"sketch": 0, "render": STEPS}
+    assert sum(runs["sr"]["steps"].values()) == STEPS and all(runs["sr"]["steps"].values())
+    assert len(report["hand_overs"]) == len(own["hand_overs"]) == 1
+    assert runs["sketch"]["psnr"] is None and runs["sketch"]["ssim"] == 1.0
+    assert runs["sr"]["psnr"] is not None and 0 < runs["sr"]["ssim"] <= 1
+    assert runs["render"]["median_step_seconds"]["render"] < runs["render"]["seconds"] / 2
+    assert runs["sr"]["speed_up"] == pytest.approx(runs["sketch"]["seconds"] / runs["sr"]["seconds"])
+    assert set(runs["sr"]["oracle"]) >= {"mean", "colour", "shape", "count", "motion", "place", "off"}
+
+
+def test_every_number_of_the_table_is_the_report_s(made: tuple[Path, Any], report: Mapping[str, Any]) -> None:
+    text = (made[0] / "table.md").read_text("utf-8")
+    lines = [re.findall(r"\| ([^|]*?) (?=\|)", line) for line in text.splitlines()]
+    rows = {cells[0]: cells[1:] for cells in lines if cells}
+    runs = [report["runs"][name] for name in ("sketch", "render", "sr")]
+    assert rows["seconds of the sampler node"] == [f"{run['seconds']:.2f}" for run in runs]
+    assert rows["speed-up over the sketch alone"] == [f"{run['speed_up']:.2f}" for run in runs]
+    assert rows["PSNR to the sketch alone, dB"] == ["-", *(f"{run['psnr']:.2f}" for run in runs[1:])]
+    assert rows["SSIM to the sketch alone"] == ["-", *(f"{run['ssim']:.3f}" for run in runs[1:])]
+    assert rows["oracle: mean score, 0 to 1"] == [f"{run['oracle']['mean']:.2f}" for run in runs]
+    both = runs[2]
+    assert rows["steps by stage (sketch + render)"][2] == f"{both['steps']['sketch']} + {both['steps']['render']}"
+    seconds = both["stage_seconds"]
+    assert rows["seconds by stage (sketch + render)"][2] == f"{seconds['sketch']:.2f} + {seconds['render']:.2f}"
+    steps = both["median_step_seconds"]
+    assert rows["median seconds of a step by stage"][2] == f"{steps['sketch']:.3f} + {steps['render']:.3f}"
+    (switch,) = report["sr_report"]["hand_overs"]
+    assert f"after step {switch['after_step']} of {STEPS}, at sigma {switch['sigma']:.4f}" in text
+    assert f"reason: {switch['reason']}" in text
+
+
+def test_the_table_is_printed(made: tuple[Path, Any]) -> None:
+    assert (made[0] / "table.md").read_text("utf-8").strip() in made[1].stdout
+
+
+def test_the_demo_says_which_words_it_knows_and_which_not(made: tuple[Path, Any]) -> None:
+    said = made[1].stderr
+    assert "Words it knows: a, red, circle, moves, left, above, blue, square" in said
+    (ignored,) = re.findall(r"Words it ignores: (.*?)\.", said)
+    assert {"fabulous", "touch", "dragon", "100", "größe"} <= set(ignored.split(", "))
+
+
+def test_the_shell_runs_nothing_of_the_prompt(made: tuple[Path, Any]) -> None:
+    assert not (REPOSITORY / "x").exists()
+
+
+def test_progress_comes_from_the_server(made: tuple[Path, Any]) -> None:
+    for label in ("1/3 sketch alone: KSampler", "2/3 render alone: KSampler", "3/3 sketch, then render: SR Sampler"):
+        assert label in made[1].stderr
+
+
+# --- when something is not as it should be ----------------------------------------------------------------------------
+
+
+def test_without_weights_it_says_what_to_do(tmp_path: Path) -> None:
+    ran = subprocess.run(
+        [*RUN, "--weights", str(tmp_path)], env=environment(), capture_output=True, text=True, timeout=60
+    )
+    assert ran.returncode == 1 and "tiny_wan_sketch.safetensors" in ran.stderr and "make family" in ran.stderr
+    assert len(ran.stderr.splitlines()) == 1
+
+
+def test_a_damaged_file_is_one_sentence_with_the_next_step_and_no_traceback(tmp_path: Path) -> None:
+    weights = tmp_path / "weights"
+    shutil.copytree(REPOSITORY / "demo" / "family" / "weights", weights)
+    whole = (weights / "tiny_wan_sketch.safetensors").read_bytes()
+    (weights / "tiny_wan_sketch.safetensors").write_bytes(whole[: len(whole) // 2])
+    command = [*RUN, "--weights", str(weights), "--output", str(tmp_path / "output"), "--steps", "4"]
+    ran = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 1 and "Traceback" not in ran.stderr + ran.stdout
+    last = ran.stderr.splitlines()[-1]
+    assert "tiny_wan_sketch.safetensors is cut short" in last and "get it again" in last
+    assert [path.name for path in (tmp_path / "output").iterdir()] == ["server.log"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+def test_ctrl_c_stops_the_demo_and_its_server(tmp_path: Path) -> None:
+    command = [*RUN, "--output", str(tmp_path), "--steps", "2000"]
+    demo = subprocess.Popen(
+        command, env=environment(), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True
+    )
+    assert demo.stderr is not None
+    try:
+        while "Words it knows" not in (line := demo.stderr.readline()):
+            assert line, "the demo ended early"
+        started = psutil.Process(demo.pid).children(recursive=True)
+        server = [process for process in started if "main.py" in str(process.cmdline())]
+        assert server
+        time.sleep(1)
+        os.killpg(demo.pid, signal.SIGINT)  # what a terminal does
+        _, said = demo.communicate(timeout=60)
+    finally:
+        demo.kill()
+    assert demo.returncode == 130 and "stopped" in said and "Traceback" not in said
+    assert not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in server)
+
+
+def test_the_workflow_samples_with_the_settings_that_the_family_was_evaluated_with() -> None:
+    evaluated = (REPOSITORY / "demo" / "family" / "evaluate.py").read_text("utf-8")
+    names, values = re.findall(r"^(SHIFT.*?) = (.*)$", evaluated, re.MULTILINE)[0]
+    wanted = dict(zip(names.split(", "), json.loads(f"[{values}]"), strict=True))
+    nodes = json.loads((REPOSITORY / "workflows" / "demo.json").read_text("utf-8"))["nodes"]
+    widgets = {node["type"]: node.get("widgets_values") for node in nodes}
+    _, _, steps, cfg, sampler, scheduler, *_ = widgets["SRSampler"]
+    (shift,) = widgets["ModelSamplingSD3"]
+    assert wanted == {"SHIFT": shift, "CFG": cfg, "STEPS": steps, "SAMPLER": sampler, "SCHEDULER": scheduler}
+
+
+# --- the parts --------------------------------------------------------------------------------------------------------
+
+
+def pattern(change: int) -> np.ndarray:
+    """A video [3, 48, 64, 3]; `change` puts another texture over it."""
+    y, x = np.mgrid[0:48, 0:64]
+    texture = x * 3 + y * (1 + change) + (x * y) % 7 * 6 * change
+    frames = [np.stack([texture + 20 * c + 5 * t for c in range(3)], -1) for t in range(3)]
+    return (np.stack(frames) % 256).astype(np.uint8)
+
+
+def test_psnr_and_ssim_are_those_of_scikit_image() -> None:
+    # scikit-image 0.25: structural_similarity(gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
+    # data_range=1), the mean of the frames; peak_signal_noise_ratio over the whole video.
+    assert metrics.ssim(pattern(1), pattern(0)) == pytest.approx(0.28754419341723897, abs=1e-9)
+    assert metrics.psnr(pattern(1), pattern(0)) == pytest.approx(9.787798732874858, abs=1e-9)
+
+
+def test_a_video_is_wholly_like_itself() -> None:
+    assert metrics.ssim(pattern(0), pattern(0)) == 1.0
+    assert metrics.psnr(pattern(0), pattern(0)) == np.inf and table.likeness(np.inf) is None
+
+
+def test_a_long_prompt_is_cut_to_the_picture_s_width() -> None:
+    clip = np.zeros((2, 96, 96, 3), np.uint8)
+    short = video.side_by_side("a red circle", [("one", "line")], [clip])
+    long = video.side_by_side("a red circle " * 200, [("one", "line " * 50)], [clip])
+    assert short.shape == long.shape and short.shape[1] % 2 == short.shape[2] % 2 == 0
+
+
+def test_seconds_of_a_step_allow_for_messages_that_the_server_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 5.0, 5.2, 5.8, 6.0, 6.0])
+    monkeypatch.setattr(progress, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    follow = progress.Progress("run", {"3": {"class_type": "KSampler"}}, io.StringIO())
+    follow("executing", {"node": "3"})
+    for value in (1, 2, 4):  # the message about step 3 did not come
+        follow("progress", {"node": "3", "value": value, "max": 4})
+    follow("executing", {"node": None})
+    assert follow.steps["3"] == pytest.approx([0.2, 0.3]) and follow.seconds["3"] == 6.0
+
+
+def test_the_bar_shows_the_share_of_steps_done() -> None:
+    assert progress.bar(10, 20) == "[" + "#" * 10 + "-" * 10 + "] 10/20"
+    assert progress.bar(0, 0).endswith("0/0")
+
+
+PROMPTS = (
+    "", "a red circle", "a red circle above", "above", "a circle", "two red circles left of a red square", "red",
+    "a red circle and a blue square and a green star", "a red circle moves a blue square", "moves",
+    "on a white background", "three stars on", "a red circle above a blue square on a gray background",
+    "above below left right", "größe 100 %",
+)  # fmt: skip
+
+
+def test_no_prompt_breaks_the_oracle_and_only_whole_prompts_are_scored() -> None:
+    code = (
+        "import json, sys; sys.path.insert(0, sys.argv[1]); import film, numpy as np;"
+        "videos = {'sr': np.random.default_rng(0).integers(0, 255, (9, 128, 128, 3)).astype(np.uint8)};"
+        "print(json.dumps([film.oracle(prompt, videos) for prompt in json.loads(sys.argv[2])]))"
+    )
+    command = [sys.executable, "-c", code, str(REPOSITORY / "demo"), json.dumps(PROMPTS)]
+    ran = subprocess.run(command, cwd="/", capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 0, ran.stderr
+    judged = {prompt: scores for prompt, (scores, _) in zip(PROMPTS, json.loads(ran.stdout), strict=True)}
+    assert judged["a red circle"] and judged["a red circle above a blue square on a gray background"]
+    assert not judged[""] and not judged["a circle"] and not judged["two red circles left of a red square"]
+    assert all(0 <= value <= 1 for scores in judged.values() for value in scores.get("sr", {}).values())

@@ -1,0 +1,340 @@
+"""The shipped workflows fit the host: every node, link and value against its /object_info, then run in its real server.
+
+The runs take each workflow as shipped, with tiny random files under the shipped names. Only two things are changed: the
+size of the video, and CLIPLoader with CLIPTextEncode (no text encoder of Wan's can be tiny), which become a test node
+that makes up embeddings of the right width.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import av
+import comfy.ldm.wan.model
+import comfy.ldm.wan.vae
+import comfy.ops
+import comfy.utils
+import helpers
+import numpy as np
+import pytest
+import torch
+from hosting import REPOSITORY, host_module, load_by_path, module
+from PIL import Image
+
+workflow = load_by_path("srd_workflow", REPOSITORY / "demo" / "workflow.py")
+
+FOLDER = REPOSITORY / "workflows"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
+WAN21, WAN21_KSAMPLER = "wan2.1_t2v_14B_to_1.3B", "wan2.1_t2v_14B_to_1.3B_ksampler"
+WAN22, DEMO = "wan2.2_high_noise_to_wan2.1_1.3B", "demo"
+OWN = ("SRLoadSketchDiT", "SRLoadRenderDiT", "SRSampler", "SRModel", "SRSwitchInspector")
+SMALL = {"width": 64, "height": 32, "length": 5}
+
+TEXT_NODE = '''
+import torch
+
+class TestText:
+    CATEGORY, FUNCTION, RETURN_TYPES = "test", "run", ("CONDITIONING",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"text": ("STRING", {"multiline": True})}}
+
+    def run(self, text):
+        generator = torch.Generator().manual_seed(len(text))
+        return ([[torch.randn(1, 8, 4096, generator=generator), {}]],)
+
+NODE_CLASS_MAPPINGS = {"SRTestText": TestText}
+'''
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:
+    """Tiny files under the names that the workflows ship with, by the host's kind of folder."""
+    folder = tmp_path_factory.mktemp("files")
+    made: dict[str, list[Path]] = {"diffusion_models": [], "vae": [], "text_encoders": []}
+    wan = ("wan2.1_t2v_14B_fp8_scaled", "wan2.1_t2v_1.3B_fp16", "wan2.2_t2v_high_noise_14B_fp8_scaled")
+    for seed, model in enumerate(wan):
+        path = folder / f"{model}.safetensors"
+        comfy.utils.save_torch_file(helpers.wan_state_dict(seed, layers=1 + seed % 2), str(path))
+        made["diffusion_models"].append(path)
+    for seed, model in enumerate(("tiny_wan_sketch", "tiny_wan_render")):
+        made["diffusion_models"].append(demo_dit(folder / f"{model}.safetensors", seed))
+    for name in ("wan_2.1_vae", "tiny_wan_vae"):
+        made["vae"].append(tiny_vae(folder / f"{name}.safetensors"))
+    encoder = folder / "umt5_xxl_fp8_e4m3fn_scaled.safetensors"
+    encoder.write_bytes(b"")  # only its name is looked at
+    made["text_encoders"].append(encoder)
+    return made
+
+
+def demo_dit(path: Path, seed: int) -> Path:
+    """A random DiT that reads the demo's text width; the file says so, as the demo's own files do."""
+    model = comfy.ldm.wan.model.WanModel(
+        model_type="t2v", dim=128, ffn_dim=128, num_heads=1, num_layers=1, text_dim=64,
+        device="cpu", dtype=torch.float32, operations=comfy.ops.disable_weight_init,
+    )  # fmt: skip
+    config = {"transformer": {"text_dim": 64, "num_heads": 1}}
+    comfy.utils.save_torch_file(randomised(model, seed), str(path), metadata={"config": json.dumps(config)})
+    return path
+
+
+def tiny_vae(path: Path) -> Path:
+    """The Wan VAE at a base width of 4, random."""
+    layout = {"z_dim": 16, "dim_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_scales": []}
+    model = comfy.ldm.wan.vae.WanVAE(dim=4, temperal_downsample=[False, True, True], **layout)
+    comfy.utils.save_torch_file(randomised(model, 3), str(path))
+    return path
+
+
+def randomised(model: torch.nn.Module, seed: int) -> dict[str, torch.Tensor]:
+    """Small random weights; scales around one."""
+    generator = torch.Generator().manual_seed(seed)
+    scales = ("norm_q.weight", "norm_k.weight", "gamma")
+    return {
+        key: float(key.endswith(scales)) + torch.randn(value.shape, generator=generator) * 0.05
+        for key, value in model.state_dict().items()
+    }
+
+
+@pytest.fixture(scope="module")
+def server(files: dict[str, list[Path]], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """One real server with the pack, the demo's text node and the test's, and the tiny files."""
+    test_pack = tmp_path_factory.mktemp("text")
+    (test_pack / "__init__.py").write_text(TEXT_NODE, "utf-8")
+    packs = {
+        "ComfyUI-SRDiffusion": REPOSITORY,
+        "srd_demo_text": REPOSITORY / "demo" / "text_nodes",
+        "srd_test_text": test_pack,
+    }
+    with host_module.serve(host_module.find_or_make(), tmp_path_factory.mktemp("base"), packs, files) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def info(server: Any) -> Mapping[str, Any]:
+    return server.object_info()
+
+
+def shipped(name: str) -> dict[str, Any]:
+    return workflow.load(FOLDER / f"{name}.json")
+
+
+def run(server: Any, graph: Mapping[str, Any]) -> dict[str, Any]:
+    """Run a graph; its outputs by node id."""
+    return server.run(graph, timeout=300)["outputs"]
+
+
+def ready(name: str, info: Mapping[str, Any]) -> dict[str, Any]:
+    """A shipped workflow as the API takes it, small, with the test's text node where it needs a real text encoder."""
+    graph = workflow.to_api(shipped(name), info)
+    graph = workflow.set_inputs(graph, workflow.find(graph, "EmptyHunyuanLatentVideo"), **SMALL)
+    texts = [node_id for node_id, node in graph.items() if node["class_type"] == "CLIPTextEncode"]
+    for node_id in texts:
+        graph[node_id] = {"class_type": "SRTestText", "inputs": {"text": graph[node_id]["inputs"]["text"]}}
+    return graph
+
+
+def report_of(outputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The report that the Inspector shows."""
+    (shown,) = [output for output in outputs.values() if "report" in output]
+    return json.loads(shown["report"][0])
+
+
+def frames_of(server: Any, outputs: Mapping[str, Any]) -> np.ndarray:
+    """The frames of the one video that a run saved."""
+    (file,) = [f for output in outputs.values() for f in output.get("images", []) if f["filename"].endswith(".mp4")]
+    with av.open(io.BytesIO(server.view(file))) as container:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+
+
+# --- as files ---------------------------------------------------------------------------------------------------------
+
+
+def test_there_is_a_workflow_for_each_promise() -> None:
+    assert {WAN21, WAN21_KSAMPLER, WAN22, DEMO} == set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_workflow_has_a_picture_that_the_template_browser_shows(name: str) -> None:
+    with Image.open(FOLDER / f"{name}.jpg") as picture:  # the page looks for a .jpg of the workflow's name
+        assert picture.format == "JPEG" and min(picture.size) >= 400
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nodes_links_and_slots_of_a_file_agree_with_each_other(name: str) -> None:
+    saved = shipped(name)
+    nodes = {node["id"]: node for node in saved["nodes"]}
+    assert len(nodes) == len(saved["nodes"]) and max(nodes) == saved["last_node_id"]
+    seen = set()
+    for link, source, out, target, slot, kind in saved["links"]:
+        assert link in nodes[source]["outputs"][out]["links"]
+        assert nodes[target]["inputs"][slot]["link"] == link
+        assert kind in (nodes[source]["outputs"][out]["type"], "*")
+        seen.add(link)
+    used = {s["link"] for node in nodes.values() for s in node.get("inputs", []) if s["link"] is not None}
+    assert used == seen and max(seen) == saved["last_link_id"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_two_nodes_of_a_workflow_cover_each_other(name: str) -> None:
+    boxes = [(node["pos"], node["size"]) for node in shipped(name)["nodes"]]
+    title = 30  # pixels above a node's position
+    for i, ((x, y), (w, h)) in enumerate(boxes):
+        for (u, v), (a, b) in boxes[i + 1 :]:
+            assert x + w <= u or u + a <= x or y + h <= v - title or v + b <= y - title
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nodes_of_the_pack_carry_the_registry_s_name_so_that_the_manager_finds_it(name: str) -> None:
+    (project,) = re.findall(r'^name = "(.+)"$', (REPOSITORY / "pyproject.toml").read_text("utf-8"), re.MULTILINE)
+    own = [node for node in shipped(name)["nodes"] if node["type"] in OWN]
+    assert own and all(node["properties"]["cnr_id"] == project for node in own)
+
+
+@pytest.mark.parametrize("name", [WAN21, WAN21_KSAMPLER, WAN22])
+def test_every_model_file_comes_with_its_official_address(name: str) -> None:
+    loaders = ("SRLoadSketchDiT", "SRLoadRenderDiT", "CLIPLoader", "VAELoader")
+    chosen = [node for node in shipped(name)["nodes"] if node["type"] in loaders]
+    assert len(chosen) == 4
+    for node in chosen:
+        (model,) = node["properties"]["models"]
+        assert model["name"] == node["widgets_values"][0]
+        assert model["url"].startswith("https://huggingface.co/Comfy-Org/Wan_2.")
+        assert model["url"].endswith(f"/{model['directory']}/{model['name']}")
+
+
+def test_the_file_names_and_addresses_are_those_of_the_host_s_own_templates() -> None:
+    templates = pytest.importorskip("comfyui_workflow_templates_core", reason="this host has no templates package")
+    folders = [Path(path).parent for path in templates.__path__]
+    files = [path for folder in folders for path in folder.glob("comfyui_workflow_templates*/**/*wan*.json")]
+    texts = [path.read_text("utf-8") for path in files]
+    for name in (WAN21, WAN22):
+        for node in shipped(name)["nodes"]:
+            for model in node["properties"].get("models", []):
+                assert any(model["url"] in text for text in texts), model["url"]
+
+
+# --- against the host -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_node_link_and_value_is_one_the_host_knows(name: str, info: Mapping[str, Any]) -> None:
+    saved = shipped(name)
+    nodes = {node["id"]: node for node in saved["nodes"]}
+    for node in nodes.values():
+        if node["type"] in workflow.NOTES:
+            continue
+        definition = info[node["type"]]
+        declared = {input_name: (kind, options) for input_name, kind, options in workflow.specs(definition)}
+        for slot in node["inputs"]:
+            kind, _ = declared[slot["name"]]
+            assert slot["type"] == ("COMBO" if isinstance(kind, list) else kind)
+        outputs = [slot["type"] for slot in node["outputs"]]
+        assert outputs == list(definition["output"])[: len(outputs)]  # newer hosts have outputs more
+    for _, source, out, target, slot, _ in saved["links"]:
+        given = info[nodes[source]["type"]]["output"][out]
+        kinds = {input_name: kind for input_name, kind, _ in workflow.specs(info[nodes[target]["type"]])}
+        wanted = kinds[nodes[target]["inputs"][slot]["name"]]
+        assert wanted in (given, "*")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_widget_has_exactly_one_value_and_it_is_allowed(name: str, info: Mapping[str, Any]) -> None:
+    saved = {str(node["id"]): node for node in shipped(name)["nodes"]}
+    for node_id, node in workflow.to_api(shipped(name), info).items():  # raises for values too few or too many
+        widgets = [s for s in workflow.specs(info[node["class_type"]]) if workflow.is_widget(*s[1:])]
+        controls = sum(bool(options.get("control_after_generate")) for _, _, options in widgets)
+        missing = len(widgets) + controls - len(saved[node_id].get("widgets_values") or [])
+        assert missing == 0 or missing_are_new(node["class_type"], missing)
+        for input_name, kind, options in widgets:
+            value = node["inputs"][input_name]
+            allowed = workflow.choices(kind, options)
+            assert allowed is None or value in allowed, (node["class_type"], input_name, value)
+            if kind in ("INT", "FLOAT"):
+                assert options["min"] <= value <= options["max"], (node["class_type"], input_name, value)
+
+
+def missing_are_new(class_type: str, missing: int) -> bool:
+    """Newer hosts have one widget more on this node; files are written for the oldest host and get the default."""
+    return (class_type, missing) == ("CreateVideo", 1)
+
+
+def test_the_page_lists_the_workflows_as_templates_of_the_pack(server: Any) -> None:
+    assert set(NAMES) <= set(server.get("/api/workflow_templates")["ComfyUI-SRDiffusion"])
+
+
+def test_a_workflow_with_too_many_or_unknown_values_is_refused_in_words(info: Mapping[str, Any]) -> None:
+    saved = json.loads(json.dumps(shipped(DEMO)))
+    sampler = next(node for node in saved["nodes"] if node["type"] == "SRSampler")
+    sampler["widgets_values"].append(1)
+    with pytest.raises(workflow.WorkflowError, match=r"SRSampler.*left over"):
+        workflow.to_api(saved, info)
+    sampler["type"] = "SRNoSuchNode"
+    with pytest.raises(workflow.WorkflowError, match=r"SRNoSuchNode.*no node of this server"):
+        workflow.to_api(saved, info)
+
+
+# --- in the host ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_shipped_workflow_runs_in_the_real_server_and_saves_its_video(
+    name: str, server: Any, info: Mapping[str, Any]
+) -> None:
+    graph = ready(name, info)
+    outputs = run(server, graph)
+    assert frames_of(server, outputs).shape == (SMALL["length"], SMALL["height"], SMALL["width"], 3)
+    report = report_of(outputs)
+    assert report["status"] == "done" and len(report["hand_overs"]) == 1
+    steps = next(node["inputs"]["steps"] for node in graph.values() if "steps" in node["inputs"])
+    assert len(report["steps"]) == steps == sum(report["calls"].values())
+    assert {step["stage"] for step in report["steps"]} == {"sketch", "render"}
+
+
+def test_the_wan_2_2_high_noise_model_never_runs_below_the_noise_it_was_trained_for(
+    server: Any, info: Mapping[str, Any]
+) -> None:
+    report = report_of(run(server, ready(WAN22, info)))
+    sketch = [step["sigma"] for step in report["steps"] if step["stage"] == "sketch"]
+    render = [step["sigma"] for step in report["steps"] if step["stage"] == "render"]
+    assert min(sketch) >= 0.875 > max(render)
+    assert len(sketch) == 13  # what the workflow's note says
+
+
+def test_sr_sampler_and_sketch_render_model_with_ksampler_make_the_same_video(
+    server: Any, info: Mapping[str, Any]
+) -> None:
+    videos = [frames_of(server, run(server, ready(name, info))) for name in (WAN21, WAN21_KSAMPLER)]
+    assert np.array_equal(*videos)
+
+
+# --- what the README and the help pages say ---------------------------------------------------------------------------
+
+
+def test_the_readme_s_table_of_pairs_is_the_data() -> None:
+    readme = (REPOSITORY / "README.md").read_text("utf-8")
+    for pair in module("srd_core.families").PAIRS:
+        assert f"| {pair.sketch} | {pair.render} | {pair.tried} |" in readme
+
+
+@pytest.mark.parametrize("node_id", OWN)
+def test_every_node_has_a_help_page_that_names_each_input_and_output(node_id: str, info: Mapping[str, Any]) -> None:
+    page = (REPOSITORY / "web" / "docs" / f"{node_id}.md").read_text("utf-8")
+    names = [name for name, _, _ in workflow.specs(info[node_id])] + list(info[node_id]["output_name"])
+    assert page.startswith(f"# {info[node_id]['display_name']}\n")
+    assert not [name for name in names if not re.search(rf"\b{re.escape(name)}\b", page)]
+
+
+@pytest.mark.parametrize("document", ["README.md", *(f"web/docs/{node_id}.md" for node_id in OWN)])
+def test_every_file_that_a_document_links_to_or_names_is_there(document: str) -> None:
+    path = REPOSITORY / document
+    text = path.read_text("utf-8")
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
+    assert not [link for link in links if not (path.parent / link).exists()]
+    assert not [name for name in re.findall(r"`(workflows/[^`]+)`", text) if not (REPOSITORY / name).is_file()]
