@@ -71,9 +71,8 @@ def fitted(pen: ImageDraw.ImageDraw, text: str, size: int, width: int) -> str:
     text, font = " ".join(text.split()), ImageFont.load_default(size)
     if pen.textlength(text, font=font) <= width:
         return text
-    lengths = range(len(text))
-    fitting = bisect.bisect_right(lengths, width, key=lambda n: pen.textlength(text[:n] + "...", font=font)) - 1
-    return text[: max(fitting, 0)] + "..."
+    lengths = [pen.textlength(text[:n] + "...", font=font) for n in range(len(text))]
+    return text[: max(bisect.bisect_right(lengths, width) - 1, 0)] + "..."
 
 
 def strip(video: Video, shown: int = 3) -> Video:

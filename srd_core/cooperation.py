@@ -13,7 +13,7 @@ import inspect
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -117,7 +117,7 @@ def _sample(
 def _check_run(
     guider: comfy.samplers.CFGGuider,
     call: dict[str, Any],
-    sigmas: list[float],
+    sigmas: Sequence[float],
     render: ModelPatcher,
     settings: RenderSettings,
 ) -> None:
