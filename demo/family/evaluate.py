@@ -148,7 +148,7 @@ def contact_sheet(runs: dict[str, list[np.ndarray]], scenes: list[Scene], path: 
             sheet.paste(image, (x * (w + gap), head + y * (h + head)))
             if x == 0:
                 pen.text((4, head + y * (h + head) + h + 1), caption(scenes[y]), fill="black")
-    sheet.save(path, optimize=True)
+    sheet.quantize(128).save(path, optimize=True)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

@@ -368,12 +368,18 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="every stage for a few steps")
     args = parser.parse_args()
     dit.find_host(args.comfyui)
-    folder = training_folder()
-    if args.quick:
+    if not args.quick:
+        run(args, training_folder())
+        return
+    with tempfile.TemporaryDirectory(prefix="srd-quick-") as folder:
         args.geometries, args.no_compile = 200, True
         args.sketch_steps = args.render_steps = args.vae_steps = 4
-        folder = Path(tempfile.mkdtemp(prefix="srd-quick-"))
-        args.weights = args.weights if args.weights != HERE / "weights" else folder
+        args.weights = args.weights if args.weights != HERE / "weights" else Path(folder)
+        run(args, Path(folder))
+
+
+def run(args: argparse.Namespace, folder: Path) -> None:
+    """The chosen stages, with checkpoints in `folder`."""
     latent = load_latent(folder)
     if args.stage not in ("vae", "export"):
         geometry = make_geometry(latent, args.geometries, seed=1)
