@@ -12,7 +12,7 @@ WIDTH = 20  # characters of the bar
 class Progress:
     """Follows one run by the server's messages; call it with each of them.
 
-    On a terminal one line shows the node at work and its steps, elsewhere every node that takes steps gets a line.
+    On a terminal one line shows the node at work and its steps, elsewhere every node that takes steps, or half a second, gets a line.
     """
 
     def __init__(self, label: str, graph: Mapping[str, Mapping[str, Any]], stream: TextIO | None = None) -> None:
@@ -55,7 +55,8 @@ class Progress:
     def _end_node(self) -> None:
         if self._node:
             took = self.seconds[self._node] = time.perf_counter() - self._since
-            if not self._live and took >= 0.5:
+            takes_steps = "steps" in self._graph.get(self._node, {}).get("inputs", {})
+            if not self._live and (takes_steps or took >= 0.5):
                 self._stream.write(f"{self._label}: {self._title()}, {took:.1f} s\n")
                 self._stream.flush()
         self._node = ""
