@@ -9,18 +9,19 @@ from __future__ import annotations
 import hashlib
 import math
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
-from text import BACKGROUNDS, COLOURS, COUNTS, MOTIONS, RELATIONS, SHAPES, Group, Scene
+from text import BACKGROUNDS, COLOURS, COUNTS, MOTIONS, RELATIONS, SHAPES, Group, Scene, said
 
 SIZE = 128
 FRAMES = 9
 EDGE = 1.5  # pixels over which a mask falls from 1 to 0
 MARGIN = 3.0
 GAP = 5.0
-_RADII = {1: {"one": (20, 27), "two": (16, 19), "three": (13.5, 15)}, 2: {"one": (16, 20), "two": (13, 15)}}
+_RADII: dict[int, dict[str, tuple[float, float]]] = {1: {"one": (20, 27), "two": (16, 19), "three": (13.5, 15)}, 2: {"one": (16, 20), "two": (13, 15)}}
 _DIRECTION = {"still": (0, 0), "left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 
 
@@ -90,7 +91,7 @@ def place(scene: Scene, rng: random.Random) -> list[Placed]:
 
 
 def _place_group(group: Group, scene: Scene, rng: random.Random) -> Placed:
-    radius = rng.uniform(*_RADII[len(scene.groups)][group.count])
+    radius = rng.uniform(*_RADII[len(scene.groups)][said(group.count)])
     dx, dy = _DIRECTION[group.motion]
     distance = rng.uniform(14, 20)
     travel = (dx * distance, dy * distance)
@@ -98,10 +99,10 @@ def _place_group(group: Group, scene: Scene, rng: random.Random) -> Placed:
     y = rng.uniform(radius, SIZE - radius)
     # groups line up across the relation's axis, so that they need the least room along it
     column = scene.relation in ("left", "right")
-    count = COUNTS.index(group.count) + 1
+    count = COUNTS.index(said(group.count)) + 1
     offsets = [(i - (count - 1) / 2) * 2.4 * radius for i in range(count)]
     centres = tuple((x + (0 if column else o), y + (o if column else 0)) for o in offsets)
-    return Placed(group.shape, centres, radius, travel)
+    return Placed(said(group.shape), centres, radius, travel)
 
 
 def _box(p: Placed) -> tuple[float, float, float, float]:
@@ -111,10 +112,10 @@ def _box(p: Placed) -> tuple[float, float, float, float]:
     return min(xs) - p.radius, max(xs) + p.radius, min(ys) - p.radius, max(ys) + p.radius
 
 
-def _relation_holds(relation: str | None, placed: list[Placed], boxes: list[tuple[float, ...]]) -> bool:
+def _relation_holds(relation: str | None, placed: list[Placed], boxes: Sequence[tuple[float, ...]]) -> bool:
     """Boxes swept over the clip are apart along the relation's axis and near each other across it."""
     (ax0, ax1, ay0, ay1), (bx0, bx1, by0, by1) = boxes
-    apart = {"above": by0 - ay1, "below": ay0 - by1, "left": bx0 - ax1, "right": ax0 - bx1}[relation]
+    apart = {"above": by0 - ay1, "below": ay0 - by1, "left": bx0 - ax1, "right": ax0 - bx1}[said(relation)]
     across = (ax0 + ax1 - bx0 - bx1) if relation in ("above", "below") else (ay0 + ay1 - by0 - by1)
     return apart > GAP and abs(across) / 2 < 24
 
@@ -169,10 +170,10 @@ DISTANCE = {"circle": _circle, "square": _square, "triangle": _triangle, "star":
 
 def compose(masks: list[torch.Tensor], scene: Scene) -> torch.Tensor:
     """Masks [FRAMES, H, W] and a coloured scene -> video [FRAMES, H, W, 3] in 0..1."""
-    ground = torch.tensor(BACKGROUNDS[scene.background])
+    ground = torch.tensor(BACKGROUNDS[said(scene.background)])
     video = ground.expand(*masks[0].shape, 3).clone()
     for mask, group in zip(masks, scene.groups):
-        video += mask[..., None] * (torch.tensor(COLOURS[group.colour]) - ground)
+        video += mask[..., None] * (torch.tensor(COLOURS[said(group.colour)]) - ground)
     return video
 
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from text import TEXT_DIM
 
@@ -45,7 +44,7 @@ def find_host(path: str | None = None) -> None:
     args.cpu = not torch.cuda.is_available()
 
 
-def build(shape: Shape, seed: int) -> nn.Module:
+def build(shape: Shape, seed: int) -> Any:
     """The host's WanModel (float32, t2v) with fresh weights."""
     import comfy.ops
     from comfy.ldm.wan.model import WanModel
@@ -84,7 +83,7 @@ def thinned(state: dict[str, torch.Tensor], blocks: tuple[int, ...]) -> dict[str
     return result
 
 
-def velocity(model: nn.Module, x: torch.Tensor, sigma: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+def velocity(model: Any, x: torch.Tensor, sigma: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
     """The model's prediction noise - x0 for x [B, 16, T, H, W], sigma [B], text [B, tokens, TEXT_DIM]."""
     freqs = model.rope_encode(*x.shape[2:], device=x.device, dtype=torch.float32)
     return model.forward_orig(x, 1000.0 * sigma, text, freqs=freqs, transformer_options={})

@@ -94,7 +94,8 @@ def decode(vae: Any, latents: torch.Tensor) -> list[np.ndarray]:
 def interval(values: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
     """Mean and its 95 % bootstrap interval."""
     draws = np.random.default_rng(seed).choice(values, (2000, len(values))).mean(1)
-    return float(values.mean()), *(float(q) for q in np.quantile(draws, (0.025, 0.975)))
+    low, high = np.quantile(draws, (0.025, 0.975))
+    return float(values.mean()), float(low), float(high)
 
 
 def summary(scores: list[dict[str, float]]) -> dict[str, list[float]]:
@@ -162,7 +163,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     errors = {n: x0_errors(m, from_vae(true), scenes) for n, m in models.items()}
     models |= {f"sketch {k}, then render": cooperate(sketch, render, k, args.steps) for k in args.hand_over}
     for name, model in models.items():
-        scores, shown = [], []
+        scores: list[list[dict[str, float]]] = []
+        shown: list[np.ndarray] = []
         for seed in range(args.seed, args.seed + args.seeds):
             videos = decode(vae, sample(model, scenes, seed, args.cfg, args.steps))
             scores.append([score(v, s) for v, s in zip(videos, scenes)])

@@ -14,7 +14,7 @@ from itertools import islice
 import torch
 
 from data import FRAMES, SIZE, Placed, draw, place, random_scene, training_colours
-from text import BACKGROUNDS, COLOURS, Scene
+from text import BACKGROUNDS, COLOURS, Scene, said
 
 CHANNELS = 16
 GRID = (1 + (FRAMES - 1) // 4, SIZE // 8, SIZE // 8)
@@ -101,12 +101,12 @@ def fit(samples: int = 400, seed: int = 1) -> Latent:
 def _standardise(latent: Latent, samples: int, seed: int) -> Latent:
     """Set mean and gain: mean variance 1 over the channels, their spectrum flattened by SPECTRUM."""
     rng = random.Random(seed)
-    z = []
+    drawn = []
     for scene, placed in islice(geometries(seed), samples):
         coefficients = torch.stack([latent.project(draw(p)) for p in placed])
         paint, ground = palette_of(training_colours(scene, rng))
-        z.append(latent.colourise(coefficients[None], paint[None], ground[None])[0].flatten(1))
-    z = torch.stack(z, 1).flatten(1)
+        drawn.append(latent.colourise(coefficients[None], paint[None], ground[None])[0].flatten(1))
+    z = torch.stack(drawn, 1).flatten(1)
     latent.mean, std = z.mean(1), z.std(1)
     flattened = std ** SPECTRUM
     latent.gain = flattened / std / flattened.square().mean().sqrt()
@@ -115,7 +115,8 @@ def _standardise(latent: Latent, samples: int, seed: int) -> Latent:
 
 def palette_of(scene: Scene) -> tuple[torch.Tensor, torch.Tensor]:
     """Colours of a coloured scene: paint [K, 3] and ground [3], in 0..1."""
-    return torch.tensor([COLOURS[g.colour] for g in scene.groups]), torch.tensor(BACKGROUNDS[scene.background])
+    paint = [COLOURS[said(g.colour)] for g in scene.groups]
+    return torch.tensor(paint), torch.tensor(BACKGROUNDS[said(scene.background)])
 
 
 def geometries(seed: int) -> Iterator[tuple[Scene, list[Placed]]]:

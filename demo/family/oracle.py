@@ -6,6 +6,7 @@ template of equal area that overlaps its region best. Every score is in 0..1; `s
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from scipy import ndimage
 
 from data import DISTANCE
-from text import BACKGROUNDS, COLOURS, COUNTS, SHAPES, Scene
+from text import BACKGROUNDS, COLOURS, COUNTS, SHAPES, Scene, said
 
 ATTRIBUTES = ("colour", "shape", "count", "place", "motion")
 NEAR = 0.22  # RGB distance up to which a pixel counts as a palette colour
@@ -62,16 +63,17 @@ def score(video: np.ndarray, scene: Scene) -> dict[str, float]:
     """
     seen = read(video)
     groups = scene.groups
-    hits = [seen.get(g.colour) for g in groups]
-    counts = [COUNTS.index(g.count) + 1 for g in groups]
+    hits = [seen.get(said(g.colour)) for g in groups]
+    counts = [COUNTS.index(said(g.count)) + 1 for g in groups]
     result = {
         "colour": 2 * sum(s is not None for s in hits) / (len(groups) + len(seen)),
-        "shape": _mean(_right_shapes(s, g.shape, n) for s, g, n in zip(hits, groups, counts)),
+        "shape": _mean(_right_shapes(s, said(g.shape), n) for s, g, n in zip(hits, groups, counts)),
         "count": _mean(float(s is not None and s.count == n) for s, n in zip(hits, counts)),
         "motion": _mean(float(s is not None and _motion(s.path) == g.motion) for s, g in zip(hits, groups)),
     }
     if scene.relation is not None:
-        result["place"] = float(None not in hits and _relation(*hits) == scene.relation)
+        both = [s for s in hits if s is not None]
+        result["place"] = float(len(both) == 2 and _relation(*both) == scene.relation)
     result["mean"] = _mean(result.values())
     result["off"] = float((nearest(video)[1] > NEAR).mean())
     return result
@@ -82,9 +84,9 @@ def _right_shapes(seen: Seen | None, shape: str, count: int) -> float:
     return seen.shapes.count(shape) / max(count, seen.count, 1) if seen else 0.0
 
 
-def _mean(values) -> float:
-    values = list(values)
-    return sum(values) / len(values)
+def _mean(values: Iterable[float]) -> float:
+    known = list(values)
+    return sum(known) / len(known)
 
 
 def _opened(mask: np.ndarray) -> np.ndarray:
@@ -115,7 +117,7 @@ def _shape(region: np.ndarray) -> str:
         radius = float(np.sqrt(region.sum() / _AREA[shape]))
         inside = (DISTANCE[shape](x, y + _CENTROID.get(shape, 0.0) * radius, radius) < 0)[0].numpy()
         overlaps[shape] = (inside & region).sum() / (inside | region).sum()
-    best = max(overlaps, key=overlaps.get)
+    best = max(overlaps, key=lambda shape: overlaps[shape])
     return best if overlaps[best] >= 0.6 else "none"
 
 

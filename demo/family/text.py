@@ -75,6 +75,13 @@ class Word:
     group: int | None
 
 
+def said(word: str | None) -> str:
+    """An attribute that the scene must have. Raises ValueError for one that its prompt leaves open."""
+    if word is None:
+        raise ValueError("the scene is not complete: its prompt leaves an attribute open")
+    return word
+
+
 def vocabulary() -> tuple[str, ...]:
     """All words that the family was trained on, sorted."""
     words = {*_COUNT_WORDS, *COLOURS, *_SHAPE_WORDS, *_BACKGROUND_WORDS, *_MOVE_WORDS, *_GLUE_WORDS, *RELATIONS,

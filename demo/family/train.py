@@ -148,7 +148,8 @@ class Training:
         self.optimisers = optimisers(self.model, plan)
         self.peaks = [group["lr"] for o in self.optimisers for group in o.param_groups]
         self.ema = saved["ema"] if saved else {n: p.detach().clone() for n, p in self.model.named_parameters()}
-        self.step, self.log = (saved["step"], saved["log"]) if saved else (0, [])
+        self.step: int = saved["step"] if saved else 0
+        self.log: list[dict[str, float]] = saved["log"] if saved else []
         for o, state in zip(self.optimisers, saved["optimisers"] if saved else ()):
             o.load_state_dict(state)
 
@@ -234,7 +235,8 @@ def vae_batch(latent: lat.Latent, size: int, rng: random.Random) -> list[tuple[t
         b = rng.choice((1, 2))
         crops[0].append((z[:, 0, i : i + 6, j : j + 6], video[:1][here]))
         crops[1].append((z[:, b, i : i + 6, j : j + 6], video[4 * b - 3 : 4 * b + 1][here]))
-    return [tuple(torch.stack(part).to(DEVICE) for part in zip(*kind)) for kind in crops]
+    pairs = [[torch.stack(part).to(DEVICE) for part in zip(*kind)] for kind in crops]
+    return [(z, frames) for z, frames in pairs]
 
 
 def vae_loss(model: nn.Module, z: torch.Tensor, frames: torch.Tensor, blur: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -9,6 +9,7 @@ A `still` is one frame of block 0; a block is four frames.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from torch import nn
 WIDTH = 8
 
 
-def build(width: int, seed: int) -> nn.Module:
+def build(width: int, seed: int) -> Any:
     """The host's WanVAE (float32) with fresh weights in the slices that we use and zeros elsewhere."""
     from comfy.ldm.wan.vae import AttentionBlock, WanVAE
 
@@ -48,29 +49,29 @@ def _pairs(name: str) -> bool:
     return name.startswith("encoder") and "time_conv" in name
 
 
-def _conv(conv: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def _conv(conv: Any, x: torch.Tensor) -> torch.Tensor:
     """A causal 3-D convolution's current-frame slice, on [N, C, H, W]."""
     weight = conv.weight[:, :, -1]
     return F.conv2d(x, weight, conv.bias, padding=weight.shape[-1] // 2)
 
 
-def _residual(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def _residual(block: Any, x: torch.Tensor) -> torch.Tensor:
     norm1, _, conv1, norm2, _, _, conv2 = block.residual
     y = _conv(conv1, F.silu(_norm(norm1, x)))
     y = _conv(conv2, F.silu(_norm(norm2, y)))
     return y + (x if isinstance(block.shortcut, nn.Identity) else _conv(block.shortcut, x))
 
 
-def _norm(norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def _norm(norm: Any, x: torch.Tensor) -> torch.Tensor:
     return F.normalize(x, dim=1) * norm.scale * norm.gamma.squeeze(-1)
 
 
-def _head(head: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def _head(head: Any, x: torch.Tensor) -> torch.Tensor:
     norm, _, conv = head
     return _conv(conv, F.silu(_norm(norm, x)))
 
 
-def encode(model: nn.Module, frames: torch.Tensor, still: bool) -> torch.Tensor:
+def encode(model: Any, frames: torch.Tensor, still: bool) -> torch.Tensor:
     """Frames [B, T, 3, H, W] in -1..1, T = 1 (still) or 4 -> VAE-space latent [B, 16, H/8, W/8]."""
     from comfy.ldm.wan.vae import Resample
 
@@ -89,7 +90,7 @@ def encode(model: nn.Module, frames: torch.Tensor, still: bool) -> torch.Tensor:
     return _conv(model.conv1, _head(encoder.head, x)).chunk(2, dim=1)[0]
 
 
-def decode(model: nn.Module, z: torch.Tensor, still: bool) -> torch.Tensor:
+def decode(model: Any, z: torch.Tensor, still: bool) -> torch.Tensor:
     """VAE-space latent [B, 16, h, w] -> frames [B, T, 3, 8h, 8w] in about -1..1, T = 1 (still) or 4."""
     from comfy.ldm.wan.vae import Resample
 
@@ -107,17 +108,16 @@ def decode(model: nn.Module, z: torch.Tensor, still: bool) -> torch.Tensor:
 
 
 @torch.no_grad()
-def check(model: nn.Module, seed: int = 0) -> float:
+def check(model: Any, seed: int = 0) -> float:
     """Largest difference between the folded functions and the host's own encode and decode of a 9-frame clip."""
     generator = torch.Generator().manual_seed(seed)
     video = torch.rand(1, 3, 9, 32, 32, generator=generator) * 2 - 1
     frames = video.transpose(1, 2)
     z = model.encode(video)
-    ours = [encode(model, part, part.shape[1] == 1) for part in frames.split((1, 4, 4), dim=1)]
-    difference = (torch.stack(ours, 2) - z).abs().max().item()
+    encoded = torch.stack([encode(model, part, part.shape[1] == 1) for part in frames.split((1, 4, 4), dim=1)], 2)
+    decoded = torch.cat([decode(model, z[:, :, i], i == 0) for i in range(3)], 1)
     back = model.decode(z).transpose(1, 2)
-    ours = torch.cat([decode(model, z[:, :, i], i == 0) for i in range(3)], 1)
-    return max(difference, (ours - back).abs().max().item())
+    return max((encoded - z).abs().max().item(), (decoded - back).abs().max().item())
 
 
 def save(model_state: dict[str, torch.Tensor], path: Path) -> None:
