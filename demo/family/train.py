@@ -361,7 +361,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--comfyui", help="ComfyUI's folder (default: COMFYUI_PATH)")
     parser.add_argument("--stage", choices=("sketch", "render", "vae", "export", "all"), default="all")
-    parser.add_argument("--sketch-steps", type=int, default=2400)
+    parser.add_argument("--sketch-steps", type=int, default=4000)
     parser.add_argument("--render-steps", type=int, default=1500)
     parser.add_argument("--vae-steps", type=int, default=1500)
     parser.add_argument("--weights", type=Path, default=HERE / "weights")
