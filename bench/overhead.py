@@ -4,6 +4,8 @@ t_sketch and t_render come from plain runs of the host's KSampler right before a
 (their mean), so a slow drift of the machine cancels; each round keeps how far the two differed. The models are random Wan DiTs, large enough that a sketch step takes 0.2 s or more on a CPU.
 Target: at most 1.02.
 
+guard_share is the look at every prediction for values that are not finite, over a render step. Target: at most 0.001.
+
     python3 bench/overhead.py [--rounds 5] [--steps 20] [--switch-step 8]
 """
 
@@ -65,9 +67,19 @@ def main() -> None:
             "tokens": LATENT["frames"] * (LATENT["side"] // 2) ** 2,
             "threads": torch.get_num_threads(),
             "rounds": options.rounds,
+            "guard_share": guard_seconds() / common.spread([r["render_step"] for r in rounds])["median"],
             **{key: common.spread([r[key] for r in rounds]) for key in rounds[0]},
         },
     )
+
+
+def guard_seconds(times: int = 200) -> float:
+    """The mean cost of the check that every prediction of a run gets, at this bench's latent size."""
+    prediction = torch.randn(1, 16, LATENT["frames"], LATENT["side"], LATENT["side"])
+    begin = time.perf_counter()
+    for _ in range(times):
+        bool(torch.isfinite(prediction).all())
+    return (time.perf_counter() - begin) / times
 
 
 def seconds(model: object, steps: int) -> float:

@@ -5,11 +5,12 @@ from comfy_api.latest import ComfyExtension, io
 from .inspector import SRSwitchInspector
 from .loaders import SRLoadRenderDiT, SRLoadSketchDiT
 from .sampler import SRModel, SRSampler
+from .teacache import SRTeaCache
 
 
 class SRDiffusionExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [SRLoadSketchDiT, SRLoadRenderDiT, SRSampler, SRModel, SRSwitchInspector]
+        return [SRLoadSketchDiT, SRLoadRenderDiT, SRSampler, SRModel, SRTeaCache, SRSwitchInspector]
 
 
 async def comfy_entrypoint() -> SRDiffusionExtension:

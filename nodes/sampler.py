@@ -96,7 +96,9 @@ def _switching() -> list[io.Input]:
             step=0.01,
             round=0.001,
             advanced=True,
-            tooltip="TeaCache threshold on the render stage. 0: off. Others are not yet supported by this version.",
+            tooltip="TeaCache on the render stage: steps whose change stays below this threshold reuse the last computed "
+            "one. 0: off. The paper uses 0.14 for Wan (about 1.4x on top) and 0.1 for CogVideoX; TeaCache's authors advise "
+            "0.05 to 0.08 for Wan 1.3B. The report shows which steps were reused.",
         ),
         io.Combo.Input(
             "offload_sketch",
@@ -132,13 +134,11 @@ def _cooperate(
     render_positive: list[Any] | None = None,
     render_negative: list[Any] | None = None,
 ) -> tuple[ModelPatcher, Report]:
-    if teacache:
-        raise not_yet("teacache", teacache, 0)
     if offload_sketch != "auto":
         raise not_yet("offload_sketch", offload_sketch, "auto")
     report = Report()
     switch = Switch(switch_mode, delta, fix_step, max_step, switch_step, switch_sigma)
-    settings = RenderSettings(render_cfg, render_positive, render_negative)
+    settings = RenderSettings(render_cfg, render_positive, render_negative, teacache)
     return cooperate(sketch, render, switch, settings, report), report
 
 

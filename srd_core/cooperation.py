@@ -14,7 +14,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
@@ -27,9 +27,11 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
 
+from .attention import backend_of
 from .criterion import RENDER, SKETCH, Switch, SwitchRule
 from .latent_space import check_latent, check_pair, check_same_prompts, name_of
 from .report import HandOver, Report, Step, describe_hand_over
+from .reuse import CachedRun, TeaCache, is_cached, run_of, with_teacache
 from .steps import StepCounter, look_ahead
 
 KEY = "srdiffusion"
@@ -46,6 +48,7 @@ class RenderSettings:
     cfg: float = 0.0  # guidance scale; 0: as the sketch
     positive: list[Any] | None = None  # conditioning in the host's form [[tensor, dict], ...]; None: as the sketch
     negative: list[Any] | None = None
+    teacache: float = 0.0  # TeaCache threshold of the render stage; 0: off
 
     def conds(self, original: Conds) -> Conds:
         """The render's conditioning for a guider with these ``original`` conds: copies, roles unchanged."""
@@ -61,7 +64,8 @@ def cooperate(
 ) -> ModelPatcher:
     """A MODEL that samples as ``sketch`` until ``switch`` says so, then as ``render``; ``report`` is filled meanwhile.
 
-    Raises ValueError when the two do not share a latent, would need other prompts, or one already is such a MODEL.
+    Raises ValueError when the two do not share a latent, would need other prompts, or one already is such a MODEL; and
+    for a TeaCache that is asked for twice.
     """
     for role, model in ((SKETCH, sketch), (RENDER, render)):
         if KEY in model.wrappers.get(WrappersMP.OUTER_SAMPLE, {}):
@@ -69,6 +73,13 @@ def cooperate(
     check_pair(sketch, render)
     if settings.positive is None:
         check_same_prompts(sketch, render, "positive")
+    if settings.teacache:
+        if is_cached(render):
+            raise ValueError(
+                f"teacache is {settings.teacache:g}, but the render MODEL already comes from Render TeaCache. "
+                "Set teacache to 0 or leave that node out."
+            )
+        render = with_teacache(render, TeaCache(settings.teacache))
     model = sketch.clone()
     outer_sample = partial(_sample, render=render, switch=switch, settings=settings, report=report)
     model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, outer_sample)
@@ -278,6 +289,7 @@ class Run:
     request: dict[str, Any]  # the run's noise, latent_image, denoise_mask, seed, latent_shapes
     host_callback: Callable[..., Any] | None
     in_charge: str = SKETCH
+    cached: dict[str, CachedRun] = field(default_factory=dict)  # the stages that TeaCache works on
     started: float = field(default_factory=time.perf_counter)
     _clock: float = field(default_factory=time.perf_counter)  # last model call or, before any, the start
     _step_clock: float = field(default_factory=time.perf_counter)  # last callback, moved on by loading times
@@ -312,9 +324,13 @@ class Run:
             self._choose_stage(guider, x, sigma)
         self.report.calls[self.in_charge] += 1
         if self.in_charge == RENDER:
-            return self._predict_render(guider, x, timestep, *args, **kwargs)
-        prediction = executor(x, timestep, *args, **kwargs)
-        if new_step:
+            prediction = self._predict_render(guider, x, timestep, *args, **kwargs)
+        else:
+            prediction = executor(x, timestep, *args, **kwargs)
+        self._note_teacache(self.render if self.in_charge == RENDER else guider)
+        if not torch.isfinite(prediction).all():
+            raise RuntimeError(self._not_finite(guider, float(timestep[0])))
+        if new_step and self.in_charge == SKETCH:
             self._observe(prediction)
         return prediction
 
@@ -327,6 +343,7 @@ class Run:
                 self._record_step(following)
             now, last = time.perf_counter(), self.report.steps[-1]
             last.seconds, self._step_clock = (last.seconds or 0) + now - self._step_clock, now
+            last.reused = self._reused(last)
             self._step_open = False
         return self.host_callback(step, *args, **kwargs) if self.host_callback else None
 
@@ -338,6 +355,12 @@ class Run:
             self.report.notes.append(
                 f"{self.report.sampler} chooses its own noise levels: its steps are not those of the schedule."
             )
+        for run in self.cached.values():
+            if run.plan and run.plan.note:
+                self.report.notes.append(run.plan.note)
+        for step in self.report.steps:
+            step.reused = self._reused(step)
+        self.cached.clear()
         self.rule.forget()
         self.request.clear()
         self.host_callback = None
@@ -357,8 +380,33 @@ class Run:
         self.rule.observe(prediction)
         step = self.report.steps[-1]
         step.d, step.derivative = _largest(self.rule.d), _largest(self.rule.derivative)
-        if self.rule.d and step.d is None:
-            self.report.notes.append(f"The sketch's prediction at step {step.step} is not finite.")
+
+    def _note_teacache(self, stage: Any) -> None:
+        """After a call of ``stage`` (guider or Stage): its skip plan, once it is made, goes into the report."""
+        run = run_of(stage.model_options)
+        if run and run.plan and self.in_charge not in self.cached:
+            self.cached[self.in_charge] = run
+            self.report.teacache[self.in_charge] = asdict(run.plan)
+
+    def _reused(self, step: Step) -> bool:
+        run = self.cached.get(step.stage)
+        return run is not None and step.step - 1 in run.reused
+
+    def _not_finite(self, guider: comfy.samplers.CFGGuider, sigma: float) -> str:
+        """What to say of a prediction with NaN or infinity in it, and what to try."""
+        stage = self.render if self.in_charge == RENDER else guider
+        patcher = stage.model_patcher
+        backend, weights = backend_of(stage.model_options), str(patcher.model_dtype()).removeprefix("torch.")
+        advice = "Look for a broken LoRA, text encoder or model file."
+        if "float8" in weights:
+            advice = "Set weight_dtype to default, or use a file that is made for fp8 (fp8_scaled)."
+        if backend not in ("pytorch", "basic", "split", "sub_quad"):
+            advice = f"Set attention to pytorch on the {self.in_charge}'s loader. If that does not help: {advice}"
+        return (
+            f"The {self.in_charge}'s prediction has values that are not finite (NaN or infinity) at step "
+            f"{self.counter.interval(sigma) + 1} of {self.counter.steps} (sigma {sigma:.4g}), so the run is stopped. Model: "
+            f"{name_of(patcher)}, attention: {backend}, weights: {weights}. {advice}"
+        )
 
     def _hand_over(self, guider: comfy.samplers.CFGGuider, x: torch.Tensor, to: str, reason: str, sigma: float) -> None:
         comfy.model_management.throw_exception_if_processing_interrupted()

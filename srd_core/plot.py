@@ -44,7 +44,7 @@ def _headline(canvas: ImageDraw.ImageDraw, report: Report) -> None:
     if report.steps:
         lines = [describe_hand_over(h, report) for h in report.hand_overs] or [f"hand-over: {report.never()}"]
         canvas.text((LEFT, 52), lines[-1], fill=INK, font=_font(16))
-    legend = {stage: f"{stage}: {report.count(stage)} steps, {report.seconds[stage]:.3g} s" for stage in TONE}
+    legend = {stage: _legend(report, stage) for stage in TONE}
     x = LEFT
     for stage, text in legend.items():
         canvas.rectangle((x, 84, x + 14, 98), fill=TONE[stage])
@@ -52,6 +52,11 @@ def _headline(canvas: ImageDraw.ImageDraw, report: Report) -> None:
         x += 44 + int(canvas.textlength(text, font=_font(15)))
     if speed_up := report.speed_up():
         canvas.text((x, 82), f"{speed_up:.2f}x over the sketch alone", fill=INK, font=_font(15))
+
+
+def _legend(report: Report, stage: str) -> str:
+    reused = f" ({report.reused(stage)} reused, hatched)" if report.teacache.get(stage, {}).get("table") else ""
+    return f"{stage}: {report.count(stage)} steps{reused}, {report.seconds[stage]:.3g} s"
 
 
 def _stages(canvas: ImageDraw.ImageDraw, report: Report, panel: tuple[int, int]) -> None:
@@ -95,6 +100,8 @@ def _seconds(canvas: ImageDraw.ImageDraw, report: Report) -> None:
         left, right = _column(report, step.step)
         if step.seconds:
             canvas.rectangle((left + 1, min(y(step.seconds), bottom), right - 1, bottom), fill=TONE[step.stage])
+        if step.reused:  # TeaCache
+            _hatch(canvas, (left + 1, top, right - 1, bottom), TONE[step.stage])
     _axis(canvas, "seconds per step", (top, bottom), 0, high)
     every = max(1, round((len(report.sigmas) - 1) / 10))
     for step in report.steps:
@@ -102,6 +109,15 @@ def _seconds(canvas: ImageDraw.ImageDraw, report: Report) -> None:
             left, right = _column(report, step.step)
             canvas.text(((left + right) / 2, bottom + 6), str(step.step), fill=FAINT, font=_font(14), anchor="ma")
     canvas.text((RIGHT, bottom + 26), "scheduler step", fill=FAINT, font=_font(14), anchor="ra")
+
+
+def _hatch(canvas: ImageDraw.ImageDraw, box: tuple[float, float, float, float], colour: str) -> None:
+    """Diagonal lines in a box, clipped to it."""
+    left, top, right, bottom = box
+    for start in range(int(top), int(bottom + right - left), 7):
+        begin = (left, start) if start <= bottom else (left + start - bottom, bottom)
+        rise = min(right - begin[0], begin[1] - top)
+        canvas.line((begin, (begin[0] + rise, begin[1] - rise)), fill=colour)
 
 
 def _hand_overs(canvas: ImageDraw.ImageDraw, report: Report) -> None:

@@ -21,6 +21,7 @@ class Step:
     seconds: float | None = None  # wall time from the step before to this one, without loading
     d: float | None = None  # Eq. 3, sketch steps only; of a batch the largest
     derivative: float | None = None  # D of the step before minus D of this step; of a batch the largest
+    reused: bool = False  # TeaCache: no transformer block ran
 
 
 @dataclass
@@ -52,6 +53,7 @@ class Report:
     sigmas: list[float] = field(default_factory=list)  # the run's schedule, length steps + 1
     steps: list[Step] = field(default_factory=list)
     hand_overs: list[HandOver] = field(default_factory=list)
+    teacache: dict[str, dict[str, Any]] = field(default_factory=dict)  # stage -> skip plan, see reuse.Plan
     calls: dict[str, int] = field(default_factory=lambda: {SKETCH: 0, RENDER: 0})  # model calls (guided predictions)
     seconds: dict[str, float] = field(default_factory=lambda: {SKETCH: 0.0, RENDER: 0.0})  # sampling, without loading
     total_seconds: float = 0.0  # the whole sampling run with loading
@@ -66,6 +68,10 @@ class Report:
     def count(self, stage: str) -> int:
         """Scheduler steps that ``stage`` ran."""
         return sum(s.stage == stage for s in self.steps)
+
+    def reused(self, stage: str) -> int:
+        """Scheduler steps of ``stage`` that ran no transformer block."""
+        return sum(s.stage == stage and s.reused for s in self.steps)
 
     def speed_up(self) -> float | None:
         """Over the sketch alone: (all calls at the sketch's mean seconds a call) / (this run's sampling seconds).
@@ -133,6 +139,10 @@ def summarize(report: Report) -> str:
         count = report.count(stage)
         each = f", {report.seconds[stage] / count:.3g} s a step" if count else ""
         lines.append(f"{stage.capitalize()}: {count} steps, {report.seconds[stage]:.3g} s{each}")
+        if plan := report.teacache.get(stage, {}).get("table"):
+            threshold = report.teacache[stage]["threshold"]
+            lines.append(f"TeaCache on the {stage}: {report.reused(stage)} of {count} steps reused, "
+                         f"threshold {threshold:g}, coefficients of {plan}")  # fmt: skip
     if speed_up := report.speed_up():
         lines.append(
             f"Speed-up over the sketch alone: {speed_up:.2f}x (from this run's seconds a call, without loading)"

@@ -19,6 +19,10 @@ LOOK_AHEAD: dict[str, tuple[tuple[int, ...], tuple[str, float, float] | None]] =
     "sample_dpmpp_2s_ancestral_cfg_pp": ((1,), ("eta", 1.0, 1.0)),
 }
 
+# So many whole intervals between callbacks have to be one call before every step is taken to be one. Some samplers
+# (sa_solver_pece) begin with a step that is.
+SINGLE_CALLS = 2
+
 
 def look_ahead(sampler: str, options: Mapping[str, Any]) -> tuple[int, ...]:
     """The offsets at which every step of a host's sampler function makes further calls, as far as they are known."""
@@ -42,6 +46,9 @@ class StepCounter:
     look_ahead: tuple[int, ...] = ()  # offsets at which every step makes further calls
     step: int = -1  # 0-based; -1 before the first call
     own_levels: bool = False  # the sampler does not begin its steps at the schedule's levels
+    needs_sigma: bool = True  # False once it is known that every step is one call: callbacks then count the steps
+    _completed: int = -1  # the last callback's step
+    _single: int = -1  # intervals in a row that were one call; -1 while no whole interval has been seen
     _expected: list[int] = field(default_factory=list)  # look_ahead calls that this step has still to make
     _calls: list[tuple[int, bool]] = field(default_factory=list)  # since the last callback: (index, on the schedule)
 
@@ -49,8 +56,13 @@ class StepCounter:
     def steps(self) -> int:
         return len(self.sigmas) - 1
 
-    def on_call(self, sigma: float) -> bool:
-        """Note a model call at ``sigma``; True when it begins a new step (then ``step`` is its index)."""
+    def on_call(self, sigma: float | None) -> bool:
+        """Note a model call at ``sigma`` (None where ``needs_sigma`` is False); True when it begins a new step (then
+        ``step`` is its index)."""
+        if sigma is None:
+            begins = self.step != self._completed + 1
+            self.step = self._completed + 1
+            return begins
         index, on_schedule = self._locate(sigma)
         self._calls.append((index, on_schedule))
         if self.step >= 0:
@@ -67,6 +79,10 @@ class StepCounter:
         """Note the sampler's callback for step ``i``. It follows that step's first call: the calls since the callback
         before, but for the newest, closed step i - 1 and show how this sampler's steps end."""
         calls, self._calls = self._calls, []
+        if self.needs_sigma and calls:  # the first calls that are seen may be the rest of an interval
+            self._single = self._single + 1 if self._single < 0 or calls == [(i, True)] else 0
+            self.needs_sigma = self._single < SINGLE_CALLS
+        self._completed = i
         if i != 1 or not calls:
             return
         *closing, (_, begins_on_schedule) = calls
@@ -75,6 +91,10 @@ class StepCounter:
         if ahead and ahead != self.look_ahead:
             self.step, self._expected = 1, list(ahead)
         self.look_ahead = ahead
+
+    def interval(self, sigma: float) -> int:
+        """The step (0-based) whose part of the schedule ``sigma`` lies in."""
+        return self._locate(sigma)[0]
 
     def _locate(self, sigma: float) -> tuple[int, bool]:
         """(i with sigmas[i] >= sigma > sigmas[i+1], whether sigma is sigmas[i] up to rounding)."""

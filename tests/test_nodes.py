@@ -23,14 +23,16 @@ CONTRACT = {
     "SRLoadRenderDiT": ("Load Render DiT", LOADER, ["MODEL"]),
     "SRSampler": ("SR Sampler", [*MODELS, *SAMPLER, *SWITCH], ["LATENT", "SR_REPORT"]),
     "SRModel": ("Sketch-Render Model", [*MODELS, *SWITCH], ["MODEL", "SR_REPORT"]),
+    "SRTeaCache": ("Render TeaCache", ["model", "threshold", "form", "keep_on"], ["MODEL"]),
     "SRSwitchInspector": ("Switch Inspector", ["report", "after"], ["IMAGE", "STRING"]),
 }
 DEFAULTS = {
     "steps": 50, "cfg": 5.0, "sampler_name": "uni_pc", "scheduler": "simple", "denoise": 1.0, "switch_mode": "adaptive",
     "delta": 0.01, "fix_step": 5, "max_step": 0, "switch_step": 10, "switch_sigma": 0.875, "render_cfg": 0.0,
     "teacache": 0.0, "offload_sketch": "auto", "weight_dtype": "default", "attention": "auto",
+    "threshold": 0.08, "form": "e", "keep_on": "gpu",
 }  # fmt: skip
-ADVANCED = {"max_step", "switch_step", "switch_sigma", "render_cfg", "teacache", "offload_sketch"}
+ADVANCED = {"max_step", "switch_step", "switch_sigma", "render_cfg", "teacache", "offload_sketch", "form", "keep_on"}
 
 
 def node_classes() -> list[Any]:
@@ -121,7 +123,7 @@ def test_data_flows_from_nodes_to_core_to_host():
         assert not any(name.startswith("..") or name == "nodes" for name in imports_of(path)), path.name
 
 
-@pytest.mark.parametrize("name", ["criterion", "steps", "report", "families", "plot"])
+@pytest.mark.parametrize("name", ["criterion", "steps", "teacache", "report", "families", "plot"])
 def test_the_algorithm_does_not_know_the_host(name: str):
     assert not any(n.startswith("comfy") for n in imports_of(REPOSITORY / "srd_core" / f"{name}.py"))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from hosting import module
@@ -80,6 +81,29 @@ def test_the_picture_can_be_drawn_for_any_route(stages: str):
     for stage, letter in (("sketch", "s"), ("render", "r")):
         tint = tuple(int(plot.TINT[stage][i : i + 2], 16) for i in (1, 3, 5))
         assert (tint in colours) == (letter in stages)
+
+
+def test_steps_that_teacache_reused_are_counted_and_hatched_in_the_picture():
+    report = run_of("ssrrrr")
+    plain = plot.draw(report)
+    report.teacache["render"] = {"threshold": 0.14, "table": "Wan 2.1 t2v 1.3B"}
+    for step in report.steps[3:5]:
+        step.reused = True
+    hatched = plot.draw(report)
+    tone = tuple(int(plot.TONE["render"][i : i + 2], 16) for i in (1, 3, 5))
+
+    def toned(image: Any, step: int) -> int:
+        left, right = plot._column(report, step)
+        top, bottom = plot.PANELS["seconds"]
+        return sum(image.getpixel((x, y)) == tone for x in range(int(left) + 2, int(right) - 2) for y in range(top, bottom))
+
+    assert report.reused("render") == 2 and report.reused("sketch") == 0
+    assert toned(hatched, 4) > toned(plain, 4) and toned(hatched, 5) > toned(plain, 5)
+    assert toned(hatched, 3) == toned(plain, 3) and toned(hatched, 6) == toned(plain, 6)
+    summary = report_module.summarize(report)
+    assert "TeaCache on the render: 2 of 4 steps reused, threshold 0.14, coefficients of Wan 2.1 t2v 1.3B" in summary
+    assert "TeaCache on the sketch" not in summary
+    assert Report.from_json(report.to_json()) == report
 
 
 def test_the_picture_of_an_empty_report_and_of_wild_values_can_be_drawn():

@@ -60,3 +60,43 @@ def test_every_call_is_counted_to_the_step_that_makes_it(sampler: str, wan: Any,
         truth += [max(i - 1, 0)] * max(count - 1, 0) + ([min(i, STEPS - 1)] if count else [])
     assert made == list(range(STEPS))
     assert told == truth
+
+
+@pytest.mark.parametrize("first", [0, 2], ids=["from the start", "from the middle of the run"])
+@pytest.mark.parametrize("sampler", comfy.samplers.KSampler.SAMPLERS)
+def test_noise_levels_need_not_be_read_once_it_is_seen_that_every_step_is_one_call(
+    sampler: str, first: int, wan: Any, monkeypatch: pytest.MonkeyPatch
+):
+    """The opinion of a counter that stops reading, against one that reads every call. TeaCache counts like this: on the
+    render from the hand-over on."""
+    frugal: Any = None
+    opinions: list[tuple[int, int]] = []
+    read: list[bool] = []
+    on_call, on_callback = steps_module.StepCounter.on_call, steps_module.StepCounter.on_callback
+
+    def spy_call(self: Any, sigma: float) -> bool:
+        nonlocal frugal
+        if frugal is None:
+            frugal = steps_module.StepCounter(self.sigmas, self.look_ahead)
+        new = on_call(self, sigma)
+        if self.step >= first or frugal.step >= 0:
+            read.append(frugal.needs_sigma)
+            on_call(frugal, sigma if frugal.needs_sigma else None)
+            opinions.append((frugal.step, self.step))
+        return new
+
+    def spy_callback(self: Any, i: int) -> None:
+        on_callback(self, i)
+        if frugal is not None:
+            on_callback(frugal, i)
+
+    monkeypatch.setattr(steps_module.StepCounter, "on_call", spy_call)
+    monkeypatch.setattr(steps_module.StepCounter, "on_callback", spy_callback)
+    never = criterion.Switch(mode="step", switch_step=99)
+    model = cooperation.cooperate(wan(), wan(), never, cooperation.RenderSettings(), report_module.Report())
+    helpers.ksampler(model, steps=STEPS, sampler_name=sampler)
+    one_call = len(opinions) == STEPS - first and sampler not in OWN_SCHEDULE
+    if one_call:
+        assert read == [True] * 3 + [False] * (STEPS - first - 3)
+    if one_call or not all(read):
+        assert all(ours == truth for ours, truth in opinions)

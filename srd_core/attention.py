@@ -1,0 +1,62 @@
+"""The attention backend of one MODEL, by the host's attention override."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import comfy.ldm.modules.attention as attention
+from comfy.model_patcher import ModelPatcher
+
+AUTO = "auto"
+OVERRIDE = "optimized_attention_override"
+
+# How to get what the host only registers when it is installed.
+PACKAGES = {"sage": "sageattention", "sage3": "sageattn3", "flash": "flash-attn", "xformers": "xformers"}
+
+
+def backends() -> list[str]:
+    """What can be chosen here: auto and the backends that the host has registered (those that it could import)."""
+    return [AUTO, *sorted(getattr(attention, "REGISTERED_ATTENTION_FUNCTIONS", {}))]
+
+
+def missing(backend: str) -> str:
+    """A warning when ``backend`` can't be had here, else an empty string."""
+    if backend in backends():
+        return ""
+    package = PACKAGES.get(backend)
+    how = f"Install {package} into ComfyUI's Python and restart" if package else "Choose another"
+    return (
+        f"The attention backend '{backend}' is not available here (there are: {', '.join(backends())}); the model runs "
+        f"with ComfyUI's default. {how}, or set attention to auto."
+    )
+
+
+def with_attention(model: ModelPatcher, backend: str) -> ModelPatcher:
+    """A clone of ``model`` that computes attention with ``backend``; one that can't be had warns and changes nothing.
+
+    An override that is there already is called with this backend in place of the host's default.
+    """
+    if backend == AUTO:
+        return model
+    if warning := missing(backend):
+        logging.warning("SRDiffusion: %s", warning)
+        return model
+    model = model.clone()
+    function, before = attention.get_attention_function(backend), model.model_options["transformer_options"].get(OVERRIDE)
+
+    def override(_: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return before(function, *args, **kwargs) if before else function(*args, **kwargs)
+
+    override.backend = backend  # type: ignore[attr-defined]
+    model.model_options["transformer_options"][OVERRIDE] = override
+    return model
+
+
+def backend_of(model_options: dict[str, Any]) -> str:
+    """How a message calls the attention that runs under these options."""
+    override = model_options.get("transformer_options", {}).get(OVERRIDE)
+    if override is None:
+        return attention.optimized_attention.__name__.removeprefix("attention_")
+    return getattr(override, "backend", "") or f"set by another node ({getattr(override, '__qualname__', override)})"

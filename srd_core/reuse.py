@@ -1,0 +1,291 @@
+"""TeaCache in the host: a MODEL whose transformer blocks are skipped at the steps that the plan reuses.
+
+One OUTER_SAMPLE wrapper begins a run: it counts steps, makes the plan at the first model call (the noise levels that
+remain are known then, and the model is loaded) and frees everything at the end. A PREDICT_NOISE wrapper says which step
+a call belongs to, a DIFFUSION_MODEL wrapper puts replacements around the blocks, outside of whatever others have put
+there. The same works for a plain sampler node and for either stage of a Sketch-Render run.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import comfy.ldm.wan.model
+import comfy.model_patcher
+import comfy.samplers
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrapperExecutor, WrappersMP, add_wrapper_with_key
+
+from .steps import StepCounter, look_ahead
+from .teacache import FORMS, MIN_STEPS, RET_STEPS, Residuals, Table, distances, skip_plan, wan_table
+
+KEY = "srdiffusion_teacache"
+OUTER_SAMPLE = inspect.signature(comfy.samplers.CFGGuider.outer_sample)
+PREDICT_NOISE = inspect.signature(comfy.samplers.CFGGuider.outer_predict_noise)
+
+# The models whose forward is: embed, blocks one after the other, head. Others of the family (VACE, S2V, HuMo, Animate,
+# SCAIL ...) work between their blocks or after them.
+SUPPORTED = ("WanModel", "CameraWanModel")
+
+
+@dataclass(frozen=True)
+class TeaCache:
+    """Settings of a cached MODEL."""
+
+    threshold: float  # of the accumulated change; larger reuses more steps, 0 none
+    form: str = "e"  # e: time embedding; e0: its projection, the first five steps of a run computed
+    residual_on_cpu: bool = False  # keep what the blocks added in main memory instead of on the GPU
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for settings that mean nothing."""
+        if not self.threshold >= 0:
+            raise ValueError(f"teacache is {self.threshold}; the threshold must be 0 (off) or more.")
+        if self.form not in FORMS:
+            raise ValueError(f"TeaCache's form is {self.form!r}; choose one of {', '.join(FORMS)}.")
+
+
+def with_teacache(model: ModelPatcher, settings: TeaCache) -> ModelPatcher:
+    """A clone of ``model`` that reuses steps when it samples; with threshold 0 a plain clone. The newest settings win."""
+    model = model.clone()
+    model.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)
+    if settings.threshold > 0:
+        model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, partial(_sample, settings=settings))
+    return model
+
+
+def is_cached(model: ModelPatcher) -> bool:
+    """Whether ``with_teacache`` made this MODEL."""
+    return KEY in model.wrappers.get(WrappersMP.OUTER_SAMPLE, {})
+
+
+def run_of(model_options: dict[str, Any]) -> CachedRun | None:
+    """The cached run that goes on under these options, if any."""
+    return model_options.get("transformer_options", {}).get(KEY)
+
+
+def _sample(executor: WrapperExecutor, *args: Any, settings: TeaCache, **kwargs: Any) -> torch.Tensor:
+    """OUTER_SAMPLE wrapper: one sampling run, or the part of it that this model runs."""
+    guider = executor.class_obj
+    call = OUTER_SAMPLE.bind(guider, *args, **kwargs)
+    sampler = call.arguments["sampler"]
+    name = getattr(getattr(sampler, "sampler_function", None), "__name__", type(sampler).__name__)
+    sigmas = [float(s) for s in call.arguments["sigmas"]]
+    counter = StepCounter(sigmas, look_ahead(name, getattr(sampler, "extra_options", {})))
+    run = CachedRun(settings, counter, call.arguments.get("callback"))
+    call.arguments["callback"] = run.callback
+    own_options = guider.model_options
+    guider.model_options = run.options_for(own_options)
+    try:
+        return executor(*call.args[1:], **call.kwargs)
+    finally:
+        guider.model_options = own_options
+        run.close()
+
+
+@dataclass
+class Plan:
+    """What was decided before the first cached step; plain data, for the report."""
+
+    threshold: float
+    form: str
+    table: str = ""  # whose coefficients; empty: nothing is reused, see note
+    first_step: int = 0  # 0-based index in the run of the first planned step
+    reuse: list[bool] = field(default_factory=list)  # for every step from the first to the run's last
+    note: str = ""  # what the artist should know
+
+    def reuses(self, step: int) -> bool:
+        """Whether a step of the run (0-based) is to be reused."""
+        i = step - self.first_step
+        return 0 <= i < len(self.reuse) and self.reuse[i]
+
+
+@dataclass
+class CachedRun:
+    """State of one run of a cached model; dies with it."""
+
+    settings: TeaCache
+    counter: StepCounter
+    host_callback: Callable[..., Any] | None
+    plan: Plan | None = None
+    residuals: Residuals = field(default_factory=Residuals)
+    _step: int = -2  # of the last call
+    _reuse: bool = False  # the plan's word for the present call
+    _call: dict[Hashable, int] = field(default_factory=dict)  # how often a cond came within the present call
+    _recalled: set[int] = field(default_factory=set)  # steps of which a call was reused
+    _computed: set[int] = field(default_factory=set)  # planned to be reused, but a call had nothing to reuse
+    _failed: str = ""  # why a call could not be cached
+
+    def __post_init__(self) -> None:
+        self.residuals.on_cpu = self.settings.residual_on_cpu
+
+    @property
+    def reused(self) -> set[int]:
+        """The steps (0-based) that ran no transformer block."""
+        return self._recalled - self._computed
+
+    def options_for(self, options: dict[str, Any]) -> dict[str, Any]:
+        """A clone of the guider's options with this run's wrappers."""
+        options = comfy.model_patcher.create_model_options_clone(options)
+        add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, self.predict, options, is_model_options=True)
+        add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, self.forward, options, is_model_options=True)
+        options["transformer_options"][KEY] = self
+        return options
+
+    def callback(self, step: int, *args: Any, **kwargs: Any) -> Any:
+        """The sampler's step callback."""
+        self.counter.on_callback(step)
+        return self.host_callback(step, *args, **kwargs) if self.host_callback else None
+
+    def predict(self, executor: WrapperExecutor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """PREDICT_NOISE wrapper: which step this call belongs to, and whether it is reused."""
+        call = PREDICT_NOISE.bind(executor.class_obj, *args, **kwargs).arguments
+        # Where every step is one call, the callbacks count the steps: no wait for the device to read the noise level.
+        self.counter.on_call(float(call["timestep"][0]) if self.counter.needs_sigma else None)
+        step = self.counter.step
+        if self.plan is None:
+            self.plan = make_plan(executor.class_obj.inner_model, self.settings, self.counter.sigmas, step, call["x"])
+        if step != self._step:
+            # A residual is one of the step before; another model may have run in between.
+            if step != self._step + 1 or not self.plan.reuses(step):
+                self.residuals.clear()
+            self._step = step
+        self._reuse = self.plan.reuses(step)
+        self._call.clear()
+        return executor(*args, **kwargs)
+
+    def forward(self, executor: WrapperExecutor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """DIFFUSION_MODEL wrapper: one forward of the network, for one or more conds at once."""
+        call = inspect.signature(executor.original).bind(*args, **kwargs)
+        options = call.arguments.get("transformer_options") or {}
+        wanted = self.plan is not None and (self._reuse or self.plan.reuses(self._step + 1))
+        if not wanted or not self._cacheable(call.arguments, options):
+            return executor(*args, **kwargs)
+        keys = self._keys(options)
+        blocks = len(executor.class_obj.blocks)
+        if (residual := self.residuals.recall(keys, call.arguments["x"].shape[0]) if self._reuse else None) is not None:
+            replacements = _reusing(blocks, residual)
+            self._recalled.add(self._step)
+        else:
+            replacements = _computing(blocks, options, partial(self.residuals.keep, keys))
+            self._computed.add(self._step)
+        replaced = options.get("patches_replace", {})
+        dit = {**replaced.get("dit", {}), **replacements}
+        call.arguments["transformer_options"] = {**options, "patches_replace": {**replaced, "dit": dit}}
+        return executor(*call.args, **call.kwargs)
+
+    def close(self) -> None:
+        """Free the residuals and say what was saved."""
+        self.residuals.clear()
+        self.host_callback = None
+        if self.plan and self._failed:
+            self.plan.note = f"{self.plan.note} TeaCache: {self._failed}; such calls were computed.".lstrip()
+        if self.plan and self.plan.table:  # else its note was logged when the plan was made
+            logging.info("SRDiffusion: %s", describe(self.plan, self.reused))
+
+    def _cacheable(self, call: dict[str, Any], options: dict[str, Any]) -> bool:
+        if call["timestep"].ndim > 1 and call["timestep"].shape[-1] > 1:
+            self._failed = "every frame has a timestep of its own"
+        elif options.get("patches", {}).get("double_block"):
+            self._failed = "another node works between the transformer blocks"
+        elif not options.get("uuids"):
+            self._failed = "the host does not say which prompt a call is for"
+        else:
+            return True
+        return False
+
+    def _keys(self, options: dict[str, Any]) -> list[Hashable]:
+        """One key a cond: the host's uuid, the context window, and how often that came in this step already (guidance
+        that skips layers asks again for the same prompt)."""
+        window = getattr(options.get("context_window"), "index_list", None)
+        keys: list[Hashable] = []
+        for uuid in options["uuids"]:
+            cond = (uuid, None if window is None else tuple(window))
+            self._call[cond] = self._call.get(cond, 0) + 1
+            keys.append((*cond, self._call[cond]))
+        return keys
+
+
+def make_plan(inner_model: Any, settings: TeaCache, sigmas: Sequence[float], first: int, x: torch.Tensor) -> Plan:
+    """The skip plan for steps ``first`` (0-based) ... last of a run over ``sigmas``; ``x`` [B, C, T, H, W] its latent."""
+    plan = Plan(settings.threshold, settings.form, first_step=first)
+    model, remaining = inner_model.diffusion_model, list(sigmas[first:-1])
+    if type(model).__name__ not in SUPPORTED:
+        plan.note = f"TeaCache does not know {type(model).__name__}; it ran without."
+    elif any(b > a for a, b in zip(sigmas, sigmas[1:])):
+        plan.note = "TeaCache needs a schedule whose noise level never rises; it ran without."
+    elif len(remaining) < MIN_STEPS:
+        plan.note = f"TeaCache: a stage of {len(remaining)} steps is too short to reuse any."
+    if plan.note:
+        logging.warning("SRDiffusion: %s", plan.note)
+        return plan
+    table, plan.note = _table(model, x)
+    timesteps = inner_model.model_sampling.timestep(torch.tensor(remaining, device=x.device))
+    d = distances(wan_modulation(model, timesteps, settings.form).cpu())
+    computed_first = max(RET_STEPS - first, 1) if settings.form == "e0" else 1
+    plan.reuse = skip_plan(d, table.coefficients(settings.form), settings.threshold, computed_first)
+    plan.table = table.name
+    return plan
+
+
+def _table(model: Any, x: torch.Tensor) -> tuple[Table, str]:
+    return wan_table(model.dim, model.in_dim > model.out_dim, x.shape[-1] * x.shape[-2])
+
+
+@torch.no_grad()
+def wan_modulation(model: Any, timesteps: torch.Tensor, form: str) -> torch.Tensor:
+    """A Wan's time embedding (form e) or its projection (e0) for timesteps [n] -> [n, dim] or [n, 6 dim], in float32:
+    half precision rounds by as much as two neighbouring steps differ."""
+    x = comfy.ldm.wan.model.sinusoidal_embedding_1d(model.freq_dim, timesteps.flatten()).float()
+    layers = [*model.time_embedding, *(model.time_projection if form == "e0" else ())]
+    for layer in layers:
+        # The host's layers cast their weights (with LoRA, from any storage) to the input's type by this method.
+        x = getattr(layer, "forward_comfy_cast_weights", layer)(x)
+    return x
+
+
+Replacements = dict[tuple[str, int], Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]]
+
+
+def _reusing(blocks: int, residual: torch.Tensor) -> Replacements:
+    """No block runs; the last one's place adds the residual."""
+
+    def skip(args: dict[str, Any], _: dict[str, Any]) -> dict[str, Any]:
+        return {"img": args["img"]}
+
+    def add(args: dict[str, Any], _: dict[str, Any]) -> dict[str, Any]:
+        return {"img": args["img"] + residual.to(args["img"])}
+
+    return {("double_block", i): skip if i < blocks - 1 else add for i in range(blocks)}
+
+
+def _computing(blocks: int, options: dict[str, Any], keep: Callable[[torch.Tensor], None]) -> Replacements:
+    """All blocks run, through the replacements that others have put there; what they add up to is kept."""
+    others = options.get("patches_replace", {}).get("dit", {})
+    before: list[torch.Tensor] = []
+
+    def run(i: int, args: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
+        if i == 0:
+            before.append(args["img"].clone())
+        other = others.get(("double_block", i))
+        out = other(args, extra) if other else extra["original_block"](args)
+        if i == blocks - 1:
+            keep(out["img"] - before.pop())
+        return out
+
+    return {("double_block", i): partial(run, i) for i in {0, blocks - 1}}
+
+
+def describe(plan: Plan, reused: set[int]) -> str:
+    """One line for the log."""
+    line = (
+        f"TeaCache reused {len(reused)} of {len(plan.reuse)} steps (threshold {plan.threshold:g}, coefficients of "
+        f"{plan.table}, form {plan.form})."
+    )
+    return f"{line} {plan.note}".rstrip()
+

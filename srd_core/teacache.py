@@ -1,0 +1,149 @@
+"""TeaCache (arXiv 2411.19108): which steps may reuse the residual of the last computed step, and the residuals.
+
+A DiT modulates its blocks with an embedding m of the timestep. With d_i = |m_i - m_(i-1)|_1 / |m_(i-1)|_1 and a
+polynomial fitted for each model, step i is reused while
+
+    sum of poly(d) since the last computed step  <  threshold
+
+For Wan and CogVideoX m depends on the timestep alone, so the plan of a whole run follows from its noise levels before
+the first step. Torch only: nothing here knows the host.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+FORMS = ("e", "e0")
+RET_STEPS = 5  # the e0 form computes this many steps at the start of a run ("ret steps")
+MIN_STEPS = 5  # shorter stages compute all steps
+MAX_REUSES = 5  # in a row; outside the range that it was fitted on a polynomial may fall to zero and would skip for ever
+
+
+@dataclass(frozen=True)
+class Table:
+    """Published coefficients for one model, highest power first (ali-vilab/TeaCache, TeaCache4Wan2.1)."""
+
+    name: str
+    dim: int  # width of the model that they were fitted on
+    e: tuple[float, ...]  # for the time embedding
+    e0: tuple[float, ...]  # for its projection (ret-steps form)
+
+    def coefficients(self, form: str) -> tuple[float, ...]:
+        """Those of a form, one of FORMS."""
+        return {"e": self.e, "e0": self.e0}[form]
+
+
+WAN_T2V = (
+    Table(
+        "Wan 2.1 t2v 1.3B",
+        1536,
+        (2.39676752e03, -1.31110545e03, 2.01331979e02, -8.29855975e00, 1.37887774e-01),
+        (-5.21862437e04, 9.23041404e03, -5.28275948e02, 1.36987616e01, -4.99875664e-02),
+    ),
+    Table(
+        "Wan 2.1 t2v 14B",
+        5120,
+        (-5784.54975374, 5449.50911966, -1811.16591783, 256.27178429, -13.02252404),
+        (-3.03318725e05, 4.90537029e04, -2.65530556e03, 5.87365115e01, -3.15583525e-01),
+    ),
+)
+WAN_I2V_480P = Table(
+    "Wan 2.1 i2v 480p",
+    5120,
+    (-3.02331670e02, 2.23948934e02, -5.25463970e01, 5.87348440e00, -2.01973289e-01),
+    (2.57151496e05, -3.54229917e04, 1.40286849e03, -1.35890334e01, 1.32517977e-01),
+)
+WAN_I2V_720P = Table(
+    "Wan 2.1 i2v 720p",
+    5120,
+    (-114.36346466, 65.26524496, -18.82220707, 4.91518089, -0.23412683),
+    (8.10705460e03, 2.13393892e03, -3.72934672e02, 1.66203073e01, -4.17769401e-02),
+)
+# Latent pixels (height x width) between 480p (60 x 104) and 720p (90 x 160), their geometric mean.
+I2V_BOUNDARY = math.sqrt(60 * 104 * 90 * 160)
+
+
+def wan_table(dim: int, image_to_video: bool, latent_pixels: int) -> tuple[Table, str]:
+    """The table nearest to a Wan of width ``dim``, and a sentence when the model is not the one it was fitted on.
+
+    The image-to-video tables are of 14B models; the two differ by the resolution, ``latent_pixels`` = height x width.
+    """
+    nearest = min(WAN_T2V, key=lambda table: abs(math.log(table.dim / dim)))
+    if image_to_video and nearest.dim == WAN_I2V_480P.dim:
+        nearest = WAN_I2V_480P if latent_pixels < I2V_BOUNDARY else WAN_I2V_720P
+    if nearest.dim != dim:
+        return nearest, f"TeaCache has no coefficients for a Wan {dim} wide; it takes those of {nearest.name}."
+    if image_to_video and nearest in WAN_T2V:
+        return nearest, f"TeaCache has no coefficients for this image-to-video Wan; it takes those of {nearest.name}."
+    return nearest, ""
+
+
+def distances(m: torch.Tensor) -> list[float]:
+    """Relative L1 change of consecutive embeddings: m [n, ...] -> n - 1 values, computed in float64."""
+    m = m.double().flatten(1)
+    change = (m[1:] - m[:-1]).abs().mean(1)
+    return (change / m[:-1].abs().mean(1)).tolist()
+
+
+def polynomial(coefficients: Sequence[float], d: float) -> float:
+    """Value at ``d``, coefficients from the highest power (Horner)."""
+    value = 0.0
+    for c in coefficients:
+        value = value * d + c
+    return value
+
+
+def skip_plan(d: Sequence[float], coefficients: Sequence[float], threshold: float, computed_first: int = 1) -> list[bool]:
+    """Which of len(d) + 1 consecutive steps reuse the last computed residual (True).
+
+    Args: ``d`` from ``distances``; ``threshold`` of the accumulated polynomial, 0: nothing is reused;
+    ``computed_first`` steps at the start and the last step are computed in any case. Negative values of the polynomial
+    count as zero and at most MAX_REUSES steps in a row are reused. Fewer than MIN_STEPS steps are all computed.
+    """
+    steps = len(d) + 1
+    if steps < MIN_STEPS:
+        return [False] * steps
+    plan, accumulated, in_a_row = [False], 0.0, 0
+    for step, change in enumerate(d, start=1):
+        accumulated += max(polynomial(coefficients, change), 0.0)
+        forced = step < computed_first or step == steps - 1 or in_a_row == MAX_REUSES
+        reuse = not forced and accumulated < threshold
+        plan.append(reuse)
+        in_a_row = in_a_row + 1 if reuse else 0
+        if not reuse:
+            accumulated = 0.0
+    return plan
+
+
+@dataclass
+class Residuals:
+    """What the blocks added to their input at the last computed step, one tensor for each cond of a call."""
+
+    on_cpu: bool = False  # keep them in main memory; they are copied over for every reuse
+    _kept: dict[Hashable, torch.Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def clear(self) -> None:
+        """Free all of them."""
+        self._kept.clear()
+
+    def keep(self, keys: Sequence[Hashable], residual: torch.Tensor) -> None:
+        """Split ``residual`` [len(keys) * b, tokens, dim] among its conds and keep the parts."""
+        if self.on_cpu:
+            residual = residual.cpu()
+        self._kept.update(zip(keys, residual.chunk(len(keys))))
+
+    def recall(self, keys: Sequence[Hashable], rows: int) -> torch.Tensor | None:
+        """The residual [rows, tokens, dim] of these conds, in their order; None when one is missing or of another batch."""
+        parts = [self._kept[key] for key in keys if key in self._kept]
+        if len(parts) < len(keys) or sum(part.shape[0] for part in parts) != rows:
+            return None
+        if len({part.shape[1:] for part in parts}) > 1:
+            return None
+        return parts[0] if len(parts) == 1 else torch.cat(parts)

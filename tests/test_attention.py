@@ -1,0 +1,115 @@
+"""The attention backend of a MODEL: chosen per model, chained, and never a reason for a workflow to fail."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import comfy.ldm.modules.attention as host
+import helpers
+import pytest
+import torch
+from hosting import module
+from test_cooperation import sr_model
+from test_faults import load, models_folder  # noqa: F401
+
+attention, loaders = module("srd_core.attention"), module("nodes.loaders")
+STEPS = 4
+
+
+def count_calls_of(name: str, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Register ``name`` with the host as a backend that counts its calls; needs the kwargs that the host passes."""
+    calls: list[int] = []
+
+    @host.wrap_attn
+    def backend(*args: Any, **kwargs: Any) -> torch.Tensor:
+        calls.append(1)
+        return host.attention_pytorch(*args, **kwargs)
+
+    monkeypatch.setitem(host.REGISTERED_ATTENTION_FUNCTIONS, name, backend)
+    return calls
+
+
+def test_the_list_is_auto_and_what_the_host_has_registered():
+    options = {i.id: i for i in loaders.SRLoadSketchDiT.GET_SCHEMA().inputs}["attention"].options
+    assert options == ["auto", *sorted(host.REGISTERED_ATTENTION_FUNCTIONS)]
+    assert {"pytorch", "split", "sub_quad"} <= set(options)
+
+
+def test_auto_leaves_the_hosts_choice(wan: Any):
+    model = wan()
+    assert attention.with_attention(model, "auto") is model
+    assert attention.backend_of(model.model_options) == host.optimized_attention.__name__.removeprefix("attention_")
+
+
+@pytest.mark.parametrize("backend", ["pytorch", "split", "sub_quad"])
+def test_every_backend_of_this_host_computes_the_same_picture(backend: str, wan: Any):
+    model = wan()
+    out = helpers.ksampler(attention.with_attention(model, backend), STEPS)
+    assert torch.allclose(out, helpers.ksampler(model, STEPS), atol=1e-3)
+
+
+def test_each_stage_has_its_own_backend(models_folder: Path, monkeypatch: pytest.MonkeyPatch):  # noqa: F811
+    name = helpers.wan_file(models_folder, seed=0, layers=2).name
+    sketch_calls, render_calls = count_calls_of("one", monkeypatch), count_calls_of("two", monkeypatch)
+    sketch = load(name, loaders.SRLoadSketchDiT, attention="one")
+    render = load(name, loaders.SRLoadRenderDiT, attention="two")
+    out = helpers.ksampler(sr_model(sketch, render, 1), STEPS)
+    a_call = 2 * 2  # layers, self and cross attention
+    assert (len(sketch_calls), len(render_calls)) == (1 * a_call, (STEPS - 1) * a_call)
+    assert torch.equal(out, helpers.ksampler(load(name, attention="pytorch"), STEPS))
+
+
+def test_an_override_that_is_there_already_is_called_with_the_chosen_backend(wan: Any, monkeypatch: pytest.MonkeyPatch):
+    calls, before = count_calls_of("one", monkeypatch), []
+
+    def other_nodes(function: Any, *args: Any, **kwargs: Any) -> Any:
+        before.append(1)
+        return function(*args, **kwargs)
+
+    model = wan()
+    model.model_options["transformer_options"]["optimized_attention_override"] = other_nodes
+    helpers.ksampler(attention.with_attention(model, "one"), STEPS)
+    assert len(calls) == len(before) > 0
+    calls.clear()
+    helpers.ksampler(model, STEPS)
+    assert not calls, "the MODEL that came in is as it was"
+
+
+def test_a_backend_that_is_missing_here_warns_and_runs_with_the_default(
+    models_folder: Path,  # noqa: F811
+    caplog: pytest.LogCaptureFixture,
+):
+    name = helpers.wan_file(models_folder, seed=0).name
+    with caplog.at_level(logging.WARNING):
+        model = load(name, attention="sage3")
+    (said,) = [r.getMessage() for r in caplog.records if "sage3" in r.getMessage()]
+    assert "not available here" in said and "Install sageattn3" in said and "default" in said
+    assert torch.equal(helpers.ksampler(model, STEPS), helpers.ksampler(load(name), STEPS))
+
+
+def test_the_warning_is_shown_on_the_node(models_folder: Path, monkeypatch: pytest.MonkeyPatch):  # noqa: F811
+    """By the host's own message for texts on nodes; the page itself is not part of this test."""
+    from server import PromptServer
+
+    sent: list[tuple[str, str]] = []
+
+    class Page:
+        def send_progress_text(self, text: str, node_id: str) -> None:
+            sent.append((node_id, text))
+
+    monkeypatch.setattr(PromptServer, "instance", Page(), raising=False)
+    name = helpers.wan_file(models_folder, seed=0).name
+    node = loaders.SRLoadSketchDiT.PREPARE_CLASS_CLONE({"hidden_inputs": {"unique_id": "12"}})
+    node.hidden = type("Hidden", (), {"unique_id": "12"})()
+    load(name, node, attention="sage3")
+    load(name, node)
+    ((node_id, text),) = sent
+    assert node_id == "12" and "sage3" in text
+
+
+def test_a_node_that_sets_attention_itself_is_named_as_such(wan: Any):
+    model = wan()
+    model.model_options["transformer_options"]["optimized_attention_override"] = test_auto_leaves_the_hosts_choice
+    assert "set by another node (test_auto_leaves" in attention.backend_of(model.model_options)

@@ -1,0 +1,160 @@
+"""TeaCache's arithmetic: tables, distances, the plan, the kept residuals."""
+
+from __future__ import annotations
+
+import math
+
+import numpy
+import pytest
+import torch
+from hosting import module
+
+teacache = module("srd_core.teacache")
+
+TABLES = [*teacache.WAN_T2V, teacache.WAN_I2V_480P, teacache.WAN_I2V_720P]
+# What the embeddings vary around, and so how large their relative change is: each fit is meant for another range.
+LEVELS = (2.0, 2.4, 3.0, 4.0, 8.0, 16.0, 32.0)
+
+
+def embeddings(steps: int, shift: float, level: float = 4.0) -> torch.Tensor:
+    """[steps, dim] that change with the timestep as a Wan's do: a smooth function of its sinusoidal embedding."""
+    linear = 1 - torch.arange(steps, dtype=torch.float64) / steps
+    timesteps = 1000 * shift * linear / (1 + (shift - 1) * linear)
+    frequencies = torch.pow(10000.0, -torch.arange(128, dtype=torch.float64) / 128)
+    angles = timesteps[:, None] * frequencies
+    weights = torch.randn(256, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return torch.cat([angles.cos(), angles.sin()], 1) @ weights / 16 + level
+
+
+def upstream_plan(m: torch.Tensor, coefficients: tuple[float, ...], threshold: float, ret_steps: bool) -> list[bool]:
+    """The published algorithm for one of the two conds, written from its description: accumulate the rescaled change
+    against the step before; compute when it reaches the threshold, and the first (five) and without ret steps the last."""
+
+
+    polynomial = numpy.poly1d(coefficients)
+    steps, accumulated, previous, plan = len(m), 0.0, None, []
+    for cnt, modulated in enumerate(m):
+        first, last = (5, steps) if ret_steps else (1, steps - 1)
+        if cnt < first or cnt >= last:
+            should_calc, accumulated = True, 0.0
+        else:
+            accumulated += float(polynomial(((modulated - previous).abs().mean() / previous.abs().mean()).item()))
+            should_calc = not accumulated < threshold
+            if should_calc:
+                accumulated = 0.0
+        previous = modulated
+        plan.append(not should_calc)
+    return plan
+
+
+@pytest.mark.parametrize("form", teacache.FORMS)
+@pytest.mark.parametrize("table", TABLES, ids=lambda t: t.name)
+@pytest.mark.parametrize("shift", [3.0, 5.0, 8.0])
+@pytest.mark.parametrize("steps", [50, 30, 20])
+def test_the_plan_is_upstreams_where_no_guard_is_needed(steps, shift, table, form):
+    """The guards: negative values count as zero, at most MAX_REUSES in a row, the last step computed in both forms."""
+    coefficients = table.coefficients(form)
+    reused = 0
+    for level in LEVELS:
+        m = embeddings(steps, shift, level)
+        d = teacache.distances(m)
+        if min(teacache.polynomial(coefficients, x) for x in d) < 0:
+            continue
+        for threshold in (0.05, 0.08, 0.14, 0.2, 0.3):
+            theirs = upstream_plan(m, coefficients, threshold, form == "e0")
+            if longest(theirs) <= teacache.MAX_REUSES:
+                ours = teacache.skip_plan(d, coefficients, threshold, 5 if form == "e0" else 1)
+                assert ours == [*theirs[:-1], False]
+                reused += sum(ours)
+    assert reused, "nothing was compared"
+
+
+def longest(plan: list[bool]) -> int:
+    """The most reuses in a row."""
+    return max(len(run) for run in "".join("r" if reuse else " " for reuse in plan).split(" "))
+
+
+def test_polynomials_are_the_published_ones_from_the_highest_power():
+    assert teacache.polynomial((2.0, -3.0, 5.0), 10.0) == 175.0
+    by_name = {t.name: t for t in TABLES}
+    # computed values of the facts page: 1.3B .138 at 0, .042 at .02; 14B -13.0 at 0
+    assert teacache.polynomial(by_name["Wan 2.1 t2v 1.3B"].e, 0.0) == pytest.approx(0.138, abs=5e-4)
+    assert teacache.polynomial(by_name["Wan 2.1 t2v 1.3B"].e, 0.02) == pytest.approx(0.042, abs=1e-3)
+    assert teacache.polynomial(by_name["Wan 2.1 t2v 14B"].e, 0.0) == pytest.approx(-13.02, abs=1e-2)
+    assert teacache.polynomial(by_name["Wan 2.1 t2v 14B"].e0, 0.15) == pytest.approx(-39, abs=1)
+
+
+def test_distances_are_relative_l1_changes_of_neighbours():
+    m = torch.tensor([[1.0, -1.0], [2.0, -1.0], [2.0, -1.0]])
+    assert teacache.distances(m) == [0.5, 0.0]
+
+
+def test_negative_polynomial_values_count_as_nothing_and_never_pay_for_later_steps():
+    negative_then_large = [0.0] * 3 + [1.0] * 6
+    plan = teacache.skip_plan(negative_then_large, (2.0, -1.0), threshold=0.5)  # 2 d - 1: -1, then 1
+    assert plan == [False, True, True, True] + [False] * 6
+
+
+def test_reuses_in_a_row_are_capped_and_counting_starts_anew_after_each():
+    plan = teacache.skip_plan([0.0] * 20, (1.0, 0.0), threshold=0.1)
+    cap = teacache.MAX_REUSES
+    assert plan == ([False] + [True] * cap) * 3 + [False, True, False]
+    assert sum(plan[-2:]) == 1 and not plan[-1]
+
+
+def test_first_and_last_step_are_computed_and_threshold_0_reuses_nothing():
+    plan = teacache.skip_plan([0.01] * 9, (1.0, 0.0), threshold=10.0)
+    assert not plan[0] and not plan[-1] and any(plan)
+    assert not any(teacache.skip_plan([0.01] * 9, (1.0, 0.0), threshold=0.0))
+
+
+def test_ret_steps_computes_the_first_five():
+    plan = teacache.skip_plan([0.01] * 9, (1.0, 0.0), threshold=10.0, computed_first=5)
+    assert plan == [False] * 5 + [True] * 4 + [False]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4])
+def test_a_stage_of_fewer_than_5_steps_reuses_nothing(steps):
+    assert teacache.skip_plan([0.0] * (steps - 1), (1.0, 0.0), 10.0) == [False] * steps
+    assert any(teacache.skip_plan([0.0] * 4, (1.0, 0.0), 10.0))
+
+
+@pytest.mark.parametrize(
+    ("dim", "i2v", "pixels", "name", "says"),
+    [
+        (1536, False, 60 * 104, "Wan 2.1 t2v 1.3B", ""),
+        (5120, False, 60 * 104, "Wan 2.1 t2v 14B", ""),
+        (5120, True, 60 * 104, "Wan 2.1 i2v 480p", ""),
+        (5120, True, 104 * 60, "Wan 2.1 i2v 480p", ""),
+        (5120, True, 90 * 160, "Wan 2.1 i2v 720p", ""),
+        (1536, True, 60 * 104, "Wan 2.1 t2v 1.3B", "image-to-video"),
+        (192, False, 256, "Wan 2.1 t2v 1.3B", "192 wide"),
+        (3072, False, 60 * 104, "Wan 2.1 t2v 14B", "3072 wide"),
+    ],
+)
+def test_the_table_follows_the_models_shape_and_says_when_it_is_not_the_models_own(dim, i2v, pixels, name, says):
+    table, note = teacache.wan_table(dim, i2v, pixels)
+    assert table.name == name
+    assert (says in note) if says else note == ""
+
+
+def test_residuals_are_kept_for_each_cond_and_come_back_in_the_order_asked_for():
+    kept = teacache.Residuals()
+    both = torch.arange(8.0).reshape(4, 1, 2)
+    kept.keep(["cond", "uncond"], both)
+    assert torch.equal(kept.recall(["cond", "uncond"], 4), both)
+    assert torch.equal(kept.recall(["uncond", "cond"], 4), both[[2, 3, 0, 1]])
+    assert torch.equal(kept.recall(["uncond"], 2), both[2:])
+    assert len(kept) == 2
+    kept.clear()
+    assert len(kept) == 0
+
+
+def test_a_residual_of_another_batch_size_or_shape_or_an_unknown_cond_is_not_reused():
+    kept = teacache.Residuals()
+    kept.keep(["a"], torch.zeros(2, 3, 4))
+    kept.keep(["b"], torch.zeros(2, 5, 4))
+    assert kept.recall(["a"], 1) is None
+    assert kept.recall(["a", "c"], 4) is None
+    assert kept.recall(["a", "b"], 4) is None
+    assert math.isclose(kept.recall(["a"], 2).sum(), 0)
