@@ -40,6 +40,8 @@ types:
 	    --python-version 3.10 --cache-dir .mypy_cache/demo demo/*.py
 	MYPYPATH=demo/family $(HOST) run-module mypy --ignore-missing-imports --disallow-untyped-defs \
 	    --explicit-package-bases --python-version 3.10 --cache-dir .mypy_cache/family demo/family/*.py
+	cd bench && MYPYPATH=../demo:../demo/family $(PYTHON) ../demo/host.py run-module mypy --ignore-missing-imports \
+	    --disallow-untyped-defs --explicit-package-bases --python-version 3.10 --cache-dir ../.mypy_cache/bench *.py
 	@set -e; link=$$(mktemp -d); trap 'rm -rf "$$link"' EXIT; ln -s "$(CURDIR)" "$$link/srd_pack"; cd "$$link"; \
 	    $(PYTHON) srd_pack/demo/host.py run-module mypy $(MYPY_PACK) -p srd_pack.srd_core -p srd_pack.nodes
 

@@ -43,6 +43,7 @@ def start_host() -> None:
 
     args.cpu = True
     import torch
+    import utils.install_util  # noqa: F401  (as main.py does: later, comfy.utils could be taken for this package)
 
     torch.set_grad_enabled(False)
     torch.set_num_threads(1)  # tiny tensors: a second thread costs more than it brings
