@@ -8,8 +8,9 @@ import folder_paths
 import nodes
 from comfy_api.latest import io
 
+from ..srd_core import cogvideox
 from ..srd_core.attention import AUTO, backends, missing, with_attention
-from ..srd_core.checkpoint import check_video_dit
+from ..srd_core.checkpoint import called, check_video_dit, model_names, weight_files
 from ..srd_core.latent_space import FILE_NAME
 from .common import CATEGORY, SEARCH_ALIASES, show_on_node
 
@@ -26,8 +27,9 @@ def _schema(node_id: str, role: str, which: str, hint: str) -> io.Schema:
         inputs=[
             io.Combo.Input(
                 "model_name",
-                options=folder_paths.get_filename_list("diffusion_models"),
-                tooltip=f"The {which} DiT, from models/diffusion_models. Sketch and render must share a VAE.",
+                options=model_names(folder_paths.get_filename_list("diffusion_models")),
+                tooltip=f"The {which} DiT, from models/diffusion_models: a file, or the folder of a model in several "
+                "files. Sketch and render must share a VAE.",
             ),
             io.Combo.Input(
                 "weight_dtype",
@@ -49,10 +51,23 @@ def _schema(node_id: str, role: str, which: str, hint: str) -> io.Schema:
     )
 
 
+def _path(model_name: str) -> Path:
+    """Where a name of the list lies: a file, or the folder of a model. Raises FileNotFoundError as the host does."""
+    for folder in folder_paths.get_folder_paths("diffusion_models"):
+        if (path := Path(folder, model_name)).is_dir():
+            return path
+    return Path(folder_paths.get_full_path_or_raise("diffusion_models", model_name))
+
+
 def _load(node: type[io.ComfyNode], model_name: str, weight_dtype: str, attention: str) -> io.NodeOutput:
-    check_video_dit(Path(folder_paths.get_full_path_or_raise("diffusion_models", model_name)))
-    (model,) = nodes.UNETLoader().load_unet(model_name, weight_dtype)
-    model.set_attachments(FILE_NAME, Path(model_name).name)
+    path = _path(model_name)
+    if cogvideox.is_cogvideox(path):
+        model = cogvideox.load(path, weight_dtype)
+    else:
+        check_video_dit(path)
+        name = str(Path(model_name, weight_files(path)[0].name)) if path.is_dir() else model_name
+        (model,) = nodes.UNETLoader().load_unet(name, weight_dtype)
+    model.set_attachments(FILE_NAME, called(path))
     if warning := missing(attention):
         show_on_node(node, warning)
     return io.NodeOutput(with_attention(model, attention))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import struct
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +28,83 @@ DTYPES = {
     "BOOL": torch.bool,
 }
 HEADER_LIMIT = 100_000_000  # bytes; what the safetensors library accepts
+SAFETENSORS = (".safetensors", ".sft")
+SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-\d{5}\.safetensors")  # how the Hub names one of several files of a model
+WEIGHTS = "diffusion_pytorch_model.safetensors"  # how the Hub calls the one file of a model
+INDEX = ".safetensors.index.json"  # after the stem: which tensor lies in which shard
+
+
+def model_names(files: Iterable[str]) -> list[str]:
+    """What a loader offers for the ``files`` of a models folder (relative paths), sorted.
+
+    Shards of one model become one name: that of their folder, or of their index where they lie in the models folder
+    itself. A file of the Hub's name for "the weights" is offered by its folder too. Folders are written with / on every
+    system, so that a workflow finds them on all.
+    """
+    names = set()
+    for file in files:
+        path = Path(file)
+        found, folder = SHARD.fullmatch(path.name), path.parent.as_posix()
+        if not found:
+            names.add(file)
+        elif folder == ".":
+            names.add(found["stem"] + INDEX)
+        if folder != "." and (found or path.name == WEIGHTS):
+            names.add(folder)
+    return sorted(names)
+
+
+def called(path: Path) -> str:
+    """How messages name a model: a file by its name; a folder, or a file that is called as thousands are, with the
+    folder around it."""
+    common = path.is_dir() or path.name.startswith(Path(WEIGHTS).stem)
+    return f"{path.parent.name}/{path.name}" if common else path.name
+
+
+def weight_files(path: Path) -> list[Path]:
+    """The files with the weights of a model: ``path`` itself or, if it is a folder, an index or one of several shards,
+    all shards. Raises ValueError naming what is missing and the next step."""
+    if path.is_dir():
+        indices, files = sorted(path.glob(f"*{INDEX}")), sorted(path.glob("*.safetensors"))
+        if not indices and len(files) == 1 and not SHARD.fullmatch(files[0].name):
+            return files
+        if len(indices) != 1:
+            raise ValueError(
+                f"{called(path)} must hold the shards of one model and their index (*{INDEX}); it has {len(indices)} "
+                "indices. Download that repository folder whole."
+            )
+        path = indices[0]
+    shard = SHARD.fullmatch(path.name)
+    index = path.with_name(shard["stem"] + INDEX) if shard else path
+    if not index.name.endswith(INDEX):
+        return [path]
+    if not index.is_file():
+        raise ValueError(f"{path.name} is one of several shards, but {index.name} is not beside it. Download it too.")
+    try:
+        names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{index.name} is damaged: it names no shards. Get it again.") from error
+    files = [index.with_name(Path(name).name) for name in names]
+    if absent := [file.name for file in files if not file.is_file()]:
+        raise ValueError(f"{called(index)} names {', '.join(absent)}, which is not beside it. Download it too.")
+    return files
 
 
 def check_video_dit(path: Path) -> None:
-    """Raises ValueError naming the file, the fault and the next step if ``path`` can't be loaded as a video DiT.
+    """Raises ValueError naming the file, the fault and the next step if the host can't load ``path`` as a video DiT.
+    ``path``: a file, or a folder with one (see weight_files).
 
     Only safetensors files are looked into; other formats (.gguf, .pt) are left to the host's loader.
     """
-    if not path.is_file():
+    if not path.exists():
         raise ValueError(f"{path.name} is not there any more. Put it into models/diffusion_models and press R.")
-    if path.suffix.lower() not in (".safetensors", ".sft"):
+    path, *others = weight_files(path)
+    if others:
+        raise ValueError(
+            f"{called(path)} is one of several shards, which only CogVideoX is loaded from. "
+            "Choose the single-file version of this model."
+        )
+    if path.suffix.lower() not in SAFETENSORS:
         return
     try:
         config = _model_config(path)
@@ -83,6 +152,18 @@ def read_header(path: Path) -> dict[str, Any]:
             "The download or copy broke off; get it again."
         )
     return header
+
+
+def read_headers(files: Sequence[Path]) -> tuple[dict[str, Any], dict[str, str]]:
+    """(tensor name -> {dtype, shape, data_offsets}, metadata) of the shards of a model together; empty for files that are
+    not safetensors by their name. Raises ValueError as ``read_header`` does."""
+    tensors: dict[str, Any] = {}
+    metadata: dict[str, str] = {}
+    for file in files:
+        if file.suffix.lower() in SAFETENSORS:
+            tensors.update(read_header(file))
+            metadata.update(tensors.pop("__metadata__", None) or {})
+    return tensors, metadata
 
 
 def _model_config(path: Path) -> Any | None:

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import comfy.hooks
@@ -29,6 +30,7 @@ from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrapper
 
 from .attention import backend_of
 from .criterion import RENDER, SKETCH, Switch, SwitchRule
+from .latent_map import LatentMap
 from .latent_space import check_latent, check_pair, check_same_prompts, name_of
 from .report import HandOver, Report, Step, describe_hand_over
 from .reuse import CachedRun, TeaCache, is_cached, run_of, with_teacache
@@ -70,7 +72,7 @@ def cooperate(
     for role, model in ((SKETCH, sketch), (RENDER, render)):
         if KEY in model.wrappers.get(WrappersMP.OUTER_SAMPLE, {}):
             raise ValueError(f"The {role} already is a Sketch-Render Model; connect a plain MODEL.")
-    check_pair(sketch, render)
+    latent_map = check_pair(sketch, render)
     if settings.positive is None:
         check_same_prompts(sketch, render, "positive")
     if settings.teacache:
@@ -81,7 +83,9 @@ def cooperate(
             )
         render = with_teacache(render, TeaCache(settings.teacache))
     model = sketch.clone()
-    outer_sample = partial(_sample, render=render, switch=switch, settings=settings, report=report)
+    outer_sample = partial(
+        _sample, render=render, latent_map=latent_map, switch=switch, settings=settings, report=report
+    )
     model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, outer_sample)
     return model
 
@@ -90,6 +94,7 @@ def _sample(
     executor: WrapperExecutor,
     *args: Any,
     render: ModelPatcher,
+    latent_map: LatentMap,
     switch: Switch,
     settings: RenderSettings,
     report: Report,
@@ -98,7 +103,8 @@ def _sample(
     """OUTER_SAMPLE wrapper: one sampling run of the host, whatever guider and sampler it uses."""
     guider = executor.class_obj
     call = OUTER_SAMPLE.bind(guider, *args, **kwargs)
-    run = _begin(guider, call.arguments, Stage(render, settings.conds(guider.original_conds)), switch, settings, report)
+    stage = Stage(render, settings.conds(guider.original_conds), latent_map)
+    run = _begin(guider, call.arguments, stage, switch, settings, report)
     call.arguments["callback"] = run.callback
     own_options = guider.model_options
     try:
@@ -192,6 +198,7 @@ class Stage:
 
     model_patcher: ModelPatcher
     conds: Conds
+    latent_map: LatentMap  # from the sketch's space, where the run is, to this model's
     model_options: dict[str, Any] = field(default_factory=dict)
     inner_model: Any = None
     loaded_models: list[Any] = field(default_factory=list)
@@ -238,7 +245,7 @@ class Stage:
             latent_shapes=request["latent_shapes"],
         )
         for conds in self.conds.values():
-            _follow_schedule(conds, schedule_of)
+            _follow_schedule(conds, _schedule_in(self.latent_map, schedule_of))
         for keyframe, position in keyframes:  # the host starts them anew, but this run is on its way
             keyframe.__dict__.update(position)
 
@@ -260,6 +267,18 @@ def _keyframes(conds: Conds) -> list[tuple[Any, dict[str, Any]]]:
     """The keyframes of all hooks on the conds (a LoRA whose strength changes during the run), with where they stand."""
     hooks = [hook for role in conds.values() for cond in role if "hooks" in cond for hook in cond["hooks"].hooks]
     return [(hook.hook_keyframe, hook.hook_keyframe.__dict__.copy()) for hook in hooks]
+
+
+def _schedule_in(latent_map: LatentMap, schedule_of: Any) -> Any:
+    """What the host asks for a percentage of the run: the noise level there, in the render's space."""
+    if latent_map.is_identity:
+        return schedule_of
+
+    def percent_to_sigma(percent: float) -> float:
+        sigma = schedule_of.model_sampling.percent_to_sigma(percent)
+        return float(latent_map.sigmas(torch.as_tensor(float(sigma), dtype=torch.float64)))
+
+    return SimpleNamespace(model_sampling=SimpleNamespace(percent_to_sigma=percent_to_sigma))
 
 
 def _follow_schedule(conds: list[dict[str, Any]], schedule_of: Any) -> None:
@@ -442,16 +461,18 @@ class Run:
         self, guider: comfy.samplers.CFGGuider, x: torch.Tensor, timestep: torch.Tensor, *args: Any, **kwargs: Any
     ) -> torch.Tensor:
         call = PREDICT_NOISE.bind(guider, x, timestep, *args, **kwargs)
-        device = self.render.model_patcher.load_device
-        call.arguments["x"] = x.to(device)
-        call.arguments["timestep"] = timestep.to(device)
+        stage, device = self.render, self.render.model_patcher.load_device
+        call.arguments["x"], call.arguments["timestep"] = stage.latent_map.to_render(x.to(device), timestep.to(device))
         options = with_sampler_additions(
-            self.render.model_options, call.arguments.get("model_options", {}), guider.model_options
+            stage.model_options, call.arguments.get("model_options", {}), guider.model_options
         )
-        _on_device(options, len(self.render.model_options.get("sampler_post_cfg_function", [])), device, x.device)
+        own_functions = len(stage.model_options.get("sampler_post_cfg_function", []))
+        if device != x.device or not stage.latent_map.is_identity:
+            _for_sampler(options, own_functions, device, stage.latent_map, x, timestep)
         call.arguments["model_options"] = options
-        with _pointed_at(guider, self.render, self.settings.cfg), _device_context(device):
-            return guider.outer_predict_noise(*call.args[1:], **call.kwargs).to(x.device)
+        with _pointed_at(guider, stage, self.settings.cfg), _device_context(device):
+            prediction = guider.outer_predict_noise(*call.args[1:], **call.kwargs)
+        return stage.latent_map.clean_to_sketch(prediction).to(x.device)
 
     def _tick(self) -> None:
         """Book the time since the last model call began on the stage that ran it."""
@@ -502,21 +523,34 @@ def with_sampler_additions(options: dict[str, Any], passed: dict[str, Any], base
     return merged
 
 
-def _on_device(options: dict[str, Any], added_from: int, here: torch.device, there: torch.device) -> None:
-    """For a render on a device of its own: move the run's sigmas to it, and give the sampler's functions (those from
-    index ``added_from`` on) tensors of the sampler's device ``there``."""
-    if here == there:
-        return
-    options["transformer_options"]["sample_sigmas"] = options["transformer_options"]["sample_sigmas"].to(here)
+def _for_sampler(
+    options: dict[str, Any], added_from: int, device: torch.device, latent_map: LatentMap, x: torch.Tensor, sigma: torch.Tensor
+) -> None:
+    """For a render on a device or in a latent space of its own: bring the run's sigmas there, and give the sampler's
+    functions (those from index ``added_from`` on) what they know: tensors of the sampler's device and space."""
+    transformer_options = options["transformer_options"]
+    transformer_options["sample_sigmas"] = latent_map.sigmas(transformer_options["sample_sigmas"].to(device))
     functions = options.get("sampler_post_cfg_function", [])
-    functions[added_from:] = [partial(_call_there, function, here, there) for function in functions[added_from:]]
+    functions[added_from:] = [
+        partial(_call_there, function, device, latent_map, x, sigma) for function in functions[added_from:]
+    ]
 
 
 def _call_there(
-    function: Callable[[dict[str, Any]], torch.Tensor], here: torch.device, there: torch.device, args: dict[str, Any]
+    function: Callable[[dict[str, Any]], torch.Tensor],
+    device: torch.device,
+    latent_map: LatentMap,
+    x: torch.Tensor,
+    sigma: torch.Tensor,
+    args: dict[str, Any],
 ) -> torch.Tensor:
-    moved = {key: value.to(there) if isinstance(value, torch.Tensor) else value for key, value in args.items()}
-    return function(moved).to(here)
+    predictions = {
+        key: latent_map.clean_to_sketch(value).to(x.device)
+        for key, value in args.items()
+        if "denoised" in key and isinstance(value, torch.Tensor)
+    }
+    result = function({**args, **predictions, "input": x, "sigma": sigma})
+    return latent_map.clean_to_render(result.to(device))
 
 
 def _device_context(device: torch.device) -> contextlib.AbstractContextManager[Any]:

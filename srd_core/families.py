@@ -29,6 +29,31 @@ PAIRS = (
     Pair("HunyuanVideo", "Kandinsky 5 Pro", "Kandinsky 5 Lite", LOADED),
     Pair("SD3", "SD3.5 Large", "SD3.5 Medium", LOADED),
     Pair("Flux2", "Flux.2 dev", "Flux.2 Klein", OWN_TEXT),
+    Pair("CogVideoX1_5", "CogVideoX 5B", "CogVideoX 2B", TINY),
+)
+
+# How a CogVideoX knows where in the video a patch lies.
+SINCOS = "sincos"  # sines added to the patch embeddings
+ROTARY = "rotary"  # rotations on a grid that is resized to the training size and cropped
+SLICE = "slice"  # rotations by whole numbers
+
+
+@dataclass(frozen=True)
+class CogVideoX:
+    """A text-to-video model of this family. Numbers: the repositories' transformer, scheduler and VAE config.json."""
+
+    name: str
+    heads: int  # of 64 channels
+    positions: str
+    latent_scale: float  # the latents that the transformer sees are the VAE's times this
+    snr_shift: float  # snr_shift_scale of its scheduler: alpha / (shift + (1 - shift) alpha)
+    frame_patch: int = 1  # latent frames in one patch
+
+
+COGVIDEOX = (
+    CogVideoX("CogVideoX 2B", 30, SINCOS, latent_scale=1.15258426, snr_shift=3.0),
+    CogVideoX("CogVideoX 5B", 48, ROTARY, latent_scale=0.7, snr_shift=1.0),
+    CogVideoX("CogVideoX 1.5 5B", 48, SLICE, latent_scale=0.7, snr_shift=1.0, frame_patch=2),
 )
 
 # Latent formats that people try to pair and can't, with the reason.
@@ -36,10 +61,16 @@ ALONE = {
     "Wan22": "Wan 2.2 5B has a VAE of its own (48 channels) and no smaller relative",
 }
 
+# What else to do with a model of these latent formats before it can be paired.
+FIRST = dict.fromkeys(
+    ("CogVideoX", "CogVideoX1_5"), " Other loaders' MODELs go through CogVideoX Sampling Fix first, both of them."
+)
+
 
 def advice(latent_format: str) -> str:
-    """What to use with a sketch of this latent format, as a sentence."""
+    """What to use with a sketch of this latent format, in one or two sentences."""
     if latent_format in ALONE:
         return f"{ALONE[latent_format]}: use it alone."
     pairs = [f"{p.sketch} -> {p.render}" for p in PAIRS if p.latent_format == latent_format]
-    return f"Pairs that fit this sketch: {'; '.join(pairs)}." if pairs else "Take both models from one family."
+    fitting = f"Pairs that fit this sketch: {'; '.join(pairs)}." if pairs else "Take both models from one family."
+    return fitting + FIRST.get(latent_format, "")

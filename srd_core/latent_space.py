@@ -1,4 +1,4 @@
-"""May these two models share a latent? Asked before any weight is loaded to the GPU."""
+"""May these two models share a latent, and how is one mapped onto the other? Asked before any weight is loaded to the GPU."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import torch
 from comfy.model_patcher import ModelPatcher
 
 from .families import advice
+from .latent_map import FLOW, VARIANCE_EXPLODING, LatentMap
 
 # The host's kinds of noise schedule, by class name: between two of them a sigma does not mean the same.
-KINDS = {"CONST": "flow", "COSMOS_RFLOW": "flow (Cosmos)", "V_PREDICTION_DDPM": "DDPM", "EPS": "variance exploding"}
+DDPM = "DDPM"
+KINDS = {"CONST": FLOW, "COSMOS_RFLOW": "flow (Cosmos)", "V_PREDICTION_DDPM": DDPM, "EPS": VARIANCE_EXPLODING}
 
 
 # Attachment under which our loaders leave the file's name on a MODEL.
@@ -25,24 +27,37 @@ def name_of(model: ModelPatcher) -> str:
     return f"{model.attachments.get(FILE_NAME) or type(model.model).__name__} ({size} parameters)"
 
 
-def check_pair(sketch: ModelPatcher, render: ModelPatcher) -> None:
-    """Raises ValueError naming both models, what differs and what to use instead, when a latent of the sketch means
-    something else to the render: another format, channels, statistics, compression or kind of noise schedule."""
-    differences = [
-        f"{what} {ours} / {theirs}"
-        for (what, ours), (_, theirs) in zip(_latent_facts(sketch), _latent_facts(render))
-        if ours != theirs
-    ]
-    if differences:
-        latent_format = type(sketch.get_model_object("latent_format")).__name__
+def check_pair(sketch: ModelPatcher, render: ModelPatcher) -> LatentMap:
+    """How latents of the sketch become latents of the render: unchanged, or by a scale (CogVideoX 5B -> 2B).
+
+    Raises ValueError naming both models, what differs and what to use instead, when a latent of the sketch means
+    something else to the render: another format, channels, statistics, compression or kind of noise schedule.
+    """
+    ours, theirs = (dict(_latent_facts(model)) for model in (sketch, render))
+    ratio, kind = theirs["scale"] / ours["scale"], ours["noise schedule"]
+    different = [what for what in ours if ours[what] != theirs[what]]
+    formats = [type(model.get_model_object("latent_format")) for model in (sketch, render)]
+    one_family = issubclass(formats[0], formats[1]) or issubclass(formats[1], formats[0])
+    if one_family and kind in (FLOW, VARIANCE_EXPLODING) and set(different) <= {"latent format", "scale"}:
+        return LatentMap(ratio, kind)
+    if different:
+        differences = "; ".join(f"{what} {ours[what]} / {theirs[what]}" for what in different)
         raise ValueError(
             f"Sketch {name_of(sketch)} and render {name_of(render)} do not share a latent. "
-            f"Different (sketch / render): {'; '.join(differences)}. {advice(latent_format)}"
+            f"Different (sketch / render): {differences}. {_next_step(ours, theirs, formats[0].__name__)}"
         )
+    return LatentMap(1.0)
+
+
+def _next_step(ours: dict[str, Any], theirs: dict[str, Any], latent_format: str) -> str:
+    raw = [role for role, facts in (("sketch", ours), ("render", theirs)) if facts["noise schedule"] == DDPM]
+    if len(raw) == 1:  # the host's own CogVideoX beside one that is put right
+        return f"Put CogVideoX Sampling Fix on the {raw[0]}, or load it with this pack's loader."
+    return advice(latent_format)
 
 
 # Where the host keeps the width of a model's text input.
-TEXT_WIDTHS = ("text_dim", "context_in_dim", "context_dim", "caption_channels", "cross_attention_dim")
+TEXT_WIDTHS = ("text_dim", "text_embed_dim", "context_in_dim", "context_dim", "caption_channels", "cross_attention_dim")
 
 
 def check_same_prompts(sketch: ModelPatcher, render: ModelPatcher, role: str) -> None:

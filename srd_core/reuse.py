@@ -2,15 +2,16 @@
 
 One OUTER_SAMPLE wrapper begins a run: it counts steps, makes the plan at the first model call (the noise levels that
 remain are known then, and the model is loaded) and frees everything at the end. A PREDICT_NOISE wrapper says which step
-a call belongs to, a DIFFUSION_MODEL wrapper puts replacements around the blocks, outside of whatever others have put
-there. The same works for a plain sampler node and for either stage of a Sketch-Render run.
+a call belongs to, a DIFFUSION_MODEL wrapper takes the blocks' place for the time of the call, around whatever others
+have put there. The same works for a plain sampler node and for either stage of a Sketch-Render run.
 """
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import logging
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -23,16 +24,21 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, add_wrapper_with_key
 
 from .steps import StepCounter, look_ahead
-from .teacache import FORMS, MIN_STEPS, RET_STEPS, Residuals, Table, distances, skip_plan, wan_table
+from .teacache import (
+    FORMS,
+    MIN_STEPS,
+    RET_STEPS,
+    Residuals,
+    Table,
+    cogvideox_table,
+    distances,
+    skip_plan,
+    wan_table,
+)
 
 KEY = "srdiffusion_teacache"
 OUTER_SAMPLE = inspect.signature(comfy.samplers.CFGGuider.outer_sample)
 PREDICT_NOISE = inspect.signature(comfy.samplers.CFGGuider.outer_predict_noise)
-
-# The models whose forward is: embed, blocks one after the other, head. Others of the family (VACE, S2V, HuMo, Animate,
-# SCAIL ...) work between their blocks or after them.
-SUPPORTED = ("WanModel", "CameraWanModel")
-
 
 @dataclass(frozen=True)
 class TeaCache:
@@ -145,6 +151,8 @@ class CachedRun:
     def predict(self, executor: WrapperExecutor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """PREDICT_NOISE wrapper: which step this call belongs to, and whether it is reused."""
         call = PREDICT_NOISE.bind(executor.class_obj, *args, **kwargs).arguments
+        if self.plan is None:
+            self._learn_schedule(call.get("model_options", {}))
         # Where every step is one call, the callbacks count the steps: no wait for the device to read the noise level.
         self.counter.on_call(float(call["timestep"][0]) if self.counter.needs_sigma else None)
         step = self.counter.step
@@ -167,17 +175,11 @@ class CachedRun:
         if not wanted or not self._cacheable(call.arguments, options):
             return executor(*args, **kwargs)
         keys = self._keys(options)
-        blocks = len(executor.class_obj.blocks)
-        if (residual := self.residuals.recall(keys, call.arguments["x"].shape[0]) if self._reuse else None) is not None:
-            replacements = _reusing(blocks, residual)
-            self._recalled.add(self._step)
-        else:
-            replacements = _computing(blocks, options, partial(self.residuals.keep, keys))
-            self._computed.add(self._step)
-        replaced = options.get("patches_replace", {})
-        dit = {**replaced.get("dit", {}), **replacements}
-        call.arguments["transformer_options"] = {**options, "patches_replace": {**replaced, "dit": dit}}
-        return executor(*call.args, **call.kwargs)
+        residual = self.residuals.recall(keys, call.arguments["x"].shape[0]) if self._reuse else None
+        (self._computed if residual is None else self._recalled).add(self._step)
+        model = executor.class_obj
+        with _adapter(model).in_place(model, call.arguments, residual, partial(self.residuals.keep, keys)):
+            return executor(*call.args, **call.kwargs)
 
     def close(self) -> None:
         """Free the residuals and say what was saved."""
@@ -187,6 +189,12 @@ class CachedRun:
             self.plan.note = f"{self.plan.note} TeaCache: {self._failed}; such calls were computed.".lstrip()
         if self.plan and self.plan.table:  # else its note was logged when the plan was made
             logging.info("SRDiffusion: %s", describe(self.plan, self.reused))
+
+    def _learn_schedule(self, model_options: dict[str, Any]) -> None:
+        """The noise levels as this model is called with them: those of the run, unless it has a latent space of its own."""
+        levels = model_options.get("transformer_options", {}).get("sample_sigmas")
+        if levels is not None and len(levels) == len(self.counter.sigmas):
+            self.counter.sigmas = [*(float(s) for s in levels[:-1]), self.counter.sigmas[-1]]
 
     def _cacheable(self, call: dict[str, Any], options: dict[str, Any]) -> bool:
         if call["timestep"].ndim > 1 and call["timestep"].shape[-1] > 1:
@@ -215,7 +223,7 @@ def make_plan(inner_model: Any, settings: TeaCache, sigmas: Sequence[float], fir
     """The skip plan for steps ``first`` (0-based) ... last of a run over ``sigmas``; ``x`` [B, C, T, H, W] its latent."""
     plan = Plan(settings.threshold, settings.form, first_step=first)
     model, remaining = inner_model.diffusion_model, list(sigmas[first:-1])
-    if type(model).__name__ not in SUPPORTED:
+    if _adapter(model) is None:
         plan.note = f"TeaCache does not know {type(model).__name__}; it ran without."
     elif any(b > a for a, b in zip(sigmas, sigmas[1:])):
         plan.note = "TeaCache needs a schedule whose noise level never rises; it ran without."
@@ -224,29 +232,65 @@ def make_plan(inner_model: Any, settings: TeaCache, sigmas: Sequence[float], fir
     if plan.note:
         logging.warning("SRDiffusion: %s", plan.note)
         return plan
-    table, plan.note = _table(model, x)
-    timesteps = inner_model.model_sampling.timestep(torch.tensor(remaining, device=x.device))
-    d = distances(wan_modulation(model, timesteps, settings.form).cpu())
+    table, plan.note = _adapter(model).table(model, x)
+    timesteps = inner_model.model_sampling.timestep(torch.tensor(remaining, device=x.device)).float()
+    d = distances(_adapter(model).modulation(model, timesteps, settings.form).cpu())
     computed_first = max(RET_STEPS - first, 1) if settings.form == "e0" else 1
     plan.reuse = skip_plan(d, table.coefficients(settings.form), settings.threshold, computed_first)
     plan.table = table.name
     return plan
 
 
-def _table(model: Any, x: torch.Tensor) -> tuple[Table, str]:
+# --- the models ---------------------------------------------------------------------------------------------------------
+
+Keep = Callable[[torch.Tensor], None]
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """How one family is cached. Its forward is: embed, blocks one after the other, head."""
+
+    table: Callable[[Any, torch.Tensor], tuple[Table, str]]  # (model, x) -> coefficients and what to say of them
+    modulation: Callable[[Any, torch.Tensor, str], torch.Tensor]  # (model, timesteps [n], form) -> [n, ...] float32
+    # (model, the forward's arguments, residual or None to compute, what takes the new residual): for one forward
+    in_place: Callable[[Any, dict[str, Any], torch.Tensor | None, Keep], contextlib.AbstractContextManager[None]]
+
+
+def _adapter(model: Any) -> Any:
+    """The adapter of a network, None for one that is not known here."""
+    return ADAPTERS.get(type(model).__name__)
+
+
+def _float32(layers: Sequence[Any], x: torch.Tensor) -> torch.Tensor:
+    """x [n, ...] float32 through the layers, in float32: half precision rounds by as much as two neighbouring steps differ.
+
+    The host's layers cast their weights (with LoRA, from any storage) to the input's type by this method.
+    """
+    for layer in layers:
+        x = getattr(layer, "forward_comfy_cast_weights", layer)(x)
+    return x
+
+
+def _wan_table(model: Any, x: torch.Tensor) -> tuple[Table, str]:
     return wan_table(model.dim, model.in_dim > model.out_dim, x.shape[-1] * x.shape[-2])
 
 
 @torch.no_grad()
 def wan_modulation(model: Any, timesteps: torch.Tensor, form: str) -> torch.Tensor:
-    """A Wan's time embedding (form e) or its projection (e0) for timesteps [n] -> [n, dim] or [n, 6 dim], in float32:
-    half precision rounds by as much as two neighbouring steps differ."""
+    """A Wan's time embedding (form e) or its projection (e0) for timesteps [n] -> [n, dim] or [n, 6 dim]."""
     x = comfy.ldm.wan.model.sinusoidal_embedding_1d(model.freq_dim, timesteps.flatten()).float()
-    layers = [*model.time_embedding, *(model.time_projection if form == "e0" else ())]
-    for layer in layers:
-        # The host's layers cast their weights (with LoRA, from any storage) to the input's type by this method.
-        x = getattr(layer, "forward_comfy_cast_weights", layer)(x)
-    return x
+    return _float32([*model.time_embedding, *(model.time_projection if form == "e0" else ())], x)
+
+
+@contextlib.contextmanager
+def _in_wan(model: Any, call: dict[str, Any], residual: torch.Tensor | None, keep: Keep) -> Iterator[None]:
+    """By block replacements in the options of this one call."""
+    options, blocks = call["transformer_options"], len(model.blocks)
+    replaced = options.get("patches_replace", {})
+    others = replaced.get("dit", {})
+    replacements = _computing(blocks, others, keep) if residual is None else _reusing(blocks, residual)
+    call["transformer_options"] = {**options, "patches_replace": {**replaced, "dit": {**others, **replacements}}}
+    yield
 
 
 Replacements = dict[tuple[str, int], Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]]
@@ -264,9 +308,8 @@ def _reusing(blocks: int, residual: torch.Tensor) -> Replacements:
     return {("double_block", i): skip if i < blocks - 1 else add for i in range(blocks)}
 
 
-def _computing(blocks: int, options: dict[str, Any], keep: Callable[[torch.Tensor], None]) -> Replacements:
-    """All blocks run, through the replacements that others have put there; what they add up to is kept."""
-    others = options.get("patches_replace", {}).get("dit", {})
+def _computing(blocks: int, others: dict[tuple[str, int], Any], keep: Keep) -> Replacements:
+    """All blocks run, through the replacements that ``others`` have put there; what they add up to is kept."""
     before: list[torch.Tensor] = []
 
     def run(i: int, args: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
@@ -279,6 +322,56 @@ def _computing(blocks: int, options: dict[str, Any], keep: Callable[[torch.Tenso
         return out
 
     return {("double_block", i): partial(run, i) for i in {0, blocks - 1}}
+
+
+def _cogvideox_table(model: Any, _: torch.Tensor) -> tuple[Table, str]:
+    return cogvideox_table(model.dim, model.patch_size_t or 1)
+
+
+@torch.no_grad()
+def cogvideox_modulation(model: Any, timesteps: torch.Tensor, _: str) -> torch.Tensor:
+    """A CogVideoX's time embedding for timesteps [n] -> [n, time embedding's width]; it has one form."""
+    import comfy.ldm.cogvideo.model  # not in hosts before 0.24.0
+
+    x = comfy.ldm.cogvideo.model.get_timestep_embedding(
+        timesteps, model.time_proj_dim, model.time_proj_flip, model.time_proj_shift
+    )
+    layers = [model.time_embedding_linear_1, model.time_embedding_act, model.time_embedding_linear_2]
+    return _float32(layers, x.float())
+
+
+@contextlib.contextmanager
+def _in_cogvideox(model: Any, _: dict[str, Any], residual: torch.Tensor | None, keep: Keep) -> Iterator[None]:
+    """This network asks no option before its blocks: for this one call something else stands in front of the list."""
+    blocks = model.blocks
+
+    def run(
+        hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if residual is not None:
+            return hidden_states + residual.to(hidden_states), encoder_hidden_states
+        before = hidden_states.clone()
+        for block in blocks:
+            hidden_states, encoder_hidden_states = block(
+                hidden_states=hidden_states, encoder_hidden_states=encoder_hidden_states, **kwargs
+            )
+        keep(hidden_states - before)
+        return hidden_states, encoder_hidden_states
+
+    model.__dict__["blocks"] = [run]  # in front of the module of that name, which stays where it is
+    try:
+        yield
+    finally:
+        del model.__dict__["blocks"]
+
+
+WAN = Adapter(_wan_table, wan_modulation, _in_wan)
+# Others of the family (VACE, S2V, HuMo, Animate, SCAIL ...) work between their blocks or after them.
+ADAPTERS = {
+    "WanModel": WAN,
+    "CameraWanModel": WAN,
+    "CogVideoXTransformer3DModel": Adapter(_cogvideox_table, cogvideox_modulation, _in_cogvideox),
+}
 
 
 def describe(plan: Plan, reused: set[int]) -> str:

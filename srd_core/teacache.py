@@ -25,16 +25,17 @@ MAX_REUSES = 5  # in a row; outside the range that it was fitted on a polynomial
 
 @dataclass(frozen=True)
 class Table:
-    """Published coefficients for one model, highest power first (ali-vilab/TeaCache, TeaCache4Wan2.1)."""
+    """Published coefficients for one model, highest power first (ali-vilab/TeaCache, TeaCache4Wan2.1 and
+    eval/teacache/experiments/cogvideox.py, TeaCache4CogVideoX1.5)."""
 
     name: str
     dim: int  # width of the model that they were fitted on
     e: tuple[float, ...]  # for the time embedding
-    e0: tuple[float, ...]  # for its projection (ret-steps form)
+    e0: tuple[float, ...] = ()  # for its projection (ret-steps form); empty: the family has the other form only
 
     def coefficients(self, form: str) -> tuple[float, ...]:
-        """Those of a form, one of FORMS."""
-        return {"e": self.e, "e0": self.e0}[form]
+        """Those of a form, one of FORMS; those of e where the family has no other."""
+        return self.e0 if form == "e0" and self.e0 else self.e
 
 
 WAN_T2V = (
@@ -63,6 +64,13 @@ WAN_I2V_720P = Table(
     (-114.36346466, 65.26524496, -18.82220707, 4.91518089, -0.23412683),
     (8.10705460e03, 2.13393892e03, -3.72934672e02, 1.66203073e01, -4.17769401e-02),
 )
+COGVIDEOX = (
+    Table("CogVideoX 2B", 1920, (-3.10658903e01, 2.54732368e01, -5.92380459e00, 1.75769064e00, -3.61568434e-03)),
+    Table("CogVideoX 5B", 3072, (-1.53880483e03, 8.43202495e02, -1.34363087e02, 7.97131516e00, -5.23162339e-02)),
+)
+COGVIDEOX_1_5 = Table(
+    "CogVideoX 1.5 5B", 3072, (2.50210439e02, -1.65061612e02, 3.57804877e01, -7.81551492e-01, 3.58559703e-02)
+)
 # Latent pixels (height x width) between 480p (60 x 104) and 720p (90 x 160), their geometric mean.
 I2V_BOUNDARY = math.sqrt(60 * 104 * 90 * 160)
 
@@ -79,6 +87,16 @@ def wan_table(dim: int, image_to_video: bool, latent_pixels: int) -> tuple[Table
         return nearest, f"TeaCache has no coefficients for a Wan {dim} wide; it takes those of {nearest.name}."
     if image_to_video and nearest in WAN_T2V:
         return nearest, f"TeaCache has no coefficients for this image-to-video Wan; it takes those of {nearest.name}."
+    return nearest, ""
+
+
+def cogvideox_table(dim: int, frame_patch: int) -> tuple[Table, str]:
+    """The table nearest to a CogVideoX of width ``dim`` (1.5: two latent frames in a patch), and a sentence when the
+    model is not the one it was fitted on."""
+    nearest = min(COGVIDEOX, key=lambda table: abs(math.log(table.dim / dim)))
+    nearest = COGVIDEOX_1_5 if frame_patch > 1 else nearest
+    if nearest.dim != dim:
+        return nearest, f"TeaCache has no coefficients for a CogVideoX {dim} wide; it takes those of {nearest.name}."
     return nearest, ""
 
 

@@ -24,6 +24,8 @@ CONTRACT = {
     "SRSampler": ("SR Sampler", [*MODELS, *SAMPLER, *SWITCH], ["LATENT", "SR_REPORT"]),
     "SRModel": ("Sketch-Render Model", [*MODELS, *SWITCH], ["MODEL", "SR_REPORT"]),
     "SRTeaCache": ("Render TeaCache", ["model", "threshold", "form", "keep_on"], ["MODEL"]),
+    "SRCompare": ("SR Compare", ["a", "b", "label_a", "label_b", "layout", "position", "lpips"], ["IMAGE", "IMAGE", "STRING"]),
+    "SRCogVideoXFix": ("CogVideoX Sampling Fix", ["model", "dynamic_cfg"], ["MODEL"]),
     "SRSwitchInspector": ("Switch Inspector", ["report", "after"], ["IMAGE", "STRING"]),
 }
 DEFAULTS = {
@@ -32,7 +34,7 @@ DEFAULTS = {
     "teacache": 0.0, "offload_sketch": "auto", "weight_dtype": "default", "attention": "auto",
     "threshold": 0.08, "form": "e", "keep_on": "gpu",
 }  # fmt: skip
-ADVANCED = {"max_step", "switch_step", "switch_sigma", "render_cfg", "teacache", "offload_sketch", "form", "keep_on"}
+ADVANCED = {"max_step", "switch_step", "switch_sigma", "render_cfg", "teacache", "offload_sketch", "form", "keep_on", "lpips"}
 
 
 def node_classes() -> list[Any]:
@@ -123,7 +125,7 @@ def test_data_flows_from_nodes_to_core_to_host():
         assert not any(name.startswith("..") or name == "nodes" for name in imports_of(path)), path.name
 
 
-@pytest.mark.parametrize("name", ["criterion", "steps", "teacache", "report", "families", "plot"])
+@pytest.mark.parametrize("name", ["criterion", "steps", "teacache", "latent_map", "report", "families", "plot", "likeness", "compare"])
 def test_the_algorithm_does_not_know_the_host(name: str):
     assert not any(n.startswith("comfy") for n in imports_of(REPOSITORY / "srd_core" / f"{name}.py"))
 

@@ -11,7 +11,7 @@ from hosting import module
 
 teacache = module("srd_core.teacache")
 
-TABLES = [*teacache.WAN_T2V, teacache.WAN_I2V_480P, teacache.WAN_I2V_720P]
+TABLES = [*teacache.WAN_T2V, teacache.WAN_I2V_480P, teacache.WAN_I2V_720P, *teacache.COGVIDEOX, teacache.COGVIDEOX_1_5]
 # What the embeddings vary around, and so how large their relative change is: each fit is meant for another range.
 LEVELS = (2.0, 2.4, 3.0, 4.0, 8.0, 16.0, 32.0)
 
@@ -136,6 +136,18 @@ def test_the_table_follows_the_models_shape_and_says_when_it_is_not_the_models_o
     table, note = teacache.wan_table(dim, i2v, pixels)
     assert table.name == name
     assert (says in note) if says else note == ""
+
+
+@pytest.mark.parametrize(
+    ("dim", "frame_patch", "name", "says"),
+    [(1920, 1, "CogVideoX 2B", ""), (3072, 1, "CogVideoX 5B", ""), (3072, 2, "CogVideoX 1.5 5B", ""),
+     (192, 1, "CogVideoX 2B", "192 wide")],
+)  # fmt: skip
+def test_the_table_of_a_cogvideox_follows_its_width_and_patch(dim, frame_patch, name, says):
+    table, note = teacache.cogvideox_table(dim, frame_patch)
+    assert table.name == name
+    assert (says in note) if says else note == ""
+    assert table.coefficients("e0") == table.coefficients("e"), "this family has one form"
 
 
 def test_residuals_are_kept_for_each_cond_and_come_back_in_the_order_asked_for():
