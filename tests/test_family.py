@@ -109,9 +109,9 @@ def test_the_sketch_understands_and_the_render_draws():
         evaluate.x0_errors(evaluate.load_dit(WEIGHTS / f"tiny_wan_{name}.safetensors", evaluate.SHIFT), z, scenes)
         for name in ("sketch", "render")
     )
-    assert all(render[sigma] > 1.1 * sketch[sigma] for sigma in ("0.80", "0.90"))
-    assert all(render[sigma] < 1.2 * sketch[sigma] for sigma in ("0.05", "0.10"))
-    assert all(e < 0.5 for e in (sketch["0.90"], render["0.90"]))  # 1 is what an untrained model gets
+    assert all(render[sigma] > 1.2 * sketch[sigma] for sigma in ("0.80", "0.90"))
+    assert all(render[sigma] < 1.1 * sketch[sigma] for sigma in ("0.05", "0.10", "0.20", "0.30"))
+    assert all(e < 0.2 for e in (sketch["0.90"], render["0.90"]))  # 1 is what an untrained model gets
 
 
 def test_the_family_can_be_trained_again_from_nothing(tmp_path: Path):
