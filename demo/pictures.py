@@ -24,6 +24,7 @@ from playwright.sync_api import Page, sync_playwright
 
 HERE = Path(__file__).resolve().parent
 FOLDER = REPOSITORY / "workflows"
+LOADERS = ("SRLoadSketchDiT", "SRLoadRenderDiT")
 SCALE, MARGIN = 0.7, 20
 NOT_THE_GRAPH = (
     ".comfy-menu, #graph-canvas-container > .z-999, .p-toast, #vue-app .fixed.top-0.right-0, #comfyui-body-top, "
@@ -63,6 +64,12 @@ def models(folder: Path) -> dict[str, list[Path]]:
                 if not stand_in.exists():
                     stand_in.write_bytes(b"")
                     files.setdefault(model["directory"], []).append(stand_in)
+            if node["type"] in LOADERS and "/" in (name := node["widgets_values"][0]):  # the folder of a model
+                stand_in = folder / name / "diffusion_pytorch_model.safetensors"
+                if not stand_in.exists():
+                    stand_in.parent.mkdir(parents=True)
+                    stand_in.write_bytes(b"")
+                    files["diffusion_models"].append(folder / name.partition("/")[0])
     return files
 
 

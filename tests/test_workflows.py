@@ -2,7 +2,8 @@
 
 The runs take each workflow as shipped, with tiny random files under the shipped names. Only two things are changed: the
 size of the video, and CLIPLoader with CLIPTextEncode (no text encoder of Wan's can be tiny), which become a test node
-that makes up embeddings of the right width.
+that makes up embeddings of the right width. The tiny VAE is Wan's in all of them: the host builds CogVideoX's at full size
+only, and its latents have the same shape. Hosts without a CogVideoX can't take the two workflows that need one.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import av
 import comfy.ldm.wan.model
 import comfy.ldm.wan.vae
 import comfy.ops
+import comfy.supported_models
 import comfy.utils
 import helpers
 import numpy as np
@@ -32,8 +34,17 @@ FOLDER = REPOSITORY / "workflows"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
 WAN21, WAN21_KSAMPLER = "wan2.1_t2v_14B_to_1.3B", "wan2.1_t2v_14B_to_1.3B_ksampler"
 WAN22, DEMO = "wan2.2_high_noise_to_wan2.1_1.3B", "demo"
-OWN = ("SRLoadSketchDiT", "SRLoadRenderDiT", "SRSampler", "SRModel", "SRSwitchInspector")
+COG, COG_KSAMPLER = "cogvideox_5B_to_2B", "cogvideox_5B_to_2B_ksampler"
+COMPARE, SWEEP = "compare_wan2.1_t2v_14B_to_1.3B", "delta_sweep"
+NATIVE = hasattr(comfy.supported_models, "CogVideoX_T2V")  # does this host have a CogVideoX?
+RUNNABLE = [name for name in NAMES if NATIVE or name not in (COG, COG_KSAMPLER)]
+KSAMPLER_OF = {name: f"{name}_ksampler" for name in (WAN21, COG) if name in RUNNABLE}
+OWN = (
+    "SRLoadSketchDiT", "SRLoadRenderDiT", "SRSampler", "SRModel", "SRSwitchInspector", "SRCompare", "SRCogVideoXFix",
+    "SRTeaCache",
+)  # fmt: skip
 SMALL = {"width": 64, "height": 32, "length": 5}
+WIDE = {COMPARE: 2 * 64, SWEEP: 3 * 64 + 2 * 8}  # pixels of the saved video: clips side by side, 8 pixels between
 
 TEXT_NODE = '''
 import torch
@@ -65,12 +76,24 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:
         made["diffusion_models"].append(path)
     for seed, model in enumerate(("tiny_wan_sketch", "tiny_wan_render")):
         made["diffusion_models"].append(demo_dit(folder / f"{model}.safetensors", seed))
-    for name in ("wan_2.1_vae", "tiny_wan_vae"):
+    if NATIVE:
+        made["diffusion_models"] += [cogvideox(folder, kind, seed) for seed, kind in enumerate(("5b", "2b"))]
+    for name in ("wan_2.1_vae", "tiny_wan_vae", "cogvideox_vae"):
         made["vae"].append(tiny_vae(folder / f"{name}.safetensors"))
-    encoder = folder / "umt5_xxl_fp8_e4m3fn_scaled.safetensors"
-    encoder.write_bytes(b"")  # only its name is looked at
-    made["text_encoders"].append(encoder)
+    for name in ("umt5_xxl_fp8_e4m3fn_scaled", "t5xxl_fp16"):
+        encoder = folder / f"{name}.safetensors"
+        encoder.write_bytes(b"")  # only its name is looked at
+        made["text_encoders"].append(encoder)
     return made
+
+
+def cogvideox(folder: Path, kind: str, seed: int) -> Path:
+    """A repository's folder with the one in it that the workflows ask for, its transformer."""
+    import cogvideox_oracle as oracle  # needs diffusers, which older hosts' other packages may not suit
+
+    repository = folder / f"CogVideoX-{kind}"
+    oracle.write(oracle.transformer(kind, seed, text_embed_dim=4096), repository / "transformer")
+    return repository
 
 
 def demo_dit(path: Path, seed: int) -> Path:
@@ -142,8 +165,13 @@ def ready(name: str, info: Mapping[str, Any]) -> dict[str, Any]:
 
 def report_of(outputs: Mapping[str, Any]) -> dict[str, Any]:
     """The report that the Inspector shows."""
-    (shown,) = [output for output in outputs.values() if "report" in output]
-    return json.loads(shown["report"][0])
+    (report,) = reports_of(outputs)
+    return report
+
+
+def reports_of(outputs: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The reports that the Inspectors show."""
+    return [json.loads(output["report"][0]) for output in outputs.values() if "report" in output]
 
 
 def frames_of(server: Any, outputs: Mapping[str, Any]) -> np.ndarray:
@@ -157,7 +185,7 @@ def frames_of(server: Any, outputs: Mapping[str, Any]) -> np.ndarray:
 
 
 def test_there_is_a_workflow_for_each_promise() -> None:
-    assert {WAN21, WAN21_KSAMPLER, WAN22, DEMO} == set(NAMES)
+    assert {WAN21, WAN21_KSAMPLER, WAN22, DEMO, COMPARE, SWEEP, COG, COG_KSAMPLER} == set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -197,7 +225,7 @@ def test_nodes_of_the_pack_carry_the_registry_s_name_so_that_the_manager_finds_i
     assert own and all(node["properties"]["cnr_id"] == project for node in own)
 
 
-@pytest.mark.parametrize("name", [WAN21, WAN21_KSAMPLER, WAN22])
+@pytest.mark.parametrize("name", [WAN21, WAN21_KSAMPLER, WAN22, COMPARE, SWEEP])
 def test_every_model_file_comes_with_its_official_address(name: str) -> None:
     loaders = ("SRLoadSketchDiT", "SRLoadRenderDiT", "CLIPLoader", "VAELoader")
     chosen = [node for node in shipped(name)["nodes"] if node["type"] in loaders]
@@ -209,12 +237,31 @@ def test_every_model_file_comes_with_its_official_address(name: str) -> None:
         assert model["url"].endswith(f"/{model['directory']}/{model['name']}")
 
 
+@pytest.mark.parametrize("name", [COG, COG_KSAMPLER])
+def test_every_model_folder_comes_with_its_official_address_in_the_note(name: str) -> None:
+    nodes = shipped(name)["nodes"]
+    (note,) = [node["widgets_values"][0] for node in nodes if node["type"] in workflow.NOTES]
+    chosen = [node for node in nodes if node["type"] in ("SRLoadSketchDiT", "SRLoadRenderDiT")]
+    assert len(chosen) == 2
+    for node in chosen:
+        repository, inner = node["widgets_values"][0].split("/")
+        assert f"https://huggingface.co/zai-org/{repository}/tree/main/{inner})" in note
+        assert f"`models/diffusion_models/{repository}/{inner}`" in note
+    files = [node for node in nodes if node["type"] in ("CLIPLoader", "VAELoader")]
+    assert len(files) == 2
+    for node in files:
+        (model,) = node["properties"]["models"]
+        assert model["name"] == node["widgets_values"][0] == model["url"].rpartition("/")[2]
+        assert f"({model['url']}) in `models/{model['directory']}`" in note
+
+
 def test_the_file_names_and_addresses_are_those_of_the_host_s_own_templates() -> None:
     templates = pytest.importorskip("comfyui_workflow_templates_core", reason="this host has no templates package")
     folders = [Path(path).parent for path in templates.__path__]
-    files = [path for folder in folders for path in folder.glob("comfyui_workflow_templates*/**/*wan*.json")]
-    texts = [path.read_text("utf-8") for path in files]
-    for name in (WAN21, WAN22):
+    subjects = {WAN21: "wan", WAN22: "wan", COG: "void"}  # void: made of CogVideoX, with its VAE and text encoder
+    for name in subjects.keys() & set(RUNNABLE):
+        pattern = f"comfyui_workflow_templates*/**/*{subjects[name]}*.json"
+        texts = [path.read_text("utf-8") for folder in folders for path in folder.glob(pattern)]
         for node in shipped(name)["nodes"]:
             for model in node["properties"].get("models", []):
                 assert any(model["url"] in text for text in texts), model["url"]
@@ -244,7 +291,7 @@ def test_every_node_link_and_value_is_one_the_host_knows(name: str, info: Mappin
         assert wanted in (given, "*")
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", RUNNABLE)
 def test_every_widget_has_exactly_one_value_and_it_is_allowed(name: str, info: Mapping[str, Any]) -> None:
     saved = {str(node["id"]): node for node in shipped(name)["nodes"]}
     for node_id, node in workflow.to_api(shipped(name), info).items():  # raises for values too few or too many
@@ -254,6 +301,8 @@ def test_every_widget_has_exactly_one_value_and_it_is_allowed(name: str, info: M
         assert missing == 0 or missing_are_new(node["class_type"], missing)
         for input_name, kind, options in widgets:
             value = node["inputs"][input_name]
+            if isinstance(value, list):
+                continue  # linked: the seed comes from a node of its own
             allowed = workflow.choices(kind, options)
             assert allowed is None or value in allowed, (node["class_type"], input_name, value)
             if kind in ("INT", "FLOAT"):
@@ -283,18 +332,21 @@ def test_a_workflow_with_too_many_or_unknown_values_is_refused_in_words(info: Ma
 # --- in the host ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", RUNNABLE)
 def test_a_shipped_workflow_runs_in_the_real_server_and_saves_its_video(
     name: str, server: Any, info: Mapping[str, Any]
 ) -> None:
     graph = ready(name, info)
     outputs = run(server, graph)
-    assert frames_of(server, outputs).shape == (SMALL["length"], SMALL["height"], SMALL["width"], 3)
-    report = report_of(outputs)
-    assert report["status"] == "done" and len(report["hand_overs"]) == 1
+    assert frames_of(server, outputs).shape == (SMALL["length"], SMALL["height"], WIDE.get(name, SMALL["width"]), 3)
     steps = next(node["inputs"]["steps"] for node in graph.values() if "steps" in node["inputs"])
-    assert len(report["steps"]) == steps == sum(report["calls"].values())
-    assert {step["stage"] for step in report["steps"]} == {"sketch", "render"}
+    reports = reports_of(outputs)
+    assert len(reports) == sum(node["class_type"] == "SRSwitchInspector" for node in graph.values())
+    for report in reports:
+        assert report["status"] == "done" and len(report["steps"]) == steps == sum(report["calls"].values())
+        if report["switch"]["delta"] >= 0.01:  # a smaller one may never be reached by random weights
+            assert len(report["hand_overs"]) == 1
+            assert {step["stage"] for step in report["steps"]} == {"sketch", "render"}
 
 
 def test_the_wan_2_2_high_noise_model_never_runs_below_the_noise_it_was_trained_for(
@@ -307,11 +359,31 @@ def test_the_wan_2_2_high_noise_model_never_runs_below_the_noise_it_was_trained_
     assert len(sketch) == 13  # what the workflow's note says
 
 
+@pytest.mark.parametrize("name", KSAMPLER_OF)
 def test_sr_sampler_and_sketch_render_model_with_ksampler_make_the_same_video(
+    name: str, server: Any, info: Mapping[str, Any]
+) -> None:
+    videos = [frames_of(server, run(server, ready(which, info))) for which in (name, KSAMPLER_OF[name])]
+    assert np.array_equal(*videos)
+
+
+def test_the_compare_workflow_compares_two_runs_that_differ_in_nothing_but_the_hand_over(
     server: Any, info: Mapping[str, Any]
 ) -> None:
-    videos = [frames_of(server, run(server, ready(name, info))) for name in (WAN21, WAN21_KSAMPLER)]
-    assert np.array_equal(*videos)
+    graph = ready(COMPARE, info)
+    plain, both = (graph[workflow.find(graph, kind)]["inputs"] for kind in ("KSampler", "SRSampler"))
+    shared = {"seed", "steps", "cfg", "sampler_name", "scheduler", "denoise", "positive", "negative"}
+    assert {name: plain[name] for name in shared} == {name: both[name] for name in shared}
+    assert (plain["model"], plain["latent_image"]) == (both["sketch"], both["latent"])
+    shown = run(server, graph)[workflow.find(graph, "SRCompare")]
+    assert shown["text"][0].startswith("sketch + render compared with sketch only") and "PSNR: " in shown["text"][0]
+
+
+def test_the_delta_sweep_differs_in_delta_only(info: Mapping[str, Any]) -> None:
+    graph = workflow.to_api(shipped(SWEEP), info)
+    samplers = [node["inputs"] for node in graph.values() if node["class_type"] == "SRSampler"]
+    assert [inputs["delta"] for inputs in samplers] == [0.002, 0.01, 0.03]
+    assert len({json.dumps({**inputs, "delta": None}, sort_keys=True) for inputs in samplers}) == 1
 
 
 # --- what the README and the help pages say ---------------------------------------------------------------------------
