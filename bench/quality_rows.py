@@ -20,7 +20,7 @@ DELTAS = (0.002, 0.01, 0.03)
 FIXED = (3, 5, 8, 10, 15, 20, 30)  # of 50; the last for what a late hand-over gives
 BOUNDARY = 0.875  # the noise level at which two-model samplers for Wan 2.2 change models
 EASYCACHE = (0.05, 0.1, 0.2)
-TEACACHE = (0.05, 0.1, 0.14)
+TEACACHE = (0.05, 0.08, 0.14, 0.2)
 PAPER_STEPS = 50
 
 

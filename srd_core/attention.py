@@ -28,8 +28,8 @@ def missing(backend: str) -> str:
     package = PACKAGES.get(backend)
     how = f"Install {package} into ComfyUI's Python and restart" if package else "Choose another"
     return (
-        f"The attention backend '{backend}' is not available here (there are: {', '.join(backends())}); the model runs "
-        f"with ComfyUI's default. {how}, or set attention to auto."
+        f"Attention {backend!r} is not available here; the model runs with ComfyUI's default. {how}, or set attention to "
+        f"auto. There are: {', '.join(backends())}."
     )
 
 

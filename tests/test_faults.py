@@ -181,7 +181,7 @@ def other_format(model: Any, **facts: Any) -> Any:
     [
         ({"name": "Wan22", "latent_channels": 48}, "channels 16 / 48"),
         ({"latents_mean": torch.zeros(16)}, "channel means"),
-        ({"scale_factor": 0.7}, "scale 1.0 / 0.7"),
+        ({"scale_factor": 0.7, "latents_mean": torch.zeros(16)}, "scale 1.0 / 0.7"),  # a scale alone is mapped
         ({"temporal_downscale_ratio": 8}, "temporal compression"),  # the number is known since host 0.20
     ],
 )

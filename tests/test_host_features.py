@@ -267,6 +267,26 @@ def test_the_hosts_cache_on_the_sketch_stays_there(wan: Any):
     assert len(at_sketch) < 8 and len(at_render) == 4
 
 
+@pytest.mark.parametrize("switch", [0, 2, 5])
+@pytest.mark.parametrize("sampler", ["euler", "uni_pc", "euler_cfg_pp"])
+def test_a_flow_model_whose_latents_have_another_scale_is_mapped_exactly(sampler: str, switch: int, wan: Any):
+    """The same network, made to live in a latent space scaled by 0.7: no switch step shows in the result."""
+    ratio, latent_map = 0.7, module("srd_core.latent_map")
+    back = latent_map.LatentMap(1 / ratio, latent_map.FLOW)
+
+    def apply_model(executor: Any, x: torch.Tensor, t: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return executor(*back.to_render(x, t), *args, **kwargs) * ratio
+
+    render = wan()
+    theirs = type("Scaled", (type(render.get_model_object("latent_format")),), {})()
+    theirs.scale_factor = ratio
+    render.add_object_patch("latent_format", theirs)
+    render.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "space", apply_model)
+    plain = helpers.ksampler(wan(), 8, sampler_name=sampler)
+    mixed = helpers.ksampler(sr_model(wan(), render, switch), 8, sampler_name=sampler)
+    assert (mixed - plain).abs().max() <= 2e-5 * plain.abs().max()
+
+
 def shifted(model: Any, shift: float) -> Any:
     return ModelSamplingSD3().patch(model, shift)[0]
 

@@ -188,9 +188,9 @@ def test_an_adaptive_row_from_the_recorded_curves_is_the_adaptive_run(executor: 
     curves = [kept["first"].curve(i) for i in range(3)]
     seen = set()
     for number, prompt in enumerate(prompts):
-        row = rows.Row("adaptive", "adaptive", value=0.02, fix_step=2, steps=12)
+        row = rows.Row("adaptive", "adaptive", value=0.2, fix_step=2, steps=12)
         plan, reason = rows.plan_of(row, curves[number], ())
-        adaptive = rows.Plan("adaptive", 12, "euler", "simple", delta=0.02, fix_step=2)
+        adaptive = rows.Plan("adaptive", 12, "euler", "simple", delta=0.2, fix_step=2)
         real, kept = sampled(executor, adaptive, [prompt], [number])
         (hand_over,) = kept["report"].hand_overs
         assert (hand_over.after_step, hand_over.reason) == (plan.switch_step, reason)
