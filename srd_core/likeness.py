@@ -122,9 +122,11 @@ def lpips_weights(net: str = "alex") -> Path:
     weights = getattr(torchvision.models, _TORCHVISION[net]).DEFAULT
     file = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rsplit("/", 1)[-1]
     if not file.is_file():
+        # Reports are shared: the user's folder is no part of them.
+        folder = str(file.parent).replace(str(Path.home()), "~", 1)
         raise Unavailable(
             f"LPIPS needs the weights of {weights.__class__.__name__.removesuffix('_Weights')} ({file.name}), which are "
-            f"not in {file.parent}. To get them once: python -c \"from torchvision.models import get_model; "
+            f"not in {folder}. To get them once: python -c \"from torchvision.models import get_model; "
             f"get_model('{_model_name(net)}', weights='DEFAULT')\""
         )
     return file

@@ -172,10 +172,10 @@ def test_options_that_the_host_sets_for_several_gpus_do_not_reach_the_render():
     assert merge({}, passed, {"multigpu_clones": clones}) == {"transformer_options": {"sample_sigmas": 1}}
 
 
-def windows(model: Any, freenoise: bool = False) -> Any:
-    """The host's context windows: 4 of 6 latent frames at a time."""
+def windows(model: Any, freenoise: bool = False, context_schedule: str = "standard_static") -> Any:
+    """The host's context windows: 4 latent frames at a time."""
     known = {
-        "context_length": 4, "context_overlap": 2, "context_schedule": "standard_static", "context_stride": 1,
+        "context_length": 4, "context_overlap": 2, "context_schedule": context_schedule, "context_stride": 1,
         "closed_loop": False, "fuse_method": "pyramid", "dim": 2, "freenoise": freenoise, "cond_retain_index_list": "",
         "split_conds_to_windows": False, "latent_retain_index_list": "", "causal_window_fix": False,
     }  # fmt: skip

@@ -177,6 +177,27 @@ def test_every_context_window_has_its_own_residual():
     assert max(kept) == 2 * count  # cond and uncond of every window
 
 
+def test_context_windows_that_move_from_step_to_step_are_not_given_each_others_residuals():
+    model, runs = watch(windows(slow_wan(), context_schedule="standard_uniform"))
+    asked: dict[int, set[tuple[int, ...]]] = {}
+
+    def look(executor: Any, *args: Any, **kwargs: Any) -> Any:
+        out = executor(*args, **kwargs)
+        asked.setdefault(runs[-1].counter.step, set()).add(tuple(args[-1]["context_window"].index_list))
+        return out
+
+    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "look", look)
+    helpers.ksampler(cached(model), STEPS, latent=helpers.empty_latent(frames=10))
+    run, known, met_new_ones = runs[-1], set[tuple[int, ...]](), False
+    for step in sorted(asked):
+        known = known if run.plan.reuses(step) else set()  # a computed step starts anew
+        if known and not asked[step] <= known:
+            met_new_ones = True
+            assert step not in run.reused
+        known = known | asked[step]
+    assert met_new_ones
+
+
 def test_skip_layer_guidance_keeps_working_and_is_reused_too():
     """Its node replaces blocks and asks for the prompt a second time in a step."""
     slg = SkipLayerGuidanceDiT.execute(slow_wan(), double_layers="0, 2", single_layers="", scale=3.0, start_percent=0.0,
@@ -184,8 +205,14 @@ def test_skip_layer_guidance_keeps_working_and_is_reused_too():
     plain, _ = count_blocks(slg)
     assert torch.equal(helpers.ksampler(cached(plain, 1e-9), STEPS), helpers.ksampler(slg, STEPS))
     model, calls = count_blocks(slg)
+    kept: list[int] = []
+    model, runs = watch(model)
+    model.add_wrapper_with_key(
+        WrappersMP.PREDICT_NOISE, "kept", lambda ex, *a, **k: (ex(*a, **k), kept.append(len(runs[-1].residuals)))[0]
+    )
     out = helpers.ksampler(cached(model), STEPS)
     assert torch.isfinite(out).all()
+    assert max(kept) == 3  # cond, uncond, and cond with the layers skipped
     assert len(calls) == plan_of(model).count(False) * (LAYERS + 1) * PER_BLOCK  # the second call runs block 1 alone
 
 
@@ -229,6 +256,21 @@ def test_samplers_of_every_kind_reuse_whole_steps(sampler: str):
     assert torch.isfinite(out).all() and not torch.equal(out, plain)
     share = plan_of(model).count(False) / STEPS
     assert len(calls) / all_calls == pytest.approx(share, abs=2.5 / STEPS)
+
+
+@pytest.mark.parametrize("sampler", ["dpm_fast", "dpm_adaptive"])
+def test_a_residual_is_never_older_than_the_step_before(sampler: str):
+    """Samplers with noise levels of their own leave out intervals of the schedule; a plan may want to reuse after one."""
+    model, runs = watch(slow_wan())
+    steps: list[int] = []
+    model.add_wrapper_with_key(
+        WrappersMP.PREDICT_NOISE, "steps", lambda ex, *a, **k: (ex(*a, **k), steps.append(runs[-1].counter.step))[0]
+    )
+    helpers.ksampler(cached(model, 0.5), 60, sampler_name=sampler)
+    run = runs[-1]
+    left_out = {s for s in set(steps) if s and s - 1 not in steps}
+    assert any(run.plan.reuses(s) for s in left_out), "this run has such a step"
+    assert not left_out & run.reused
 
 
 # --- on the stages of a Sketch-Render run -----------------------------------------------------------------------------
@@ -284,11 +326,13 @@ def test_a_cached_render_that_runs_alone_is_the_cached_plain_run():
 @pytest.mark.parametrize("stop", [None, "interrupt", "error"])
 def test_residuals_are_one_for_each_cond_and_are_freed_with_the_run(stop: str | None):
     kept: list[weakref.ref[torch.Tensor]] = []
+    runs: list[Any] = []  # an error's traceback may hold the run for long: it has to let go of them by itself
     counts: list[int] = []
 
     def look(executor: Any, *args: Any, **kwargs: Any) -> Any:
         out = executor(*args, **kwargs)
         run = reuse.run_of(args[2])
+        runs.append(run)
         counts.append(len(run.residuals))
         kept.extend(weakref.ref(tensor) for tensor in run.residuals._kept.values())
         if stop and run.reused:
@@ -305,7 +349,7 @@ def test_residuals_are_one_for_each_cond_and_are_freed_with_the_run(stop: str | 
     else:
         helpers.ksampler(model, STEPS)
     gc.collect()
-    assert max(counts) == 2 and kept
+    assert max(counts) == 2 and kept and runs
     assert all(tensor() is None for tensor in kept)
 
 
