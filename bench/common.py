@@ -10,6 +10,7 @@ import platform
 import statistics
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -17,12 +18,19 @@ RESULTS = REPOSITORY / "bench" / "results"
 IN_HOST = "SRD_BENCH_IN_HOST"
 
 
+def load_by_path(name: str, path: Path) -> ModuleType:
+    """Import a file, or a package by its __init__.py, under ``name``; the repository's root stays off sys.path."""
+    folders = [str(path.parent)] if path.name == "__init__.py" else None
+    spec = importlib.util.spec_from_file_location(name, path, submodule_search_locations=folders)
+    assert spec and spec.loader
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def run_in_host() -> None:
     """Go on in the host's Python, with tests/ (tiny models, the host in this process) on sys.path."""
-    spec = importlib.util.spec_from_file_location("srd_host", REPOSITORY / "demo" / "host.py")
-    assert spec and spec.loader
-    host_module = sys.modules["srd_host"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(host_module)
+    host_module = load_by_path("srd_host", REPOSITORY / "demo" / "host.py")
     if os.environ.get(IN_HOST) != "1":
         host = host_module.find_or_make()
         os.environ[IN_HOST] = "1"

@@ -33,10 +33,10 @@ if __name__ == "__main__":
     common.run_in_host()
 
 import quality_host  # noqa: E402
-from quality_rows import RENDER, SKETCH, Family, Plan, Row, all_rows, graph_of, plan_of  # noqa: E402
+from quality_rows import RENDER, SHEET_PROMPTS, SKETCH, Family, Plan, Row, all_rows, graph_of, plan_of  # noqa: E402
 
 SCENE_SEED = 2026  # of the held-out prompts, as in the family's card
-SHEET_PROMPTS, SHEET_FRAMES = 8, 3  # what the contact sheet shows of every row
+SHEET_FRAMES = 3  # of a video in the contact sheet
 OTHER_SHARE = 2  # rows that are not main: one of so many prompts, and the first seed
 TINY = {"sketch": "tiny_wan_sketch.safetensors", "render": "tiny_wan_render.safetensors", "vae": "tiny_wan_vae.safetensors"}
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.util
+import importlib
 import itertools
 import json
 import logging
@@ -48,7 +48,7 @@ def start(cpu: bool = True, threads: int = 0) -> None:
         torch.set_grad_enabled(False)
         torch.set_num_threads(threads or os.cpu_count() or 1)
         logging.getLogger().setLevel(logging.WARNING)
-        _load_pack()
+        common.load_by_path(PACK, common.REPOSITORY / "__init__.py")
     _register()
 
 
@@ -62,14 +62,6 @@ def family() -> None:
 def module(name: str) -> ModuleType:
     """A module of the pack, e.g. module("srd_core.criterion")."""
     return importlib.import_module(f"{PACK}.{name}")
-
-
-def _load_pack() -> None:
-    path = common.REPOSITORY / "__init__.py"
-    spec = importlib.util.spec_from_file_location(PACK, path, submodule_search_locations=[str(path.parent)])
-    assert spec and spec.loader
-    pack = sys.modules[PACK] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(pack)
 
 
 def _register() -> None:

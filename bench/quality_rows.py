@@ -22,6 +22,7 @@ BOUNDARY = 0.875  # the noise level at which two-model samplers for Wan 2.2 chan
 EASYCACHE = (0.05, 0.1, 0.2)
 TEACACHE = (0.05, 0.08, 0.14, 0.2)
 PAPER_STEPS = 50
+SHEET_PROMPTS = 8  # whose frames the contact sheet shows
 
 
 @dataclass(frozen=True)

@@ -88,15 +88,9 @@ def server(url: str | None) -> Iterator[Server]:
     if url:
         yield Server(url.rstrip("/"))
         return
-    weights = REPOSITORY / "demo" / "family" / "weights"
-    models = {
-        "diffusion_models": [weights / "tiny_wan_sketch.safetensors", weights / "tiny_wan_render.safetensors"],
-        "vae": [weights / "tiny_wan_vae.safetensors"],
-    }
-    packs = {"ComfyUI-SRDiffusion": REPOSITORY, "srd_demo_text": REPOSITORY / "demo" / "text_nodes"}
     with (
         tempfile.TemporaryDirectory(prefix="srd-vbench-", ignore_cleanup_errors=True) as base,
-        host.serve(host.find_or_make(), Path(base), packs, models) as running,
+        host.serve(host.find_or_make(), Path(base), host.DEMO_PACKS, host.tiny_family()) as running,
     ):
         yield running
 

@@ -95,13 +95,8 @@ def server(chosen: host.Host, weights: Path, output: Path) -> "Iterator[Server]"
     """The real server with the pack, the demo's text node and the tiny family; its log is kept if something fails."""
     host.say(f"Starting ComfyUI {chosen.version} ({chosen.path})")
     with tempfile.TemporaryDirectory(prefix="srd-demo-", ignore_cleanup_errors=True) as base:
-        packs = {"ComfyUI-SRDiffusion": host.REPOSITORY, "srd_demo_text": HERE / "text_nodes"}
-        models = {
-            "diffusion_models": [weights / "tiny_wan_sketch.safetensors", weights / "tiny_wan_render.safetensors"],
-            "vae": [weights / "tiny_wan_vae.safetensors"],
-        }
         try:
-            with host.serve(chosen, Path(base), packs, models) as running:
+            with host.serve(chosen, Path(base), host.DEMO_PACKS, host.tiny_family(weights)) as running:
                 yield running
         except Exception:
             with contextlib.suppress(OSError):  # no log, no copy; the error itself goes on

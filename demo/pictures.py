@@ -18,11 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import workflow
-from host import REPOSITORY, find_or_make, say, serve
+from host import DEMO_PACKS, REPOSITORY, find_or_make, say, serve, tiny_family
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
-HERE = Path(__file__).resolve().parent
 FOLDER = REPOSITORY / "workflows"
 LOADERS = ("SRLoadSketchDiT", "SRLoadRenderDiT")
 SCALE, MARGIN = 0.7, 20
@@ -52,11 +51,7 @@ IDLE = """async () => {
 
 def models(folder: Path) -> dict[str, list[Path]]:
     """The tiny family, and empty files under the names that the other workflows ask for."""
-    weights = HERE / "family" / "weights"
-    files = {
-        "diffusion_models": [weights / "tiny_wan_sketch.safetensors", weights / "tiny_wan_render.safetensors"],
-        "vae": [weights / "tiny_wan_vae.safetensors"],
-    }
+    files = tiny_family()
     for path in FOLDER.glob("*.json"):
         for node in workflow.load(path)["nodes"]:
             for model in node["properties"].get("models", []):
@@ -108,11 +103,10 @@ def no_welcome(base: Path) -> None:
 def main() -> None:
     """Take the pictures that the command line names, or all."""
     names = sys.argv[1:] or sorted(path.stem for path in FOLDER.glob("*.json"))
-    packs = {"ComfyUI-SRDiffusion": REPOSITORY, "srd_demo_text": HERE / "text_nodes"}
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         no_welcome(folder / "base")
-        server = stack.enter_context(serve(find_or_make(), folder / "base", packs, models(folder)))
+        server = stack.enter_context(serve(find_or_make(), folder / "base", DEMO_PACKS, models(folder)))
         playwright = stack.enter_context(sync_playwright())
         chromium = shutil.which("chromium") or shutil.which("google-chrome")
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--use-gl=swiftshader"])

@@ -1,8 +1,12 @@
 """What several nodes share."""
 
 import sys
+from typing import Any
 
-from comfy_api.latest import io
+import numpy as np
+import torch
+from comfy_api.latest import io, ui
+from PIL import Image
 
 CATEGORY = "SRDiffusion"
 SEARCH_ALIASES = ["SRDiffusion", "refiner", "two-stage", "Wan 14B 1.3B", "accelerate", "speed up"]
@@ -21,3 +25,13 @@ def show_on_node(node: type[io.ComfyNode], text: str) -> None:
     server, hidden = getattr(getattr(module, "PromptServer", None), "instance", None), getattr(node, "hidden", None)
     if server is not None and hidden is not None and hidden.unique_id:
         server.send_progress_text(text, hidden.unique_id)
+
+
+def as_image(picture: Image.Image) -> torch.Tensor:
+    """An RGB picture as the host's IMAGE [1, height, width, 3], values in 0..1."""
+    return torch.from_numpy(np.asarray(picture, dtype=np.float32) / 255)[None]
+
+
+def preview(node: type[io.ComfyNode], image: torch.Tensor, text: str) -> dict[str, Any]:
+    """What a node shows of itself in the page: an IMAGE and a text."""
+    return ui.PreviewImage(image, cls=node).as_dict() | ui.PreviewText(text).as_dict()

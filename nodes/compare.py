@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..srd_core.compare import LAYOUTS, compare, picture, plot, summarize
 from ..srd_core.likeness import LPIPS_NETS
-from .common import CATEGORY, SEARCH_ALIASES
+from .common import CATEGORY, SEARCH_ALIASES, as_image, preview
 
 
 class SRCompare(io.ComfyNode):
@@ -72,7 +71,5 @@ class SRCompare(io.ComfyNode):
         names = (label_a.strip() or "a", label_b.strip() or "b")
         found = compare(a, b, names, lpips)
         shown = picture(a, b, (label_a, label_b), layout, position)
-        curves = torch.from_numpy(np.asarray(plot(found), dtype=np.float32) / 255)[None]
-        summary = summarize(found)
-        seen = ui.PreviewImage(curves, cls=cls).as_dict() | ui.PreviewText(summary).as_dict()
-        return io.NodeOutput(shown, curves, summary, ui=seen)
+        curves, summary = as_image(plot(found)), summarize(found)
+        return io.NodeOutput(shown, curves, summary, ui=preview(cls, curves, summary))

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-import torch
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..srd_core.plot import draw
 from ..srd_core.report import Report, summarize
-from .common import CATEGORY, SEARCH_ALIASES, SRReport
+from .common import CATEGORY, SEARCH_ALIASES, SRReport, as_image, preview
 
 
 class SRSwitchInspector(io.ComfyNode):
@@ -39,9 +37,8 @@ class SRSwitchInspector(io.ComfyNode):
 
     @classmethod
     def execute(cls, report: Report, after: Any = None) -> io.NodeOutput:
-        plot = torch.from_numpy(np.asarray(draw(report), dtype=np.float32) / 255)[None]
+        plot = as_image(draw(report))
         summary = summarize(report)
         # "report" is for programs: the run as JSON, in the server's history and in its message about this node.
-        shown = ui.PreviewImage(plot, cls=cls).as_dict() | ui.PreviewText(summary).as_dict()
-        shown["report"] = (report.to_json(),)
+        shown = preview(cls, plot, summary) | {"report": (report.to_json(),)}
         return io.NodeOutput(plot, summary, ui=shown)

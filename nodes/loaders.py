@@ -59,45 +59,36 @@ def _path(model_name: str) -> Path:
     return Path(folder_paths.get_full_path_or_raise("diffusion_models", model_name))
 
 
-def _load(node: type[io.ComfyNode], model_name: str, weight_dtype: str, attention: str) -> io.NodeOutput:
-    path = _path(model_name)
-    if cogvideox.is_cogvideox(path):
-        model = cogvideox.load(path, weight_dtype)
-    else:
-        check_video_dit(path)
-        name = str(Path(model_name, weight_files(path)[0].name)) if path.is_dir() else model_name
-        (model,) = nodes.UNETLoader().load_unet(name, weight_dtype)
-    model.set_attachments(FILE_NAME, called(path))
-    if warning := missing(attention):
-        show_on_node(node, warning)
-    return io.NodeOutput(with_attention(model, attention))
+class _LoadDiT(io.ComfyNode):
+    """What both loaders do; they differ in their words."""
+
+    @classmethod
+    def validate_inputs(cls, attention: str | None = None) -> bool:
+        """The host would refuse a workflow with a backend that is not in the list; see srd_core/attention.py."""
+        return True
+
+    @classmethod
+    def execute(cls, model_name: str, weight_dtype: str, attention: str) -> io.NodeOutput:
+        path = _path(model_name)
+        if cogvideox.is_cogvideox(path):
+            model = cogvideox.load(path, weight_dtype)
+        else:
+            check_video_dit(path)
+            name = str(Path(model_name, weight_files(path)[0].name)) if path.is_dir() else model_name
+            (model,) = nodes.UNETLoader().load_unet(name, weight_dtype)
+        model.set_attachments(FILE_NAME, called(path))
+        if warning := missing(attention):
+            show_on_node(cls, warning)
+        return io.NodeOutput(with_attention(model, attention))
 
 
-class SRLoadSketchDiT(io.ComfyNode):
+class SRLoadSketchDiT(_LoadDiT):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return _schema("SRLoadSketchDiT", "Sketch", "large", "sketches: it runs the high-noise steps")
 
-    @classmethod
-    def validate_inputs(cls, attention: str | None = None) -> bool:
-        """The host would refuse a workflow with a backend that is not in the list; see srd_core/attention.py."""
-        return True
 
-    @classmethod
-    def execute(cls, model_name: str, weight_dtype: str, attention: str) -> io.NodeOutput:
-        return _load(cls, model_name, weight_dtype, attention)
-
-
-class SRLoadRenderDiT(io.ComfyNode):
+class SRLoadRenderDiT(_LoadDiT):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return _schema("SRLoadRenderDiT", "Render", "small", "renders: it runs the low-noise steps")
-
-    @classmethod
-    def validate_inputs(cls, attention: str | None = None) -> bool:
-        """The host would refuse a workflow with a backend that is not in the list; see srd_core/attention.py."""
-        return True
-
-    @classmethod
-    def execute(cls, model_name: str, weight_dtype: str, attention: str) -> io.NodeOutput:
-        return _load(cls, model_name, weight_dtype, attention)

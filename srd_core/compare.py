@@ -14,7 +14,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from . import likeness
-from .plot import FAINT, INK, PAPER, _font
+from .plot import FAINT, INK, PAPER, font
 
 LAYOUTS = ("side by side", "wipe", "moving wipe", "difference")
 TONES = {"PSNR, dB": "#2f6bd8", "SSIM": "#2e9e5b", "LPIPS": "#e08423"}
@@ -118,13 +118,13 @@ def labelled(video: torch.Tensor, label: str, side: str) -> torch.Tensor:
     size = min(max(height // 20, LABEL_HEIGHTS[0]), LABEL_HEIGHTS[1])
     label = " ".join(label.split())
     pen = ImageDraw.Draw(Image.new("RGB", (1, 1)))
-    while label and pen.textlength(label, font=_font(size)) + size > width:
+    while label and pen.textlength(label, font=font(size)) + size > width:
         label = label[:-1]
     if not label or height < 2 * size:
         return video
-    long, high = math.ceil(pen.textlength(label, font=_font(size))) + size, round(1.6 * size)
+    long, high = math.ceil(pen.textlength(label, font=font(size))) + size, round(1.6 * size)
     plate = Image.new("RGB", (long, high), "#000000")
-    ImageDraw.Draw(plate).text((size // 2, high // 2), label, fill="#ffffff", font=_font(size), anchor="lm")
+    ImageDraw.Draw(plate).text((size // 2, high // 2), label, fill="#ffffff", font=font(size), anchor="lm")
     pixels = torch.from_numpy(np.asarray(plate, dtype=np.float32) / 255)
     left = 0 if side == "left" else width - long
     video = video.clone()
@@ -139,8 +139,8 @@ def plot(found: Comparison) -> Image.Image:
     image = Image.new("RGB", (WIDTH, HEAD + (PANEL + 70) * len(measures) + 20), PAPER)
     canvas = ImageDraw.Draw(image)
     title = f"{found.labels[1]} compared with {found.labels[0]}"
-    size = next((s for s in range(22, 10, -1) if canvas.textlength(title, font=_font(s)) <= WIDTH - LEFT - RIGHT), 10)
-    canvas.text((LEFT, 38), title, fill=INK, font=_font(size), anchor="ls")
+    size = next((s for s in range(22, 10, -1) if canvas.textlength(title, font=font(s)) <= WIDTH - LEFT - RIGHT), 10)
+    canvas.text((LEFT, 38), title, fill=INK, font=font(size), anchor="ls")
     for i, (name, values) in enumerate(measures.items()):
         _panel(canvas, HEAD + 30 + (PANEL + 70) * i, name, values)
     return image
@@ -160,10 +160,10 @@ def _panel(canvas: ImageDraw.ImageDraw, top: int, name: str, values: Sequence[fl
     for x, y in points:
         canvas.ellipse((x - 3, y - 3, x + 3, y + 3), fill=TONES[name])
     better = "lower is nearer" if name == "LPIPS" else "higher is nearer"
-    canvas.text((LEFT, top - 22), f"{name} per frame ({better})", fill=INK, font=_font(15))
-    canvas.text((LEFT - 8, top), f"{high:.3g}", fill=FAINT, font=_font(14), anchor="ra")
-    canvas.text((LEFT - 8, bottom), f"{low:.3g}", fill=FAINT, font=_font(14), anchor="rs")
+    canvas.text((LEFT, top - 22), f"{name} per frame ({better})", fill=INK, font=font(15))
+    canvas.text((LEFT - 8, top), f"{high:.3g}", fill=FAINT, font=font(14), anchor="ra")
+    canvas.text((LEFT - 8, bottom), f"{low:.3g}", fill=FAINT, font=font(14), anchor="rs")
     every = max(1, round(len(known) / 10))
     for i in range(0, len(known), every):
-        canvas.text((points[i][0], bottom + 6), str(i + 1), fill=FAINT, font=_font(14), anchor="ma")
-    canvas.text((WIDTH - RIGHT, bottom + 24), "frame", fill=FAINT, font=_font(14), anchor="ra")
+        canvas.text((points[i][0], bottom + 6), str(i + 1), fill=FAINT, font=font(14), anchor="ma")
+    canvas.text((WIDTH - RIGHT, bottom + 24), "frame", fill=FAINT, font=font(14), anchor="ra")

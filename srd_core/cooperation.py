@@ -9,7 +9,6 @@ prepares any model with, and cleaned up the same way, also after an interrupt or
 from __future__ import annotations
 
 import contextlib
-import inspect
 import logging
 import math
 import time
@@ -33,12 +32,10 @@ from .criterion import RENDER, SKETCH, Switch, SwitchRule
 from .latent_map import LatentMap
 from .latent_space import check_latent, check_pair, check_same_prompts, name_of
 from .report import HandOver, Report, Step, describe_hand_over
-from .reuse import CachedRun, TeaCache, is_cached, run_of, with_teacache
-from .steps import StepCounter, look_ahead
+from .reuse import OUTER_SAMPLE, PREDICT_NOISE, CachedRun, TeaCache, is_cached, run_of, with_teacache
+from .steps import StepCounter, counter_for, sampler_name
 
 KEY = "srdiffusion"
-OUTER_SAMPLE = inspect.signature(comfy.samplers.CFGGuider.outer_sample)
-PREDICT_NOISE = inspect.signature(comfy.samplers.CFGGuider.outer_predict_noise)
 
 Conds = dict[str, list[dict[str, Any]]]  # the host's conditioning by role: positive, negative, ...
 
@@ -167,25 +164,23 @@ def _begin(
     settings: RenderSettings,
     report: Report,
 ) -> Run:
-    # A copy: uni_pc writes 0.001 into the last sigma of the host's tensor.
-    sigmas = [float(s) for s in call["sigmas"]]
-    sampler = getattr(getattr(call["sampler"], "sampler_function", None), "__name__", type(call["sampler"]).__name__)
-    steps = len(sigmas) - 1
+    counter = counter_for(call["sampler"], call["sigmas"])
+    steps = counter.steps
     report.begin(
         sketch=name_of(guider.model_patcher),
         render=name_of(render.model_patcher),
         switch=dict(switch.__dict__),
         fix_step=switch.fix_step_for(steps),
         limit=switch.limit_for(steps),
-        sampler=sampler.removeprefix("sample_"),
+        sampler=sampler_name(call["sampler"]).removeprefix("sample_"),
         shape=list(call["noise"].shape),
-        sigmas=sigmas,
+        sigmas=list(counter.sigmas),
     )
     return Run(
         render=render,
         settings=settings,
         rule=SwitchRule(switch, steps),
-        counter=StepCounter(sigmas, look_ahead(sampler, getattr(call["sampler"], "extra_options", {}))),
+        counter=counter,
         report=report,
         request={k: call.get(k) for k in ("noise", "latent_image", "denoise_mask", "seed", "latent_shapes")},
         host_callback=call["callback"],
@@ -335,7 +330,7 @@ class Run:
         """PREDICT_NOISE wrapper: send the call to the stage in charge. x [B, C, ...], timestep [B]; returns x0 like x."""
         guider = executor.class_obj
         # Reading the noise level waits for the device, so that the seconds before it are the stage's own. It is read
-        # only while it can matter: no synchronisation once the route is final.
+        # only while it can matter: once the route is final, the check for values that are not finite waits alone.
         sigma = None if self.rule.final(self.in_charge) else float(timestep[0])
         self._tick()
         new_step = sigma is not None and self.counter.on_call(sigma)

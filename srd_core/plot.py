@@ -39,19 +39,19 @@ def draw(report: Report) -> Image.Image:
 
 def _headline(canvas: ImageDraw.ImageDraw, report: Report) -> None:
     title = f"{report.sketch or 'no run yet'}  ->  {report.render}"
-    size = next((s for s in range(22, 10, -1) if canvas.textlength(title, font=_font(s)) <= RIGHT - LEFT), 10)
-    canvas.text((LEFT, 42), title, fill=INK, font=_font(size), anchor="ls")
+    size = next((s for s in range(22, 10, -1) if canvas.textlength(title, font=font(s)) <= RIGHT - LEFT), 10)
+    canvas.text((LEFT, 42), title, fill=INK, font=font(size), anchor="ls")
     if report.steps:
         lines = [describe_hand_over(h, report) for h in report.hand_overs] or [f"hand-over: {report.never()}"]
-        canvas.text((LEFT, 52), lines[-1], fill=INK, font=_font(16))
+        canvas.text((LEFT, 52), lines[-1], fill=INK, font=font(16))
     legend = {stage: _legend(report, stage) for stage in TONE}
     x = LEFT
     for stage, text in legend.items():
         canvas.rectangle((x, 84, x + 14, 98), fill=TONE[stage])
-        canvas.text((x + 20, 82), text, fill=INK, font=_font(15))
-        x += 44 + int(canvas.textlength(text, font=_font(15)))
+        canvas.text((x + 20, 82), text, fill=INK, font=font(15))
+        x += 44 + int(canvas.textlength(text, font=font(15)))
     if speed_up := report.speed_up():
-        canvas.text((x, 82), f"{speed_up:.2f}x over the sketch alone", fill=INK, font=_font(15))
+        canvas.text((x, 82), f"{speed_up:.2f}x over the sketch alone", fill=INK, font=font(15))
 
 
 def _legend(report: Report, stage: str) -> str:
@@ -80,10 +80,10 @@ def _curve(canvas: ImageDraw.ImageDraw, report: Report, field: str, title: str, 
     y = _scale(low, high, bottom, top)
     if delta is not None:
         canvas.rectangle((LEFT, y(delta), RIGHT, y(0)), fill=BAND)
-        canvas.text((RIGHT - 150, y(delta) - 18), f"delta {delta:g}", fill=FAINT, font=_font(14))
+        canvas.text((RIGHT - 150, y(delta) - 18), f"delta {delta:g}", fill=FAINT, font=font(14))
         right = _column(report, report.fix_step)[1] if report.fix_step else LEFT
         canvas.line((right, top, right, bottom), fill=FAINT)
-        canvas.text((right + 4, bottom - 18), "fix_step", fill=FAINT, font=_font(14))
+        canvas.text((right + 4, bottom - 18), "fix_step", fill=FAINT, font=font(14))
     line = [(sum(_column(report, step)) / 2, min(max(y(value), top), bottom)) for step, value in points]
     if len(line) > 1:
         canvas.line(line, fill=INK, width=2)
@@ -107,8 +107,8 @@ def _seconds(canvas: ImageDraw.ImageDraw, report: Report) -> None:
     for step in report.steps:
         if step.step % every == 0 or step.step == 1:
             left, right = _column(report, step.step)
-            canvas.text(((left + right) / 2, bottom + 6), str(step.step), fill=FAINT, font=_font(14), anchor="ma")
-    canvas.text((RIGHT, bottom + 26), "scheduler step", fill=FAINT, font=_font(14), anchor="ra")
+            canvas.text(((left + right) / 2, bottom + 6), str(step.step), fill=FAINT, font=font(14), anchor="ma")
+    canvas.text((RIGHT, bottom + 26), "scheduler step", fill=FAINT, font=font(14), anchor="ra")
 
 
 def _hatch(canvas: ImageDraw.ImageDraw, box: tuple[float, float, float, float], colour: str) -> None:
@@ -126,16 +126,16 @@ def _hand_overs(canvas: ImageDraw.ImageDraw, report: Report) -> None:
         for top, bottom in PANELS.values():
             canvas.line((x, top, x, bottom), fill=MARK, width=2)
         text = f"{hand_over.to}: {hand_over.reason}"
-        near_edge = x + canvas.textlength(text, font=_font(15)) > RIGHT
-        canvas.text((x + (-6 if near_edge else 6), PANELS["d"][0] + 4), text, fill=MARK, font=_font(15),
+        near_edge = x + canvas.textlength(text, font=font(15)) > RIGHT
+        canvas.text((x + (-6 if near_edge else 6), PANELS["d"][0] + 4), text, fill=MARK, font=font(15),
                     anchor="ra" if near_edge else "la")  # fmt: skip
 
 
 def _axis(canvas: ImageDraw.ImageDraw, title: str, panel: tuple[int, int], low: float, high: float) -> None:
     top, bottom = panel
-    canvas.text((LEFT, top - 20), title, fill=INK, font=_font(15))
-    canvas.text((LEFT - 8, top), f"{high:.3g}", fill=FAINT, font=_font(14), anchor="ra")
-    canvas.text((LEFT - 8, bottom), f"{low:.3g}", fill=FAINT, font=_font(14), anchor="rs")
+    canvas.text((LEFT, top - 20), title, fill=INK, font=font(15))
+    canvas.text((LEFT - 8, top), f"{high:.3g}", fill=FAINT, font=font(14), anchor="ra")
+    canvas.text((LEFT - 8, bottom), f"{low:.3g}", fill=FAINT, font=font(14), anchor="rs")
 
 
 def _column(report: Report, step: int) -> tuple[float, float]:
@@ -148,5 +148,5 @@ def _scale(low: float, high: float, bottom: int, top: int) -> Scale:
     return lambda value: bottom - (value - low) / (high - low) * (bottom - top)
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)

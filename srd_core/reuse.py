@@ -23,7 +23,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, add_wrapper_with_key
 
-from .steps import StepCounter, look_ahead
+from .steps import StepCounter, counter_for
 from .teacache import (
     FORMS,
     MIN_STEPS,
@@ -79,10 +79,7 @@ def _sample(executor: WrapperExecutor, *args: Any, settings: TeaCache, **kwargs:
     """OUTER_SAMPLE wrapper: one sampling run, or the part of it that this model runs."""
     guider = executor.class_obj
     call = OUTER_SAMPLE.bind(guider, *args, **kwargs)
-    sampler = call.arguments["sampler"]
-    name = getattr(getattr(sampler, "sampler_function", None), "__name__", type(sampler).__name__)
-    sigmas = [float(s) for s in call.arguments["sigmas"]]
-    counter = StepCounter(sigmas, look_ahead(name, getattr(sampler, "extra_options", {})))
+    counter = counter_for(call.arguments["sampler"], call.arguments["sigmas"])
     run = CachedRun(settings, counter, call.arguments.get("callback"))
     call.arguments["callback"] = run.callback
     own_options = guider.model_options
@@ -169,10 +166,11 @@ class CachedRun:
 
     def forward(self, executor: WrapperExecutor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """DIFFUSION_MODEL wrapper: one forward of the network, for one or more conds at once."""
+        if self.plan is None or not (self._reuse or self.plan.reuses(self._step + 1)):
+            return executor(*args, **kwargs)
         call = inspect.signature(executor.original).bind(*args, **kwargs)
         options = call.arguments.get("transformer_options") or {}
-        wanted = self.plan is not None and (self._reuse or self.plan.reuses(self._step + 1))
-        if not wanted or not self._cacheable(call.arguments, options):
+        if not self._cacheable(call.arguments, options):
             return executor(*args, **kwargs)
         keys = self._keys(options)
         residual = self.residuals.recall(keys, call.arguments["x"].shape[0]) if self._reuse else None
@@ -223,7 +221,8 @@ def make_plan(inner_model: Any, settings: TeaCache, sigmas: Sequence[float], fir
     """The skip plan for steps ``first`` (0-based) ... last of a run over ``sigmas``; ``x`` [B, C, T, H, W] its latent."""
     plan = Plan(settings.threshold, settings.form, first_step=first)
     model, remaining = inner_model.diffusion_model, list(sigmas[first:-1])
-    if _adapter(model) is None:
+    adapter = _adapter(model)
+    if adapter is None:
         plan.note = f"TeaCache does not know {type(model).__name__}; it ran without."
     elif any(b > a for a, b in zip(sigmas, sigmas[1:])):
         plan.note = "TeaCache needs a schedule whose noise level never rises; it ran without."
@@ -232,9 +231,9 @@ def make_plan(inner_model: Any, settings: TeaCache, sigmas: Sequence[float], fir
     if plan.note:
         logging.warning("SRDiffusion: %s", plan.note)
         return plan
-    table, plan.note = _adapter(model).table(model, x)
+    table, plan.note = adapter.table(model, x)
     timesteps = inner_model.model_sampling.timestep(torch.tensor(remaining, device=x.device)).float()
-    d = distances(_adapter(model).modulation(model, timesteps, settings.form).cpu())
+    d = distances(adapter.modulation(model, timesteps, settings.form).cpu())
     computed_first = max(RET_STEPS - first, 1) if settings.form == "e0" else 1
     plan.reuse = skip_plan(d, table.coefficients(settings.form), settings.threshold, computed_first)
     plan.table = table.name

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +31,20 @@ def look_ahead(sampler: str, options: Mapping[str, Any]) -> tuple[int, ...]:
         return offsets
     option, default, value = condition
     return offsets if options.get(option, default) == value else ()
+
+
+def sampler_name(sampler: Any) -> str:
+    """The name of a host's sampler object: its function's, sample_euler, or its class's."""
+    return getattr(getattr(sampler, "sampler_function", None), "__name__", type(sampler).__name__)
+
+
+def counter_for(sampler: Any, sigmas: Iterable[Any]) -> StepCounter:
+    """The counter of a run of a host's sampler object over ``sigmas``, a tensor [steps + 1] or numbers.
+
+    The levels are copied: uni_pc writes 0.001 into the last sigma of the host's tensor.
+    """
+    ahead = look_ahead(sampler_name(sampler), getattr(sampler, "extra_options", {}))
+    return StepCounter([float(s) for s in sigmas], ahead)
 
 
 @dataclass

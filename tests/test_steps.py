@@ -17,6 +17,15 @@ OWN_SCHEDULE = {"dpm_fast", "dpm_adaptive"}
 STEPS = 6
 
 
+def run_with_spies(on_call: Any, on_callback: Any, sampler: str, wan: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run of the sketch alone in which the counter's methods are these."""
+    monkeypatch.setattr(steps_module.StepCounter, "on_call", on_call)
+    monkeypatch.setattr(steps_module.StepCounter, "on_callback", on_callback)
+    never = criterion.Switch(mode="step", switch_step=99)
+    model = cooperation.cooperate(wan(), wan(), never, cooperation.RenderSettings(), report_module.Report())
+    helpers.ksampler(model, steps=STEPS, sampler_name=sampler)
+
+
 def test_the_counter_follows_heun_with_and_without_knowing_it():
     sigmas = [1.0, 0.8, 0.5, 0.0]
     calls = [(1.0, 0), (0.8, None), (0.8, 1), (0.5, None), (0.5, 2)]  # (sigma, callback after the call)
@@ -49,11 +58,7 @@ def test_every_call_is_counted_to_the_step_that_makes_it(sampler: str, wan: Any,
         calls_between.append(0)
         on_callback(self, i)
 
-    monkeypatch.setattr(steps_module.StepCounter, "on_call", spy_call)
-    monkeypatch.setattr(steps_module.StepCounter, "on_callback", spy_callback)
-    never = criterion.Switch(mode="step", switch_step=99)
-    model = cooperation.cooperate(wan(), wan(), never, cooperation.RenderSettings(), report_module.Report())
-    helpers.ksampler(model, steps=STEPS, sampler_name=sampler)
+    run_with_spies(spy_call, spy_callback, sampler, wan, monkeypatch)
 
     truth = []
     for i, count in enumerate(calls_between):
@@ -90,11 +95,7 @@ def test_noise_levels_need_not_be_read_once_it_is_seen_that_every_step_is_one_ca
         if frugal is not None:
             on_callback(frugal, i)
 
-    monkeypatch.setattr(steps_module.StepCounter, "on_call", spy_call)
-    monkeypatch.setattr(steps_module.StepCounter, "on_callback", spy_callback)
-    never = criterion.Switch(mode="step", switch_step=99)
-    model = cooperation.cooperate(wan(), wan(), never, cooperation.RenderSettings(), report_module.Report())
-    helpers.ksampler(model, steps=STEPS, sampler_name=sampler)
+    run_with_spies(spy_call, spy_callback, sampler, wan, monkeypatch)
     one_call = len(opinions) == STEPS - first and sampler not in OWN_SCHEDULE
     if one_call:
         assert read == [True] * 3 + [False] * (STEPS - first - 3)

@@ -130,11 +130,7 @@ def server(files: dict[str, list[Path]], tmp_path_factory: pytest.TempPathFactor
     """One real server with the pack, the demo's text node and the test's, and the tiny files."""
     test_pack = tmp_path_factory.mktemp("text")
     (test_pack / "__init__.py").write_text(TEXT_NODE, "utf-8")
-    packs = {
-        "ComfyUI-SRDiffusion": REPOSITORY,
-        "srd_demo_text": REPOSITORY / "demo" / "text_nodes",
-        "srd_test_text": test_pack,
-    }
+    packs = {**host_module.DEMO_PACKS, "srd_test_text": test_pack}
     with host_module.serve(host_module.find_or_make(), tmp_path_factory.mktemp("base"), packs, files) as running:
         yield running
 
