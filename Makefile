@@ -5,7 +5,10 @@ PYTEST_ARGS ?=
 HOST = $(PYTHON) demo/host.py
 # The repository's root has a package's __init__.py and a folder `nodes`: pytest must neither import the first (confcutdir)
 # nor put the root on sys.path (importlib), or the host's module `nodes` would be hidden.
-PYTEST = run-module pytest -p no:cacheprovider --import-mode=importlib --confcutdir=tests
+# One worker a core, one thread each: tiny tensors gain nothing from a second thread.
+WORKERS ?= auto
+PYTEST = run-module pytest -p no:cacheprovider --import-mode=importlib --confcutdir=tests -n $(WORKERS) --dist worksteal
+test test-all-hosts: export OMP_NUM_THREADS ?= 1
 MYPY_PACK = --ignore-missing-imports --disallow-untyped-defs --python-version 3.10 --cache-dir "$(CURDIR)/.mypy_cache/pack"
 VERSIONS = 0.18.2 0.20.1 0.24.0 0.26.0 0.27.0 0.30.0
 # A person's words reach the demo through the environment, exactly as typed: neither make nor the shell reads them.
