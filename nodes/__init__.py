@@ -4,15 +4,33 @@ from comfy_api.latest import ComfyExtension, io
 
 from .cogvideox import SRCogVideoXFix
 from .compare import SRCompare
+from .handover import SRLoadHandOver, SRRender, SRSaveHandOver, SRSketch
 from .inspector import SRSwitchInspector
+from .live import add_route
 from .loaders import SRLoadRenderDiT, SRLoadSketchDiT
 from .sampler import SRModel, SRSampler
 from .teacache import SRTeaCache
 
 
 class SRDiffusionExtension(ComfyExtension):
+    async def on_load(self) -> None:
+        add_route()
+
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [SRLoadSketchDiT, SRLoadRenderDiT, SRSampler, SRModel, SRTeaCache, SRSwitchInspector, SRCompare, SRCogVideoXFix]
+        return [
+            SRLoadSketchDiT,
+            SRLoadRenderDiT,
+            SRSampler,
+            SRModel,
+            SRSketch,
+            SRRender,
+            SRSaveHandOver,
+            SRLoadHandOver,
+            SRTeaCache,
+            SRSwitchInspector,
+            SRCompare,
+            SRCogVideoXFix,
+        ]
 
 
 async def comfy_entrypoint() -> SRDiffusionExtension:

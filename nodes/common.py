@@ -14,17 +14,32 @@ SEARCH_ALIASES = ["SRDiffusion", "refiner", "two-stage", "Wan 14B 1.3B", "accele
 SRReport = io.Custom("SR_REPORT")
 
 
-def not_yet(what: str, value: object, off: object) -> ValueError:
-    """The error for a setting that this version knows but can't follow."""
-    return ValueError(f"{what} = {value} is not yet supported by this version of ComfyUI-SRDiffusion. Set it to {off}.")
+def out_of_range(node: type[io.ComfyNode], **values: Any) -> str | None:
+    """What is wrong with the first of these widget values, by the node's schema; None: nothing, or the input is connected.
+
+    The host leaves that to ``validate_inputs`` for all inputs that are named there.
+    """
+    for i in node.define_schema().inputs:
+        value, options, low = values.get(i.id), getattr(i, "options", None), getattr(i, "min", None)
+        if value is None:
+            continue
+        if options and value not in options:
+            return f"{i.id} is {value!r:.80}; choose one of {', '.join(map(str, options))}."
+        if low is not None and not (isinstance(value, (int, float)) and low <= value <= i.max):
+            return f"{i.id} is {value!r:.80}; it must be a number from {low} to {i.max}."
+    return None
+
+
+def server() -> Any | None:
+    """The host's server, when one runs in this process; nodes also run without one."""
+    return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
 
 
 def show_on_node(node: type[io.ComfyNode], text: str) -> None:
     """Show ``text`` on the running node in the page, as the host shows progress texts."""
-    module = sys.modules.get("server")  # there when a server runs; nodes also run without one
-    server, hidden = getattr(getattr(module, "PromptServer", None), "instance", None), getattr(node, "hidden", None)
-    if server is not None and hidden is not None and hidden.unique_id:
-        server.send_progress_text(text, hidden.unique_id)
+    running, hidden = server(), getattr(node, "hidden", None)
+    if running is not None and hidden is not None and hidden.unique_id:
+        running.send_progress_text(text, hidden.unique_id)
 
 
 def as_image(picture: Image.Image) -> torch.Tensor:

@@ -59,21 +59,38 @@ def _path(model_name: str) -> Path:
     return Path(folder_paths.get_full_path_or_raise("diffusion_models", model_name))
 
 
+def _check(path: Path) -> bool:
+    """Whether the model at ``path`` is a CogVideoX, else a video DiT for the host. Raises ValueError when it is neither."""
+    if cogvideox.is_cogvideox(path):
+        cogvideox.identify(path)
+        return True
+    check_video_dit(path)
+    return False
+
+
 class _LoadDiT(io.ComfyNode):
     """What both loaders do; they differ in their words."""
 
     @classmethod
-    def validate_inputs(cls, attention: str | None = None) -> bool:
-        """The host would refuse a workflow with a backend that is not in the list; see srd_core/attention.py."""
+    def validate_inputs(cls, model_name: str | None = None, attention: str | None = None) -> bool | str:
+        """A file that can't be loaded is refused at once, by its header. Any ``attention`` is taken: the host would refuse a
+        workflow with a backend that is not in the list; see srd_core/attention.py."""
+        if model_name is None:  # from another node
+            return True
+        if model_name not in model_names(folder_paths.get_filename_list("diffusion_models")):
+            return f"{model_name!r:.200} is not in models/diffusion_models. Put it there and press R, or choose another."
+        try:
+            _check(_path(model_name))
+        except (ValueError, OSError) as error:
+            return str(error)
         return True
 
     @classmethod
     def execute(cls, model_name: str, weight_dtype: str, attention: str) -> io.NodeOutput:
         path = _path(model_name)
-        if cogvideox.is_cogvideox(path):
+        if _check(path):
             model = cogvideox.load(path, weight_dtype)
         else:
-            check_video_dit(path)
             name = str(Path(model_name, weight_files(path)[0].name)) if path.is_dir() else model_name
             (model,) = nodes.UNETLoader().load_unet(name, weight_dtype)
         model.set_attachments(FILE_NAME, called(path))

@@ -11,10 +11,10 @@ from comfy_api.latest import io
 
 from ..srd_core.cooperation import RenderSettings, cooperate
 from ..srd_core.criterion import MODES, Switch
+from ..srd_core.memory import AUTO, POLICIES
 from ..srd_core.report import Report
-from .common import CATEGORY, SEARCH_ALIASES, SRReport, not_yet
-
-OFFLOAD = ["auto", "always", "never"]
+from . import live
+from .common import CATEGORY, SEARCH_ALIASES, SRReport, out_of_range
 
 
 def _models() -> list[io.Input]:
@@ -41,7 +41,7 @@ def _switching() -> list[io.Input]:
             step=0.001,
             round=0.0001,
             tooltip="adaptive: smaller hands over later (closer to the sketch alone), larger earlier (faster). "
-            "The paper uses 0.002 to 0.03 at 50 steps.",
+            "The paper uses 0.002 to 0.03 at 50 steps; at other step counts it is scaled to mean the same.",
         ),
         io.Int.Input(
             "fix_step",
@@ -102,11 +102,11 @@ def _switching() -> list[io.Input]:
         ),
         io.Combo.Input(
             "offload_sketch",
-            options=OFFLOAD,
-            default="auto",
+            options=list(POLICIES),
+            default=AUTO,
             advanced=True,
-            tooltip="What happens to the sketch's memory at the hand-over. auto: ComfyUI's memory manager decides. "
-            "Others are not yet supported by this version.",
+            tooltip="What happens to the sketch's memory when the render comes. auto: it stays where ComfyUI reckons that both "
+            "fit, else it leaves the GPU first. always: it leaves. never: it stays, and what does not fit is loaded in part.",
         ),
         io.Conditioning.Input(
             "render_positive", optional=True, tooltip="Conditioning for the render; not connected: the sketch's."
@@ -117,6 +117,26 @@ def _switching() -> list[io.Input]:
             tooltip="Negative conditioning for the render; not connected: the sketch's.",
         ),
     ]
+
+
+def _contradiction(
+    steps: int | None, mode: str | None, fix_step: int | None, max_step: int | None, switch_step: int | None
+) -> str | None:
+    """Why these settings can't all be meant; None: they can, or the values come from another node and are not known yet."""
+    if mode == "step" and switch_step is not None and steps is not None and switch_step > steps:
+        return (
+            f"switch_step is {switch_step}, but the run has {steps} steps: the render would run none. "
+            f"Set switch_step below {steps} ({steps}: the sketch alone)."
+        )
+    if mode != "adaptive" or steps is None or fix_step is None or not max_step:
+        return None
+    earliest = Switch(fix_step=fix_step).fix_step_for(steps) + 1
+    if max_step >= earliest:
+        return None
+    return (
+        f"max_step is {max_step}, but the rule of adaptive decides after step {earliest} at the earliest (fix_step {fix_step}). "
+        f"Lower fix_step, or set switch_mode to step and switch_step to {max_step}."
+    )
 
 
 def _cooperate(
@@ -134,11 +154,9 @@ def _cooperate(
     render_positive: list[Any] | None = None,
     render_negative: list[Any] | None = None,
 ) -> tuple[ModelPatcher, Report]:
-    if offload_sketch != "auto":
-        raise not_yet("offload_sketch", offload_sketch, "auto")
     report = Report()
     switch = Switch(switch_mode, delta, fix_step, max_step, switch_step, switch_sigma)
-    settings = RenderSettings(render_cfg, render_positive, render_negative, teacache)
+    settings = RenderSettings(render_cfg, render_positive, render_negative, teacache, offload_sketch)
     return cooperate(sketch, render, switch, settings, report), report
 
 
@@ -154,11 +172,14 @@ class SRModel(io.ComfyNode):
             "sampler node: KSampler, KSampler (Advanced), SamplerCustom, SamplerCustomAdvanced with any guider.",
             inputs=[*_models(), *_switching()],
             outputs=[io.Model.Output(display_name="model"), SRReport.Output(display_name="report")],
+            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
         )
 
     @classmethod
     def execute(cls, sketch: ModelPatcher, render: ModelPatcher, **switching: Any) -> io.NodeOutput:
-        return io.NodeOutput(*_cooperate(sketch, render, **switching))
+        model, report = _cooperate(sketch, render, **switching)
+        live.follow(cls, report)
+        return io.NodeOutput(model, report)
 
 
 class SRSampler(io.ComfyNode):
@@ -190,7 +211,23 @@ class SRSampler(io.ComfyNode):
                 *_switching(),
             ],
             outputs=[io.Latent.Output(display_name="latent"), SRReport.Output(display_name="report")],
+            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
         )  # fmt: skip
+
+    @classmethod
+    def validate_inputs(
+        cls,
+        steps: int | None = None,
+        switch_mode: str | None = None,
+        fix_step: int | None = None,
+        max_step: int | None = None,
+        switch_step: int | None = None,
+    ) -> bool | str:
+        """Names the inputs that can contradict each other; for all others the host looks at the schema."""
+        fault = out_of_range(
+            cls, steps=steps, switch_mode=switch_mode, fix_step=fix_step, max_step=max_step, switch_step=switch_step
+        )
+        return fault or _contradiction(steps, switch_mode, fix_step, max_step, switch_step) or True
 
     @classmethod
     def execute(
@@ -209,6 +246,7 @@ class SRSampler(io.ComfyNode):
         **switching: Any,
     ) -> io.NodeOutput:
         model, report = _cooperate(sketch, render, **switching)
+        live.follow(cls, report)
         (samples,) = nodes.common_ksampler(
             model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent, denoise=denoise
         )

@@ -12,6 +12,7 @@ from typing import Any
 
 import comfy.model_detection
 import comfy.utils
+import safetensors
 import torch
 
 DTYPES = {
@@ -27,7 +28,7 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-HEADER_LIMIT = 100_000_000  # bytes; what the safetensors library accepts
+HEADER_LIMIT = 16_000_000  # bytes; a model's header is below 1 MB, and text of this size becomes half a gigabyte at worst
 SAFETENSORS = (".safetensors", ".sft")
 SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-\d{5}\.safetensors")  # how the Hub names one of several files of a model
 WEIGHTS = "diffusion_pytorch_model.safetensors"  # how the Hub calls the one file of a model
@@ -81,11 +82,12 @@ def weight_files(path: Path) -> list[Path]:
     if not index.is_file():
         raise ValueError(f"{path.name} is one of several shards, but {index.name} is not beside it. Download it too.")
     try:
-        names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        names = sorted({Path(name).name for name in json.loads(index.read_text("utf-8"))["weight_map"].values()})
+        files = [index.with_name(name) for name in names]
+        absent = [file.name for file in files if not file.is_file()]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
         raise ValueError(f"{index.name} is damaged: it names no shards. Get it again.") from error
-    files = [index.with_name(Path(name).name) for name in names]
-    if absent := [file.name for file in files if not file.is_file()]:
+    if absent:
         raise ValueError(f"{called(index)} names {', '.join(absent)}, which is not beside it. Download it too.")
     return files
 
@@ -106,8 +108,9 @@ def check_video_dit(path: Path) -> None:
         )
     if path.suffix.lower() not in SAFETENSORS:
         return
+    header = read_header(path)
     try:
-        config = _model_config(path)
+        config = _model_config(header)
     except (NotImplementedError, RuntimeError) as error:  # detection that reads values, which a header does not have
         logging.info("SRDiffusion: %s can't be judged by its header (%s); loading it.", path.name, error)
         return
@@ -116,6 +119,8 @@ def check_video_dit(path: Path) -> None:
             f"{path.name} holds only a part of a model ({error} is missing): one of several shards? "
             "Choose the single-file version of this model."
         ) from error
+    except (ValueError, ArithmeticError, RecursionError) as error:  # tensors or metadata that describe no model
+        raise ValueError(f"{path.name} is damaged: it describes no model ({str(error)[:200]}). Get it again.") from error
     if config is None:
         raise ValueError(
             f"{path.name} is no diffusion model that this ComfyUI knows (a VAE, a text encoder, a LoRA or one of "
@@ -129,8 +134,9 @@ def check_video_dit(path: Path) -> None:
         )
 
 
-def read_header(path: Path) -> dict[str, Any]:
-    """The JSON header of a safetensors file: tensor name -> {dtype, shape, data_offsets}, and __metadata__.
+def read_header(path: Path, limit: int = HEADER_LIMIT) -> dict[str, Any]:
+    """The JSON header (of ``limit`` bytes at most) of a safetensors file: tensor name -> {dtype, shape, data_offsets}, and
+    __metadata__.
 
     Raises ValueError with a sentence for a file that is no safetensors file or was cut short.
     """
@@ -138,20 +144,24 @@ def read_header(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         start = file.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-        if not 0 < length <= min(size - 8, HEADER_LIMIT):
+        if not 0 < length <= min(size - 8, limit):
             raise ValueError(f"{path.name} is not a safetensors file, or its download broke off: get it again.")
         try:
             header = json.loads(file.read(length))
             ends = [t["data_offsets"][1] for k, t in header.items() if k != "__metadata__"]
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+            needed = 8 + length + max(ends, default=0)
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{path.name} is damaged: its header is not readable. Get it again.") from error
-    needed = 8 + length + max(ends, default=0)
     if size < needed:
         raise ValueError(
             f"{path.name} is cut short: {size / 1e6:.1f} MB of {needed / 1e6:.1f} MB. "
             "The download or copy broke off; get it again."
         )
-    return header
+    try:
+        with safetensors.safe_open(path, framework="pt"):  # checks types, shapes and offsets; reads no tensor
+            return header
+    except (safetensors.SafetensorError, ValueError, TypeError) as error:
+        raise ValueError(f"{path.name} is damaged: {str(error)[:200]}. Get it again.") from error
 
 
 def read_headers(files: Sequence[Path]) -> tuple[dict[str, Any], dict[str, str]]:
@@ -166,9 +176,8 @@ def read_headers(files: Sequence[Path]) -> tuple[dict[str, Any], dict[str, str]]
     return tensors, metadata
 
 
-def _model_config(path: Path) -> Any | None:
+def _model_config(header: dict[str, Any]) -> Any | None:
     """The host's own detection, run on tensors without data."""
-    header = read_header(path)
     metadata = header.pop("__metadata__", None)
     state_dict = {
         key: torch.empty(t["shape"], dtype=DTYPES.get(t["dtype"], torch.uint8), device="meta")
@@ -178,4 +187,15 @@ def _model_config(path: Path) -> Any | None:
     stripped = comfy.utils.state_dict_prefix_replace(state_dict, {prefix: ""}, filter_keys=True)
     if stripped:
         state_dict = stripped
-    return comfy.model_detection.model_config_from_unet(state_dict, "", metadata=metadata)
+    config = comfy.model_detection.model_config_from_unet(state_dict, "", metadata=metadata)
+    if config is not None:
+        _check_numbers(config.unet_config, max((max(t.shape, default=0) for t in state_dict.values()), default=0))
+    return config
+
+
+def _check_numbers(described: dict[str, Any], largest: int) -> None:
+    """Raises ValueError for numbers of layers and widths that the weights can't have: they come from the file's metadata,
+    and the host would build a model of that size."""
+    for name, value in described.items():
+        if isinstance(value, int) and ("layers" in name or "blocks" in name or "dim" in name) and value > max(largest, 1 << 16):
+            raise ValueError(f"its metadata says {name} {value}")

@@ -197,15 +197,14 @@ def _config(path: Path, metadata: Mapping[str, str], facts: Facts) -> Mapping[st
     """
     folder = path if path.is_dir() else path.parent
     beside = folder / "config.json"
-    for text in (metadata.get("config"), beside.read_text("utf-8") if beside.is_file() else None):
+    for text in (metadata.get("config"), beside.read_bytes() if beside.is_file() else None):
         try:
             config = json.loads(text or "null")
-        except ValueError:
+            config = config.get("transformer", config) if isinstance(config, dict) else None
+            if config and config.get("_class_name", CLASS_NAME) == CLASS_NAME and _describes(config, facts):
+                return config
+        except (ValueError, TypeError, AttributeError, RecursionError):
             logging.warning("SRDiffusion: the config.json of %s is not readable; going by its weights.", called(path))
-            continue
-        config = config.get("transformer", config) if isinstance(config, dict) else None
-        if config and config.get("_class_name", CLASS_NAME) == CLASS_NAME and _describes(config, facts):
-            return config
     return None
 
 

@@ -9,6 +9,7 @@ prepares any model with, and cleaned up the same way, also after an interrupt or
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 import math
 import time
@@ -27,6 +28,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
 
+from . import memory
 from .attention import backend_of
 from .criterion import RENDER, SKETCH, Switch, SwitchRule
 from .latent_map import LatentMap
@@ -48,6 +50,12 @@ class RenderSettings:
     positive: list[Any] | None = None  # conditioning in the host's form [[tensor, dict], ...]; None: as the sketch
     negative: list[Any] | None = None
     teacache: float = 0.0  # TeaCache threshold of the render stage; 0: off
+    offload_sketch: str = memory.AUTO  # what happens to the sketch's memory when the render comes, see memory.py
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for settings that mean nothing."""
+        if self.offload_sketch not in memory.POLICIES:
+            raise ValueError(f"offload_sketch is {self.offload_sketch!r}; choose one of {', '.join(memory.POLICIES)}.")
 
     def conds(self, original: Conds) -> Conds:
         """The render's conditioning for a guider with these ``original`` conds: copies, roles unchanged."""
@@ -66,9 +74,8 @@ def cooperate(
     Raises ValueError when the two do not share a latent, would need other prompts, or one already is such a MODEL; and
     for a TeaCache that is asked for twice.
     """
-    for role, model in ((SKETCH, sketch), (RENDER, render)):
-        if KEY in model.wrappers.get(WrappersMP.OUTER_SAMPLE, {}):
-            raise ValueError(f"The {role} already is a Sketch-Render Model; connect a plain MODEL.")
+    for role, plain in ((SKETCH, sketch), (RENDER, render)):
+        check_plain(role, plain)
     latent_map = check_pair(sketch, render)
     if settings.positive is None:
         check_same_prompts(sketch, render, "positive")
@@ -87,6 +94,12 @@ def cooperate(
     return model
 
 
+def check_plain(role: str, model: ModelPatcher) -> None:
+    """Raises ValueError when the MODEL that is to be the ``role`` already cooperates."""
+    if KEY in model.wrappers.get(WrappersMP.OUTER_SAMPLE, {}):
+        raise ValueError(f"The {role} already is a Sketch-Render Model; connect a plain MODEL.")
+
+
 def _sample(
     executor: WrapperExecutor,
     *args: Any,
@@ -100,13 +113,31 @@ def _sample(
     """OUTER_SAMPLE wrapper: one sampling run of the host, whatever guider and sampler it uses."""
     guider = executor.class_obj
     call = OUTER_SAMPLE.bind(guider, *args, **kwargs)
+    if settings.offload_sketch == memory.NEVER:
+        render = memory.with_beside(render, guider.model_patcher)
     stage = Stage(render, settings.conds(guider.original_conds), latent_map)
-    run = _begin(guider, call.arguments, stage, switch, settings, report)
+    run = begin_run(guider, call.arguments, stage, switch, settings, report)
+
+    def prepare() -> None:
+        check_run(guider, call.arguments, run.counter.sigmas)
+        _check_settings(guider, render, settings)
+        run.render.prepare()
+
+    return carry_out(run, executor, call, prepare)
+
+
+def carry_out(
+    run: Run, executor: WrapperExecutor, call: inspect.BoundArguments, prepare: Callable[[], None]
+) -> torch.Tensor:
+    """The host's sampling run ``call`` with ``run`` in it, from ``prepare`` (checks, nothing loaded) to the clean-up.
+
+    Returns the latent [B, C, ...]; the report says how it ended, also when it did not end well.
+    """
+    guider, report = executor.class_obj, run.report
     call.arguments["callback"] = run.callback
     own_options = guider.model_options
     try:
-        _check_run(guider, call.arguments, run.counter.sigmas, render, settings)
-        run.render.prepare()
+        prepare()
         guider.model_options = run.options_for(guider)
         # The render's wrappers around a whole run (EasyCache) can't be entered in mid-run: they go around this one.
         whole_run = WrapperExecutor.new_class_executor(
@@ -128,14 +159,8 @@ def _sample(
         run.finish()
 
 
-def _check_run(
-    guider: comfy.samplers.CFGGuider,
-    call: dict[str, Any],
-    sigmas: Sequence[float],
-    render: ModelPatcher,
-    settings: RenderSettings,
-) -> None:
-    """Raises ValueError before any step for what the run could not do."""
+def check_run(guider: comfy.samplers.CFGGuider, call: dict[str, Any], sigmas: Sequence[float]) -> None:
+    """Raises ValueError before any step for a latent or a schedule that no hand-over works with."""
     packed = len(call.get("latent_shapes") or []) > 1  # several latents (video and sound) come as one row of values
     check_latent(call["latent_image"], guider.model_patcher, any_shape=packed)
     if any(b > a for a, b in zip(sigmas, sigmas[1:])):
@@ -143,6 +168,10 @@ def _check_run(
             "The hand-over needs a schedule whose noise level never rises (no FlipSigmas, no restarts); "
             f"this one is {', '.join(f'{s:.4g}' for s in sigmas)}."
         )
+
+
+def _check_settings(guider: comfy.samplers.CFGGuider, render: ModelPatcher, settings: RenderSettings) -> None:
+    """Raises ValueError before any step for settings of the render that the guider can't follow."""
     for role, own in (("positive", settings.positive), ("negative", settings.negative)):
         if own is None and role in guider.original_conds:
             check_same_prompts(guider.model_patcher, render, role)
@@ -156,27 +185,30 @@ def _check_run(
         )
 
 
-def _begin(
+def begin_run(
     guider: comfy.samplers.CFGGuider,
     call: dict[str, Any],
     render: Stage,
     switch: Switch,
     settings: RenderSettings,
     report: Report,
+    kind: Callable[..., Run] | None = None,
 ) -> Run:
+    """The state of a sampling run with the arguments ``call``; ``report`` starts anew. ``kind``: what makes it, if not Run."""
     counter = counter_for(call["sampler"], call["sigmas"])
     steps = counter.steps
     report.begin(
         sketch=name_of(guider.model_patcher),
         render=name_of(render.model_patcher),
         switch=dict(switch.__dict__),
+        delta=switch.delta_for(steps),
         fix_step=switch.fix_step_for(steps),
         limit=switch.limit_for(steps),
         sampler=sampler_name(call["sampler"]).removeprefix("sample_"),
         shape=list(call["noise"].shape),
         sigmas=list(counter.sigmas),
     )
-    return Run(
+    return (kind or Run)(
         render=render,
         settings=settings,
         rule=SwitchRule(switch, steps),
@@ -211,16 +243,18 @@ class Stage:
         comfy.sampler_helpers.prepare_model_patcher(self.model_patcher, self.conds, self.model_options)
         comfy.samplers.filter_registered_hooks_on_conds(self.conds, self.model_options)
 
-    def load(self, noise: torch.Tensor, request: dict[str, Any], schedule_of: Any) -> None:
-        """What CFGGuider.outer_sample and inner_sample do before the sampler starts; the host decides what leaves.
+    def load(self, noise: torch.Tensor, request: dict[str, Any], schedule: Any) -> None:
+        """What CFGGuider.outer_sample and inner_sample do before the sampler starts; the host decides what leaves. May be
+        called again when it fails.
 
         Args: ``noise`` [B, C, ...] of the latent's present size; ``request`` the run's other facts (see Run);
-        ``schedule_of`` the inner model whose schedule the run follows.
+        ``schedule`` the model_sampling that the run follows.
         """
         patcher = self.model_patcher
-        self.inner_model, self.conds, self.loaded_models = comfy.sampler_helpers.prepare_sampling(
+        self.inner_model, conds, models = comfy.sampler_helpers.prepare_sampling(
             patcher, noise.shape, self.conds, self.model_options
         )
+        self.loaded_models = [model for model in models if model not in memory.beside(patcher)]  # the others to clean up
         device = patcher.load_device
         comfy.samplers.cast_to_load_options(self.model_options, device=device, dtype=patcher.model_dtype())
         patcher.pre_run()
@@ -228,21 +262,20 @@ class Stage:
         if torch.count_nonzero(latent_image) > 0:  # an empty latent stays zero, as in the host
             latent_image = self.inner_model.process_latent_in(latent_image)
         mask = request["denoise_mask"]
-        keyframes = _keyframes(self.conds)
-        self.conds = comfy.samplers.process_conds(
-            self.inner_model,
-            noise.to(device=device, dtype=torch.float32),
-            self.conds,
-            device,
-            latent_image,
-            mask if mask is None else mask.to(device),
-            request["seed"],
-            latent_shapes=request["latent_shapes"],
-        )
-        for conds in self.conds.values():
-            _follow_schedule(conds, _schedule_in(self.latent_map, schedule_of))
-        for keyframe, position in keyframes:  # the host starts them anew, but this run is on its way
-            keyframe.__dict__.update(position)
+        with _keyframes_kept(conds):
+            conds = comfy.samplers.process_conds(
+                self.inner_model,
+                noise.to(device=device, dtype=torch.float32),
+                conds.copy(),
+                device,
+                latent_image,
+                mask if mask is None else mask.to(device),
+                request["seed"],
+                latent_shapes=request["latent_shapes"],
+            )
+            for of_role in conds.values():
+                _follow_schedule(of_role, _schedule_in(self.latent_map, schedule))
+        self.conds = conds
 
     def close(self) -> None:
         """What the host does after a run, also for a stage that was only prepared."""
@@ -258,19 +291,26 @@ class Stage:
         self.inner_model, self.loaded_models, self.conds, self._hook_mode = None, [], {}, None
 
 
-def _keyframes(conds: Conds) -> list[tuple[Any, dict[str, Any]]]:
-    """The keyframes of all hooks on the conds (a LoRA whose strength changes during the run), with where they stand."""
+@contextlib.contextmanager
+def _keyframes_kept(conds: Conds) -> Iterator[None]:
+    """The host starts the keyframes of all hooks on the conds (a LoRA whose strength changes during the run) anew, but this
+    run is on its way: after this block they stand where they stood."""
     hooks = [hook for role in conds.values() for cond in role if "hooks" in cond for hook in cond["hooks"].hooks]
-    return [(hook.hook_keyframe, hook.hook_keyframe.__dict__.copy()) for hook in hooks]
+    stood = [(hook.hook_keyframe, hook.hook_keyframe.__dict__.copy()) for hook in hooks]
+    try:
+        yield
+    finally:
+        for keyframe, position in stood:
+            keyframe.__dict__.update(position)
 
 
-def _schedule_in(latent_map: LatentMap, schedule_of: Any) -> Any:
+def _schedule_in(latent_map: LatentMap, schedule: Any) -> Any:
     """What the host asks for a percentage of the run: the noise level there, in the render's space."""
     if latent_map.is_identity:
-        return schedule_of
+        return SimpleNamespace(model_sampling=schedule)
 
     def percent_to_sigma(percent: float) -> float:
-        sigma = schedule_of.model_sampling.percent_to_sigma(percent)
+        sigma = schedule.percent_to_sigma(percent)
         return float(latent_map.sigmas(torch.as_tensor(float(sigma), dtype=torch.float64)))
 
     return SimpleNamespace(model_sampling=SimpleNamespace(percent_to_sigma=percent_to_sigma))
@@ -308,6 +348,8 @@ class Run:
     _clock: float = field(default_factory=time.perf_counter)  # last model call or, before any, the start
     _step_clock: float = field(default_factory=time.perf_counter)  # last callback, moved on by loading times
     _step_open: bool = False  # a step is recorded and its callback has not come
+    _first_call: bool = False  # the render is loaded and has not been called
+    _unloaded: ModelPatcher | None = None  # the sketch, if it left the device and its patched objects had to stay
 
     def options_for(self, guider: comfy.samplers.CFGGuider) -> dict[str, Any]:
         """The run's options: the guider's, with our PREDICT_NOISE wrapper outermost, so that a render call meets no
@@ -338,7 +380,9 @@ class Run:
             self._choose_stage(guider, x, sigma)
         self.report.calls[self.in_charge] += 1
         if self.in_charge == RENDER:
-            prediction = self._predict_render(guider, x, timestep, *args, **kwargs)
+            attempt = partial(self._predict_render, guider, x, timestep, *args, **kwargs)
+            prediction = memory.try_twice(attempt, partial(self._make_room, guider)) if self._first_call else attempt()
+            self._first_call = False
         else:
             prediction = executor(x, timestep, *args, **kwargs)
         self._note_teacache(self.render if self.in_charge == RENDER else guider)
@@ -359,6 +403,7 @@ class Run:
             last.seconds, self._step_clock = (last.seconds or 0) + now - self._step_clock, now
             last.reused = self._reused(last)
             self._step_open = False
+            self.report.changed()
         return self.host_callback(step, *args, **kwargs) if self.host_callback else None
 
     def finish(self) -> None:
@@ -374,10 +419,14 @@ class Run:
                 self.report.notes.append(run.plan.note)
         for step in self.report.steps:
             step.reused = self._reused(step)
+        if self._unloaded is not None and not memory.is_loaded(self._unloaded):
+            self._unloaded.unpatch_model(unpatch_weights=False)
+        self._unloaded = None
         self.cached.clear()
         self.rule.forget()
         self.request.clear()
         self.host_callback = None
+        self.report.changed()
 
     def _choose_stage(self, guider: comfy.samplers.CFGGuider, x: torch.Tensor, sigma: float) -> None:
         stage, reason = self.rule.stage(self.counter.step, sigma)
@@ -394,6 +443,7 @@ class Run:
         self.rule.observe(prediction)
         step = self.report.steps[-1]
         step.d, step.derivative = _largest(self.rule.d), _largest(self.rule.derivative)
+        step.derivative_low = None if step.derivative is None else min(self.rule.derivative or [])
 
     def _note_teacache(self, stage: Any) -> None:
         """After a call of ``stage`` (guider or Stage): its skip plan, once it is made, goes into the report."""
@@ -425,18 +475,58 @@ class Run:
     def _hand_over(self, guider: comfy.samplers.CFGGuider, x: torch.Tensor, to: str, reason: str, sigma: float) -> None:
         comfy.model_management.throw_exception_if_processing_interrupted()
         begin = time.perf_counter()
-        last = self.report.steps[-1] if self.report.steps else None
+        sketch, render = guider.model_patcher, self.render.model_patcher
         noise = self.request["noise"] if self.request["noise"].shape == x.shape else x
-        if to == RENDER and self.render.inner_model is None:
-            self.render.load(noise, self.request, schedule_of=guider.inner_model)
-            self.rule.forget()
-        else:  # back to a stage that has run: the host may have moved its weights meanwhile
-            stage = self.render if to == RENDER else guider
-            comfy.sampler_helpers.prepare_sampling(stage.model_patcher, noise.shape, stage.conds, stage.model_options)
-            stage.model_patcher.pre_run()
+        bytes_at = {"before": memory.snapshot(sketch, render)}
+        if to == RENDER:
+            if memory.sketch_leaves(self.settings.offload_sketch, sketch, render, noise.shape, self.render.conds):
+                memory.release(sketch)
+            bytes_at["at"] = memory.snapshot(sketch, render)
+            self._bring_render(guider, noise)
+        else:
+            _load_again(guider, noise)
+        bytes_at["after"] = memory.snapshot(sketch, render)
         loading = time.perf_counter() - begin
+        self.report.load_seconds[to] += loading
         self._clock += loading
         self._step_clock += loading
+        self._book_hand_over(to, reason, sigma, loading, bytes_at)
+        self.in_charge = to
+        self.report.changed()
+
+    def _bring_render(self, guider: comfy.samplers.CFGGuider, noise: torch.Tensor) -> None:
+        """Load the render, for the first time or again; short of memory, once more without the sketch."""
+        sketch = guider.model_patcher
+        load = partial(self.render.load, noise, self.request, sketch.get_model_object("model_sampling"))
+        if self.render.inner_model is not None:
+            load = partial(_load_again, self.render, noise)
+        memory.try_twice(load, partial(self._make_room, guider))
+        self._keep_objects(sketch)
+        self._first_call = True
+        self.rule.forget()
+
+    def _make_room(self, guider: comfy.samplers.CFGGuider) -> None:
+        """After the render ran out of memory: the sketch leaves, whatever offload_sketch says."""
+        sketch, render = guider.model_patcher, self.render.model_patcher
+        if not sketch.is_clone(render):
+            render.remove_additional_models(memory.BESIDE)
+            memory.release(sketch)
+            self._keep_objects(sketch)
+        self.report.notes.append(memory.retried(self.settings.offload_sketch))
+        logging.warning("SRDiffusion: %s", self.report.notes[-1])
+
+    def _keep_objects(self, sketch: ModelPatcher) -> None:
+        """A model that leaves takes its patched objects along (the noise schedule of ModelSamplingSD3), but the sampler goes
+        on to read them from the sketch: they are put back, without weights, for the rest of the run."""
+        gone = not memory.is_loaded(sketch) and not sketch.is_clone(self.render.model_patcher)
+        if gone and sketch.object_patches:
+            sketch.patch_model(load_weights=False)
+            self._unloaded = sketch
+
+    def _book_hand_over(
+        self, to: str, reason: str, sigma: float, loading: float, bytes_at: dict[str, dict[str, int]] | None = None
+    ) -> None:
+        last = self.report.steps[-1] if self.report.steps else None
         completed = self.counter.step
         hand_over = HandOver(
             after_step=completed,
@@ -447,9 +537,9 @@ class Run:
             d=last.d if last else None,
             derivative=last.derivative if last else None,
             seconds=loading,
+            memory=bytes_at or {},
         )
         self.report.hand_overs.append(hand_over)
-        self.in_charge = to
         logging.info("SRDiffusion: %s", describe_hand_over(hand_over, self.report))
 
     def _predict_render(
@@ -474,9 +564,15 @@ class Run:
         now = time.perf_counter()
         if any(self.report.calls.values()):
             self.report.seconds[self.in_charge] += now - self._clock
-        else:
-            self._step_clock = now  # until now the host loaded the sketch
+        else:  # until now the host loaded the sketch
+            self._step_clock, self.report.load_seconds[SKETCH] = now, now - self.started
         self._clock = now
+
+
+def _load_again(stage: Any, noise: torch.Tensor) -> None:
+    """Back to a stage (guider or Stage) that has run: the host may have moved its weights meanwhile."""
+    comfy.sampler_helpers.prepare_sampling(stage.model_patcher, noise.shape, stage.conds, stage.model_options)
+    stage.model_patcher.pre_run()
 
 
 def _largest(values: list[float] | None) -> float | None:

@@ -16,18 +16,17 @@ class Pair:
 
 
 TINY = "tiny weights in the real host; real weights not tried here"
-LOADED = "shares the latent by the host's own tables; not tried here"
-OWN_TEXT = f"{LOADED}; the render has a text encoder of its own: connect render_positive and render_negative"
+OWN_TEXT = f"{TINY}; the render has a text encoder of its own: connect render_positive and render_negative"
 
 PAIRS = (
     Pair("Wan21", "Wan2.1 T2V 14B", "Wan2.1 T2V 1.3B", TINY),
     Pair("Wan21", "Wan2.2 A14B high noise", "Wan2.1 T2V 1.3B", TINY),
-    Pair("Wan21", "Wan2.1 VACE 14B", "Wan2.1 VACE 1.3B", LOADED),
+    Pair("Wan21", "Wan2.1 VACE 14B", "Wan2.1 VACE 1.3B", TINY),
     Pair("Wan21", "Wan2.1 Fun InP/Control 14B", "Wan2.1 Fun InP/Control 1.3B", TINY),
-    Pair("Wan21", "Cosmos-Predict2 14B", "Cosmos-Predict2 2B", LOADED),
-    Pair("LTXV", "LTX-Video 13B", "LTX-Video 2B", LOADED),
-    Pair("HunyuanVideo", "Kandinsky 5 Pro", "Kandinsky 5 Lite", LOADED),
-    Pair("SD3", "SD3.5 Large", "SD3.5 Medium", LOADED),
+    Pair("Wan21", "Cosmos-Predict2 14B", "Cosmos-Predict2 2B", TINY),
+    Pair("LTXV", "LTX-Video 13B", "LTX-Video 2B", TINY),
+    Pair("HunyuanVideo", "Kandinsky 5 Pro", "Kandinsky 5 Lite", TINY),
+    Pair("SD3", "SD3.5 Large", "SD3.5 Medium", TINY),
     Pair("Flux2", "Flux.2 dev", "Flux.2 Klein", OWN_TEXT),
     Pair("CogVideoX1_5", "CogVideoX 5B", "CogVideoX 2B", TINY),
 )

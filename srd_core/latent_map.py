@@ -5,6 +5,7 @@ Everything outside a render call (sampler state, masks, previews) stays in the s
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +23,7 @@ class LatentMap:
     kind: str = VARIANCE_EXPLODING
 
     def __post_init__(self) -> None:
-        if not self.ratio > 0 or self.kind not in (FLOW, VARIANCE_EXPLODING):
+        if not 0 < self.ratio < math.inf or self.kind not in (FLOW, VARIANCE_EXPLODING):
             raise ValueError(f"No map between latents with ratio {self.ratio} and noise schedule {self.kind}.")
 
     @property

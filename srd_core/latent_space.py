@@ -18,10 +18,14 @@ KINDS = {"CONST": FLOW, "COSMOS_RFLOW": "flow (Cosmos)", "V_PREDICTION_DDPM": DD
 
 # Attachment under which our loaders leave the file's name on a MODEL.
 FILE_NAME = "srdiffusion_file"
+# Attachment with the whole name of a model that stands for one that is not there.
+FULL_NAME = "srdiffusion_name"
 
 
 def name_of(model: ModelPatcher) -> str:
     """How messages and reports call a MODEL: the file if our loader loaded it, else the class; with its size."""
+    if FULL_NAME in model.attachments:
+        return str(model.attachments[FULL_NAME])
     parameters = sum(p.numel() for p in model.model.diffusion_model.parameters())
     size = f"{parameters / 1e9:.1f}B" if parameters >= 5e7 else f"{parameters / 1e6:.2f}M"
     return f"{model.attachments.get(FILE_NAME) or type(model.model).__name__} ({size} parameters)"
@@ -33,7 +37,7 @@ def check_pair(sketch: ModelPatcher, render: ModelPatcher) -> LatentMap:
     Raises ValueError naming both models, what differs and what to use instead, when a latent of the sketch means
     something else to the render: another format, channels, statistics, compression or kind of noise schedule.
     """
-    ours, theirs = (dict(_latent_facts(model)) for model in (sketch, render))
+    ours, theirs = (dict(latent_facts(model)) for model in (sketch, render))
     ratio, kind = theirs["scale"] / ours["scale"], ours["noise schedule"]
     different = [what for what in ours if ours[what] != theirs[what]]
     formats = [type(model.get_model_object("latent_format")) for model in (sketch, render)]
@@ -56,8 +60,9 @@ def _next_step(ours: dict[str, Any], theirs: dict[str, Any], latent_format: str)
     return advice(latent_format)
 
 
-# Where the host keeps the width of a model's text input.
-TEXT_WIDTHS = ("text_dim", "text_embed_dim", "context_in_dim", "context_dim", "caption_channels", "cross_attention_dim")
+# Where the host keeps the width of a model's text input: in the detected config or, where no weight tells it, on the network.
+# LTX-Video's cross_attention_dim is none: it lies behind a projection of the text, and is the model's own width.
+TEXT_WIDTHS = ("text_dim", "text_embed_dim", "context_in_dim", "context_dim", "caption_channels")
 
 
 def check_same_prompts(sketch: ModelPatcher, render: ModelPatcher, role: str) -> None:
@@ -65,12 +70,16 @@ def check_same_prompts(sketch: ModelPatcher, render: ModelPatcher, role: str) ->
     width of the text input. ``role``: positive or negative, for the message."""
     of_all = set(comfy.model_base.BaseModel.__mro__)
     related = (set(type(sketch.model).__mro__) & set(type(render.model).__mro__)) - of_all
-    ours, theirs = (model.model.model_config.unet_config for model in (sketch, render))
-    if not related or any(ours.get(key) != theirs.get(key) for key in TEXT_WIDTHS):
+    if not related or _text_widths(sketch) != _text_widths(render):
         raise ValueError(
             f"Sketch {name_of(sketch)} and render {name_of(render)} read different text encoders. "
             f"Connect render_{role}, encoded for the render (and the other conditioning too)."
         )
+
+
+def _text_widths(model: ModelPatcher) -> list[Any]:
+    config, network = model.model.model_config.unet_config, model.model.diffusion_model
+    return [config.get(key, getattr(network, key, None)) for key in TEXT_WIDTHS]
 
 
 def check_latent(latent: torch.Tensor, model: ModelPatcher, any_shape: bool = False) -> None:
@@ -96,7 +105,8 @@ def check_latent(latent: torch.Tensor, model: ModelPatcher, any_shape: bool = Fa
         )
 
 
-def _latent_facts(model: ModelPatcher) -> list[tuple[str, Any]]:
+def latent_facts(model: ModelPatcher) -> list[tuple[str, Any]]:
+    """What a latent of ``model`` is, as plain data: (what, value). Two models whose facts are equal share their latents."""
     latent_format = model.get_model_object("latent_format")
     sampling = model.get_model_object("model_sampling")
     return [

@@ -17,6 +17,7 @@ INK, FAINT, PAPER = "#22252b", "#8a919c", "#ffffff"
 TINT = {SKETCH: "#e8effb", RENDER: "#fdf0e3"}
 TONE = {SKETCH: "#2f6bd8", RENDER: "#e08423"}
 BAND, MARK = "#bfe3c4", "#b3261e"
+FIXED = {SKETCH: "#ccd4e2", RENDER: "#e0d6cb"}  # the tints where fix_step keeps the sketch
 
 Scale = Callable[[float], float]
 
@@ -27,11 +28,11 @@ def draw(report: Report) -> Image.Image:
     canvas = ImageDraw.Draw(image)
     _headline(canvas, report)
     if report.steps:
-        for panel in PANELS.values():
-            _stages(canvas, report, panel)
+        for name, panel in PANELS.items():
+            _stages(canvas, report, panel, fixed=name != "seconds")
         _curve(canvas, report, "d", "D (change of the prediction)", None)
         adaptive = report.switch.get("mode") == "adaptive"
-        _curve(canvas, report, "derivative", "fall of D per step", report.switch.get("delta") if adaptive else None)
+        _curve(canvas, report, "derivative", "fall of D per step", report.delta or report.switch.get("delta") if adaptive else None)
         _seconds(canvas, report)
         _hand_overs(canvas, report)
     return image
@@ -59,12 +60,13 @@ def _legend(report: Report, stage: str) -> str:
     return f"{stage}: {report.count(stage)} steps{reused}, {report.seconds[stage]:.3g} s"
 
 
-def _stages(canvas: ImageDraw.ImageDraw, report: Report, panel: tuple[int, int]) -> None:
-    """Every step on the colour of its stage."""
+def _stages(canvas: ImageDraw.ImageDraw, report: Report, panel: tuple[int, int], fixed: bool) -> None:
+    """Every step on the colour of its stage, darker where an adaptive switch may not hand over yet."""
     top, bottom = panel
+    fix_step = report.fix_step if fixed and report.switch.get("mode") == "adaptive" else 0
     for step in report.steps:
         left, right = _column(report, step.step)
-        canvas.rectangle((left, top, right, bottom), fill=TINT[step.stage])
+        canvas.rectangle((left, top, right, bottom), fill=(FIXED if step.step <= fix_step else TINT)[step.stage])
     canvas.line((LEFT, bottom, RIGHT, bottom), fill=FAINT)
 
 
@@ -74,16 +76,15 @@ def _curve(canvas: ImageDraw.ImageDraw, report: Report, field: str, title: str, 
     points = [(step, value) for step, value in points if value is not None and math.isfinite(value)]
     values = [value for _, value in points]
     high, low = max([*values, 1e-6]), min([*values, 0.0])
-    if delta is not None:
+    if delta:
         # The band decides: keep it readable beside the first steps' large values.
         high, low = min(max(high, 2 * delta), 8 * delta), max(min(low, -delta), -4 * delta)
     y = _scale(low, high, bottom, top)
-    if delta is not None:
+    if delta:
         canvas.rectangle((LEFT, y(delta), RIGHT, y(0)), fill=BAND)
         canvas.text((RIGHT - 150, y(delta) - 18), f"delta {delta:g}", fill=FAINT, font=font(14))
-        right = _column(report, report.fix_step)[1] if report.fix_step else LEFT
-        canvas.line((right, top, right, bottom), fill=FAINT)
-        canvas.text((right + 4, bottom - 18), "fix_step", fill=FAINT, font=font(14))
+        if report.fix_step:
+            canvas.text((LEFT + 4, PANELS["d"][1] - 18), "fix_step", fill=FAINT, font=font(14))
     line = [(sum(_column(report, step)) / 2, min(max(y(value), top), bottom)) for step, value in points]
     if len(line) > 1:
         canvas.line(line, fill=INK, width=2)

@@ -129,6 +129,19 @@ def test_fix_step_never_eats_more_than_half_of_a_run(steps: int, used: int):
     assert Switch(fix_step=5).fix_step_for(steps) == used
 
 
+@pytest.mark.parametrize("steps", [4, 8, 20, 50, 100])
+def test_delta_is_set_for_50_steps_and_grows_with_the_square_of_a_steps_length(steps: int):
+    longer = 50 / steps  # a step of this run, in steps of a run of 50
+    rule = SwitchRule(Switch(delta=0.01), steps)
+    for fall, settled in ((0.009, True), (0.011, False)):
+        rule.derivative = [fall * longer**2]
+        assert rule.settled() is settled
+
+
+def test_at_50_steps_delta_is_used_as_set():
+    assert Switch(delta=0.01).delta_for(50) == 0.01
+
+
 def test_the_criterion_gives_its_reason():
     assert rule_after([0.1, 0.095]).stage(6, 0.9) == (RENDER, "criterion")
 

@@ -17,16 +17,21 @@ from test_cooperation import SWITCHING
 MODELS = ["sketch", "render"]
 SWITCH = [*SWITCHING, "render_positive", "render_negative"]
 SAMPLER = ["positive", "negative", "latent", "seed", "steps", "cfg", "sampler_name", "scheduler", "denoise"]
+RULE = ["switch_mode", "delta", "fix_step", "max_step", "switch_step", "switch_sigma"]
 LOADER = ["model_name", "weight_dtype", "attention"]
 CONTRACT = {
     "SRLoadSketchDiT": ("Load Sketch DiT", LOADER, ["MODEL"]),
     "SRLoadRenderDiT": ("Load Render DiT", LOADER, ["MODEL"]),
     "SRSampler": ("SR Sampler", [*MODELS, *SAMPLER, *SWITCH], ["LATENT", "SR_REPORT"]),
     "SRModel": ("Sketch-Render Model", [*MODELS, *SWITCH], ["MODEL", "SR_REPORT"]),
+    "SRSketch": ("SR Sketch", ["sketch", *SAMPLER, *RULE], ["SR_HAND_OVER", "LATENT", "SR_REPORT"]),
+    "SRRender": ("SR Render", ["hand_over", "render", "positive", "negative", "render_cfg", "teacache"], ["LATENT", "SR_REPORT"]),
+    "SRSaveHandOver": ("Save Hand-over", ["hand_over", "filename_prefix"], ["SR_HAND_OVER"]),
+    "SRLoadHandOver": ("Load Hand-over", ["hand_over"], ["SR_HAND_OVER", "LATENT", "SR_REPORT"]),
     "SRTeaCache": ("Render TeaCache", ["model", "threshold", "form", "keep_on"], ["MODEL"]),
     "SRCompare": ("SR Compare", ["a", "b", "label_a", "label_b", "layout", "position", "lpips"], ["IMAGE", "IMAGE", "STRING"]),
     "SRCogVideoXFix": ("CogVideoX Sampling Fix", ["model", "dynamic_cfg"], ["MODEL"]),
-    "SRSwitchInspector": ("Switch Inspector", ["report", "after"], ["IMAGE", "STRING"]),
+    "SRSwitchInspector": ("Switch Inspector", ["report", "after", "report_json"], ["IMAGE", "STRING"]),
 }
 DEFAULTS = {
     "steps": 50, "cfg": 5.0, "sampler_name": "uni_pc", "scheduler": "simple", "denoise": 1.0, "switch_mode": "adaptive",
@@ -103,7 +108,7 @@ def test_the_inspector_gives_picture_and_summary_and_shows_both_on_the_node(tmp_
     plot, summary = output.args
     assert plot.shape == (1, module("srd_core.plot").HEIGHT, module("srd_core.plot").WIDTH, 3)
     assert plot.min() >= 0 and plot.max() <= 1 and "No run yet" in summary
-    assert output.ui["text"] == (summary,) and len(list(tmp_path.glob("*.png"))) == len(output.ui["images"]) == 1
+    assert output.ui["text"] == (summary,) and len(list(tmp_path.glob("*.png"))) == len(output.ui["plot"]) == 1
 
 
 # --- layout (design section 2) ------------------------------------------------------------------------------------------

@@ -1,0 +1,237 @@
+"""Sketch once, render many, or elsewhere: SR Sketch and SR Render are the two halves of SR Sampler; a file goes between."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+import nodes
+from comfy.model_patcher import ModelPatcher
+from comfy_api.latest import io
+
+from ..srd_core import handover
+from ..srd_core.apart import preview_of, render_from, sketch_alone
+from ..srd_core.cooperation import RenderSettings
+from ..srd_core.criterion import Switch
+from ..srd_core.handover import Settings, SketchRecord
+from ..srd_core.report import Report
+from . import live
+from .common import CATEGORY, SEARCH_ALIASES, SRReport, out_of_range
+from .sampler import SRSampler
+
+SRHandOver = io.Custom("SR_HAND_OVER")
+ALIASES = [*SEARCH_ALIASES, "hand-over", "sketch once render many"]
+FOLDER = "srdiffusion"  # of hand-over files, in the host's output folder and in its input folder
+SAMPLING = ("positive", "negative", "latent", "seed", "steps", "cfg", "sampler_name", "scheduler", "denoise")
+SWITCHING = ("switch_mode", "delta", "fix_step", "max_step", "switch_step", "switch_sigma")
+NO_DENOISE = "denoise is 0: there is no step to sketch. Set it above 0."
+
+
+def _as_in_sr_sampler(*names: str) -> list[io.Input]:
+    """These inputs, as SR Sampler has them."""
+    known = {i.id: i for i in SRSampler.define_schema().inputs}
+    return [known[name] for name in names]
+
+
+class SRSketch(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SRSketch",
+            display_name="SR Sketch",
+            category=CATEGORY,
+            search_aliases=ALIASES,
+            description="The first half of SR Sampler: runs the sketch until it hands over, and gives what SR Render needs to "
+            "go on, now or later, here or on another machine. The preview shows what the video will be like.",
+            inputs=_as_in_sr_sampler("sketch", *SAMPLING, *SWITCHING),
+            outputs=[
+                SRHandOver.Output(display_name="hand_over"),
+                io.Latent.Output(display_name="preview"),
+                SRReport.Output(display_name="report"),
+            ],
+            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
+        )
+
+    @classmethod
+    def validate_inputs(
+        cls,
+        steps: int | None = None,
+        denoise: float | None = None,
+        switch_mode: str | None = None,
+        fix_step: int | None = None,
+        max_step: int | None = None,
+        switch_step: int | None = None,
+    ) -> bool | str:
+        if denoise == 0:
+            return NO_DENOISE
+        if switch_mode == "step" and switch_step == 0:
+            return "switch_step is 0: the sketch would run no step. Set it to 1 or more."
+        fault = out_of_range(cls, denoise=denoise)
+        return fault or SRSampler.validate_inputs(steps, switch_mode, fix_step, max_step, switch_step)
+
+    @classmethod
+    def execute(
+        cls,
+        sketch: ModelPatcher,
+        positive: list[Any],
+        negative: list[Any],
+        latent: dict[str, Any],
+        seed: int,
+        steps: int,
+        cfg: float,
+        sampler_name: str,
+        scheduler: str,
+        denoise: float,
+        switch_mode: str,
+        **switching: Any,
+    ) -> io.NodeOutput:
+        if denoise <= 0:
+            raise ValueError(NO_DENOISE)
+        indices = latent.get("batch_index")
+        settings = Settings(seed, sampler_name, scheduler, steps, cfg, denoise, indices and [int(i) for i in indices])
+        record = SketchRecord(settings, noise_mask=latent.get("noise_mask"))
+        live.follow(cls, record.report)
+        model = sketch_alone(sketch, Switch(switch_mode, **switching), record)
+        (preview,) = nodes.common_ksampler(
+            model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent, denoise=denoise
+        )
+        return io.NodeOutput(record, preview, record.report)
+
+
+class SRRender(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SRRender",
+            display_name="SR Render",
+            category=CATEGORY,
+            search_aliases=ALIASES,
+            description="The second half of SR Sampler: goes on where SR Sketch handed over. Both together give what SR "
+            "Sampler gives with the same settings, bit for bit; the sketch model is not needed any more.",
+            inputs=[
+                SRHandOver.Input("hand_over", tooltip="From SR Sketch or Load Hand-over."),
+                *_as_in_sr_sampler("render", "positive", "negative", "render_cfg", "teacache"),
+            ],
+            outputs=[io.Latent.Output(display_name="latent"), SRReport.Output(display_name="report")],
+            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        hand_over: SketchRecord,
+        render: ModelPatcher,
+        positive: list[Any],
+        negative: list[Any],
+        render_cfg: float,
+        teacache: float,
+    ) -> io.NodeOutput:
+        report = Report()
+        live.follow(cls, report)
+        latent = render_from(hand_over, render, RenderSettings(render_cfg, positive, negative, teacache), report)
+        return io.NodeOutput(latent, report)
+
+
+class SRSaveHandOver(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SRSaveHandOver",
+            display_name="Save Hand-over",
+            category=CATEGORY,
+            search_aliases=ALIASES,
+            description="Saves a hand-over to ComfyUI's output folder, as one safetensors file with all that SR Render needs.",
+            is_output_node=True,
+            inputs=[
+                SRHandOver.Input("hand_over", tooltip="From SR Sketch."),
+                io.String.Input(
+                    "filename_prefix",
+                    default=f"{FOLDER}/sketch",
+                    tooltip="Folder and beginning of the file's name, as in Save Image; a number follows.",
+                ),
+            ],
+            outputs=[SRHandOver.Output(display_name="hand_over")],
+        )
+
+    @classmethod
+    def execute(cls, hand_over: SketchRecord, filename_prefix: str) -> io.NodeOutput:
+        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
+            filename_prefix, folder_paths.get_output_directory()
+        )
+        path = Path(folder, f"{name}_{counter:05}_{handover.SUFFIX}")
+        handover.write(hand_over, path)
+        return io.NodeOutput(
+            hand_over, ui={"hand_overs": [{"filename": path.name, "subfolder": subfolder, "type": "output"}]}
+        )
+
+
+class SRLoadHandOver(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SRLoadHandOver",
+            display_name="Load Hand-over",
+            category=CATEGORY,
+            search_aliases=ALIASES,
+            description="Loads a hand-over that Save Hand-over wrote, for SR Render. Its preview shows what was sketched.",
+            inputs=[
+                io.Combo.Input(
+                    "hand_over",
+                    options=_files(),
+                    tooltip=f"A file from ComfyUI's input folder, its subfolder {FOLDER}, or (marked [output]) the output "
+                    f"folder's subfolder {FOLDER}. Press R after you have put one there.",
+                ),
+            ],
+            outputs=[
+                SRHandOver.Output(display_name="hand_over"),
+                io.Latent.Output(display_name="preview"),
+                SRReport.Output(display_name="report"),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, hand_over: str) -> bool | str:
+        try:
+            handover.check(_path(hand_over))
+        except (ValueError, OSError) as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, hand_over: str) -> str:
+        digest = hashlib.sha256()
+        with _path(hand_over).open("rb") as file:
+            for block in iter(partial(file.read, 1 << 20), b""):
+                digest.update(block)
+        return digest.hexdigest()
+
+    @classmethod
+    def execute(cls, hand_over: str) -> io.NodeOutput:
+        record = handover.read(_path(hand_over))
+        return io.NodeOutput(record, {"samples": preview_of(record)}, record.report)
+
+
+def _files() -> list[str]:
+    """The names of all hand-over files, as Load Hand-over lists them."""
+    inputs, outputs = Path(folder_paths.get_input_directory()), Path(folder_paths.get_output_directory())
+    found = [(path, inputs, "") for path in [*inputs.glob(f"*{handover.SUFFIX}"), *_below(inputs / FOLDER)]]
+    found += [(path, outputs, " [output]") for path in _below(outputs / FOLDER)]
+    return sorted(path.relative_to(base).as_posix() + mark for path, base, mark in found)
+
+
+def _below(folder: Path) -> list[Path]:
+    return list(folder.rglob(f"*{handover.SUFFIX}"))
+
+
+def _path(name: str) -> Path:
+    """Where a name of the list lies. Raises ValueError for a file that is not there, or in no folder of the host."""
+    plain, base = folder_paths.annotated_filepath(name)
+    base = os.path.abspath(base or folder_paths.get_input_directory())
+    path = Path(os.path.abspath(os.path.join(base, plain.strip())))
+    if not path.is_relative_to(base) or not os.path.isfile(path):
+        raise ValueError(f"There is no hand-over file {name[:200]!r}. Put it into ComfyUI's input folder and press R.")
+    return path

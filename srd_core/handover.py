@@ -1,0 +1,315 @@
+"""A finished sketch stage as data, and as one safetensors file: all that is needed to go on from it later or elsewhere.
+
+What a sampler does follows from the noise, the latent, the noise levels, the seed and what its model calls return. So a
+sketch is kept as the predictions that its calls returned, one after the other, beside the settings of the run. Whoever
+goes on lets the sampler run over all steps, answers the sketch's calls from here and the rest by the render: history of
+multistep samplers and noise of stochastic ones need no words of their own, and the result is that of one run, bit for bit.
+Data only: tensors and JSON, nothing that could be executed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+
+from .checkpoint import read_header
+from .criterion import RENDER, SKETCH
+from .report import Report
+
+VERSION = 1
+SUFFIX = ".sketch.safetensors"  # of a file's name
+MARK = "srdiffusion_hand_over"  # metadata: the version
+FACTS = "facts"  # metadata: all that is no tensor, as JSON
+HEADER_LIMIT = 20_000_000  # bytes; a run of 10000 steps stays below
+FLOATS = ("F32", "F16", "BF16", "F64")  # the kinds of numbers that a hand-over may hold
+SAMPLES = 256  # values of x that are kept of each call
+# What the functions that *_cfg_pp samplers add to the guidance are given and read.
+NOTED = ("denoised", "cond_denoised", "uncond_denoised")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Of the sampling run, as the artist set them."""
+
+    seed: int
+    sampler_name: str
+    scheduler: str
+    steps: int
+    cfg: float
+    denoise: float
+    batch_index: list[int] | None = None  # which noise of the seed each latent of a batch gets; None: one after the other
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of the sketch, tensors on the CPU."""
+
+    sigma: float
+    prediction: torch.Tensor  # the guided x0 prediction [B, C, ...], in the sketch's space
+    x: torch.Tensor  # [SAMPLES] values of the call's x, float32, see ``samples_of``
+    noted: dict[str, torch.Tensor] = field(default_factory=dict)  # by NOTED; empty: the sampler added no function
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A model's noise schedule: the host's object as plain data."""
+
+    kinds: list[str]  # the host's classes that it is made of
+    values: dict[str, float | int | bool]
+    tables: dict[str, torch.Tensor]
+
+
+@dataclass
+class SketchRecord:
+    """A sketch stage; filled while it runs, complete afterwards."""
+
+    settings: Settings
+    report: Report = field(default_factory=Report)
+    noise_mask: torch.Tensor | None = None  # as the LATENT had it
+    latent_image: torch.Tensor = field(default_factory=lambda: torch.zeros(0))  # [B, C, ...], as the LATENT had it
+    sigmas: torch.Tensor = field(default_factory=lambda: torch.zeros(0))  # [steps + 1], of the whole run
+    x: torch.Tensor | None = None  # the latent at the hand-over, in the sketch's space; None: the sketch ran to the end
+    calls: list[Call] = field(default_factory=list)
+    latent_facts: dict[str, Any] = field(default_factory=dict)  # see latent_space.latent_facts
+    schedule: Schedule = field(default_factory=lambda: Schedule([], {}, {}))
+    host: str = ""  # version of the ComfyUI that sketched
+
+    @property
+    def steps(self) -> int:
+        """Scheduler steps that the sketch ran."""
+        return self.report.hand_overs[0].after_step if self.report.hand_overs else len(self.sigmas) - 1
+
+
+def samples_of(x: torch.Tensor) -> torch.Tensor:
+    """[SAMPLES] values of a tensor of any shape, evenly spread, float32 on the CPU: enough to recognise it."""
+    places = torch.linspace(0, x.numel() - 1, SAMPLES, device=x.device).long()
+    return x.flatten()[places].float().cpu()
+
+
+def difference(samples: torch.Tensor, others: torch.Tensor) -> float:
+    """The largest difference of two sets of samples, over the largest value of the first; 0 for two zeros."""
+    return float((samples - others).abs().max() / samples.abs().max().clamp(min=1e-30))
+
+
+def merge_reports(sketched: Report, report: Report) -> None:
+    """Put what the sketch's own run reported into the ``report`` of the run that went on from it."""
+    ran = [step for step in sketched.steps if step.stage == SKETCH]
+    report.steps[: len(ran)] = ran
+    for name in ("switch", "delta", "fix_step", "limit"):
+        setattr(report, name, getattr(sketched, name))
+    for before, now in zip(sketched.hand_overs, report.hand_overs):
+        now.reason, now.d, now.derivative = before.reason, before.d, before.derivative
+    for of_stages in ("seconds", "calls", "load_seconds"):
+        getattr(report, of_stages)[SKETCH] = getattr(sketched, of_stages)[SKETCH]
+    report.load_seconds[SKETCH] = sketched.load_seconds[SKETCH]
+    report.total_seconds += sketched.total_seconds
+    report.teacache |= {stage: plan for stage, plan in sketched.teacache.items() if stage != RENDER}
+    report.notes = [*sketched.notes, *(note for note in report.notes if note not in sketched.notes)]
+    report.changed()
+
+
+# --- writing ------------------------------------------------------------------------------------------------------------
+
+
+def write(record: SketchRecord, path: Path) -> None:
+    """Write a complete record to ``path``: first under another name, so that no half-written file has this one.
+
+    About one latent in float32 for every model call of the sketch (a *_cfg_pp sampler: four). Raises OSError.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        safetensors.torch.save_file(_tensors(record), partial, {MARK: str(VERSION), FACTS: json.dumps(_facts(record))})
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _tensors(record: SketchRecord) -> dict[str, torch.Tensor]:
+    tensors = {
+        "sigmas": record.sigmas,
+        "call_sigmas": torch.tensor([call.sigma for call in record.calls], dtype=torch.float64),
+        "call_x": torch.stack([call.x for call in record.calls]),
+    }
+    if not _is_implied(record):
+        tensors["latent_image"] = record.latent_image
+    for name, tensor in (("noise_mask", record.noise_mask), ("x", record.x)):
+        if tensor is not None:
+            tensors[name] = tensor
+    for i, call in enumerate(record.calls):
+        tensors |= {f"prediction.{i}": call.prediction} | {f"{name}.{i}": value for name, value in call.noted.items()}
+    tensors |= {f"schedule.{name}": table for name, table in record.schedule.tables.items()}
+    return {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+
+
+def _is_implied(record: SketchRecord) -> bool:
+    """Whether the latent is the empty one of the predictions' size: it is then not written."""
+    latent, first = record.latent_image, record.calls[0].prediction
+    return latent.dtype == torch.float32 and latent.shape == first.shape and not torch.count_nonzero(latent)
+
+
+def _facts(record: SketchRecord) -> dict[str, Any]:
+    return {
+        "settings": asdict(record.settings),
+        "latent": record.latent_facts,
+        "schedule": {"kinds": record.schedule.kinds, "values": record.schedule.values},
+        "host": record.host,
+        "report": json.loads(record.report.to_json()),
+    }
+
+
+# --- reading ------------------------------------------------------------------------------------------------------------
+
+
+def check(path: Path) -> dict[str, Any]:
+    """The facts of a hand-over file, from its header alone. Raises ValueError with a sentence that names the file, what is
+    wrong with it and what to do."""
+    header = read_header(path, HEADER_LIMIT)
+    metadata = header.pop("__metadata__", None)
+    if not isinstance(metadata, dict) or not isinstance(metadata.get(MARK), str):
+        raise ValueError(f"{path.name} is a safetensors file, but no hand-over. Choose one that Save Hand-over wrote.")
+    if metadata[MARK] != str(VERSION):
+        raise ValueError(
+            f"{path.name} is a hand-over of version {metadata[MARK][:20]!r}; this ComfyUI-SRDiffusion reads version {VERSION}. "
+            "Update the pack where the file is used, or sketch again."
+        )
+    strange = [name for name, facts in header.items() if not isinstance(facts, dict) or facts.get("dtype") not in FLOATS]
+    if strange:
+        raise _damaged(path, f"{strange[0][:40]!r} is no tensor of floating point numbers")
+    try:
+        facts = json.loads(metadata[FACTS])
+        return {name: facts[name] for name in ("settings", "latent", "schedule", "host", "report")}
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise _damaged(path, "its settings are not readable") from error
+
+
+def read(path: Path) -> SketchRecord:
+    """Read what ``write`` wrote, everything checked. Raises ValueError as ``check`` does."""
+    facts = check(path)
+    try:
+        tensors = safetensors.torch.load_file(path)
+    except (safetensors.SafetensorError, ValueError, RuntimeError, OSError) as error:
+        raise _damaged(path, "its tensors can't be read") from error
+    try:
+        return _record(facts, tensors)
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, str(error)) from error
+
+
+def _damaged(path: Path, what: str) -> ValueError:
+    return ValueError(f"{path.name} is damaged: {what}. Copy it again, or sketch again.")
+
+
+def _record(facts: dict[str, Any], tensors: dict[str, torch.Tensor]) -> SketchRecord:
+    """Raises ValueError with what is wrong, as a part of a sentence."""
+    for name, tensor in tensors.items():
+        _need(tensor.numel() > 0 and bool(torch.isfinite(tensor).all()), f"{name[:40]!r} is empty or not finite")
+    sigmas, levels = (_taken(tensors, name, 1) for name in ("sigmas", "call_sigmas"))
+    _need(len(sigmas) > 1 and bool((sigmas >= 0).all()), "its noise levels make no schedule")
+    _need(bool((sigmas[1:] <= sigmas[:-1]).all()), "its noise levels rise")
+    call_x = _taken(tensors, "call_x", 2)
+    _need(call_x.shape == (len(levels), SAMPLES), "its calls do not fit together")
+    predictions = [_taken(tensors, f"prediction.{i}") for i in range(len(levels))]
+    noted = [{name: tensors.pop(f"{name}.{i}") for name in NOTED if f"{name}.{i}" in tensors} for i in range(len(levels))]
+    first = predictions[0]
+    _need(first.ndim >= 3, f"its predictions have the shape {list(first.shape)}")
+    latent = tensors.pop("latent_image", torch.zeros_like(first, dtype=torch.float32))
+    for tensor in [latent, *predictions]:  # samplers may change the size of a video, not how many and of what
+        _need(tensor.ndim == first.ndim and tensor.shape[:2] == first.shape[:2], "its tensors do not fit together")
+    for prediction, others in zip(predictions, noted):
+        _need(all(other.shape == prediction.shape for other in others.values()), "its tensors do not fit together")
+        _need(len(others) in (0, len(NOTED)), "a prediction has lost a part")
+    x, noise_mask = tensors.pop("x", None), tensors.pop("noise_mask", None)
+    tables = {name: tensors.pop(name) for name in list(tensors) if name.startswith("schedule.")}
+    _need(not tensors, f"nobody knows what {next(iter(tensors), '')[:40]!r} is")
+    record = SketchRecord(
+        settings=_settings(facts["settings"]),
+        report=_report(facts["report"], len(sigmas) - 1),
+        noise_mask=noise_mask,
+        latent_image=latent,
+        sigmas=sigmas,
+        x=x,
+        calls=[Call(*call) for call in zip(levels.tolist(), predictions, call_x, noted)],
+        latent_facts=_latent_facts(facts["latent"]),
+        schedule=_schedule(facts["schedule"], tables),
+        host=_typed(facts, "host", str),
+    )
+    _need((x is not None) == bool(record.report.hand_overs), "its latent and its report disagree about the hand-over")
+    _need(x is None or x.shape[:2] == first.shape[:2], "its tensors do not fit together")
+    _need(noise_mask is None or 2 <= noise_mask.ndim <= first.ndim, "its mask has the wrong shape")
+    return record
+
+
+def _need(holds: bool, otherwise: str) -> None:
+    if not holds:
+        raise ValueError(otherwise)
+
+
+def _taken(tensors: dict[str, torch.Tensor], name: str, dimensions: int | None = None) -> torch.Tensor:
+    _need(name in tensors, f"{name} is missing")
+    tensor = tensors.pop(name)
+    _need(dimensions in (None, tensor.ndim), f"{name} has the shape {list(tensor.shape)}")
+    return tensor
+
+
+def _typed(facts: Any, name: str, kind: type, holds: Callable[[Any], bool] = lambda value: True) -> Any:
+    """facts[name], if it is of this kind and this holds of it."""
+    value = facts.get(name) if isinstance(facts, dict) else None
+    _need(type(value) is kind and holds(value), f"its {name} is {str(value)[:40]!r}")
+    return value
+
+
+def _number(facts: Any, name: str, low: float, high: float) -> float:
+    value: Any = facts.get(name) if isinstance(facts, dict) else None
+    _need(type(value) in (int, float) and low <= value <= high, f"its {name} is {str(value)[:40]!r}")
+    return float(value)
+
+
+def _settings(facts: Any) -> Settings:
+    indices = facts.get("batch_index") if isinstance(facts, dict) else None
+    whole = isinstance(indices, list) and indices and all(type(i) is int and 0 <= i < 100_000 for i in indices)
+    _need(indices is None or bool(whole), "its batch_index is no list of numbers")
+    return Settings(
+        seed=_typed(facts, "seed", int, lambda value: 0 <= value < 2**64),
+        sampler_name=_typed(facts, "sampler_name", str),
+        scheduler=_typed(facts, "scheduler", str),
+        steps=_typed(facts, "steps", int, lambda value: 0 < value <= 10_000),
+        cfg=_number(facts, "cfg", 0, 1000),
+        denoise=_number(facts, "denoise", 0, 1),
+        batch_index=indices,
+    )
+
+
+def _report(facts: Any, steps: int) -> Report:
+    report = Report.from_json(json.dumps(facts))
+    _need(len(report.hand_overs) <= 1, "its report tells of more than one hand-over")
+    for hand_over in report.hand_overs:
+        _need(type(hand_over.after_step) is int and 0 < hand_over.after_step < steps, "its hand-over lies outside the run")
+        _need(hand_over.to == RENDER, "its report does not hand over to a render")
+    stages = {frozenset(of_stages) for of_stages in (report.calls, report.seconds, report.load_seconds)}
+    _need(stages == {frozenset((SKETCH, RENDER))}, "its report is not of two stages")
+    _need(len(report.steps) <= steps, "its report has more steps than the run")
+    return report
+
+
+def _latent_facts(facts: Any) -> dict[str, Any]:
+    _typed(facts, "latent format", str)
+    _number(facts, "scale", 1e-6, 1e6)
+    return dict(facts)
+
+
+def _schedule(facts: Any, tables: dict[str, torch.Tensor]) -> Schedule:
+    kinds = _typed(facts, "kinds", list, lambda value: all(type(kind) is str for kind in value))
+    values = _typed(facts, "values", dict, lambda value: all(map(_is_finite, value.values())))
+    return Schedule(kinds, values, {name.removeprefix("schedule."): table for name, table in tables.items()})
+
+
+def _is_finite(value: Any) -> bool:
+    return type(value) in (bool, int, float) and abs(value) < 2**63 and math.isfinite(value)

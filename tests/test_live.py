@@ -1,0 +1,154 @@
+"""What the server tells of a run while it goes on, and keeps of it: over its own channel, its route and its files."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import av
+import pytest
+from hosting import REPOSITORY, host_module, load_by_path, module
+
+client = load_by_path("srd_client", REPOSITORY / "demo" / "client.py")
+workflow = load_by_path("srd_workflow", REPOSITORY / "demo" / "workflow.py")
+live = module("nodes.live")
+report_module = module("srd_core.report")
+
+STEPS = 8
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    host = host_module.find_or_make(os.environ.get("SRD_HOST_VERSION"))
+    with host_module.serve(
+        host, tmp_path_factory.mktemp("base"), host_module.DEMO_PACKS, host_module.tiny_family()
+    ) as running:
+        yield running
+
+
+@pytest.fixture
+def graph(server: Any) -> dict[str, Any]:
+    """The demo's graph, short."""
+    graph = workflow.to_api(workflow.load(REPOSITORY / "workflows" / "demo.json"), server.object_info())
+    return workflow.set_inputs(graph, workflow.find(graph, "SRSampler"), steps=STEPS, switch_mode="step", switch_step=3)
+
+
+def messages(server: Any, graph: dict[str, Any]) -> list[dict[str, Any]]:
+    """Run a graph; what the server told of its runs."""
+    told: list[dict[str, Any]] = []
+    server.run(graph, lambda kind, data: told.append(data) if kind == live.EVENT else None, timeout=300)
+    return told
+
+
+def test_every_step_is_told_with_the_nodes_that_show_it_and_the_end_is_told_whole(server: Any, graph: dict[str, Any]) -> None:
+    sampler, inspector = (workflow.find(graph, kind) for kind in ("SRSampler", "SRSwitchInspector"))
+    told = [message for message in messages(server, graph) if message["node_id"] == sampler]
+    assert {tuple(message["nodes"]) for message in told} == {(sampler, inspector)}
+    assert len({message["prompt_id"] for message in told}) == 1
+    assert sorted({m["report"]["count"] for m in told if "count" in m["report"]}) == list(range(1, STEPS + 1))
+    assert all(len(m["report"]["steps"]) <= 2 and "sigmas" not in m["report"] for m in told if "count" in m["report"])
+    assert told[0]["report"]["status"] == "running" and told[-1]["report"]["status"] == "done"
+    assert len(told[-1]["report"]["steps"]) == STEPS == len(told[-1]["report"]["sigmas"]) - 1
+    assert told[-1]["report"]["hand_overs"][0]["after_step"] == 3
+
+
+def test_whoever_comes_later_gets_the_runs_from_the_route(server: Any, graph: dict[str, Any]) -> None:
+    sampler, inspector = (workflow.find(graph, kind) for kind in ("SRSampler", "SRSwitchInspector"))
+    entry = server.run(workflow.set_inputs(graph, sampler, seed=77), timeout=300)
+    shown = [run for run in server.get(live.ROUTE)["runs"] if run["prompt_id"] == entry["prompt"][1]]
+    assert [run["node_id"] for run in shown] == [sampler, inspector]
+    for run in shown:
+        assert run["sampler"] == sampler
+        assert run["report"] == json.loads(entry["outputs"][inspector]["report"][0])
+
+
+def test_a_sampler_that_comes_from_the_cache_does_not_begin_a_new_run(server: Any, graph: dict[str, Any]) -> None:
+    messages(server, graph)
+    assert {m["node_id"] for m in messages(server, graph)} <= {workflow.find(graph, "SRSwitchInspector")}
+
+
+def test_a_cached_sketch_render_model_is_told_under_the_prompt_that_samples_with_it(server: Any) -> None:
+    saved = workflow.load(REPOSITORY / "workflows" / "demo.json")
+    graph = workflow.to_api(saved, server.object_info())
+    sampler = workflow.find(graph, "SRSampler")
+    inputs = graph[sampler]["inputs"]
+    switching = {i.id for i in module("nodes.sampler")._switching()} | {"sketch", "render"}
+    model = {"class_type": "SRModel", "inputs": {k: v for k, v in inputs.items() if k in switching}}
+    plain = {k: v for k, v in inputs.items() if k not in switching and k != "latent"}
+    plain |= {"model": ["model", 0], "latent_image": inputs["latent"], "steps": STEPS}
+    graph |= {"model": model, sampler: {"class_type": "KSampler", "inputs": plain}}
+    inspector = workflow.find(graph, "SRSwitchInspector")
+    graph[inspector] = {"class_type": "SRSwitchInspector", "inputs": {"report": ["model", 1], "after": [sampler, 0]}}
+    runs = [messages(server, workflow.set_inputs(graph, sampler, seed=seed)) for seed in (1, 2)]
+    prompts = [{m["prompt_id"] for m in told if m["node_id"] == "model"} for told in runs]
+    assert [len(found) for found in prompts] == [1, 1] and prompts[0] != prompts[1]
+    for told in runs:
+        assert told[-1]["node_id"] == inspector and told[-1]["report"]["status"] == "done"
+
+
+def test_a_saved_video_carries_the_report_beside_its_workflow_and_in_it(server: Any, graph: dict[str, Any]) -> None:
+    sampler = workflow.find(graph, "SRSampler")
+    graph = workflow.set_inputs(graph, sampler, seed=4711)
+    extra = {"extra_pnginfo": {"workflow": {"id": "some-id", "nodes": [], "extra": {"ds": 1}}}}
+    prompt_id = server.post("/prompt", {"prompt": graph, "client_id": server.client_id, "extra_data": extra})["prompt_id"]
+    while not (entry := server.get(f"/history/{prompt_id}")):
+        pass
+    outputs = entry[prompt_id]["outputs"]
+    (file,) = [f for f in client.files_of({"outputs": outputs}) if f["filename"].endswith(".mp4")]
+    with av.open(io.BytesIO(server.view(file))) as container:
+        metadata = dict(container.metadata)
+    kept, saved = json.loads(metadata["srdiffusion"]), json.loads(metadata["workflow"])
+    shown = report_module.Report.from_json(outputs[workflow.find(graph, "SRSwitchInspector")]["report"][0])
+    assert report_module.Report.from_json(json.dumps(kept[sampler])) == shown
+    assert saved["extra"] == {"ds": 1, "srdiffusion": kept}
+    assert {run["workflow_id"] for run in server.get(live.ROUTE)["runs"] if run["prompt_id"] == prompt_id} == {"some-id"}
+
+
+def test_an_old_report_s_text_gives_the_same_picture_and_a_malformed_one_a_sentence(
+    server: Any, graph: dict[str, Any]
+) -> None:
+    inspector = workflow.find(graph, "SRSwitchInspector")
+    text = server.run(graph, timeout=300)["outputs"][inspector]["report"][0]
+
+    def inspect(**inputs: Any) -> dict[str, Any]:
+        graph = {"1": {"class_type": "PrimitiveStringMultiline", "inputs": {"value": inputs.pop("text", "")}},
+                 "2": {"class_type": "SRSwitchInspector", "inputs": inputs}}  # fmt: skip
+        return server.run(graph, timeout=60)["outputs"]["2"]
+
+    assert inspect(text=text, report_json=["1", 0])["report"][0] == text
+    for wrong, words in (("{", "not JSON"), ('{"nodes": []}', "not a sketch-render report"), ("", "nothing to show")):
+        with pytest.raises(host_module.HostError, match=words):
+            inspect(text=wrong, report_json=["1", 0])
+    shown = server.get(live.ROUTE)["runs"]
+    assert any(run["report"]["status"] == "unreadable" and "not JSON" in run["report"]["error"] for run in shown)
+
+
+def test_the_server_keeps_the_newest_runs_only(server: Any) -> None:
+    graph = {"1": {"class_type": "PrimitiveStringMultiline", "inputs": {"value": "{"}},
+             "2": {"class_type": "SRSwitchInspector", "inputs": {"report_json": ["1", 0]}}}  # fmt: skip
+    for i in range(live.KEPT + 3):
+        with pytest.raises(host_module.HostError):
+            server.run(workflow.set_inputs(graph, "1", value="{" * (i + 1)), timeout=60)
+    assert len(server.get(live.ROUTE)["runs"]) == live.KEPT
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [{"steps": [{"step": "<b>", "sigma": 1.0, "stage": "sketch"}]}, {"sigmas": None}, {"seconds": {"sketch": "x"}},
+     {"calls": []}, {"switch": 1}, {"steps": "abc"}, {"fix_step": 1.5}, {"total_seconds": True}],
+)  # fmt: skip
+def test_a_report_with_a_value_of_another_kind_is_refused_with_a_sentence(damage: dict[str, Any]) -> None:
+    data = json.loads(report_module.Report(status="done").to_json()) | damage
+    with pytest.raises(ValueError, match="report"):
+        report_module.Report.from_json(json.dumps(data))
+
+
+def test_a_report_of_the_first_version_can_still_be_read() -> None:
+    data = json.loads(report_module.Report(status="done").to_json())
+    for later in ("delta",):
+        data.pop(later)
+    data["steps"] = [{"step": 1, "sigma": 1.0, "stage": "sketch", "seconds": 1.0, "d": None, "derivative": None, "reused": False}]
+    assert report_module.Report.from_json(json.dumps(data)).steps[0].derivative_low is None

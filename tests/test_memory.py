@@ -1,0 +1,419 @@
+"""Memory at the hand-over: which model is where, by the real host's own books, and what happens when there is not enough.
+
+There is no GPU here. The host keeps the same books on the CPU, where taking a model from its device moves nothing; that both
+do not fit is said as a user says it, by --reserve-vram. (The host takes --lowvram, --novram and --highvram on a GPU only.)
+"""
+
+from __future__ import annotations
+
+import json
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import comfy.model_management
+import comfy.sd
+import comfy.utils
+import helpers
+import pytest
+import torch
+from comfy.patcher_extension import WrappersMP
+from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete, ModelSamplingSD3
+from hosting import REPOSITORY, host_module, load_by_path, module
+from test_cooperation import STEPS, sr_model, sr_sampler
+
+memory, reports = module("srd_core.memory"), module("srd_core.report")
+Report = reports.Report
+workflow = load_by_path("srd_workflow", REPOSITORY / "demo" / "workflow.py")
+
+POLICIES = ("auto", "always", "never")
+READERS = ("euler", "uni_pc", "euler_ancestral", "dpm_2_ancestral", "dpmpp_2s_ancestral", "dpmpp_sde", "er_sde", "seeds_2")
+GB = 10**9
+
+
+@pytest.fixture
+def no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What --reserve-vram sets, larger than any device."""
+    monkeypatch.setattr(comfy.model_management, "EXTRA_RESERVED_VRAM", 2**60)
+
+
+def is_loaded(model: Any) -> bool:
+    """Whether the host has ``model`` or a clone of it in its books."""
+    return any(model.is_clone(loaded) for loaded in comfy.model_management.loaded_models())
+
+
+def ran(sketch: Any, render: Any, policy: str, steps: int = STEPS, **how: Any) -> Any:
+    """The report of a run that hands over after 3 steps."""
+    report = Report()
+    helpers.ksampler(sr_model(sketch, render, 3, report, offload_sketch=policy), steps, **how)
+    return report
+
+
+def around(report: Any, stage: str) -> list[bool]:
+    """Whether a stage had weights on its device before, at and after the hand-over."""
+    (hand_over,) = report.hand_overs
+    return [hand_over.memory[moment][stage] > 0 for moment in ("before", "at", "after")]
+
+
+# --- the decision -------------------------------------------------------------------------------------------------------
+
+
+def test_both_fit_where_the_free_memory_holds_a_tenth_more_than_the_weights_and_the_activations():
+    assert memory.both_fit(free=11.0 * GB + 4 * GB, weights=10 * GB, activations=4 * GB)
+    assert not memory.both_fit(free=11.0 * GB + 4 * GB - 1, weights=10 * GB, activations=4 * GB)
+    assert memory.both_fit(free=4 * GB, weights=0, activations=4 * GB)  # the render is there already
+    assert not memory.both_fit(free=3 * GB, weights=0, activations=4 * GB)
+
+
+def test_the_host_would_take_nothing_away_exactly_where_both_fit(wan: Any):
+    """The sum is the host's: what it frees before it loads the render is 1.1 x the weights and what ``needs`` says."""
+    render, conds = wan(), {"positive": [{"model_conds": {}}]}
+    weights, activations = memory.needs(render, (1, 16, 2, 8, 8), conds)
+    assert weights == render.model_size()
+    assert activations == comfy.model_management.minimum_inference_memory()  # a tiny latent: the host's minimum
+    comfy.model_management.load_models_gpu([render])
+    assert memory.needs(render, (1, 16, 2, 8, 8), conds)[0] == 0
+
+
+def test_a_large_latent_counts_with_its_activations(wan: Any):
+    small, large = (memory.needs(wan(), (1, 16, 21, side, side), {})[1] for side in (8, 512))
+    assert large > 2 * small
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_clones_of_one_model_have_nothing_to_leave(policy: str, no_room: None, wan: Any):
+    model = wan()
+    assert not memory.sketch_leaves(policy, model, model.clone(), (1, 16, 2, 8, 8), {})
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_sketch_that_has_no_other_place_does_not_leave(policy: str, no_room: None, wan: Any):
+    """With --highvram and --gpu-only the host's place for unused models is the GPU itself."""
+    sketch, gpu = wan(), torch.device("cuda", 0)
+    sketch.load_device = sketch.offload_device = gpu
+    assert not memory.sketch_leaves(policy, sketch, wan(seed=1), (1, 16, 2, 8, 8), {})
+
+
+def test_auto_leaves_two_dynamic_models_to_the_host(no_room: None, wan: Any, monkeypatch: pytest.MonkeyPatch):
+    """It takes pages of one for the other; a dynamic model and a plain one it can't balance like that."""
+    sketch, render = wan(), wan(seed=1)
+    monkeypatch.setattr(sketch, "is_dynamic", lambda: True)
+    assert memory.sketch_leaves("auto", sketch, render, (1, 16, 2, 8, 8), {})
+    monkeypatch.setattr(render, "is_dynamic", lambda: True)
+    assert not memory.sketch_leaves("auto", sketch, render, (1, 16, 2, 8, 8), {})
+    assert memory.sketch_leaves("always", sketch, render, (1, 16, 2, 8, 8), {})
+
+
+def test_a_model_that_is_loaded_in_part_counts_with_the_rest_and_leaves_whole(wan: Any):
+    """As --lowvram and --novram load: the host can do so on the CPU too."""
+    model = wan(layers=4)
+    plain = helpers.ksampler(model, 2)
+    model.partially_unload(model.offload_device, model.model_size() // 2)
+    assert 0 < model.loaded_size() < model.model_size()
+    assert memory.needs(model, (1, 16, 2, 8, 8), {})[0] == model.model_size() - model.loaded_size()
+    memory.release(model)
+    assert model.loaded_size() == 0 and not is_loaded(model)
+    assert torch.equal(helpers.ksampler(model, 2), plain)
+
+
+# --- the books ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("policy", "sketch_at_each_moment"),
+    [("auto", [True, True, True]), ("always", [True, False, False]), ("never", [True, True, True])],
+)
+def test_where_both_fit_the_sketch_leaves_only_if_it_always_has_to(policy: str, sketch_at_each_moment: Any, wan: Any):
+    sketch, render = wan(layers=2), wan(seed=1)
+    report = ran(sketch, render, policy)
+    assert around(report, "sketch") == sketch_at_each_moment
+    assert around(report, "render") == [False, False, True]
+    assert [is_loaded(sketch), is_loaded(render)] == [sketch_at_each_moment[-1], True]
+
+
+@pytest.mark.parametrize(
+    ("policy", "sketch_at_each_moment"),
+    [("auto", [True, False, False]), ("always", [True, False, False]), ("never", [True, True, True])],
+)
+def test_where_both_do_not_fit_the_sketch_leaves_before_the_render_comes_unless_it_never_may(
+    policy: str, sketch_at_each_moment: Any, no_room: None, wan: Any
+):
+    sketch, render = wan(layers=2), wan(seed=1)
+    report = ran(sketch, render, policy)
+    assert around(report, "sketch") == sketch_at_each_moment
+    assert around(report, "render") == [False, False, True]
+    assert [is_loaded(sketch), is_loaded(render)] == [sketch_at_each_moment[-1], True]
+
+
+def test_nobody_but_the_sketch_leaves(no_room: None, wan: Any):
+    bystander, sketch, render = wan(seed=5), wan(), wan(seed=1)
+    comfy.model_management.load_models_gpu([bystander])
+    ran(sketch, render, "auto")
+    assert is_loaded(bystander) and not is_loaded(sketch)
+
+
+def test_what_the_sketch_brought_along_leaves_with_it(wan: Any):
+    sketch, companion = wan(), wan(seed=5)
+    sketch.set_additional_models("test", [companion])
+    comfy.model_management.load_models_gpu([sketch, companion])
+    memory.release(sketch)
+    assert not is_loaded(sketch) and not is_loaded(companion)
+
+
+def test_with_never_the_host_loads_both_in_one_call(wan: Any, monkeypatch: pytest.MonkeyPatch):
+    """Two calls may take the first model away for the second."""
+    sketch, render = wan(), wan(seed=1)
+    calls: list[list[Any]] = []
+    load = comfy.model_management.load_models_gpu
+
+    def listening(models: Any, *args: Any, **kwargs: Any) -> Any:
+        calls.append(list(models))
+        return load(models, *args, **kwargs)
+
+    monkeypatch.setattr(comfy.model_management, "load_models_gpu", listening)
+    ran(sketch, render, "never")
+    first, second = calls
+    assert [sketch.is_clone(m) for m in first] == [True]
+    assert [render.is_clone(second[0]), sketch.is_clone(second[1])] == [True, True]
+
+
+def test_with_never_the_artists_render_is_as_it_was(wan: Any):
+    render = wan(seed=1)
+    ran(wan(), render, "never")
+    assert render.get_nested_additional_models() == []
+
+
+def test_a_run_of_any_policy_after_any_other_gives_the_same_bits(no_room: None, wan: Any):
+    sketch, render = wan(), wan(seed=1)
+    pairs = ("auto", "auto", "always", "always", "never", "never", "auto", "never", "always", "auto")
+    latents = [sr_sampler(sketch, render, offload_sketch=policy) for policy in pairs]
+    assert all(torch.equal(latent, latents[0]) for latent in latents)
+    assert torch.equal(helpers.ksampler(sketch, STEPS), helpers.ksampler(wan(), STEPS))
+
+
+# --- nothing else changes -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sampler", READERS)
+def test_for_samplers_that_read_the_sketchs_schedule_a_sketch_that_left_changes_no_bit(sampler: str, wan: Any):
+    """Also where it left with a noise schedule of its own, which the sampler goes on to read."""
+    sketch, render = (ModelSamplingSD3().patch(model, 7.0)[0] for model in (wan(), wan(seed=1)))
+    stayed, left = (
+        helpers.ksampler(sr_model(sketch, render, 3, offload_sketch=policy), STEPS, sampler_name=sampler, scheduler="beta")
+        for policy in ("never", "always")
+    )
+    assert torch.equal(left, stayed)
+
+
+def test_ranges_of_prompts_follow_the_schedule_of_a_sketch_that_left(wan: Any):
+    """Its shift is a patch of the MODEL, and goes with it; the range's end is asked for after that."""
+    sketch, render = ModelSamplingSD3().patch(wan(), 12.0)[0], wan(seed=1)
+    ends_early = [*helpers.prompt(3, start_percent=0.0, end_percent=0.3), *helpers.prompt(4, start_percent=0.3)]
+    stayed, left = (
+        helpers.ksampler(sr_model(sketch, render, 1, offload_sketch=policy), STEPS, positive=ends_early)
+        for policy in ("never", "always")
+    )
+    assert torch.equal(left, stayed)
+
+
+def test_masks_go_on_with_the_sketchs_kind_of_noise_after_it_left(wan: Any):
+    """The sampler puts the masked part back with the patched model_sampling (here not Wan's own kind) of the sketch."""
+    sketch, render = (ModelSamplingDiscrete().patch(model, "eps", False)[0] for model in (wan(), wan(seed=1)))
+    latent = {"samples": torch.randn(1, 16, 2, 8, 8, generator=torch.Generator().manual_seed(3))}
+    latent["noise_mask"] = (torch.arange(8) < 4).float().expand(1, 1, 8, 8)
+    stayed, left = (
+        helpers.ksampler(sr_model(sketch, render, 3, offload_sketch=policy), STEPS, latent=latent)
+        for policy in ("never", "always")
+    )
+    assert torch.equal(left, stayed)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_plain_run_afterwards_is_as_before_also_with_patched_objects(policy: str, wan: Any):
+    plain = wan()
+    own = plain.model.model_sampling
+    sketch, render = ModelSamplingSD3().patch(plain, 7.0)[0], wan(seed=1)
+    before = [helpers.ksampler(model, STEPS) for model in (plain, sketch, render)]
+    ran(sketch, render, policy)
+    comfy.model_management.unload_all_models()
+    assert plain.model.model_sampling is own
+    assert all(torch.equal(helpers.ksampler(m, STEPS), b) for m, b in zip((plain, sketch, render), before))
+
+
+def test_models_in_fp8_leave_and_come_back_as_they_were(no_room: None, tiny_file: Any):
+    fp8 = {"dtype": torch.float8_e4m3fn}
+    sketch, render = (comfy.sd.load_diffusion_model(str(tiny_file(seed=seed)), model_options=fp8) for seed in (0, 1))
+    latents = [sr_sampler(sketch, render, offload_sketch=policy) for policy in (*POLICIES, "auto")]
+    assert all(torch.equal(latent, latents[0]) for latent in latents)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_lora_on_the_sketch_is_the_same_in_the_next_run(policy: str, wan: Any):
+    """Weights are put back when a model leaves, and patched again when it returns."""
+    sketch, render = wan().clone(), wan(seed=1)
+    key = "diffusion_model.blocks.0.ffn.0.weight"
+    delta = torch.full_like(comfy.utils.get_attr(sketch.model, key), 0.01)
+    sketch.add_patches({key: (delta,)})
+    first, second = (sr_sampler(sketch, render, offload_sketch=policy) for _ in range(2))
+    assert torch.equal(first, second)
+
+
+# --- too little memory --------------------------------------------------------------------------------------------------
+
+
+def short_of_memory(model: Any, times: int, wrapper: Any = WrappersMP.DIFFUSION_MODEL) -> Any:
+    """A clone whose first ``times`` calls (or loads) raise what the host takes for an out-of-memory error."""
+    calls = [0]
+
+    def fail(executor: Any, *args: Any, **kwargs: Any) -> Any:
+        calls[0] += 1
+        if calls[0] <= times:
+            raise comfy.model_management.OOM_EXCEPTION("Allocation on device")
+        return executor(*args, **kwargs)
+
+    model = model.clone()
+    model.add_wrapper_with_key(wrapper, "oom", fail)
+    return model
+
+
+WHERE = [WrappersMP.PREPARE_SAMPLING, WrappersMP.DIFFUSION_MODEL]
+
+
+@pytest.mark.parametrize("where", WHERE, ids=["loading", "first call"])
+@pytest.mark.parametrize("sampler", ["uni_pc", "heun"])
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_render_that_runs_out_of_memory_is_tried_again_without_the_sketch(
+    policy: str, sampler: str, where: Any, wan: Any
+):
+    sketch, render, report = wan(), wan(seed=1), Report()
+    plain = helpers.ksampler(sr_model(sketch, render, 3), STEPS, sampler_name=sampler)
+    model = sr_model(sketch, short_of_memory(render, 1, where), 3, report, offload_sketch=policy)
+    assert torch.equal(helpers.ksampler(model, STEPS, sampler_name=sampler), plain)
+    assert report.status == "done" and not is_loaded(sketch) and is_loaded(render)
+    (note,) = report.notes
+    assert "Out of memory at the hand-over" in note and ("Set offload_sketch to always" in note) == (policy != "always")
+    assert note in reports.summarize(report)
+
+
+@pytest.mark.parametrize("where", WHERE, ids=["loading", "first call"])
+def test_a_render_that_runs_out_of_memory_twice_ends_the_run_with_what_to_change(where: Any, wan: Any):
+    sketch, render, report = wan(), wan(seed=1), Report()
+    plain = [helpers.ksampler(m, STEPS) for m in (sketch, render)]
+    with pytest.raises(comfy.model_management.OOM_EXCEPTION) as error:
+        helpers.ksampler(sr_model(sketch, short_of_memory(render, 2, where), 3, report), STEPS)
+    for word in ("weight_dtype", "--reserve-vram", "frames", "Allocation on device"):
+        assert word in str(error.value)
+    assert comfy.model_management.is_oom(error.value)  # so that the host unloads everything, as for any other
+    assert report.status == "failed" and "weight_dtype" in report.error
+    assert [torch.equal(helpers.ksampler(m, STEPS), p) for m, p in zip((sketch, render), plain)] == [True, True]
+
+
+def test_after_its_first_call_a_render_that_runs_out_of_memory_is_the_hosts_affair(wan: Any):
+    render, calls = wan(seed=1), [0]
+
+    def fail(executor: Any, *args: Any, **kwargs: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == 2:
+            raise comfy.model_management.OOM_EXCEPTION("Allocation on device")
+        return executor(*args, **kwargs)
+
+    render.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "oom", fail)
+    with pytest.raises(comfy.model_management.OOM_EXCEPTION, match="^Allocation on device$"):
+        helpers.ksampler(sr_model(wan(), render, 3), STEPS, cfg=1.0)
+    assert calls == [2]
+
+
+def test_another_error_of_the_render_is_not_tried_again(wan: Any):
+    render, calls = wan(seed=1), [0]
+
+    def fail(executor: Any, *args: Any, **kwargs: Any) -> Any:
+        calls[0] += 1
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    render.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "broken", fail)
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        helpers.ksampler(sr_model(wan(), render, 3), STEPS)
+    assert calls == [1]
+
+
+def test_the_second_attempt_starts_when_the_first_has_let_go_of_its_tensors():
+    """An exception keeps the frames it came through, and what they had on the device."""
+    on_device: list[weakref.ref[torch.Tensor]] = []
+    seen: list[Any] = []
+
+    def attempt() -> str:
+        if seen:
+            return "done"
+        held = torch.zeros(1)
+        on_device.append(weakref.ref(held))
+        raise comfy.model_management.OOM_EXCEPTION("Allocation on device")
+
+    assert memory.try_twice(attempt, lambda: seen.append(on_device[0]())) == "done"
+    assert seen == [None]
+
+
+def test_with_a_lora_of_one_model_apart_a_shortage_takes_nothing_that_the_render_needs(wan: Any):
+    model, report = wan(), Report()
+    render = short_of_memory(model, 1)
+    plain = helpers.ksampler(model, STEPS)
+    assert torch.equal(helpers.ksampler(sr_model(model, render, 3, report), STEPS), plain)
+    assert report.status == "done" and is_loaded(model)
+
+
+# --- the report ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_report_has_loading_seconds_and_memory_of_both_stages(wan: Any):
+    sketch, render = wan(layers=2), wan(seed=1)
+    report = Report.from_json(ran(sketch, render, "always").to_json())
+    (hand_over,) = report.hand_overs
+    before, at, after = (hand_over.memory[moment] for moment in ("before", "at", "after"))
+    assert [before["sketch"], at["sketch"], after["sketch"]] == [sketch.model_size(), 0, 0]
+    assert [before["render"], at["render"], after["render"]] == [0, 0, render.model_size()]
+    assert min(before["free"], at["free"], after["free"]) > 0
+    assert report.load_seconds["sketch"] > 0 and report.load_seconds["render"] == hand_over.seconds > 0
+
+
+def test_the_summary_says_it_in_one_line():
+    moments = {"before": {"free": 1.2e9, "sketch": 26.5e9, "render": 0}, "at": {"free": 27.7e9, "sketch": 0, "render": 0},
+               "after": {"free": 24.9e9, "sketch": 0, "render": 2.8e9}}  # fmt: skip
+    report = Report(status="done", sigmas=[1.0, 0.5, 0.0])
+    report.hand_overs = [reports.HandOver(1, "render", "step", 0.5, 50.0, memory=moments)]
+    assert (
+        "Memory, GB (free / sketch / render): before 1.2 / 26.5 / 0.0, at the hand-over 27.7 / 0.0 / 0.0, "
+        "after it 24.9 / 0.0 / 2.8" in reports.summarize(report).splitlines()
+    )
+
+
+def test_a_report_of_before_there_was_memory_in_it_is_still_read():
+    report = Report.from_json('{"version": 1, "hand_overs": [{"after_step": 1, "to": "render", "reason": "step", '
+                              '"sigma": 0.5, "percent": 50.0}], "sigmas": [1.0, 0.5, 0.0]}')  # fmt: skip
+    assert report.hand_overs[0].memory == {} and "Memory" not in reports.summarize(report)
+
+
+# --- in a server, started as users start it ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=["--disable-smart-memory", "--reserve-vram"])
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A real server of the tiny family with one of the host's memory flags."""
+    flags = [request.param, *(["1000000"] if request.param == "--reserve-vram" else [])]
+    base = tmp_path_factory.mktemp("base")
+    with host_module.serve(
+        host_module.find_or_make(), base, host_module.DEMO_PACKS, host_module.tiny_family(), extra_args=flags
+    ) as running:
+        running.flag = request.param
+        yield running
+
+
+def test_every_policy_does_in_a_server_what_it_says(server: Any):
+    kept = {}
+    saved = workflow.to_api(workflow.load(REPOSITORY / "workflows" / "demo.json"), server.object_info())
+    for policy in POLICIES:
+        settings = {"steps": 6, "switch_mode": "step", "switch_step": 3, "offload_sketch": policy}
+        ready = workflow.set_inputs(saved, workflow.find(saved, "SRSampler"), **settings)
+        outputs = server.run(ready, timeout=300)["outputs"]
+        (report,) = (json.loads(output["report"][0]) for output in outputs.values() if "report" in output)
+        assert report["status"] == "done" and report["notes"] == []
+        kept[policy] = report["hand_overs"][0]["memory"]["after"]["sketch"] > 0
+    assert kept == {"auto": server.flag != "--reserve-vram", "always": False, "never": True}
