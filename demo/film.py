@@ -61,7 +61,9 @@ def main() -> int:
         film(chosen, asked, output)
     except (host.HostError, workflow.WorkflowError, OSError) as error:
         log = output / "server.log"
-        host.say(f"demo: {str(error).splitlines()[0]}" + (f" The server's log: {log}" if log.is_file() else ""))
+        first, *others = str(error).splitlines()
+        said = f"{first} {others[0]}" if first.endswith(":") and others else first
+        host.say(f"demo: {said}" + (f" The server's log: {log}" if log.is_file() else ""))
         return 1
     except KeyboardInterrupt:
         host.say("\ndemo: stopped, and the server with it.")
@@ -147,7 +149,7 @@ def record(running: "Server", label: str, graph: workflow.Graph) -> Take:
     take = Take(progress.seconds[sampler], progress.steps.get(sampler, []), [running.view(file) for file in files])
     if cooperates:
         shown = entry["outputs"][workflow.find(graph, "SRSwitchInspector")]
-        take.plot, take.report = running.view(shown["images"][0]), json.loads(shown["report"][0])
+        take.plot, take.report = running.view(shown["plot"][0]), json.loads(shown["report"][0])
     return take
 
 

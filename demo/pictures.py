@@ -1,6 +1,7 @@
 """Take the pictures of the shipped workflows in the real page: workflows/<name>.jpg.
 
-    pip install playwright pillow; apt install chromium fonts-wqy-microhei
+    apt install chromium fonts-wqy-microhei
+    pip install playwright pillow
     python demo/pictures.py [NAME ...]
 
 The demo's workflow is run first, so that its picture shows a result. The other workflows' model files are empty
@@ -11,12 +12,12 @@ the file.
 import contextlib
 import io
 import json
-import shutil
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+import page
 import workflow
 from host import DEMO_PACKS, REPOSITORY, find_or_make, say, serve, tiny_family
 from PIL import Image
@@ -29,7 +30,6 @@ NOT_THE_GRAPH = (
     ".comfy-menu, #graph-canvas-container > .z-999, .p-toast, #vue-app .fixed.top-0.right-0, #comfyui-body-top, "
     "#comfyui-body-left, #comfyui-body-right, #comfyui-body-bottom { display: none !important }"
 )
-READY = "!!(window.LiteGraph && LiteGraph.registered_node_types['SRSampler'] && window.app && window.app.graph)"
 OPEN = """async (saved) => {
   await app.loadGraphData(saved);
   app.canvas.show_info = false;
@@ -93,30 +93,18 @@ def plain(graph: dict[str, Any]) -> dict[str, Any]:
     return {i: (n["class_type"], n["inputs"]) for i, n in graph.items() if n["class_type"] not in workflow.NOTES}
 
 
-def no_welcome(base: Path) -> None:
-    """Settings of somebody who has seen the page's first-start dialog."""
-    settings = base / "user" / "default" / "comfy.settings.json"
-    settings.parent.mkdir(parents=True)
-    settings.write_text(json.dumps({"Comfy.TutorialCompleted": True}), "utf-8")
-
-
 def main() -> None:
     """Take the pictures that the command line names, or all."""
     names = sys.argv[1:] or sorted(path.stem for path in FOLDER.glob("*.json"))
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        no_welcome(folder / "base")
+        page.settings(folder / "base")
         server = stack.enter_context(serve(find_or_make(), folder / "base", DEMO_PACKS, models(folder)))
-        playwright = stack.enter_context(sync_playwright())
-        chromium = shutil.which("chromium") or shutil.which("google-chrome")
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--use-gl=swiftshader"])
-        page = browser.new_page(viewport={"width": 1900, "height": 760})
-        page.goto(server.url)
-        page.wait_for_function(READY, timeout=120_000)
-        page.wait_for_timeout(3000)
-        page.add_style_tag(content=NOT_THE_GRAPH)
+        browser = page.launch(stack.enter_context(sync_playwright()))
+        view = page.open_page(browser, server.url, 1900, 760)
+        view.add_style_tag(content=NOT_THE_GRAPH)
         for name in names:
-            picture = Image.open(io.BytesIO(take(page, FOLDER / f"{name}.json", server.object_info())))
+            picture = Image.open(io.BytesIO(take(view, FOLDER / f"{name}.json", server.object_info())))
             picture.convert("RGB").save(FOLDER / f"{name}.jpg", quality=85, optimize=True, progressive=True)
             say(f"workflows/{name}.jpg, {picture.width} x {picture.height}")
         browser.close()

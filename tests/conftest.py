@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).parent))
 
-import hosting  # noqa: E402, F401  (first: it makes `import comfy` mean the host)
+from hosting import REPOSITORY, load_by_path  # noqa: E402  (first: it makes `import comfy` mean the host)
 
 # isort: split
 import comfy.model_management  # noqa: E402
@@ -25,9 +26,25 @@ import helpers  # noqa: E402
 FIXTURE_NEEDS = {"folders": ("comfy.supported_models", "CogVideoX_T2V")}
 
 
+PAGE = load_by_path("srd_page", REPOSITORY / "demo" / "page.py")
+PAGE_TESTS = "browser"  # the fixture that all tests of the page use
+
+
+def without_browser() -> bool:
+    """Whether tests of the page are to be left out: no Chromium is there, and this is not CI, where they would fail."""
+    return PAGE.chromium() is None and not (os.environ.get("SRD_CI") or os.environ.get("CI"))
+
+
+def pytest_report_header() -> list[str]:
+    return [f"Tests of the page are left out. {PAGE.NO_CHROMIUM}"] if without_browser() else []
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests of what an older host does not have are left out there. Nothing is skipped: a skip is a failure in CI."""
+    """Tests of what an older host does not have are left out there, and those of the page where no browser is. Nothing is
+    skipped: a skip is a failure in CI."""
     wanted = [item for item in items if all(map(host_has, needs_of(item)))]
+    if without_browser():
+        wanted = [item for item in wanted if PAGE_TESTS not in getattr(item, "fixturenames", ())]
     config.hook.pytest_deselected(items=[item for item in items if item not in wanted])
     items[:] = wanted
 

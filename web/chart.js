@@ -1,0 +1,156 @@
+// The report as an SVG: D and its fall over the steps, who ran each step, and what it cost. Text only ever goes in as text.
+
+import { deltaIn, planned } from './rule.js'
+import { say } from './words.js'
+
+const SVG = 'http://www.w3.org/2000/svg'
+const LEFT = 52
+const RIGHT = 12
+const LINE = 19 // pixels of a line of text
+const TOP = LINE + 2
+const GAP = LINE + 5 // between two panels
+const SHARES = { d: 0.36, derivative: 0.34, seconds: 0.3 } // of the height that is left for curves
+const TITLES = { d: 'D: change of the prediction', derivative: 'fall of D per step', seconds: 'seconds of each step' }
+let charts = 0
+
+/** Draw a report into an <svg>, at width x height pixels; `whatIf` is {delta, after} of the slider, or null. */
+export function draw(svg, report, width, height, whatIf) {
+  svg.setAttribute('viewBox', `0 0 ${width} ${height}`)
+  svg.srdHatch ??= `srd-hatch-${++charts}`
+  svg.replaceChildren(hatch(svg.srdHatch))
+  const total = Math.max(report.sigmas.length - 1, 1)
+  const x = (step) => LEFT + ((width - LEFT - RIGHT) * (step - 1)) / total // the left edge of a step's column
+  const plot = { svg, report, x, total, width, whatIf, right: width - RIGHT }
+  const bottom = height - LINE
+  const room = bottom - TOP - 2 * GAP
+  let top = TOP
+  for (const [name, share] of Object.entries(SHARES)) {
+    panel({ ...plot, name, top, bottom: top + room * share })
+    top += room * share + GAP
+  }
+  ticks(plot, height - 5)
+  handOvers(plot, bottom)
+  hints(plot, bottom)
+}
+
+function panel(plot) {
+  const { svg, report, x, name, top, bottom, right } = plot
+  for (const step of report.steps) {
+    add(svg, 'rect', { class: `srd-tint-${step.stage}`, x: x(step.step), y: top, width: x(step.step + 1) - x(step.step), height: bottom - top })
+  }
+  const adaptive = report.switch.mode === 'adaptive'
+  if (adaptive && name !== 'seconds' && report.fix_step) {
+    add(svg, 'rect', { class: 'srd-fixed', x: LEFT, y: top, width: x(report.fix_step + 1) - LEFT, height: bottom - top })
+    if (name === 'd') text(svg, LEFT + 4, bottom - 5, 'fix_step', 'srd-faint') // the curve is high there
+  }
+  const [low, high] = name === 'seconds' ? seconds(plot) : curve(plot, adaptive ? deltaIn(report, report.switch.delta) : null)
+  add(svg, 'line', { class: 'srd-axis', x1: LEFT, y1: bottom, x2: right, y2: bottom })
+  text(svg, LEFT, top - 6, say(TITLES[name]), 'srd-title')
+  text(svg, LEFT - 6, top + 11, short(high, 2), 'srd-end')
+  text(svg, LEFT - 6, bottom, short(low, 2), 'srd-end')
+}
+
+function curve({ svg, report, x, name, top, bottom, right, total, whatIf }, delta) {
+  const points = report.steps.filter((step) => step[name] !== null).map((step) => [step.step, step[name]])
+  let low = Math.min(0, ...points.map((point) => point[1]))
+  let high = Math.max(1e-6, ...points.map((point) => point[1]))
+  if (name === 'derivative' && delta !== null) {
+    // The band decides: keep it readable beside the first steps' large values.
+    ;[high, low] = [Math.min(Math.max(high, 2 * delta), 8 * delta), Math.max(Math.min(low, -delta), -4 * delta)]
+  }
+  const y = (value) => Math.min(Math.max(bottom - ((value - low) / (high - low)) * (bottom - top), top), bottom)
+  if (name === 'derivative' && delta !== null) {
+    add(svg, 'rect', { class: 'srd-band', x: LEFT, y: y(delta), width: right - LEFT, height: y(0) - y(delta) })
+    const set = report.switch.delta
+    const words = delta === set ? 'delta {set}' : 'delta {set}: {used} in {total} steps'
+    text(svg, right - 4, y(delta) - 4, say(words, { set, used: short(delta), total }), 'srd-end')
+    if (whatIf && whatIf.delta !== set) {
+      const other = y(deltaIn(report, whatIf.delta))
+      add(svg, 'line', { class: 'srd-what-if', x1: LEFT, y1: other, x2: right, y2: other })
+    }
+  }
+  const middle = (x(2) - x(1)) / 2
+  const dots = points.map(([step, value]) => [x(step) + middle, y(value)])
+  add(svg, 'polyline', { class: 'srd-line', points: dots.map((dot) => dot.join(',')).join(' ') })
+  for (const [cx, cy] of dots) add(svg, 'circle', { class: 'srd-dot', cx, cy, r: Math.min(3, middle) })
+  return [low, high]
+}
+
+function seconds({ svg, report, x, top, bottom, total }) {
+  const high = Math.max(1e-9, ...report.steps.map((step) => step.seconds ?? 0))
+  const column = (step, name, height) => {
+    const width = x(step + 1) - x(step)
+    const gap = Math.min(1, width / 4)
+    return add(svg, 'rect', { class: name, x: x(step) + gap, y: bottom - height, width: width - 2 * gap, height })
+  }
+  for (const step of report.steps) {
+    if (step.seconds) column(step.step, `srd-${step.stage}`, (step.seconds / high) * (bottom - top))
+    if (step.reused) hatched(column(step.step, 'srd-reused', bottom - top), svg)
+  }
+  if (report.status === 'running') {
+    for (let step = report.steps.length + 1; step <= total; step++) {
+      if (planned(report, 'render', step)) hatched(column(step, 'srd-reused srd-planned', bottom - top), svg)
+    }
+  }
+  return [0, high]
+}
+
+function hatched(rect, svg) {
+  rect.setAttribute('fill', `url(#${svg.srdHatch})`)
+}
+
+function hatch(id) {
+  const definitions = document.createElementNS(SVG, 'defs')
+  const pattern = add(definitions, 'pattern', { id, width: 6, height: 6, patternUnits: 'userSpaceOnUse', patternTransform: 'rotate(45)' })
+  add(pattern, 'line', { class: 'srd-hatch', x1: 0, y1: 0, x2: 0, y2: 6 })
+  return definitions
+}
+
+function ticks({ svg, x, total }, y) {
+  const every = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000].find((n) => (x(1 + n) - x(1)) >= 28) ?? total
+  for (let step = every; step <= total; step += every) text(svg, (x(step) + x(step + 1)) / 2, y, String(step), 'srd-middle')
+}
+
+function handOvers({ svg, report, x, right, whatIf }, bottom) {
+  const top = TOP
+  if (whatIf?.after && whatIf.after !== report.hand_overs[0]?.after_step) {
+    const at = x(whatIf.after + 1)
+    add(svg, 'line', { class: 'srd-what-if', x1: at, y1: top, x2: at, y2: bottom })
+  }
+  for (const { after_step, to, reason } of report.hand_overs) {
+    const at = x(after_step + 1)
+    add(svg, 'line', { class: 'srd-mark', x1: at, y1: top, x2: at, y2: bottom, 'data-after': after_step })
+    const label = `${say(to)}: ${reason}`
+    const fits = at + 8 * label.length < right
+    text(svg, at + (fits ? 6 : -6), top + 14, label, fits ? 'srd-mark-text' : 'srd-mark-text srd-end')
+  }
+}
+
+/** What a step was, for whoever points at it. */
+function hints({ svg, report, x }, bottom) {
+  for (const step of report.steps) {
+    const column = add(svg, 'rect', { class: 'srd-column', x: x(step.step), y: TOP, width: x(step.step + 1) - x(step.step), height: bottom - TOP })
+    const facts = [say('step {step}, {stage}', { step: step.step, stage: say(step.stage) }), `sigma ${short(step.sigma)}`]
+    if (step.d !== null) facts.push(`D ${short(step.d)}`)
+    if (step.derivative !== null) facts.push(say('fall of D {fall}', { fall: short(step.derivative) }))
+    if (step.seconds !== null) facts.push(say('{seconds} s', { seconds: short(step.seconds) }))
+    if (step.reused) facts.push(say('reused by TeaCache'))
+    add(column, 'title', {}).textContent = facts.join('\n')
+  }
+}
+
+/** A number in so many digits. */
+export function short(number, digits = 3) {
+  return String(Number(number.toPrecision(digits)))
+}
+
+function text(parent, x, y, words, name) {
+  add(parent, 'text', { class: name, x, y }).textContent = words
+}
+
+function add(parent, tag, attributes) {
+  const element = document.createElementNS(SVG, tag)
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value)
+  parent.append(element)
+  return element
+}

@@ -1,0 +1,94 @@
+// What a recorded report says of other deltas: the adaptive rule of srd_core/criterion.py over its curve of D.
+// No page and no host in here.
+
+const PAPER_STEPS = 50
+
+/** Delta as it is used in a run of this report's length (Switch.delta_for); older reports used it as set. */
+export function deltaIn(report, delta) {
+  return report.delta ? delta * (PAPER_STEPS / Math.max(report.sigmas.length - 1, 1)) ** 2 : delta
+}
+
+/** Whether the rule holds after this recorded step (Eq. 4 and 5; a batch when every sample does). */
+function settled(step, delta) {
+  const high = step.derivative
+  const low = step.derivative_low ?? high
+  return high !== null && low > 0 && high < delta
+}
+
+/**
+ * Where an adaptive run with this delta hands over: {after, reason}, reason criterion or max_step; or null where the
+ * sketch runs all steps that were recorded of it, so that the curve does not tell.
+ */
+export function handOverFor(report, delta) {
+  const total = report.sigmas.length - 1
+  const used = deltaIn(report, delta)
+  for (const step of report.steps) {
+    if (step.stage !== 'sketch' || step.step >= total) return null
+    if (step.step >= report.limit) return { after: step.step, reason: 'max_step' }
+    if (step.step > report.fix_step && settled(step, used)) return { after: step.step, reason: 'criterion' }
+  }
+  return null
+}
+
+/** Mean seconds of the steps that `which` picks; null while there is none. */
+function mean(report, which) {
+  const seconds = report.steps.filter((step) => step.seconds !== null && which(step)).map((step) => step.seconds)
+  return seconds.length ? seconds.reduce((a, b) => a + b, 0) / seconds.length : null
+}
+
+/** Mean recorded seconds a step of a stage, null where it has not run. */
+export function secondsPerStep(report, stage) {
+  return mean(report, (step) => step.stage === stage)
+}
+
+/** Seconds of a run with this many sketch steps, from the recorded seconds a step; null where a stage has not run. */
+export function costOf(report, sketchSteps) {
+  const renderSteps = report.sigmas.length - 1 - sketchSteps
+  const sketch = sketchSteps ? secondsPerStep(report, 'sketch') : 0
+  const render = renderSteps ? secondsPerStep(report, 'render') : 0
+  return sketch === null || render === null ? null : sketchSteps * sketch + renderSteps * render
+}
+
+/** Steps in a row from the first on that the sketch ran. */
+export function sketchedSteps(report) {
+  const other = report.steps.findIndex((step) => step.stage !== 'sketch')
+  return other < 0 ? report.steps.length : other
+}
+
+/** Whether TeaCache's plan, made at the hand-over, reuses this step (1-based); null: no plan says. */
+export function planned(report, stage, step) {
+  const plan = report.teacache[stage]
+  const index = step - 1 - (plan?.first_step ?? 0)
+  return plan?.table && index >= 0 && index < plan.reuse.length ? plan.reuse[index] : null
+}
+
+/** Seconds until a running run ends: {seconds, bound}; bound: it is what the sketch alone would take. null: unknown. */
+export function remaining(report) {
+  const total = report.sigmas.length - 1
+  const done = report.steps.filter((step) => step.seconds !== null).length
+  const stage = report.hand_overs.at(-1)?.to ?? 'sketch'
+  const each = secondsPerStep(report, stage)
+  if (each === null) return null
+  const computed = mean(report, (step) => step.stage === stage && !step.reused) ?? each
+  const reused = mean(report, (step) => step.stage === stage && step.reused) ?? 0
+  let seconds = 0
+  for (let step = done + 1; step <= total; step++) seconds += planned(report, stage, step) ? reused : computed
+  return { seconds, bound: stage === 'sketch' && report.render !== '' }
+}
+
+/**
+ * How many times faster than the sketch alone: of a finished run as srd_core/report.py says it, of a running one what it
+ * will be; null while one of the stages has not run.
+ */
+export function speedUp(report) {
+  const { calls, seconds } = report
+  if (!calls.sketch || !calls.render || !seconds.sketch) return null
+  if (report.status !== 'running') {
+    return ((seconds.sketch / calls.sketch) * (calls.sketch + calls.render)) / (seconds.sketch + seconds.render)
+  }
+  const left = remaining(report)
+  const each = secondsPerStep(report, 'sketch')
+  if (left === null || left.bound || each === null) return null
+  const spent = report.steps.reduce((sum, step) => sum + (step.seconds ?? 0), 0)
+  return ((report.sigmas.length - 1) * each) / (spent + left.seconds)
+}

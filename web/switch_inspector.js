@@ -1,0 +1,125 @@
+// The live chart on Switch Inspector and SR Sampler: a DOM widget, filled by the server's messages about each run.
+
+import { api } from '../../scripts/api.js'
+import { app } from '../../scripts/app.js'
+import { forgetUnended, known, take } from './runs.js'
+import { View } from './view.js'
+import { learn } from './words.js'
+
+const EVENT = 'srdiffusion.run' // as nodes/live.py
+const ROUTE = '/srdiffusion/runs'
+const SAVED = 'srdiffusion' // in the `extra` of a workflow that was saved with a video
+const MARGIN = 5 // around the chart
+const views = new WeakMap() // node -> View
+
+app.registerExtension({
+  name: 'srdiffusion.switch_inspector',
+
+  async init() {
+    const answer = await api.fetchApi('/i18n')
+    if (answer.ok) learn((await answer.json())[app.extensionManager.setting.get('Comfy.Locale')]?.srdiffusion)
+  },
+
+  async setup() {
+    const style = document.createElement('link')
+    style.rel = 'stylesheet'
+    style.href = new URL('./switch_inspector.css', import.meta.url).href
+    document.head.append(style)
+    api.addEventListener(EVENT, ({ detail }) => {
+      const run = take(detail)
+      if (run) show(run)
+      else catchUp()
+    })
+    api.addEventListener('reconnected', catchUp)
+    await catchUp()
+  },
+
+  nodeCreated(node) {
+    if (node.comfyClass === 'SRSwitchInspector') attach(node, false)
+    if (node.comfyClass === 'SRSampler') attach(node, true)
+  },
+
+  async afterConfigureGraph() {
+    known().forEach(show)
+    await openSaved()
+  }
+})
+
+function attach(node, collapsible) {
+  const view = new View({
+    collapsible,
+    deltaOf: (run) => deltaWidget(nodeAt(run.sampler)),
+    resized: () => fit(node),
+    changed: () => app.graph.setDirtyCanvas(true, true)
+  })
+  const widget = node.addDOMWidget('srd_chart', 'srd_chart', view.element, {
+    serialize: false,
+    hideOnZoom: false,
+    margin: MARGIN,
+    getMinHeight: () => view.minHeight(),
+    getMaxHeight: () => (collapsible ? view.minHeight() : undefined),
+    getValue: () => '',
+    setValue: () => {}
+  })
+  widget.serialize = false // no part of the saved workflow
+  views.set(node, view)
+  if (!collapsible) node.setSize([Math.max(node.size[0], 480), Math.max(node.size[1], 560)])
+}
+
+/** Give the node the height that its widgets now need; what the user had made larger stays larger by as much. */
+function fit(node) {
+  const view = views.get(node)
+  node.setSize([node.size[0], Math.max(node.size[1] + view.grownBy(), node.computeSize()[1])])
+  node.setDirtyCanvas?.(true, true)
+}
+
+/** Ask the server for the runs that it knows. */
+async function catchUp() {
+  const answer = await api.fetchApi(ROUTE)
+  if (!answer.ok) return
+  const { runs } = await answer.json()
+  forgetUnended(runs)
+  runs.forEach(take)
+  known().forEach(show)
+}
+
+function root() {
+  return app.rootGraph ?? app.graph
+}
+
+/** Show a run on the nodes that it belongs to, if its workflow is the open one. */
+function show(run) {
+  if (run.workflow_id !== String(root()?.id)) return
+  for (const id of run.nodes) views.get(nodeAt(id))?.show(run)
+}
+
+/** The node under an id as the server has it: "5", or "3:5" for node 5 in the subgraph that is node 3. */
+function nodeAt(id) {
+  let graph = root()
+  let node
+  for (const part of String(id).split(':')) {
+    node = graph?.getNodeById(Number(part))
+    graph = node?.subgraph
+  }
+  return node ?? null
+}
+
+/** The delta widget of a node, null where there is none or a link sets it. */
+function deltaWidget(node) {
+  const linked = node?.inputs?.some((input) => input.name === 'delta' && input.link !== null)
+  return linked ? null : (node?.widgets?.find((widget) => widget.name === 'delta') ?? null)
+}
+
+/** Reports that came with the workflow of a saved video: shown once, and taken out of the workflow. */
+async function openSaved() {
+  const saved = root()?.extra?.[SAVED]
+  if (!saved || typeof saved !== 'object') return
+  delete root().extra[SAVED]
+  const { output } = await app.graphToPrompt()
+  for (const [id, report] of Object.entries(saved)) {
+    const inspectors = Object.keys(output).filter((node) => output[node].inputs.report?.[0] === id)
+    const workflow = String(root().id)
+    const nodes = [id, ...inspectors]
+    show(take({ prompt_id: `saved ${workflow}`, node_id: id, sampler: id, workflow_id: workflow, nodes, report }))
+  }
+}
