@@ -8,21 +8,26 @@ HOST = $(PYTHON) demo/host.py
 # One worker a core, one thread each: tiny tensors gain nothing from a second thread.
 WORKERS ?= auto
 PYTEST = run-module pytest -p no:cacheprovider --import-mode=importlib --confcutdir=tests -n $(WORKERS) --dist worksteal
-test test-all-hosts: export OMP_NUM_THREADS ?= 1
+test test-all-hosts test-core soak: export OMP_NUM_THREADS ?= 1
 MYPY_PACK = --ignore-missing-imports --disallow-untyped-defs --python-version 3.10 --cache-dir "$(CURDIR)/.mypy_cache/pack"
 VERSIONS = 0.18.2 0.20.1 0.24.0 0.26.0 0.27.0 0.30.0
+# What a change of the host would break: the invariants, the node contract, the shipped workflows in its real server, and
+# the installed archive with its help pages, texts and templates.
+CORE = $(addprefix tests/test_,cooperation.py nodes.py workflows.py registry.py locales.py host_versions.py)
 # A person's words reach the demo through the environment, exactly as typed: neither make nor the shell reads them.
 ifdef PROMPT
 override PROMPT := $(value PROMPT)
 export PROMPT
 endif
 
-.PHONY: demo test lint types test-all-hosts family clean help
+.PHONY: demo test lint types test-core test-all-hosts soak family clean help
 
 help:
 	@echo 'make demo [PROMPT="a red circle"]   sample with the tiny family in a real ComfyUI'
 	@echo 'make test                           lint, types and all tests, on the default host'
+	@echo 'make test-core [VERSIONS=0.18.2]    what a change of the host would break, on those versions'
 	@echo 'make test-all-hosts                 the tests on every ComfyUI version from 0.18.2 to 0.30.0 (long)'
+	@echo 'make soak                           200 mixed runs with faults in one server, with the memory it took'
 	@echo 'make family                         train the tiny family again (long)'
 	@echo 'make clean                          remove what tools left in this folder'
 
@@ -49,11 +54,17 @@ types:
 	    $(PYTHON) srd_pack/demo/host.py run-module mypy $(MYPY_PACK) -p srd_pack.srd_core -p srd_pack.nodes
 
 # Tests marked one_host say nothing about the host's version, or look for a host themselves: they run on the default only.
-test-all-hosts:
+test-all-hosts: SUITE = $(TESTS)
+test-core: SUITE = $(CORE)
+test-all-hosts test-core:
 	@set -e; unset COMFYUI_PATH; for version in $(VERSIONS); do \
 	    echo "== ComfyUI $$version"; \
-	    $(HOST) --version $$version $(PYTEST) -m "not one_host" $(PYTEST_ARGS) $(TESTS); \
+	    $(HOST) --version $$version $(PYTEST) -m "not one_host" $(PYTEST_ARGS) $(SUITE); \
 	done
+
+# Part of `make test` too; here alone, with what it counted and measured.
+soak:
+	$(HOST) $(subst -n $(WORKERS) --dist worksteal,-s,$(PYTEST)) $(PYTEST_ARGS) tests/test_soak.py
 
 family:
 	@set -e; path=$$($(HOST) path); python=$$($(HOST) python); \
