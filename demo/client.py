@@ -182,7 +182,7 @@ class Server:
                 if entry is not None:
                     if events is not None and on_event is not None:
                         events.drain(on_event, 0.05)
-                    return _checked(entry)
+                    return checked(entry)
         finally:
             if events is not None:
                 events.close()
@@ -238,7 +238,7 @@ def files_of(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _checked(entry: dict[str, Any]) -> dict[str, Any]:
+def checked(entry: dict[str, Any]) -> dict[str, Any]:
     """The history entry of a run that went well; raises what the server says of one that did not."""
     status = entry.get("status") or {}
     for event, data in status.get("messages", []):

@@ -1,0 +1,359 @@
+"""A list of prompts over several ComfyUI servers: some sketch, some render, hand-over files go between them.
+
+    pip install ray
+    python3 bench/spread.py --workflow workflows/wan2.1_t2v_14B_to_1.3B.json --prompts prompts.txt --output out \\
+        --sketch http://big1:8188 http://big2:8188 --render http://small1:8188 http://small2:8188
+
+The workflow is any with SR Sampler: it is taken apart into SR Sketch and SR Render here. A prompt a line. A server may be
+in both pools; every one needs this pack, its models and a way in for files larger than a hand-over (ComfyUI's
+--max-upload-size). A server that dies loses no prompt: others take over, and only what it was at is done again. What is
+done lies in the output folder: hand-overs/, a folder a prompt, and results.jsonl. The same command goes on where a killed
+one stopped. Ray runs the tasks, on this machine or, with --ray ADDRESS, on a cluster that can reach the servers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import logging
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import common
+
+client = common.load_by_path("srd_demo_client", common.REPOSITORY / "demo" / "client.py")
+workflow = common.load_by_path("srd_demo_workflow", common.REPOSITORY / "demo" / "workflow.py")
+
+SKETCH, RENDER = "sketch", "render"
+SUFFIX = ".sketch.safetensors"
+ATTEMPTS = 3  # of a prompt at a stage, before it is given up
+PATIENCE = 120.0  # seconds without any server of a pool, before the command gives up
+OWN = ("hand_over", "save_hand_over")  # ids of the nodes that are added to a graph
+SKETCH_INPUTS = ("sketch", "positive", "negative", "latent", "seed", "steps", "cfg", "sampler_name", "scheduler", "denoise",
+                 "switch_mode", "delta", "fix_step", "max_step", "switch_step", "switch_sigma")  # fmt: skip
+
+Graph = dict[str, dict[str, Any]]
+Outcome = tuple[str, Any]  # ("done", what was made), ("failed", why: the prompt's fault), ("lost", why: the server's)
+
+
+@dataclass
+class Job:
+    """A prompt of the list."""
+
+    number: int  # its line
+    prompt: str
+    key: str  # of prompt and workflow: results of other ones are not taken for this one's
+    attempts: int = 0
+    facts: dict[str, Any] = field(default_factory=dict)  # for the results: who ran it, seconds
+
+    def hand_over(self, output: Path) -> Path:
+        return output / "hand-overs" / f"{self.number:04}_{self.key}{SUFFIX}"
+
+
+# --- graphs -------------------------------------------------------------------------------------------------------------
+
+
+def with_prompt(graph: Graph, prompt: str) -> Graph:
+    """The graph with these words in the text node that SR Sampler's positive prompt comes from."""
+    node_id = graph[workflow.find(graph, "SRSampler")]["inputs"]["positive"][0]
+    while not isinstance(graph[node_id]["inputs"].get("text"), str):
+        before = [value[0] for value in graph[node_id]["inputs"].values() if isinstance(value, list)]
+        if len(before) != 1:
+            raise workflow.WorkflowError(f"No text node was found that leads to SR Sampler's positive prompt (at {node_id}).")
+        node_id = before[0]
+    return dict(workflow.set_inputs(graph, node_id, text=prompt))
+
+
+def sketch_graph(graph: Graph, prefix: str) -> Graph:
+    """The graph that only sketches, and saves its hand-over under this prefix in the server's output folder."""
+    sampler = workflow.find(graph, "SRSampler")
+    inputs = graph[sampler]["inputs"]
+    sketch = {"class_type": "SRSketch", "inputs": {name: inputs[name] for name in SKETCH_INPUTS}}
+    save = {"class_type": "SRSaveHandOver", "inputs": {"hand_over": [sampler, 0], "filename_prefix": prefix}}
+    return dict(workflow.needed_for(graph | {sampler: sketch, OWN[1]: save}, OWN[1]))
+
+
+def render_graph(graph: Graph, file: str) -> Graph:
+    """The graph that goes on from a hand-over in the server's input folder, with all that followed SR Sampler."""
+    sampler = workflow.find(graph, "SRSampler")
+    inputs = graph[sampler]["inputs"]
+    own = {name: inputs.get(f"render_{name}", inputs[name]) for name in ("positive", "negative")}
+    own |= {name: inputs[name] for name in ("render", "render_cfg", "teacache")} | {"hand_over": [OWN[0], 0]}
+    render = {"class_type": "SRRender", "inputs": own}
+    load = {"class_type": "SRLoadHandOver", "inputs": {"hand_over": file}}
+    used = {value[0] for node in graph.values() for value in node["inputs"].values() if isinstance(value, list)}
+    ends = [node_id for node_id in graph if node_id not in used]
+    return dict(workflow.needed_for(graph | {sampler: render, OWN[0]: load}, *ends))
+
+
+# --- what a task does, on whatever machine it runs ---------------------------------------------------------------------
+
+
+def sketch_on(url: str, graph: Graph, timeout: float) -> Outcome:
+    """Sketch on that server; done: the hand-over file's content."""
+
+    def run(server: Any) -> bytes:
+        (file,) = client.files_of({"outputs": {OWN[1]: finished(server, graph, timeout)["outputs"][OWN[1]]}})
+        content: bytes = server.view(file)
+        return content
+
+    return outcome_of(url, run)
+
+
+def render_on(url: str, graph: Graph, name: str, content: bytes, timeout: float) -> Outcome:
+    """Put the hand-over into that server's input folder and render; done: [(file name, content)] of what was saved."""
+
+    def run(server: Any) -> list[tuple[str, bytes]]:
+        server.upload_image(content, name)
+        files = client.files_of(finished(server, graph, timeout))
+        return [(str(file["filename"]), server.view(file)) for file in files if file.get("type") == "output"]
+
+    return outcome_of(url, run)
+
+
+def outcome_of(url: str, run: Callable[[Any], Any]) -> Outcome:
+    """What came of it, as data. A server that answers with a fault of the graph is well, any other fault is its own."""
+    try:
+        return "done", run(client.Server(url))
+    except client.HostError as error:
+        if "status 413" in str(error):
+            return "failed", f"{url} takes no file of that size: start it with a larger --max-upload-size (MB)."
+        return ("failed" if error.details else "lost"), str(error).splitlines()[0]
+
+
+def finished(server: Any, graph: Graph, timeout: float) -> dict[str, Any]:
+    """Queue a graph and wait; its history entry. Raises HostError, also when the server has forgotten the graph."""
+    prompt_id, until, missed = server.queue(graph), time.monotonic() + timeout, 0
+    while time.monotonic() < until:
+        queue = server.get("/queue")
+        entry = server.get(f"/history/{prompt_id}").get(prompt_id)
+        if entry is not None:
+            checked: dict[str, Any] = client.checked(entry)
+            return checked
+        known = any(item[1] == prompt_id for items in queue.values() for item in items)
+        missed = 0 if known else missed + 1
+        if missed > 5:  # it was between queue and history once; now it is gone
+            raise client.HostError(f"{server.url} was started anew and has forgotten its work.")
+        time.sleep(0.3)
+    server.interrupt()
+    raise client.HostError(f"{server.url} did not finish within {timeout:.0f} s.")
+
+
+# --- the list -----------------------------------------------------------------------------------------------------------
+
+
+def jobs_of(prompts: Sequence[str], graph: Graph) -> list[Job]:
+    """One job a prompt; empty lines count but are no prompts."""
+    text = json.dumps(graph, sort_keys=True)
+    keys = [hashlib.sha256(f"{text}\n{prompt}".encode()).hexdigest()[:12] for prompt in prompts]
+    return [Job(i, prompt, key) for i, (prompt, key) in enumerate(zip(prompts, keys), 1) if prompt.strip()]
+
+
+def done_keys(results: Path) -> set[tuple[int, str]]:
+    """(number, key) of the jobs whose results are there. A last line that was cut by a kill is not there."""
+    found = set()
+    for line in results.read_text("utf-8").splitlines() if results.is_file() else []:
+        try:
+            result = json.loads(line)
+        except ValueError:
+            continue
+        if not result.get("error"):
+            found.add((result["number"], result["key"]))
+    return found
+
+
+def write(path: Path, content: bytes) -> None:
+    """Whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(content)
+    partial.replace(path)
+
+
+@dataclass
+class Spread:
+    """The work: which jobs wait for which stage, and which server is at what."""
+
+    graph: Graph
+    pools: dict[str, list[str]]
+    output: Path
+    timeout: float
+    waiting: dict[str, deque[Job]] = field(default_factory=lambda: {SKETCH: deque(), RENDER: deque()})
+    running: dict[Any, tuple[str, Job, str, float]] = field(default_factory=dict)  # Ray's reference -> stage, job, url, start
+    lost: dict[str, float] = field(default_factory=dict)  # servers that did not answer -> when to ask again
+    failed: int = 0
+    _alone_since: float = 0.0  # since when no server of a needed pool answers; 0: some do
+
+    def add(self, jobs: Sequence[Job]) -> None:
+        """Jobs whose hand-over is there already only wait for the render."""
+        for job in jobs:
+            self.waiting[RENDER if job.hand_over(self.output).is_file() else SKETCH].append(job)
+
+    def work(self, ray: Any) -> None:
+        """Run all jobs. Raises SystemExit when no server of a pool that is needed answers any more."""
+        tasks = {stage: ray.remote(num_cpus=0, max_retries=2)(do) for stage, do in ((SKETCH, sketch_on), (RENDER, render_on))}
+        while self.running or any(self.waiting.values()):
+            for stage, job, url in self._pairs():
+                self.running[tasks[stage].remote(*self._call(stage, job, url))] = (stage, job, url, time.monotonic())
+            if not self.running:
+                self._wait_for_a_server()
+                continue
+            ready, _ = ray.wait(list(self.running), num_returns=1, timeout=2)
+            for reference in ready:
+                stage, job, url, began = self.running.pop(reference)
+                try:
+                    what, made = ray.get(reference)
+                except ray.exceptions.RayError as error:  # Ray's own process for the task died, more than twice
+                    what, made = "failed", str(error).splitlines()[0]
+                self._take(stage, job, url, what, made, time.monotonic() - began)
+
+    def _pairs(self) -> Iterator[tuple[str, Job, str]]:
+        """(stage, job, server) to start now. Renders first, so that videos come early."""
+        for stage in (RENDER, SKETCH):
+            for url in self.pools[stage]:
+                busy = any(url == at for _, _, at, _ in self.running.values())
+                if self.waiting[stage] and not busy and self._answers(url):
+                    yield stage, self.waiting[stage].popleft(), url
+
+    def _answers(self, url: str) -> bool:
+        if url in self.lost:
+            if time.monotonic() < self.lost[url]:
+                return False
+            try:
+                client.Server(url).get("/system_stats", timeout=3)
+            except client.HostError:
+                self.lost[url] = time.monotonic() + 5
+                return False
+            del self.lost[url]
+            say(f"{url} answers again")
+        self._alone_since = 0.0
+        return True
+
+    def _call(self, stage: str, job: Job, url: str) -> tuple[Any, ...]:
+        graph, name = with_prompt(self.graph, job.prompt), f"spread_{job.number:04}_{job.key}"
+        if stage == SKETCH:
+            return url, sketch_graph(graph, f"srdiffusion/{name}"), self.timeout
+        content = job.hand_over(self.output).read_bytes()
+        return url, render_graph(graph, name + SUFFIX), name + SUFFIX, content, self.timeout
+
+    def _wait_for_a_server(self) -> None:
+        self._alone_since = self._alone_since or time.monotonic()
+        if time.monotonic() - self._alone_since > PATIENCE:
+            needed = next(stage for stage in (SKETCH, RENDER) if self.waiting[stage])
+            raise SystemExit(
+                f"spread: no {needed} server has answered for {PATIENCE:.0f} s: {', '.join(self.pools[needed])}. What is done "
+                f"lies in {self.output}; start the servers and give the same command to go on."
+            )
+        time.sleep(1)
+
+    def _take(self, stage: str, job: Job, url: str, what: str, made: Any, seconds: float) -> None:
+        """Book what came of a task; a job that is not done waits again."""
+        say(f"{job.number:04} {stage} on {url}: {what}, {seconds:.1f} s" + ("" if what == "done" else f" ({made})"))
+        if what == "done":
+            job.facts[stage] = {"server": url, "seconds": round(seconds, 2)}
+            if stage == SKETCH:
+                write(job.hand_over(self.output), made)
+                job.attempts = 0
+                self.waiting[RENDER].append(job)
+            else:
+                self._finish(job, made)
+            return
+        if what == "lost":
+            self.lost[url] = time.monotonic() + 5
+        else:
+            job.attempts += 1
+        if job.attempts < ATTEMPTS:
+            self.waiting[stage].appendleft(job)
+        else:
+            self.failed += 1
+            self._record(job, error=made)
+
+    def _finish(self, job: Job, files: list[tuple[str, bytes]]) -> None:
+        folder = self.output / f"{job.number:04}"
+        for name, content in files:
+            write(folder / Path(name.replace("\\", "/")).name, content)
+        self._record(job, files=[f"{folder.name}/{Path(name).name}" for name, _ in files])
+
+    def _record(self, job: Job, **more: Any) -> None:
+        """A line in the results, written whole."""
+        line = json.dumps({"number": job.number, "key": job.key, "prompt": job.prompt, **job.facts, **more}, ensure_ascii=False)
+        with (self.output / "results.jsonl").open("a", encoding="utf-8") as file:
+            file.write(("\n" if cut_off(self.output / "results.jsonl") else "") + line + "\n")
+
+
+def cut_off(path: Path) -> bool:
+    """Whether the file's last line has no end, as a kill leaves it."""
+    content = path.read_bytes() if path.is_file() else b""
+    return bool(content) and not content.endswith(b"\n")
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def api_graph(path: Path, urls: Sequence[str]) -> Graph:
+    """The graph of a workflow file, as the page saves it (a server is then asked for its nodes) or exported for the API."""
+    saved = json.loads(path.read_text("utf-8"))
+    if "nodes" not in saved:
+        return dict(saved)
+    for url in urls:
+        try:
+            return dict(workflow.to_api(saved, client.Server(url).object_info()))
+        except client.HostError as error:
+            say(f"{url} does not answer: {error}")
+    raise SystemExit("spread: none of the servers answers.")
+
+
+def start_ray(address: str | None) -> Any:
+    """Ray, on this machine or connected to a cluster; this file's helpers travel with the tasks."""
+    try:
+        import ray
+    except ImportError:
+        raise SystemExit("spread: Ray is missing. Install it beside this Python: pip install ray") from None
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    packages = str(Path(ray.__file__).parents[1])  # Ray's own processes must find it too, wherever it lies
+    os.environ["PYTHONPATH"] = os.pathsep.join([packages, *filter(None, [os.environ.get("PYTHONPATH")])])
+    ray.cloudpickle.register_pickle_by_value(client)
+    local: dict[str, Any] = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 1 << 30} if address is None else {}
+    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
+    return ray
+
+
+def main() -> int:
+    """The command; returns the exit status: 0 when every prompt is done."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workflow", type=Path, required=True, help="with SR Sampler, as saved or exported for the API")
+    parser.add_argument("--prompts", type=Path, required=True, help="text file, a prompt a line")
+    parser.add_argument("--sketch", nargs="+", required=True, metavar="URL", help="servers that sketch")
+    parser.add_argument("--render", nargs="+", required=True, metavar="URL", help="servers that render")
+    parser.add_argument("--output", type=Path, required=True, help="folder for results; a started one is gone on with")
+    parser.add_argument("--timeout", type=float, default=7200, help="seconds for one stage of one prompt")
+    parser.add_argument("--ray", metavar="ADDRESS", help="of a Ray cluster; default: Ray is started on this machine")
+    asked = parser.parse_args()
+    pools = {stage: [url.rstrip("/") for url in getattr(asked, stage)] for stage in (SKETCH, RENDER)}
+    asked.output.mkdir(parents=True, exist_ok=True)
+    graph = api_graph(asked.workflow, [*pools[RENDER], *pools[SKETCH]])
+    jobs, done = jobs_of(asked.prompts.read_text("utf-8").splitlines(), graph), done_keys(asked.output / "results.jsonl")
+    todo = [job for job in jobs if (job.number, job.key) not in done]
+    say(f"{len(jobs)} prompts, {len(jobs) - len(todo)} done already")
+    spread = Spread(graph, pools, asked.output, asked.timeout)
+    spread.add(todo)
+    if todo:
+        ray = start_ray(asked.ray)
+        try:
+            spread.work(ray)
+        finally:
+            ray.shutdown()
+    say(f"{len(jobs) - spread.failed} of {len(jobs)} prompts done; {asked.output / 'results.jsonl'}")
+    return 1 if spread.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,172 @@
+"""bench/spread.py: a list of prompts over several real servers, one of which is killed in the middle of its work."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from hosting import REPOSITORY, host_module, load_by_path
+
+sys.path.append(str(REPOSITORY / "bench"))
+
+spread = load_by_path("srd_spread", REPOSITORY / "bench" / "spread.py")
+
+pytestmark = pytest.mark.one_host
+PROMPTS = ["a red circle moves left", "two blue squares", "a green star", "a yellow triangle moves up"]
+WEIGHTS = {SKETCH: f"tiny_wan_{SKETCH}.safetensors" for SKETCH in ("sketch", "render")}
+
+
+def graph(sketch_steps: int = 6) -> dict[str, Any]:
+    """The demo's workflow as the API takes it, up to a saved latent."""
+    inputs = {
+        "sketch": ["1", 0], "render": ["2", 0], "positive": ["4", 0], "negative": ["5", 0], "latent": ["6", 0], "seed": 1,
+        "steps": 8, "cfg": 3.0, "sampler_name": "dpmpp_2m", "scheduler": "simple", "denoise": 1.0, "switch_mode": "step",
+        "delta": 0.01, "fix_step": 5, "max_step": 0, "switch_step": sketch_steps, "switch_sigma": 0.875, "render_cfg": 2.0,
+        "teacache": 0.0, "offload_sketch": "auto",
+    }  # fmt: skip
+    loaders = {
+        number: {"class_type": f"SRLoad{stage.capitalize()}DiT",
+                 "inputs": {"model_name": name, "weight_dtype": "default", "attention": "auto"}}
+        for number, (stage, name) in zip("12", WEIGHTS.items())
+    }  # fmt: skip
+    return loaders | {
+        "4": {"class_type": "SRDemoTextEncode", "inputs": {"text": "to be replaced"}},
+        "5": {"class_type": "SRDemoTextEncode", "inputs": {"text": ""}},
+        "6": {"class_type": "EmptyHunyuanLatentVideo", "inputs": {"width": 128, "height": 128, "length": 9, "batch_size": 1}},
+        "8": {"class_type": "SRSampler", "inputs": inputs},
+        "9": {"class_type": "SaveLatent", "inputs": {"samples": ["8", 0], "filename_prefix": "latents/spread"}},
+        "10": {"class_type": "SRSwitchInspector", "inputs": {"report": ["8", 1]}},
+    }
+
+
+# --- the workflow in two ------------------------------------------------------------------------------------------------
+
+
+def test_the_sketch_half_needs_no_render_and_the_render_half_no_sketch():
+    first, second = spread.sketch_graph(graph(), "a/b"), spread.render_graph(graph(), "x.sketch.safetensors")
+    assert {n["class_type"] for n in first.values()} == {
+        "SRLoadSketchDiT", "SRDemoTextEncode", "EmptyHunyuanLatentVideo", "SRSketch", "SRSaveHandOver"}  # fmt: skip
+    assert {n["class_type"] for n in second.values()} == {
+        "SRLoadRenderDiT", "SRDemoTextEncode", "SRLoadHandOver", "SRRender", "SaveLatent", "SRSwitchInspector"}  # fmt: skip
+    assert second["8"]["inputs"]["render_cfg"] == 2.0 and first["8"]["inputs"]["switch_step"] == 6
+
+
+def test_conditioning_of_the_render_alone_goes_to_the_render_half():
+    both = graph() | {"11": {"class_type": "SRDemoTextEncode", "inputs": {"text": "own"}}}
+    both["8"]["inputs"]["render_positive"] = ["11", 0]
+    assert spread.render_graph(both, "x")["8"]["inputs"]["positive"] == ["11", 0]
+    assert "11" not in spread.sketch_graph(both, "x")
+
+
+def test_the_prompt_goes_into_the_text_node_also_behind_another_node():
+    behind = graph() | {"12": {"class_type": "ConditioningZeroOut", "inputs": {"conditioning": ["4", 0]}}}
+    behind["8"]["inputs"]["positive"] = ["12", 0]
+    changed = spread.with_prompt(behind, "a star")
+    assert changed["4"]["inputs"]["text"] == "a star" and behind["4"]["inputs"]["text"] == "to be replaced"
+
+
+# --- the list -----------------------------------------------------------------------------------------------------------
+
+
+def test_results_of_another_prompt_or_workflow_a_failure_and_a_cut_line_do_not_count_as_done(tmp_path: Path):
+    jobs = spread.jobs_of(["one", "", "three"], graph())
+    assert [job.number for job in jobs] == [1, 3]
+    other = spread.jobs_of(["one"], graph(sketch_steps=2))[0]
+    lines = [{"number": 1, "key": other.key}, {"number": 3, "key": jobs[1].key, "error": "no"}]
+    results = tmp_path / "results.jsonl"
+    results.write_text("\n".join(map(json.dumps, lines)) + '\n{"number": 1, "key"', "utf-8")
+    assert not spread.done_keys(results) & {(job.number, job.key) for job in jobs}
+
+
+def test_a_line_after_a_cut_one_is_whole(tmp_path: Path):
+    work = spread.Spread(graph(), {}, tmp_path, 1)
+    (tmp_path / "results.jsonl").write_text('{"number": 1, "k', "utf-8")
+    (job,) = spread.jobs_of(["one"], graph())
+    work._record(job, files=[])
+    assert spread.done_keys(tmp_path / "results.jsonl") == {(1, job.key)}
+
+
+def test_a_server_that_is_not_there_is_lost_and_a_prompt_that_fails_is_given_up_after_three_times(tmp_path: Path):
+    what, why = spread.sketch_on("http://127.0.0.1:9", graph(), 1)
+    assert what == "lost" and "127.0.0.1:9" in why
+    work, (job,) = spread.Spread(graph(), {}, tmp_path, 1), spread.jobs_of(["one"], graph())
+    for _ in range(5):
+        work._take(spread.SKETCH, job, "http://a", "lost", why, 1.0)
+    assert list(work.waiting[spread.SKETCH]) == [job] * 5 and not work.failed
+    work.waiting[spread.SKETCH].clear()
+    for _ in range(3):
+        work._take(spread.SKETCH, job, "http://a", "failed", "out of memory", 1.0)
+    assert work.failed == 1 and "out of memory" in (tmp_path / "results.jsonl").read_text("utf-8")
+
+
+# --- three real servers ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Any]]:
+    """Three real servers with the tiny family, on loopback."""
+    host = host_module.find_or_make()
+    with contextlib.ExitStack() as stack, ThreadPoolExecutor() as threads:
+
+        def start(i: int) -> Any:
+            base = tmp_path_factory.mktemp(f"server{i}")
+            made = host_module.serve(host, base, host_module.DEMO_PACKS, host_module.tiny_family(), start_timeout=300)
+            return stack.enter_context(made)
+
+        yield list(threads.map(start, range(3)))
+
+
+def run_spread(folder: Path, servers: list[Any]) -> subprocess.Popen[str]:
+    """The command, with two servers that sketch and one that renders."""
+    (folder / "graph.json").write_text(json.dumps(graph()), "utf-8")
+    (folder / "prompts.txt").write_text("\n".join(PROMPTS), "utf-8")
+    host = host_module.find_or_make()
+    first, second, third = (server.url for server in servers)
+    command = [str(host.python), str(REPOSITORY / "bench" / "spread.py"), "--workflow", str(folder / "graph.json"),
+               "--prompts", str(folder / "prompts.txt"), "--sketch", first, second, "--render", third,
+               "--output", str(folder / "out")]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": str(host_module.tools(host))}
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def kill_at_work(server: Any) -> None:
+    """kill -9 while it is at a graph."""
+    until = time.monotonic() + 240
+    while not server.get("/queue")["queue_running"]:
+        assert time.monotonic() < until, "it never got to work"
+        time.sleep(0.05)
+    os.killpg(server._process.pid, signal.SIGKILL)
+
+
+def test_a_killed_server_loses_no_prompt_and_only_its_own_is_done_again(servers: list[Any], tmp_path: Path):
+    running = run_spread(tmp_path, servers)
+    kill_at_work(servers[0])
+    _, said = running.communicate(timeout=400)
+    assert running.returncode == 0, said
+    results = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text("utf-8").splitlines()]
+    assert sorted((r["number"], r["prompt"]) for r in results) == list(enumerate(PROMPTS, 1))
+    assert {r["sketch"]["server"] for r in results} == {servers[1].url}
+    tasks = [line.split() for line in said.splitlines() if " on http" in line]
+    assert sorted(line[1] + " " + line[4].strip(",") for line in tasks) == ["render done"] * 4 + ["sketch done"] * 4 + ["sketch lost"]
+
+    # The first result is SR Sampler's own, bit for bit.
+    (file,) = next(r for r in results if r["number"] == 1)["files"]
+    entry = servers[2].run(spread.with_prompt(graph(), PROMPTS[0]))
+    (whole,) = servers[2].download(entry, tmp_path / "whole")
+    ours, theirs = (safetensors.torch.load_file(path)["latent_tensor"] for path in (tmp_path / "out" / file, whole))
+    assert torch.equal(ours, theirs)
+
+    again = run_spread(tmp_path, servers)  # everything is done: no server is asked, nothing is done twice
+    assert "4 done already" in again.communicate(timeout=60)[1] and again.returncode == 0
