@@ -1,7 +1,7 @@
 """Graphs of real nodes, executed by the host's own executor in this process, many prompts in one latent batch.
 
-Beside the host's nodes and this pack's, four small nodes live here only: prompts in, noise numbered by prompt, a watch
-on a model (seconds, calls, and how much its predictions change), results out.
+Beside the host's nodes and this pack's, a few small nodes live here only: prompts in, noise numbered by prompt, a watch
+on a model (seconds, calls, and how much its predictions change), a model that keeps its input, results out.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def _register() -> None:
     for node in asyncio.run(extension.get_node_list()):
         nodes.NODE_CLASS_MAPPINGS[node.GET_SCHEMA().node_id] = node
     nodes.NODE_CLASS_MAPPINGS |= {"SRBenchPrompts": Prompts, "SRBenchNoise": Noise, "SRBenchWatch": Watch,
-                                  "SRBenchKeep": Keep}  # fmt: skip
+                                  "SRBenchOwnInput": OwnInput, "SRBenchKeep": Keep}  # fmt: skip
     weights = common.REPOSITORY / "demo" / "family" / "weights"
     for kind in ("diffusion_models", "vae"):
         folder_paths.add_model_folder_path(kind, str(weights))
@@ -116,7 +116,7 @@ def file_of(kind: str, name: str) -> tuple[Path, str]:
     return Path(found), name
 
 
-# --- the four nodes ---------------------------------------------------------------------------------------------------
+# --- the nodes --------------------------------------------------------------------------------------------------------
 
 
 class Prompts:
@@ -184,6 +184,25 @@ class Watch:
         model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "bench", watched.sample)
         model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "bench", watched.predict)
         return model, watched
+
+
+class OwnInput:
+    """A clone of a model whose network gets a tensor of its own. The host's EasyCache writes into its input; in half
+    precision that is a copy, in float32 (the tiny family) it is the sampler's own latent, which would be lost."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = "SRDiffusion/bench", "run", ("MODEL",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"model": ("MODEL",)}}
+
+    def run(self, model: Any) -> tuple[Any]:
+        from comfy.patcher_extension import WrappersMP
+
+        model = model.clone()
+        own_input = lambda executor, x, *args, **kwargs: executor(x.clone(), *args, **kwargs)  # noqa: E731
+        model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "bench", own_input)
+        return (model,)
 
 
 class Keep:

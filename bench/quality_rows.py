@@ -17,7 +17,7 @@ from quality_host import Graph, defaults, has_node, module
 SKETCH, RENDER = "sketch", "render"
 KEPT_FROM_SKETCH = ("x0", "prediction", "latent")  # what the adaptive rows read
 DELTAS = (0.002, 0.01, 0.03)
-FIXED = (3, 5, 8, 10, 15, 20, 30)  # of 50; the last for what a late hand-over gives
+FIXED = (3, 5, 8, 10, 12, 15, 20, 30)  # of 50; 12 is where sigma 0.875 lies, the last for what a late hand-over gives
 BOUNDARY = 0.875  # the noise level at which two-model samplers for Wan 2.2 change models
 EASYCACHE = (0.05, 0.1, 0.2)
 TEACACHE = (0.05, 0.08, 0.14, 0.2)
@@ -212,7 +212,8 @@ def _sampling(graph: Graph, plan: Plan, family: Family, models: dict[str, Any], 
         return {"report": ["sample", 1]}
     model = models[first]
     if plan.kind == "easycache":
-        graph["cache"] = _node("EasyCache", model=model, reuse_threshold=plan.threshold, start_percent=0.15,
+        graph["own_input"] = _node("SRBenchOwnInput", model=model)
+        graph["cache"] = _node("EasyCache", model=["own_input", 0], reuse_threshold=plan.threshold, start_percent=0.15,
                                end_percent=0.95, verbose=False)  # fmt: skip
         model = ["cache", 0]
     if plan.kind == "teacache":
