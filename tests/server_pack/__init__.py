@@ -1,0 +1,169 @@
+"""Test-only nodes and routes for a real server: faults at chosen places, digests, a census of what is alive, and a log of
+what the server writes and connects to. Linked into `custom_nodes` by the tests; its name there sorts before the pack's."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import comfy.model_base
+import comfy.model_management
+import comfy.model_patcher
+import torch
+from aiohttp import web
+from comfy.patcher_extension import WrappersMP
+from server import PromptServer
+
+PLACES = {
+    "none": None, "load": WrappersMP.PREPARE_SAMPLING, "call": WrappersMP.APPLY_MODEL, "clean-up": WrappersMP.OUTER_SAMPLE,
+}  # fmt: skip
+ACTS = ["error", "interrupt", "out of memory", "wait"]
+EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "socket.connect",
+          "subprocess.Popen", "os.system", "os.exec", "pickle.find_class")  # fmt: skip
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+
+log: list[dict[str, Any]] = []
+state: dict[str, Any] = {"waiting": "", "wait at": ""}
+
+
+def act(what: str, place: str) -> None:
+    """Do what a fault is to do."""
+    if what == "interrupt":
+        comfy.model_management.interrupt_current_processing()
+    elif what == "wait":
+        state["waiting"] = place
+        time.sleep(600)
+    elif what == "out of memory":
+        raise torch.OutOfMemoryError(f"test: {place}")
+    else:
+        raise RuntimeError(f"test: {place}")
+
+
+def watch(event: str, arguments: tuple[Any, ...]) -> None:
+    """Audit hook: note what writes or leaves the machine, and whether the pack is on the stack."""
+    if event not in EVENTS or (event == "open" and not writes(*arguments[1:3])):
+        return
+    files = []
+    frame: Any = sys._getframe(1)
+    while frame is not None:
+        files.append(frame.f_code.co_filename)
+        frame = frame.f_back
+    ours = any("srd_core" in file or "SRDiffusion" in file for file in files) and "importlib" not in " ".join(files[:4])
+    log.append({"event": event, "target": str(arguments[1 if event == "socket.connect" else 0]), "ours": ours})
+    if state["wait at"] == event and ours:
+        act("wait", event)
+
+
+def writes(mode: Any, flags: Any) -> bool:
+    return bool(set(str(mode or "")) & set("wax+")) or (isinstance(flags, int) and bool(flags & WRITING))
+
+
+sys.addaudithook(watch)
+
+
+class Prompt:
+    CATEGORY, FUNCTION, RETURN_TYPES = "test", "run", ("CONDITIONING",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"seed": ("INT", {})}}
+
+    def run(self, seed: int) -> tuple[Any]:
+        return ([[torch.randn(1, 4, 4096, generator=torch.Generator().manual_seed(seed)), {}]],)
+
+
+class Fault:
+    """A clone of a MODEL that fails at a place: when it is loaded for a run, at its call number ``at``, or after it."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = "test", "run", ("MODEL",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"model": ("MODEL",), "place": (list(PLACES),), "act": (ACTS,), "at": ("INT", {"default": 1}),
+                             "run": ("INT", {"default": 0})}}  # fmt: skip
+
+    def run(self, model: Any, place: str, act: str, at: int, run: int) -> tuple[Any]:
+        model, calls = model.clone(), [0]
+
+        def fail(executor: Any, *args: Any, **kwargs: Any) -> Any:
+            calls[0] += 1
+            done = executor(*args, **kwargs) if place == "clean-up" else None
+            if calls[0] == at:
+                globals()["act"](act, place)
+            return done if place == "clean-up" else executor(*args, **kwargs)
+
+        if place != "none":
+            model.add_wrapper_with_key(PLACES[place], "fault", fail)
+        return (model,)
+
+
+class FaultyVAE:
+    CATEGORY, FUNCTION, RETURN_TYPES = "test", "run", ("IMAGE",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"latent": ("LATENT",), "act": (ACTS,)}}
+
+    def run(self, latent: Any, act: str) -> tuple[Any]:
+        globals()["act"](act, "vae")
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        return (torch.zeros(1, 8, 8, 3),)
+
+
+class Digest:
+    CATEGORY, FUNCTION, RETURN_TYPES, OUTPUT_NODE = "test", "run", (), True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"latent": ("LATENT",), "run": ("INT", {"default": 0})}}
+
+    def run(self, latent: Any, run: int) -> dict[str, Any]:
+        content = latent["samples"].contiguous().cpu().numpy().tobytes()
+        return {"ui": {"digest": [hashlib.sha256(content).hexdigest()]}}
+
+
+class Sink:
+    """An output node for an IMAGE."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES, OUTPUT_NODE = "test", "run", (), True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"image": ("IMAGE",)}}
+
+    def run(self, image: Any) -> dict[str, Any]:
+        return {"ui": {"digest": ["image"]}}
+
+
+NODE_CLASS_MAPPINGS = {f"SRTest{c.__name__}": c for c in (Prompt, Fault, FaultyVAE, Digest, Sink)}
+
+
+@PromptServer.instance.routes.get("/srd_test/census")
+async def census(request: web.Request) -> web.Response:
+    """What is alive, after a collection, and the memory of the process in bytes."""
+    gc.collect()
+    kinds = {"models": comfy.model_base.BaseModel, "patchers": comfy.model_patcher.ModelPatcher}
+    counts = dict.fromkeys([*kinds, "runs"], 0)
+    for thing in gc.get_objects():
+        for name, kind in kinds.items():
+            counts[name] += issubclass(type(thing), kind)
+        counts["runs"] += type(thing).__name__ in ("Run", "Stage", "CachedRun") and "srd_core" in type(thing).__module__
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return web.json_response({"pid": os.getpid(), "memory": pages * os.sysconf("SC_PAGESIZE"), **counts, **state})
+
+
+@PromptServer.instance.routes.get("/srd_test/log")
+async def events(request: web.Request) -> web.Response:
+    return web.json_response(log)
+
+
+@PromptServer.instance.routes.get("/srd_test/wait_at/{event}")
+async def wait_at(request: web.Request) -> web.Response:
+    """From now on the pack waits in the first such event of its own, e.g. os.rename."""
+    state["wait at"] = request.match_info["event"]
+    return web.json_response({})

@@ -1,0 +1,397 @@
+"""What holds for every input: the switching rule, the maps between latent spaces, the step counter, the skip plan and
+the report, on thousands of drawn cases. The draws are the same in every run."""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hosting import module
+from hypothesis import HealthCheck, Phase, assume, configuration, given, settings
+from test_faults import other_format
+
+configuration.set_hypothesis_home_dir(Path(tempfile.gettempdir(), "srdiffusion-hypothesis"))
+
+criterion, latent_map = module("srd_core.criterion"), module("srd_core.latent_map")
+latent_space, plot = module("srd_core.latent_space"), module("srd_core.plot")
+report_module, steps_module = module("srd_core.report"), module("srd_core.steps")
+teacache = module("srd_core.teacache")
+Report, Step, HandOver, Switch = report_module.Report, report_module.Step, report_module.HandOver, criterion.Switch
+LatentMap, SwitchRule, StepCounter = latent_map.LatentMap, criterion.SwitchRule, steps_module.StepCounter
+SKETCH, RENDER = criterion.SKETCH, criterion.RENDER
+
+DRAWN: list[int] = []
+
+
+def cases(count: int, slow: bool = False) -> Callable[[Any], Any]:
+    """``count`` examples for the test below it. ``slow``: a case that fails is shown as it is, not made smaller first."""
+    DRAWN.append(count)
+    phases = [Phase.explicit, Phase.generate] if slow else list(Phase)
+    return settings(max_examples=count, deadline=None, database=None, derandomize=True, phases=phases,
+                    suppress_health_check=list(HealthCheck))  # fmt: skip
+
+
+def finite(low: float = -1e6, high: float = 1e6) -> st.SearchStrategy[float]:
+    return st.floats(low, high, allow_nan=False, width=32)
+
+
+wild = st.floats(allow_nan=True, allow_infinity=True)
+
+
+@st.composite
+def predictions(draw: st.DrawFn, count: int | None = None, values: Any = None) -> list[torch.Tensor]:
+    """Predictions of consecutive steps: [B, n], one shape and dtype."""
+    batch, width = draw(st.integers(1, 3)), draw(st.integers(1, 5))
+    count = count or draw(st.integers(1, 12))
+    dtype = draw(st.sampled_from([torch.float32, torch.float16, torch.bfloat16, torch.float64]))
+    size = batch * width * count
+    numbers = draw(st.lists(finite(-6e4, 6e4) if values is None else values, min_size=size, max_size=size))
+    return list(torch.tensor(numbers, dtype=torch.float64).to(dtype).reshape(count, batch, width))
+
+
+# --- the rule -----------------------------------------------------------------------------------------------------------
+
+
+@cases(2500)
+@given(predictions(count=2))
+def test_d_lies_between_0_and_1_and_agrees_with_python_numbers(pair: list[torch.Tensor]):
+    before, after = pair
+    found = criterion.relative_change(after, before).tolist()
+    for d, p, q in zip(found, after.double().tolist(), before.double().tolist()):
+        change, size = sum(abs(a - b) for a, b in zip(p, q)), sum(map(abs, q))
+        expected = 0.0 if change == 0 else math.tanh(change / size) if size else 1.0
+        assert 0 <= d <= 1
+        assert d == pytest.approx(expected, rel=1e-3, abs=1e-6)
+
+
+@cases(1000)
+@given(predictions(count=2), st.integers(-10, 10))
+def test_d_does_not_depend_on_the_scale_of_the_latents(pair: list[torch.Tensor], power: int):
+    before, after = (p.double().float() for p in pair)
+    tiny = torch.finfo(torch.float32).tiny * 2**12
+    assume(all(v == 0 or abs(v) > tiny for p in (before, after, before - after) for v in p.flatten().tolist()))
+    d = criterion.relative_change(after, before)
+    assert torch.equal(criterion.relative_change(after * 2.0**power, before * 2.0**power), d)
+
+
+switches = st.builds(
+    Switch,
+    mode=st.sampled_from(criterion.MODES), delta=st.floats(1e-6, 2.0), fix_step=st.integers(0, 60),
+    max_step=st.integers(0, 60), switch_step=st.integers(0, 60), switch_sigma=finite(-1, 20),
+)  # fmt: skip
+
+
+@cases(1000)
+@given(switches, st.integers(1, 120), st.floats(0.1, 20), st.lists(st.lists(wild, min_size=1, max_size=3), max_size=12))
+def test_a_run_hands_over_at_most_once_within_its_bounds_and_for_a_reason(
+    switch: Any, steps: int, highest: float, shown: list[list[float]]
+):
+    """Whatever the predictions are, also where they are not finite or change their size."""
+    rule = SwitchRule(switch, steps)
+    earliest, latest = switch.fix_step_for(steps), switch.limit_for(steps)
+    assert 0 <= earliest <= switch.fix_step and earliest < steps / 2
+    sigmas = [highest * (1 - step / steps) for step in range(steps)]
+    switched = None
+    for step, sigma in enumerate(sigmas):
+        stage, reason = rule.stage(step, sigma)
+        if stage == RENDER:
+            switched = step
+            break
+        assert (stage, reason) == (SKETCH, "")
+        if step < len(shown):
+            rule.observe(torch.tensor([shown[step]]))
+    if switched is None:
+        assert switch.mode != "adaptive" or latest >= steps
+        return
+    assert rule.final(RENDER)
+    if switch.mode == "adaptive":
+        assert reason in ("criterion", "max_step")
+        assert switched <= latest and (reason != "criterion" or (switched > earliest and rule.settled()))
+        assert reason != "max_step" or switched == latest
+    elif switch.mode == "step":
+        assert reason == "step" and switched == switch.switch_step
+    else:
+        assert reason == "sigma" and sigmas[switched] < switch.switch_sigma
+        assert all(sigma >= switch.switch_sigma for sigma in sigmas[:switched])
+
+
+@cases(1000)
+@given(predictions(values=wild))
+def test_what_the_rule_reports_is_a_number_of_every_sample_or_nothing(shown: list[torch.Tensor]):
+    rule = SwitchRule(Switch(), 50)
+    for i, prediction in enumerate(shown):
+        rule.observe(prediction)
+        assert (rule.d is None) == (i < 1) and (rule.derivative is None) == (i < 2)
+        for values, low, high in ((rule.d, 0, 1), (rule.derivative, -1, 1)):
+            if values is not None:
+                assert len(values) == len(prediction)
+                assert all(low <= v <= high for v in values if not math.isnan(v))
+        if rule.settled():
+            assert all(0 < v < 0.01 for v in rule.derivative)
+    if all(p.float().abs().max() < 1e30 for p in shown[-3:]):  # NaN compares false
+        assert all(map(math.isfinite, (rule.d or []) + (rule.derivative or [])))
+
+
+numbers = st.one_of(wild, st.integers(-3, 100).map(float))
+
+
+@cases(2500)
+@given(st.sampled_from([*criterion.MODES, "auto", ""]), numbers, st.integers(-2, 9), st.integers(-2, 9),
+       st.integers(-2, 9), numbers)  # fmt: skip
+def test_switch_settings_are_refused_exactly_where_no_run_could_follow_them(
+    mode: str, delta: float, fix_step: int, max_step: int, switch_step: int, switch_sigma: float
+):
+    followable = mode in criterion.MODES and min(fix_step, max_step, switch_step) >= 0
+    followable &= mode != "adaptive" or (math.isfinite(delta) and delta > 0)
+    followable &= mode != "sigma" or not math.isnan(switch_sigma)
+    asked = (mode, delta, fix_step, max_step, switch_step, switch_sigma)
+    if followable:
+        Switch(*asked)
+    else:
+        with pytest.raises(ValueError, match=r"(switch_mode|delta|_step|switch_sigma) is .*[;.]"):
+            Switch(*asked)
+
+
+# --- the maps between latent spaces -----------------------------------------------------------------------------------
+
+ratios = st.floats(1e-3, 1e3)
+maps = st.builds(LatentMap, ratio=ratios, kind=st.sampled_from([latent_map.FLOW, latent_map.VARIANCE_EXPLODING]))
+
+
+@cases(2500)
+@given(maps, finite(-10, 10), finite(-10, 10), st.floats(0, 1))
+def test_the_render_is_called_with_what_its_own_latent_would_be_at_its_own_noise_level(
+    space: Any, clean: float, noise: float, sigma: float
+):
+    """x of the sketch's z and eps becomes x of the render's z (ratio times as large) and the same eps."""
+    level = torch.tensor(sigma, dtype=torch.float64)
+
+    def noised(scale: float, at: torch.Tensor) -> torch.Tensor:
+        kept = 1 - at if space.kind == latent_map.FLOW else 1.0
+        return kept * scale * clean + at * noise
+
+    x, at = space.to_render(noised(1.0, level).reshape(1, 1), level.reshape(1))
+    assert torch.isfinite(x).all() and torch.isfinite(at).all()
+    assert x.item() == pytest.approx(noised(space.ratio, at).item(), rel=1e-9, abs=1e-9 * (1 + space.ratio))
+    back = space.clean_to_sketch(space.clean_to_render(x))
+    assert back.item() == pytest.approx(x.item(), rel=1e-12)
+
+
+@cases(1500)
+@given(maps, st.lists(st.floats(0, 1), min_size=2, max_size=20))
+def test_a_schedule_keeps_its_order_its_ends_and_has_a_way_back(space: Any, levels: list[float]):
+    ours = torch.tensor([1.0, *sorted(levels, reverse=True), 0.0], dtype=torch.float64)
+    theirs = space.sigmas(ours)
+    assert torch.isfinite(theirs).all() and (theirs[:-1] >= theirs[1:] - 1e-15).all() and theirs[-1] == 0
+    assert space.kind != latent_map.FLOW or theirs[0] == pytest.approx(1, rel=1e-12)
+    back = LatentMap(1 / space.ratio, space.kind).sigmas(theirs)
+    assert torch.allclose(back, ours, rtol=1e-9, atol=1e-12)
+
+
+@cases(1000)
+@given(wild, st.sampled_from([latent_map.FLOW, latent_map.VARIANCE_EXPLODING, "DDPM", ""]))
+def test_a_map_is_refused_exactly_where_its_ratio_or_its_kind_of_noise_has_none(ratio: float, kind: str):
+    if math.isfinite(ratio) and ratio > 0 and kind in (latent_map.FLOW, latent_map.VARIANCE_EXPLODING):
+        assert LatentMap(ratio, kind).is_identity == (ratio == 1)
+    else:
+        with pytest.raises(ValueError, match="No map between latents"):
+            LatentMap(ratio, kind)
+
+
+@cases(300)
+@given(st.sampled_from([16, 48]), st.sampled_from([2, 3]), st.sampled_from([1.0, 0.7, 1.5]), st.booleans(), st.booleans())
+def test_two_models_fit_exactly_where_nothing_but_the_scale_differs(
+    two_models: tuple[Any, Any], channels: int, dimensions: int, scale: float, compression: bool, statistics: bool
+):
+    sketch, render = two_models
+    facts: dict[str, Any] = {"latent_channels": channels, "latent_dimensions": dimensions, "scale_factor": scale}
+    facts |= {"spacial_downscale_ratio": 5} if compression else {}
+    facts |= {"latents_mean": torch.ones(16)} if statistics else {}
+    theirs = other_format(render, **facts)
+    if (channels, dimensions, compression, statistics) == (16, 3, False, False):
+        assert latent_space.check_pair(sketch, theirs).ratio == scale
+    else:
+        with pytest.raises(ValueError, match="do not share a latent. Different"):
+            latent_space.check_pair(sketch, theirs)
+
+
+@pytest.fixture(scope="module")
+def two_models(wan: Callable[..., Any]) -> tuple[Any, Any]:
+    return wan(), wan(seed=1)
+
+
+# --- steps --------------------------------------------------------------------------------------------------------------
+
+
+@cases(1000)
+@given(st.lists(st.floats(0.001, 80), min_size=1, max_size=30, unique_by=lambda s: round(s, 2)), st.integers(0, 3))
+def test_a_sampler_with_any_number_of_calls_a_step_between_its_levels_is_counted_by_steps(levels: list[float], more: int):
+    """The further calls lie between a step's level and the next one; the callback follows the first call."""
+    schedule = [*sorted(levels, reverse=True), 0.0]
+    counter = StepCounter(schedule)
+    for i, (level, following) in enumerate(zip(schedule, schedule[1:])):
+        for k in range(more + 1):
+            sigma = level + (following - level) * k / (more + 1)
+            assert counter.on_call(sigma if counter.needs_sigma else None) == (k == 0) and counter.step == i
+            if k == 0:
+                counter.on_callback(i)
+
+
+@cases(1000)
+@given(st.lists(st.floats(0.001, 80), min_size=1, max_size=30), wild)
+def test_every_noise_level_belongs_to_a_step_of_the_run(levels: list[float], sigma: float):
+    counter = StepCounter([*sorted(levels, reverse=True), 0.0])
+    assert 0 <= counter.interval(sigma) < counter.steps
+    counter.on_call(sigma)
+    assert 0 <= counter.step < counter.steps
+
+
+# --- TeaCache -----------------------------------------------------------------------------------------------------------
+
+changes = st.lists(st.one_of(st.floats(0, 2), wild), max_size=60)
+coefficients = st.lists(st.one_of(finite(-1e4, 1e4), wild), min_size=1, max_size=5)
+
+
+@cases(2500)
+@given(changes, coefficients, st.one_of(st.just(0.0), st.floats(0, 2)), st.integers(0, 8))
+def test_a_skip_plan_computes_what_it_must_and_reuses_only_below_the_threshold(
+    d: list[float], poly: list[float], threshold: float, first: int
+):
+    plan = teacache.skip_plan(d, poly, threshold, first)
+    assert len(plan) == len(d) + 1 and not plan[0] and not plan[-1] and not any(plan[:first])
+    assert threshold or not any(plan)
+    assert len(plan) >= teacache.MIN_STEPS or not any(plan)
+    in_a_row, total = 0, 0.0
+    for step, reuse in enumerate(plan):
+        if step:
+            total += max(teacache.polynomial(poly, d[step - 1]), 0.0)
+        if reuse:
+            assert total < threshold
+        in_a_row = in_a_row + 1 if reuse else 0
+        total = total if reuse else 0.0
+        assert in_a_row <= teacache.MAX_REUSES
+
+
+@cases(500)
+@given(st.integers(1, 20000), st.booleans(), st.integers(1, 10**6))
+def test_every_width_and_size_of_wan_has_coefficients(dim: int, image: bool, pixels: int):
+    table, note = teacache.wan_table(dim, image, pixels)
+    assert len(table.e) == len(table.e0) == 5 and all(map(math.isfinite, table.e + table.e0))
+    assert bool(note) == (table.dim != dim or (image and table in teacache.WAN_T2V))
+
+
+@cases(500)
+@given(st.lists(st.integers(1, 3), min_size=1, max_size=4), st.data())
+def test_residuals_are_given_back_to_the_conds_they_were_kept_for(rows: list[int], data: st.DataObject):
+    kept = teacache.Residuals()
+    batch, keys = rows[0], list(range(len(rows)))
+    whole = torch.arange(len(keys) * batch * 2.0).reshape(len(keys) * batch, 1, 2)
+    kept.keep(keys, whole)
+    wanted = data.draw(st.lists(st.integers(0, 5), min_size=1, max_size=5))
+    count = data.draw(st.integers(1, 12))
+    found = kept.recall(wanted, count)
+    if all(key in keys for key in wanted) and count == batch * len(wanted):
+        assert torch.equal(found, torch.cat([whole[key * batch : (key + 1) * batch] for key in wanted]))
+    else:
+        assert found is None
+
+
+# --- the report ---------------------------------------------------------------------------------------------------------
+
+stages = st.sampled_from([SKETCH, RENDER])
+maybe = st.one_of(st.none(), finite())
+words = st.text(max_size=12)
+reports = st.builds(
+    Report,
+    status=st.sampled_from(["not run", "running", "done", "interrupted", "failed"]), sketch=words, render=words,
+    switch=st.fixed_dictionaries({"mode": st.sampled_from(criterion.MODES), "delta": finite(0, 1)}),
+    fix_step=st.integers(0, 99), limit=st.integers(0, 99), sampler=words, error=words, notes=st.lists(words, max_size=2),
+    shape=st.lists(st.integers(1, 99), max_size=5), sigmas=st.lists(finite(0, 1e3), max_size=12),
+    steps=st.lists(st.builds(Step, st.integers(1, 99), finite(0, 1e3), stages, seconds=maybe, d=maybe, derivative=maybe,
+                             reused=st.booleans()), max_size=8),
+    hand_overs=st.lists(st.builds(HandOver, st.integers(0, 99), stages, words, finite(), finite(0, 100), maybe, maybe,
+                                  finite(0, 1e3)), max_size=3),
+    teacache=st.dictionaries(stages, st.builds(lambda t, n: {"threshold": t, "table": n}, finite(0, 1), words)),
+    calls=st.fixed_dictionaries({SKETCH: st.integers(0, 99), RENDER: st.integers(0, 99)}),
+    seconds=st.fixed_dictionaries({SKETCH: finite(0, 1e3), RENDER: finite(0, 1e3)}),
+    total_seconds=finite(0, 1e4),
+)  # fmt: skip
+json_values = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), wild, st.text(max_size=5)),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=5), inner, max_size=3)),
+    max_leaves=5,
+)
+
+
+def usable(report: Any, picture: bool = False) -> None:
+    """Whatever is taken for a report can be shown and written again."""
+    assert isinstance(report_module.summarize(report), str)
+    assert report.speed_up() is None or report.speed_up() >= 0
+    assert Report.from_json(report.to_json()) == report
+    if picture:
+        plot.draw(report)
+
+
+@cases(1000)
+@given(reports)
+def test_every_report_survives_json_and_can_be_summed_up(report: Any):
+    assert Report.from_json(report.to_json()) == report
+    usable(report)
+
+
+@cases(40, slow=True)
+@given(reports)
+def test_every_report_can_be_drawn(report: Any):
+    plot.draw(report)
+
+
+@cases(1500)
+@given(st.one_of(st.text(max_size=60), json_values.map(json.dumps), st.integers(1, 10**5).map("[".__mul__),
+                 json_values.map(lambda value: json.dumps({"version": 1, "steps": value}))))  # fmt: skip
+def test_text_that_is_no_report_is_refused_with_a_sentence(text: str):
+    try:
+        usable(Report.from_json(text))
+    except ValueError as error:
+        assert "report" in str(error)
+
+
+def places(data: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The path of every value in JSON data, outermost first."""
+    inner = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
+    return [path] * bool(path) + [p for key, value in inner for p in places(value, (*path, key))]
+
+
+@cases(1500, slow=True)
+@given(reports, st.data())
+def test_a_damaged_report_is_refused_with_a_sentence_or_still_usable(report: Any, data: st.DataObject):
+    """One value of any kind anywhere, or a field that is gone."""
+    damaged = asdict(report)
+    *path, last = data.draw(st.sampled_from(places(damaged)))
+    parent = damaged
+    for key in path:
+        parent = parent[key]
+    if data.draw(st.booleans()):
+        parent[last] = data.draw(json_values)
+    else:
+        del parent[last]
+    try:
+        usable(Report.from_json(json.dumps(damaged)), picture=data.draw(st.integers(0, 40)) == 40)
+    except ValueError as error:
+        assert "report" in str(error)
+
+
+def test_every_field_of_a_report_is_drawn_from():
+    """A field that is added to the report without its draws here stays at its default and is only seen as damaged."""
+    assert {"status", "steps", "hand_overs", "teacache", "calls", "seconds"} <= {f.name for f in fields(Report)}
+
+
+def test_twenty_thousand_cases_are_drawn():
+    assert sum(DRAWN) >= 20_000
