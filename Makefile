@@ -8,7 +8,7 @@ HOST = $(PYTHON) demo/host.py
 # One worker a core, one thread each: tiny tensors gain nothing from a second thread.
 WORKERS ?= auto
 PYTEST = run-module pytest -p no:cacheprovider --import-mode=importlib --confcutdir=tests -n $(WORKERS) --dist worksteal
-test test-all-hosts test-core soak: export OMP_NUM_THREADS ?= 1
+test test-long test-all-hosts test-core soak: export OMP_NUM_THREADS ?= 1
 MYPY_PACK = --ignore-missing-imports --disallow-untyped-defs --python-version 3.10 --cache-dir "$(CURDIR)/.mypy_cache/pack"
 VERSIONS = 0.18.2 0.20.1 0.24.0 0.26.0 0.27.0 0.30.0
 # What a change of the host would break: the invariants, the node contract, the shipped workflows in its real server, and
@@ -20,11 +20,12 @@ override PROMPT := $(value PROMPT)
 export PROMPT
 endif
 
-.PHONY: demo test lint types test-core test-all-hosts soak family clean help
+.PHONY: demo test test-long lint types test-core test-all-hosts soak family clean help
 
 help:
 	@echo 'make demo [PROMPT="a red circle"]   sample with the tiny family in a real ComfyUI'
-	@echo 'make test                           lint, types and all tests, on the default host'
+	@echo 'make test                           lint, types and tests, on the default host'
+	@echo 'make test-long                      the tests that take minutes each: soak, killed servers, more families'
 	@echo 'make test-core [VERSIONS=0.18.2]    what a change of the host would break, on those versions'
 	@echo 'make test-all-hosts                 the tests on every ComfyUI version from 0.18.2 to 0.30.0 (long)'
 	@echo 'make soak                           200 mixed runs with faults in one server, with the memory it took'
@@ -35,7 +36,11 @@ demo:
 	@$(PYTHON) demo/run.py
 
 test: lint types
-	$(HOST) $(PYTEST) $(PYTEST_ARGS) $(TESTS)
+	$(HOST) $(PYTEST) -m "not long" $(PYTEST_ARGS) $(TESTS)
+
+# What takes minutes: 200 mixed runs in one server, servers that are killed, several servers, six more families.
+test-long:
+	$(HOST) $(PYTEST) -m long $(PYTEST_ARGS) $(TESTS)
 
 lint:
 	$(HOST) run-module ruff check --no-cache .
@@ -62,7 +67,7 @@ test-all-hosts test-core:
 	    $(HOST) --version $$version $(PYTEST) -m "not one_host" $(PYTEST_ARGS) $(SUITE); \
 	done
 
-# Part of `make test` too; here alone, with what it counted and measured.
+# Part of `make test-long` too; here alone, with what it counted and measured.
 soak:
 	$(HOST) $(subst -n $(WORKERS) --dist worksteal,-s,$(PYTEST)) $(PYTEST_ARGS) tests/test_soak.py
 

@@ -18,6 +18,8 @@ from hosting import module
 from test_cooperation import STEPS, sr_model, sr_sampler
 from test_faults import Broken, state_of
 
+pytestmark = pytest.mark.long
+
 cooperation, latent_space = module("srd_core.cooperation"), module("srd_core.latent_space")
 families = module("srd_core.families")
 Report = module("srd_core.report").Report

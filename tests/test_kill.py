@@ -14,6 +14,8 @@ import pytest
 from hosting import REPOSITORY, load_by_path, module
 from serving import census, cooperating, digest_of, plain, serving, sketch_saved, wan_files
 
+pytestmark = pytest.mark.long
+
 handover = module("srd_core.handover")
 workflow = load_by_path("srd_workflow", REPOSITORY / "demo" / "workflow.py")
 

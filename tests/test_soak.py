@@ -12,6 +12,8 @@ import pytest
 from hosting import host_module
 from serving import census, common, cooperating, digest, digest_of, plain, serving, sketch_saved, wan_files
 
+pytestmark = pytest.mark.long
+
 RUNS, PLAIN_EVERY, WARM = 200, 20, 20
 SAMPLERS = ("euler", "uni_pc", "dpmpp_2m", "res_multistep", "heun", "euler_ancestral", "euler_cfg_pp", "dpmpp_sde")
 FLAT = 0.02  # of the memory after the first WARM runs

@@ -23,7 +23,7 @@ sys.path.append(str(REPOSITORY / "bench"))
 
 spread = load_by_path("srd_spread", REPOSITORY / "bench" / "spread.py")
 
-pytestmark = pytest.mark.one_host
+pytestmark = [pytest.mark.one_host, pytest.mark.long]
 PROMPTS = ["a red circle moves left", "two blue squares", "a green star", "a yellow triangle moves up"]
 WEIGHTS = {SKETCH: f"tiny_wan_{SKETCH}.safetensors" for SKETCH in ("sketch", "render")}
 
