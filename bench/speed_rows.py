@@ -1,0 +1,393 @@
+"""The rows of the speed bench as data, and how each is sampled: by the host's own sampling call on the pack's MODELs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import comfy.model_management
+import comfy.sample
+import comfy.samplers
+import torch
+from comfy.patcher_extension import WrappersMP
+from quality_host import module
+from speed_measure import clock, wait
+from speed_models import WEIGHTS, build, conditioning, cost
+
+SKETCH, RENDER = "sketch", "render"
+STEPS = 50  # of the paper's runs, which the steps of every row belong to
+SHORT = 8  # steps of a run that only warms up
+FASTEST = "fastest"  # of the attention backends that are here
+SEED, SAMPLER, SCHEDULER = 0, "euler", "simple"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """How the networks are computed."""
+
+    weights: str = "default"
+    attention: str = "auto"
+    compiled: bool = False
+
+    def __str__(self) -> str:
+        words = [f"{self.weights} weights" if self.weights != "default" else "",
+                 f"{self.attention} attention" if self.attention != "auto" else "", "compiled" if self.compiled else ""]  # fmt: skip
+        return ", ".join(word for word in words if word) or "default"
+
+
+PLAIN = Variant()
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    name: str
+    kind: str  # plain, easycache, chained, cooperation
+    sketch: float  # steps of the sketch, of STEPS
+    reuse: tuple[float, float] = (0, 0)  # steps of sketch and render that TeaCache shall reuse, of STEPS
+    variant: Variant = PLAIN
+    cfg_1: bool = False  # the render without guidance
+
+    def steps(self, steps: int) -> int:
+        """Those of the sketch in a run of ``steps``."""
+        return steps if self.sketch == STEPS else max(round(self.sketch * steps / STEPS), 1) if self.sketch else 0
+
+
+# Steps that TeaCache reuses with real weights at a threshold, from the seconds of the paper's Tables 2 and 3 (A800): those
+# saved, over those of a step of the model. With random weights no threshold means the same, so the threshold is chosen here
+# to reuse as many.
+PAPER_REUSE = {
+    cost.WAN: {"sketch 0.14": (841 - 579) / (841 / STEPS), "sketch 0.2": (841 - 427) / (841 / STEPS),
+               "render 0.14": (296 - 215) / (158 / STEPS)},
+    cost.COGVIDEOX: {"sketch 0.1": (213 - 139) / (213 / STEPS), "sketch 0.15": (213 - 106) / (213 / STEPS),
+                     "render 0.1": (117 - 107) / (75 / STEPS)},
+}  # fmt: skip
+SKETCH_STEPS = {cost.WAN: 10, cost.COGVIDEOX: 15}  # mean of the paper at delta 0.01
+CFG = {cost.WAN: 5.0, cost.COGVIDEOX: 6.0}
+
+
+def rows(family: str) -> list[Row]:
+    """Every row, what matters most first."""
+    k, reuse = SKETCH_STEPS[family], PAPER_REUSE[family]
+    render_tea = next(name for name in reuse if name.startswith(RENDER))
+    tea, cached = f"TeaCache {render_tea.split()[1]}", (0.0, reuse[render_tea])
+    base = f"SR, {k} steps"
+    return [
+        Row("sketch only", "plain", STEPS),
+        Row(base, "cooperation", k),
+        Row(f"{base}, {tea}", "cooperation", k, cached),
+        Row("render only", "plain", 0),
+        *(Row(f"SR, {other} steps", "cooperation", other) for other in ((7, 8, 16) if family == cost.WAN else (10, 20))),
+        Row(f"two chained samplers, {k} steps", "chained", k),
+        Row("EasyCache 0.2 on the sketch", "easycache", STEPS),
+        *(Row(f"TeaCache {name.split()[1]} on the sketch", "plain", STEPS, (count, 0)) for name, count in reuse.items()
+          if name.startswith(SKETCH)),
+        Row(f"{base}, render_cfg 1", "cooperation", k, cfg_1=True),
+        Row(f"{base}, sage attention", "cooperation", k, variant=Variant(attention="sage")),
+        Row(f"{base}, fastest attention", "cooperation", k, variant=Variant(attention=FASTEST)),
+        Row(f"{base}, compiled", "cooperation", k, variant=Variant(compiled=True)),
+        *(Row(f"{base}, {weights}", "cooperation", k, variant=Variant(weights)) for weights in WEIGHTS[1:]),
+        Row(f"{base}, {tea}, sage attention", "cooperation", k, cached, Variant(attention="sage")),
+        Row(f"{base}, {tea}, compiled", "cooperation", k, cached, Variant(compiled=True)),
+        Row(f"{base}, {tea}, fp8", "cooperation", k, cached, Variant("fp8")),
+        Row(f"{base}, {tea}, fp8, sage attention, render_cfg 1", "cooperation", k, cached, Variant("fp8", "sage"), True),
+    ]  # fmt: skip
+
+
+# --- models -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Bench:
+    """The pair of a session at one size, as every variant asks for it."""
+
+    sketch: Any  # cost.Network
+    render: Any
+    size: Any  # cost.Size
+    device: torch.device
+    steps: int
+    fastest: str = ""  # attention backend, once it is known
+    warm: set[str] = field(default_factory=set)  # rows whose networks torch has compiled
+    _pairs: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+    _variants: dict[Variant, tuple[Any, Any]] = field(default_factory=dict)
+
+    def pair(self, variant: Variant) -> tuple[Any, Any]:
+        """(sketch, render) MODELs; weights are built at their first use and shared by all variants of them."""
+        if variant not in self._variants:
+            if variant.weights not in self._pairs:
+                networks = (self.sketch, self.render)
+                self._pairs[variant.weights] = tuple(build(n, variant.weights, self.device) for n in networks)  # type: ignore[assignment]
+            backend = self.fastest if variant.attention == FASTEST else variant.attention
+            with_attention = module("srd_core.attention").with_attention
+            models = [with_attention(model, backend) for model in self._pairs[variant.weights]]
+            self._variants[variant] = tuple(map(compiled, models)) if variant.compiled else tuple(models)  # type: ignore[assignment]
+        return self._variants[variant]
+
+    def latent(self) -> torch.Tensor:
+        """An empty one, [1, 16, frames, height, width]."""
+        return torch.zeros(1, cost.CHANNELS, *self.size.latent)
+
+
+def compiled(model: Any) -> Any:
+    """By the host's own node, as it comes."""
+    from comfy_extras.nodes_torch_compile import TorchCompileModel
+
+    return _result(TorchCompileModel.execute(model, "inductor"))
+
+
+def easycached(model: Any) -> Any:
+    """By the host's own node at its defaults."""
+    from comfy_extras.nodes_easycache import EasyCacheNode
+
+    return _result(EasyCacheNode.execute(model, reuse_threshold=0.2, start_percent=0.15, end_percent=0.95, verbose=False))
+
+
+def _result(output: Any) -> Any:
+    """The first output of a V3 node."""
+    return output.result[0] if hasattr(output, "result") else output[0]
+
+
+def unavailable(row: Row, bench: Bench) -> str:
+    """Why this row can't be measured here; empty: it can."""
+    attention = module("srd_core.attention")
+    if row.variant.attention == FASTEST:
+        default = attention.backend_of({})
+        if bench.fastest == default:
+            return f"The fastest backend here is {default}, which ComfyUI takes anyhow: the row is the one without it."
+    elif (wanted := row.variant.attention) not in attention.backends():
+        return f"ComfyUI has not registered {wanted} attention: pip install {attention.PACKAGES.get(wanted, wanted)}."
+    return compiler_missing(bench.device) if row.variant.compiled else ""
+
+
+def compiler_missing(device: torch.device) -> str:
+    """Why torch.compile does not work here; empty: it does."""
+    try:
+        torch.compile(lambda x: x * 2 + 1, backend="inductor")(torch.ones(8, device=device))
+    except (RuntimeError, ImportError, OSError) as error:
+        return f"torch.compile does not work here: {str(error).strip().splitlines()[0]}"
+    return ""
+
+
+# --- TeaCache: as many steps reused as with real weights -----------------------------------------------------------------
+
+
+def threshold_for(model: Any, network: Any, bench: Bench, first: int, reused: float) -> float:
+    """The TeaCache threshold at which steps ``first`` ... of a run reuse about ``reused`` of them with these weights."""
+    teacache, reuse = module("srd_core.teacache"), module("srd_core.reuse")
+    sampling = model.get_model_object("model_sampling")
+    sigmas = comfy.samplers.calculate_sigmas(sampling, SCHEDULER, bench.steps)[first:-1]
+    if len(sigmas) < teacache.MIN_STEPS:
+        return 1.0
+    modulation, table = (
+        (reuse.wan_modulation, teacache.wan_table(network.dim, False, 0)[0])
+        if network.family == cost.WAN
+        else (reuse.cogvideox_modulation, teacache.cogvideox_table(network.dim, 1)[0])
+    )
+    d = teacache.distances(modulation(model.model.diffusion_model, sampling.timestep(sigmas).float(), "e"))
+    low, high = 1e-6, 100.0
+    for _ in range(50):
+        middle = (low * high) ** 0.5
+        enough = sum(teacache.skip_plan(d, table.coefficients("e"), middle)) >= reused
+        low, high = (low, middle) if enough else (middle, high)
+    return high
+
+
+# --- sampling -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Ran:
+    """What a run left besides its seconds."""
+
+    steps: list[float] = field(default_factory=list)  # seconds from each step to the next
+    reused: dict[str, float] = field(default_factory=lambda: {SKETCH: 0.0, RENDER: 0.0})
+    hand_over: dict[str, float] | None = None
+
+
+def sample(model: Any, bench: Bench, cfg: float, callback: Any = None, **how: Any) -> torch.Tensor:
+    """The host's sampling call over the bench's schedule, or over steps start_step to last_step of it."""
+    positive, negative = conditioning(bench.sketch)
+    latent = how.pop("latent", bench.latent())
+    noise = torch.zeros_like(latent) if how.get("disable_noise") else comfy.sample.prepare_noise(latent, SEED)
+    return comfy.sample.sample(model, noise, bench.steps, cfg, SAMPLER, SCHEDULER, positive, negative, latent,
+                               callback=callback, disable_pbar=True, seed=SEED, **how)  # fmt: skip
+
+
+def probe(model: Any, bench: Bench, cfg: float, steps: int) -> list[float]:
+    """Seconds of single steps of a model: the first ``steps`` of a run but for its very first, which also loads."""
+    steps_clock = StepClock(bench.device)
+    sample(model, bench, cfg, steps_clock, last_step=steps + 1, force_full_denoise=True)
+    return steps_clock.seconds
+
+
+class StepClock:
+    """A step callback that takes down the seconds between steps."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self._last = device, 0.0
+        self.seconds: list[float] = []
+
+    def __call__(self, step: int, *_: Any) -> None:
+        wait(self.device)
+        now = clock(self.device)
+        if step:
+            self.seconds.append(now - self._last)
+        self._last = now
+
+
+def warm_up(row: Row, bench: Bench) -> None:
+    """Lets torch compile what the row's runs need, once for each row."""
+    if row.variant.compiled and row.name not in bench.warm:
+        prepared(row, dataclasses.replace(bench, steps=SHORT))()
+        bench.warm.add(row.name)
+
+
+def prepared(row: Row, bench: Bench) -> Callable[[], Ran]:
+    """The row as a call that samples one whole run."""
+    sketch, render = bench.pair(row.variant)
+    k, cfg = row.steps(bench.steps), CFG[bench.sketch.family]
+    share = bench.steps / STEPS
+    teacache = module("srd_core.reuse")
+    if row.kind == "cooperation":
+        wanted = row.reuse[1] * share
+        threshold = threshold_for(render, bench.render, bench, k, wanted) if wanted else 0.0
+        return lambda: _cooperation(sketch, render, k, threshold, row, bench)
+    if row.kind == "chained":
+        return lambda: _chained(sketch, render, k, bench, cfg)
+    model, stage = (sketch, SKETCH) if row.sketch else (render, RENDER)
+    if row.kind == "easycache":
+        model = easycached(model)
+    elif wanted := row.reuse[0] * share:
+        threshold = threshold_for(model, bench.sketch, bench, 0, wanted)
+        model = teacache.with_teacache(model, teacache.TeaCache(threshold))
+    return lambda: _alone(model, stage, bench, cfg, cached=row.kind == "easycache" or bool(row.reuse[0]))
+
+
+def _alone(model: Any, stage: str, bench: Bench, cfg: float, cached: bool) -> Ran:
+    ran = Ran()
+    if not cached:
+        sample(model, bench, cfg)
+        return ran
+    forwards = []  # rows of every forward that ran its blocks
+
+    def count(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any], __: Any) -> None:
+        forwards.append((args[0] if args else kwargs["hidden_states"]).shape[0])
+
+    hook = model.model.diffusion_model.blocks[0].register_forward_hook(count, with_kwargs=True)
+    try:
+        sample(model, bench, cfg)
+    finally:
+        hook.remove()
+    ran.reused[stage] = bench.steps - sum(forwards) / 2
+    return ran
+
+
+def _chained(sketch: Any, render: Any, k: int, bench: Bench, cfg: float) -> Ran:
+    """As two KSampler (Advanced) do it: the second goes on with the noise that the first leaves."""
+    latent = sample(sketch, bench, cfg, last_step=k)
+    sample(render, bench, cfg, latent=latent, start_step=k, disable_noise=True)
+    return Ran()
+
+
+def _cooperation(sketch: Any, render: Any, k: int, threshold: float, row: Row, bench: Bench) -> Ran:
+    cooperation, criterion = module("srd_core.cooperation"), module("srd_core.criterion")
+    report, moved = module("srd_core.report").Report(), Moved(sketch)
+    settings = cooperation.RenderSettings(cfg=1.0 if row.cfg_1 else 0.0, teacache=threshold)
+    switch = criterion.Switch(mode="step", switch_step=k)
+    model = cooperation.cooperate(sketch, moved.watched(render), switch, settings, report)
+    sample(model, bench, CFG[bench.sketch.family])
+    ran = Ran(reused={stage: report.reused(stage) for stage in (SKETCH, RENDER)})
+    if report.hand_overs:
+        ran.hand_over = {"seconds": report.hand_overs[0].seconds, "in": moved.came, "out": moved.left}
+    return ran
+
+
+@dataclass
+class Moved:
+    """Bytes of weights that the host's memory manager moves when it loads the render."""
+
+    sketch: Any
+    came: float = 0.0  # of the render onto its device
+    left: float = 0.0  # of the sketch from its own
+
+    def watched(self, render: Any) -> Any:
+        """A clone of the render that tells when it is loaded."""
+        render = render.clone()
+        render.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, "bench", self._load)
+        return render
+
+    def _load(self, executor: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
+        before = self._on_device(model), self._on_device(self.sketch)
+        result = executor(model, *args, **kwargs)
+        self.came += max(self._on_device(model) - before[0], 0)
+        self.left += max(before[1] - self._on_device(self.sketch), 0)
+        return result
+
+    @staticmethod
+    def _on_device(model: Any) -> float:
+        """Bytes of its weights that lie on another device than they rest on."""
+        away = model.load_device != model.offload_device
+        return float(model.loaded_size()) if away else 0.0
+
+
+def unload() -> None:
+    """Everything back to main memory, as after other models."""
+    comfy.model_management.unload_all_models()
+    comfy.model_management.soft_empty_cache()
+
+
+def plan_of(row: Row, steps: int, reused: dict[str, float]) -> Any:
+    """The cost model's plan of a row as it was sampled."""
+    k = row.steps(steps)
+    return cost.Plan(steps, k, min(reused.get(SKETCH, 0), k), min(reused.get(RENDER, 0), steps - k))
+
+
+def forwards_of(row: Row) -> tuple[int, int]:
+    """Forwards of sketch and render in a step."""
+    return 2, 1 if row.cfg_1 else 2
+
+
+def named(family: str) -> dict[str, Row]:
+    """The rows by name."""
+    return {row.name: row for row in rows(family)}
+
+
+def chosen(family: str, pattern: str) -> list[Row]:
+    """Rows named by words that | separates, whole names or parts of several; sketch only, their reference, always. Raises
+    ValueError where none fits."""
+    every = rows(family)
+    names = {row.name.lower() for row in every}
+    words = [word.strip().lower() for word in pattern.split("|") if word.strip()]
+
+    def wanted(name: str) -> bool:
+        return not words or any(word == name if word in names else word in name for word in words)
+
+    found = [row for row in every if wanted(row.name.lower())]
+    if not found:
+        raise ValueError(f"No row has {pattern!r} in its name. There are: {'; '.join(row.name for row in every)}.")
+    return found if every[0] in found else [every[0], *found]
+
+
+def variants_of(selected: Sequence[Row]) -> list[Variant]:
+    """Each way of computing that the rows ask for, once, in their order."""
+    return list(dict.fromkeys(row.variant for row in selected))
+
+
+def as_dict(variant: Variant) -> dict[str, Any]:
+    """For JSON."""
+    return dataclasses.asdict(variant)
+
+
+def cold_hand_over(bench: Bench) -> dict[str, float]:
+    """Seconds and bytes (in, out) of a hand-over in a run that starts with nothing on the device."""
+    cooperation, criterion = module("srd_core.cooperation"), module("srd_core.criterion")
+    sketch, render = bench.pair(PLAIN)
+    unload()
+    report, moved = module("srd_core.report").Report(), Moved(sketch)
+    model = cooperation.cooperate(sketch, moved.watched(render), criterion.Switch(mode="step", switch_step=1),
+                                  cooperation.RenderSettings(), report)  # fmt: skip
+    sample(model, bench, CFG[bench.sketch.family], last_step=2, force_full_denoise=True)
+    return {"seconds": report.hand_overs[0].seconds, "in": moved.came, "out": moved.left}

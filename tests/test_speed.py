@@ -1,0 +1,332 @@
+"""The speed bench from start to table on tiny shapes: what it runs, keeps, counts and says. Never how fast it is."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import comfy.sd
+import pytest
+import torch
+from hosting import REPOSITORY, module
+
+sys.path.append(str(REPOSITORY / "bench"))
+
+import quality_host  # noqa: E402
+import speed  # noqa: E402
+import speed_measure  # noqa: E402
+import speed_models  # noqa: E402
+import speed_paper  # noqa: E402
+import speed_profile  # noqa: E402
+import speed_rows  # noqa: E402
+import speed_table  # noqa: E402
+
+cost = module("srd_core.cost")
+CPU = torch.device("cpu")
+TINY = speed_models.SHAPES["tiny"]
+STEPS = 12
+ROWS = ("SR, 10 steps", "SR, 10 steps, TeaCache 0.14", "render only", "two chained samplers, 10 steps", "SR, 10 steps, fp8",
+        "EasyCache 0.2 on the sketch", "TeaCache 0.2 on the sketch", "SR, 10 steps, sage attention")  # fmt: skip
+
+
+def command(folder: Path, *words: str, rows: tuple[str, ...] = ROWS) -> int:
+    return speed.main(["--device", "cpu", "--shapes", "tiny", "--steps", str(STEPS), "--rounds", "1", "--probe", "1",
+                       "--threads", "1", "--results", str(folder / "speed.json"), "--rows", "|".join(rows), *words])  # fmt: skip
+
+
+def data_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "speed.json").read_text("utf-8"))
+
+
+def lines_of(folder: Path, kind: str) -> list[dict[str, Any]]:
+    return [line for line in data_of(folder)["lines"] if line["kind"] == kind]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("speed")
+    assert command(folder) == 0
+    return folder
+
+
+def bench(family: str = cost.WAN, steps: int = STEPS) -> Any:
+    quality_host.start()
+    sketch, render, size = TINY[family]
+    return speed_rows.Bench(sketch, render, size, CPU, steps)
+
+
+# --- from start to table ------------------------------------------------------------------------------------------------
+
+
+def test_every_row_is_a_whole_run_or_says_why_it_is_not(made: Path):
+    measured = {line["row"] for line in lines_of(made, "whole")}
+    (missing,) = lines_of(made, "unavailable")
+    assert measured | {missing["row"]} == {"sketch only", *ROWS}
+    assert missing["row"] == "SR, 10 steps, sage attention" and "pip install sageattention" in missing["reason"]
+
+
+def test_steps_of_both_models_are_measured_for_every_way_of_computing(made: Path):
+    found = {(line["variant"]["weights"], line["stage"]) for line in lines_of(made, "steps")}
+    assert found == {(w, stage) for w in ("default", "fp8") for stage in ("sketch", "render")}
+    assert all(seconds > 0 for line in lines_of(made, "steps") for seconds in line["seconds"])
+
+
+def test_a_session_says_with_what_it_was_made(made: Path):
+    (session,) = data_of(made)["sessions"]
+    assert session["command"].startswith("python3 bench/") and session["peak_flops"] > 0 and session["bandwidth"] > 0
+    assert session["device"] == "cpu" and "ComfyUI" in session["host"] and "torch" in session["versions"]
+    assert session["fastest_attention"] in session["attention_seconds"]
+
+
+def test_a_hand_over_tells_its_seconds_and_bytes(made: Path):
+    (cold,) = lines_of(made, "hand_over")
+    assert cold["seconds"] > 0 and cold["in"] == cold["out"] == 0  # on the CPU nothing moves
+    with_hand_over = {line["row"] for line in lines_of(made, "whole") if line["hand_over"]}
+    assert with_hand_over == {row for row in ROWS if row.startswith("SR") and "sage" not in row}
+
+
+def test_the_same_command_goes_on_where_it_stopped(made: Path, tmp_path: Path):
+    whole = data_of(made)
+    kept = [line for line in whole["lines"] if line.get("row") not in ROWS[2:4]]
+    (tmp_path / "speed.json").write_text(json.dumps({**whole, "lines": kept}), "utf-8")
+    assert command(tmp_path) == 0
+    again = lines_of(tmp_path, "whole")
+    assert [line["row"] for line in again if line["session"] == 1] == list(ROWS[2:4])
+    assert len(again) == len(lines_of(made, "whole"))
+
+
+def test_the_minutes_end_a_command_between_measurements(tmp_path: Path):
+    assert command(tmp_path, "--minutes", "1e-9") == 0
+    assert not (tmp_path / "speed.json").exists() or not lines_of(tmp_path, "whole")
+
+
+def test_two_commands_do_not_write_over_each_other_s_results(tmp_path: Path):
+    stores = [speed.Store(tmp_path / "speed.json") for _ in range(2)]
+    for store in stores:
+        store.begin(case="a")
+    stores[0].add("steps", case="a")
+    with pytest.raises(RuntimeError, match="Another command writes to speed.json"):
+        stores[1].add("steps", case="a")
+    stores[0].add("steps", case="a")
+    assert len(lines_of(tmp_path, "steps")) == 2
+
+
+def test_the_table_has_every_row_with_its_numbers(made: Path):
+    data = data_of(made)
+    (case,) = speed_table.cases(data)
+    text = "\n".join(speed_table.case_table(data, case))
+    for row in speed_rows.rows(cost.WAN):
+        assert f"| {row.name} |" in text
+    assert "pip install sageattention" in text and "No target is judged" in text
+
+
+@pytest.mark.host_has("comfy.supported_models", "CogVideoX_T2V")
+def test_cogvideox_runs_from_start_to_table(tmp_path: Path):
+    rows = ("SR, 15 steps, TeaCache 0.1", "two chained samplers, 15 steps")
+    assert command(tmp_path, "--family", "cogvideox", rows=rows) == 0
+    assert {line["row"] for line in lines_of(tmp_path, "whole")} == {"sketch only", *rows}
+
+
+def test_steps_at_several_sizes_are_compared_with_the_cost_model(tmp_path: Path):
+    assert command(tmp_path, "--scaling") == 0
+    data = data_of(tmp_path)
+    text = "\n".join(speed_table.case_table(data, speed_table.cases(data)[0]))
+    assert all(text.count(size) == 2 for size in speed.SCALING["tiny"]["wan"]) and text.count("fitted") == 4
+
+
+@pytest.mark.one_host
+def test_it_starts_as_a_module_from_the_repository(tmp_path: Path):
+    words = ["-m", "bench.speed", "--device", "cpu", "--shapes", "tiny", "--steps", "6", "--rounds", "1", "--probe", "1",
+             "--rows", "render only", "--threads", "1", "--results", str(tmp_path / "speed.json")]  # fmt: skip
+    done = subprocess.run([sys.executable, *words], cwd=REPOSITORY, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr
+    assert "| render only |" in done.stdout and {line["row"] for line in lines_of(tmp_path, "whole")} == {"sketch only", "render only"}
+
+
+@pytest.mark.parametrize(("words", "says"), [(["--size", "830x480x81"], "multiples of 16"), (["--rows", "nothing"], "There are: sketch")])
+def test_what_can_t_be_is_refused_before_anything_is_built(
+    words: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert command(tmp_path, *words) == 2
+    assert says in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_a_row_s_whole_name_means_that_row_alone():
+    assert [row.name for row in speed_rows.chosen(cost.WAN, "SR, 10 steps")] == ["sketch only", "SR, 10 steps"]
+    assert len(speed_rows.chosen(cost.WAN, "TeaCache")) > 4
+    assert len(speed_rows.chosen(cost.WAN, "")) == len(speed_rows.rows(cost.WAN))
+
+
+# --- the models ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("weights", ["default", "fp8"])
+def test_weights_are_held_once_and_filled(weights: str, monkeypatch: pytest.MonkeyPatch):
+    quality_host.start()
+    given: list[int] = []
+    load = comfy.sd.load_diffusion_model_state_dict
+
+    def watched(state_dict: dict[str, torch.Tensor], **how: Any) -> Any:
+        given.append(sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in state_dict.values()}.values()))
+        return load(state_dict, **how)
+
+    monkeypatch.setattr(comfy.sd, "load_diffusion_model_state_dict", watched)
+    network = speed_models.build(TINY[cost.WAN][0], weights, CPU).model.diffusion_model
+    parameters = dict(network.named_parameters())
+    held = sum(p.untyped_storage().nbytes() for p in parameters.values())
+    assert given[0] < held / 1000
+    assert held == sum(p.numel() * p.element_size() for p in parameters.values())
+    matrices = [p.float() for key, p in parameters.items() if key.startswith("blocks.") and p.ndim == 2]
+    assert all(p.std() > 0.01 for p in matrices)
+    assert {p.dtype for key, p in parameters.items() if key.startswith("blocks.0.ffn")} == {
+        torch.float8_e4m3fn if weights == "fp8" else torch.float32
+    }
+
+
+def test_scaled_fp8_weights_are_taken_as_such_by_the_host():
+    quality_host.start()
+    network = speed_models.build(TINY[cost.WAN][0], "fp8 scaled", CPU).model.diffusion_model
+    assert network.blocks[0].ffn[0].state_dict()["weight"].dtype == torch.float8_e4m3fn
+
+
+def test_the_real_shapes_are_those_of_the_published_models():
+    sizes = {n.name: (n.dim, n.ffn, n.layers, n.heads) for pair in speed_models.SHAPES["real"].values() for n in pair[:2]}
+    assert sizes == {
+        "Wan 2.1 14B": (5120, 13824, 40, 40),
+        "Wan 2.1 1.3B": (1536, 8960, 30, 12),
+        "CogVideoX 5B": (3072, 12288, 42, 48),
+        "CogVideoX 2B": (1920, 7680, 30, 30),
+    }
+
+
+def test_teacache_reuses_as_many_steps_as_with_real_weights(made: Path):
+    reused = {line["row"]: line["reused"] for line in lines_of(made, "whole")}
+    wanted = {row.name: tuple(count * STEPS / speed_rows.STEPS for count in row.reuse) for row in speed_rows.rows(cost.WAN)}
+    for name in ("SR, 10 steps, TeaCache 0.14", "TeaCache 0.2 on the sketch"):
+        assert reused[name]["sketch"] == pytest.approx(wanted[name][0], abs=1.01)
+        assert reused[name]["render"] == pytest.approx(wanted[name][1], abs=1.01)
+    assert not any(reused["SR, 10 steps"].values())
+
+
+# --- hidden waits -------------------------------------------------------------------------------------------------------
+
+
+def test_in_a_render_step_the_pack_waits_only_to_see_that_its_prediction_is_finite():
+    found = speed_profile.compare(bench())
+    assert found["render alone"]["own_waits"] == {}
+    for name in ("cooperation", "cooperation with TeaCache"):
+        ((place, times),) = found[name]["own_waits"].items()
+        assert times == 1 and "isfinite" in source_line(place.split(", ")[1])
+
+
+def source_line(place: str) -> str:
+    file, number = place.split(":")
+    return (REPOSITORY / file).read_text("utf-8").splitlines()[int(number) - 1]
+
+
+def test_the_waits_are_seen_and_named_by_who_asks():
+    with speed_measure.Waits() as waits:
+        torch.ones(2).sum().item()
+        bool(torch.ones(1) > 0)
+    assert {(name, Path(place.rsplit(":", 1)[0]).name) for name, place in waits.places} == {("_local_scalar_dense", Path(__file__).name)}
+    assert sum(waits.places.values()) == 2
+    assert waits.of_pack() == {}
+
+
+def test_the_profile_names_kernels_with_their_shares():
+    found = speed_profile.compare(bench())["render alone"]
+    shares = [part["share"] for part in found["kernels"].values()]
+    assert "aten::addmm" in found["kernels"] and 0 < sum(shares) <= 1.0001 and shares == sorted(shares, reverse=True)
+
+
+# --- numbers ------------------------------------------------------------------------------------------------------------
+
+CASE = "wan 832x480x81, real shapes, 50 steps"
+
+
+def results(**seconds: float) -> dict[str, Any]:
+    """Lines as a GPU would leave them: a sketch step of 10 s, a render step of 2 s, and whole runs of these rows."""
+    session = {"case": CASE, "date": "2026-01-01", "command": "", "card": "a card", "device": "cuda", "machine": "", "threads": 1,
+               "load": 0.0, "host": "", "versions": "", "peak_flops": 1e15, "bandwidth": 1e12}  # fmt: skip
+    plain = speed_rows.as_dict(speed_rows.PLAIN)
+    lines = [{"kind": "steps", "session": 0, "case": CASE, "variant": plain, "stage": stage, "cfg_1": False, "round": 0,
+              "seconds": [value]} for stage, value in (("sketch", 10.0), ("render", 2.0))]  # fmt: skip
+    for name, value in seconds.items():
+        reused = {"sketch": 0.0, "render": 26.0 if "TeaCache" in name else 0.0}
+        hand_over = {"seconds": 3.0, "in": 2.8e9, "out": 0.0} if name.startswith("SR") else None
+        lines.append({"kind": "whole", "session": 0, "case": CASE, "row": name, "round": 0, "seconds": value, "memory": 4e10,
+                      "energy": 5e4, "reused": reused, "hand_over": hand_over})  # fmt: skip
+    return {"sessions": [session], "lines": lines}
+
+
+def test_speed_up_and_shares_are_of_the_same_session():
+    data = results(**{"sketch only": 505.0, "SR, 10 steps": 184.0, "SR, 10 steps, TeaCache 0.14": 133.0})
+    case = speed_table.Case(data, CASE)
+    plain, cached = case.rows["SR, 10 steps"], case.rows["SR, 10 steps, TeaCache 0.14"]
+    assert plain.speed_ups == [pytest.approx(505 / 184)]
+    assert plain.ideals == [pytest.approx((10 * 10 + 40 * 2) / (184 - 3))]
+    assert plain.models == [pytest.approx((10 * 10 + 40 * 2 + 3) / 184)]
+    assert cached.ideals == [pytest.approx((10 * 10 + 14 * 2) / (133 - 3))]
+    assert plain.flops == cost.run_flops(cost.Plan(50, 10), cost.WAN_14B, cost.WAN_1_3B, cost.Size(832, 480, 81)).total
+
+
+def test_a_row_without_a_whole_run_is_composed_of_steps_and_says_so():
+    data = results(**{"sketch only": 500.0})
+    text = "\n".join(speed_table.case_table(data, CASE))
+    assert "| SR, 10 steps | 180, from steps alone |" in text and "| SR, 10 steps, compiled | not measured |" in text
+
+
+def test_the_mean_of_7_6_steps_is_the_mix_of_seven_and_eight():
+    case = speed_table.Case(results(**{"sketch only": 500.0, "SR, 7 steps": 160.0, "SR, 8 steps": 170.0}), CASE)
+    mixed = next(found for name, found in case.rows.items() if name.startswith("SR, 7.6"))
+    assert mixed.seconds == [pytest.approx(166)] and mixed.speed_ups == [pytest.approx(500 / 166)]
+
+
+@pytest.mark.parametrize(("seconds", "says"), [(170.0, "holds"), (180.0, "does not hold")])
+def test_a_target_is_judged_by_the_measured_speed_up(seconds: float, says: str):
+    lines = speed_table.case_table(results(**{"sketch only": 500.0, "SR, 10 steps": seconds}), CASE)
+    (line,) = [line for line in lines if line.startswith("| SR, 10 steps, speed-up | 2.84")]
+    assert line.endswith(f"| {says} |")
+    assert any("TeaCache 0.14, speed-up | 3.91 | - | not measured |" in line for line in lines)
+
+
+def test_the_paper_s_runs_come_out_of_its_plain_runs():
+    for family, size, seconds in ((cost.WAN, speed_paper.WAN_480P, 296), (cost.COGVIDEOX, cost.Size(720, 480, 49), 117)):
+        found = cost.run_seconds(speed_paper.plan(family), speed_paper.paper_steps(family, size))
+        assert found == pytest.approx(seconds, rel=0.01)
+
+
+def test_predictions_are_called_predictions():
+    text = speed_table.markdown([])
+    assert "Nothing has been measured on a GPU yet" in text and "## Predicted, not measured" in text
+    assert "not measured" in "\n".join(speed_paper.card_table())
+
+
+# --- the README ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_marked_section_alone_is_replaced(tmp_path: Path):
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n{}\nold\n{}\nafter\n".format(*speed_table.README_MARKS), "utf-8")
+    assert speed_table.update_readme(readme, ["new"])
+    once = readme.read_text("utf-8")
+    assert once == "before\n{}\nnew\n{}\nafter\n".format(*speed_table.README_MARKS)
+    assert speed_table.update_readme(readme, ["new"]) and readme.read_text("utf-8") == once
+
+
+def test_a_readme_without_marks_stays_as_it_is(tmp_path: Path):
+    (tmp_path / "README.md").write_text("text\n", "utf-8")
+    assert not speed_table.update_readme(tmp_path / "README.md", ["new"])
+    assert (tmp_path / "README.md").read_text("utf-8") == "text\n"
+
+
+@pytest.mark.one_host
+def test_the_readme_s_section_is_what_the_results_say():
+    start, end = map(re.escape, speed_table.README_MARKS)
+    sections = re.findall(f"{start}\n(.*?)\n{end}", (REPOSITORY / "README.md").read_text("utf-8"), re.DOTALL)
+    expected = "\n".join(speed_table.readme_section(speed_table.load(REPOSITORY / "bench" / "results")))
+    assert all(section == expected for section in sections)
