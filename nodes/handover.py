@@ -194,7 +194,9 @@ class SRLoadHandOver(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, hand_over: str) -> bool | str:
+    def validate_inputs(cls, hand_over: str | None = None) -> bool | str:
+        if hand_over is None:  # from another node: known when it runs
+            return True
         try:
             handover.check(_path(hand_over))
         except (ValueError, OSError) as error:
@@ -202,7 +204,9 @@ class SRLoadHandOver(io.ComfyNode):
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, hand_over: str) -> str:
+    def fingerprint_inputs(cls, hand_over: str | None = None) -> str:
+        if hand_over is None:
+            return ""
         digest = hashlib.sha256()
         with _path(hand_over).open("rb") as file:
             for block in iter(partial(file.read, 1 << 20), b""):

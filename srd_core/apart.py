@@ -190,12 +190,23 @@ def render_from(record: SketchRecord, render: ModelPatcher, settings: RenderSett
     stand_in.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, KEY, _load_nothing)
     stand_in.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, f"{KEY}_record", Replay(record, report).predict)
     model = cooperate(stand_in, render, Switch("step", switch_step=record.steps), settings, report)
+    watch, report.watch = report.watch, partial(_tell_merged, record.report, report.watch, [])
     try:
         samples = _run_sampler(model, record)
     finally:
+        report.watch = watch
         merge_reports(record.report, report)
     extra = {"noise_mask": record.noise_mask, "batch_index": record.settings.batch_index}
     return {"samples": samples} | {name: value for name, value in extra.items() if value is not None}
+
+
+def _tell_merged(sketched: Report, watch: Callable[[Report], None] | None, merged: list[bool], report: Report) -> None:
+    """Watcher of a run that goes on: from the hand-over on, those who look see the sketch's own seconds and reason."""
+    if report.hand_overs and not merged:
+        merged.append(True)
+        merge_reports(sketched, report)  # tells again
+    elif watch:
+        watch(report)
 
 
 def _run_sampler(model: ModelPatcher, record: SketchRecord) -> torch.Tensor:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,7 @@ class SketchRecord:
 
 def samples_of(x: torch.Tensor) -> torch.Tensor:
     """[SAMPLES] values of a tensor of any shape, evenly spread, float32 on the CPU: enough to recognise it."""
-    places = torch.linspace(0, x.numel() - 1, SAMPLES, device=x.device).long()
+    places = torch.arange(SAMPLES, device=x.device) * (x.numel() - 1) // (SAMPLES - 1)  # in integers: no rounding
     return x.flatten()[places].float().cpu()
 
 
@@ -100,8 +100,8 @@ def difference(samples: torch.Tensor, others: torch.Tensor) -> float:
 
 
 def merge_reports(sketched: Report, report: Report) -> None:
-    """Put what the sketch's own run reported into the ``report`` of the run that went on from it."""
-    ran = [step for step in sketched.steps if step.stage == SKETCH]
+    """Put what the sketch's own run reported into the ``report`` of the run that went on from it; may be done again."""
+    ran = [replace(step) for step in sketched.steps if step.stage == SKETCH]
     report.steps[: len(ran)] = ran
     for name in ("switch", "delta", "fix_step", "limit"):
         setattr(report, name, getattr(sketched, name))
@@ -109,7 +109,6 @@ def merge_reports(sketched: Report, report: Report) -> None:
         now.reason, now.d, now.derivative = before.reason, before.d, before.derivative
     for of_stages in ("seconds", "calls", "load_seconds"):
         getattr(report, of_stages)[SKETCH] = getattr(sketched, of_stages)[SKETCH]
-    report.load_seconds[SKETCH] = sketched.load_seconds[SKETCH]
     report.total_seconds += sketched.total_seconds
     report.teacache |= {stage: plan for stage, plan in sketched.teacache.items() if stage != RENDER}
     report.notes = [*sketched.notes, *(note for note in report.notes if note not in sketched.notes)]

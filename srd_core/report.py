@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 from collections.abc import Callable, Hashable
 from dataclasses import asdict, dataclass, field
 from typing import Any, get_args, get_origin, get_type_hints
@@ -81,7 +82,11 @@ class Report:
     def changed(self) -> None:
         """Tell the watcher: a run began, a step was booked, a stage took over, or the run is over."""
         if self.watch:
-            self.watch(self)
+            try:
+                self.watch(self)
+            except Exception:
+                logging.exception("SRDiffusion: the run goes on, but the page is not told of it any more.")
+                self.watch = None
 
     def count(self, stage: str) -> int:
         """Scheduler steps that ``stage`` ran."""

@@ -22,6 +22,8 @@ import torch
 from hosting import module
 from test_cooperation import sr_model
 
+pytestmark = pytest.mark.long
+
 checkpoint, handover, loaders = module("srd_core.checkpoint"), module("srd_core.handover"), module("nodes.loaders")
 handover_nodes = module("nodes.handover")
 Report = module("srd_core.report").Report

@@ -229,6 +229,22 @@ def test_the_reports_of_both_halves_together_are_that_of_one_run(wan: Any, tmp_p
     assert report.seconds["sketch"] == first.seconds["sketch"]
 
 
+def test_while_it_renders_those_who_look_see_the_sketchs_own_seconds_and_reason(wan: Any):
+    record, _, first = sketched(wan(), switch_mode="adaptive", delta=1.0, fix_step=1, steps=10)
+    seen: list[tuple[float, str]] = []
+    report = module("srd_core.report").Report()
+    report.watch = lambda now: now.hand_overs and seen.append((now.seconds["sketch"], now.hand_overs[0].reason))
+    apart.render_from(record, wan(seed=1), apart.RenderSettings(0.0, helpers.prompt(1), helpers.prompt(2), 0.0), report)
+    assert len(seen) > 3 and set(seen) == {(first.seconds["sketch"], "criterion")}
+
+
+def test_samples_of_a_tensor_too_large_for_float32_places_end_at_its_last_value():
+    x = torch.zeros(2**24 + 2**16 * 4)
+    x[0], x[-1] = 1.0, 2.0
+    samples = handover.samples_of(x)
+    assert (len(samples), samples[0], samples[-1]) == (handover.SAMPLES, 1.0, 2.0)
+
+
 def test_noise_that_differs_from_the_sketchs_is_said_in_the_report(wan: Any):
     record = sketched(wan())[0]
     object.__setattr__(record.settings, "seed", 8)  # as another machine's generator would draw it

@@ -29,6 +29,19 @@ def run_of(stages: str) -> Report:
     return report
 
 
+def test_a_watcher_that_fails_is_told_no_more_and_does_not_end_the_run():
+    report, told = Report(), []
+
+    def watch(now: Any) -> None:
+        told.append(now.status)
+        raise KeyError("nobody")
+
+    report.watch = watch
+    report.begin(sketch="Big", render="Small")
+    report.changed()
+    assert told == ["running"] and report.status == "running"
+
+
 def test_a_report_survives_json():
     report = run_of("sssrr")
     assert Report.from_json(report.to_json()) == report

@@ -29,6 +29,12 @@ export function take(message) {
   return run
 }
 
+/** Whether this run is known to have ended. */
+export function isOver(run) {
+  const here = runs.get(`${run.prompt_id} ${run.node_id}`)
+  return here !== undefined && here.report.status !== 'running'
+}
+
 /** The server may be a new one: runs that were going on and that it does not know won't end. */
 export function forgetUnended(told) {
   for (const run of runs.values()) {

@@ -2,7 +2,7 @@
 
 import { api } from '../../scripts/api.js'
 import { app } from '../../scripts/app.js'
-import { forgetUnended, known, take } from './runs.js'
+import { forgetUnended, isOver, known, take } from './runs.js'
 import { View } from './view.js'
 import { learn } from './words.js'
 
@@ -79,7 +79,8 @@ async function catchUp() {
   if (!answer.ok) return
   const { runs } = await answer.json()
   forgetUnended(runs)
-  runs.forEach(take)
+  // A run that ended while this answer was on its way stays ended.
+  runs.filter((run) => run.report.status !== 'running' || !isOver(run)).forEach(take)
   known().forEach(show)
 }
 

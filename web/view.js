@@ -173,7 +173,8 @@ function statusOf(report) {
   const faster = speedUp(report)?.toFixed(2)
   if (report.status === 'done') {
     const took = time(report.seconds.sketch + report.seconds.render)
-    return listed(say('Done: {total} steps in {time}', { total, time: took }), faster && say('{times}x over the sketch alone', { times: faster }))
+    const ran = report.hand_overs.length && !report.calls.render ? done : total // SR Sketch ends at its hand-over
+    return listed(say('Done: {total} steps in {time}', { total: ran, time: took }), faster && say('{times}x over the sketch alone', { times: faster }))
   }
   const sketching = (report.hand_overs.at(-1)?.to ?? 'sketch') === 'sketch'
   const left = remaining(report)
@@ -235,14 +236,19 @@ function deltaAt(place) {
 
 function time(seconds) {
   if (seconds < 100) return say('{seconds} s', { seconds: short(seconds) })
-  return say('{minutes} min {seconds} s', { minutes: Math.floor(seconds / 60), seconds: Math.round(seconds % 60) })
+  const whole = Math.round(seconds)
+  return say('{minutes} min {seconds} s', { minutes: Math.floor(whole / 60), seconds: whole % 60 })
 }
 
 /** Put text on the clipboard; pages that do not come over HTTPS have only the old way. Returns whether it worked. */
 async function copyText(text) {
   if (navigator.clipboard && window.isSecureContext) {
-    await navigator.clipboard.writeText(text)
-    return true
+    try {
+      await navigator.clipboard.writeText(text)
+      return true
+    } catch (error) {
+      console.warn('SRDiffusion: the clipboard refused, trying the old way', error)
+    }
   }
   const field = make('textarea', { value: text })
   document.body.append(field)
