@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import platform
+import shlex
 import statistics
 import sys
 from pathlib import Path
@@ -43,19 +44,29 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"min": min(values), "median": statistics.median(values), "max": max(values)}
 
 
-def keep(name: str, result: dict[str, Any]) -> None:
-    """Print ``result`` and write it to bench/results/<name>.json."""
+def facts() -> dict[str, str]:
+    """When, how, where and with what something is measured."""
     import comfyui_version
     import torch
 
-    facts = {
+    return {
         "date": datetime.date.today().isoformat(),
-        "command": "python3 bench/" + Path(sys.argv[0]).name + "".join(f" {a}" for a in sys.argv[1:]),
+        "command": command(),
         "machine": f"{os.cpu_count()} CPU cores, {platform.machine()}, {platform.system()}",
         "host": f"ComfyUI {comfyui_version.__version__}",
         "versions": f"Python {platform.python_version()}, torch {torch.__version__}",
     }
-    text = json.dumps(facts | result, indent=1)
+
+
+def command() -> str:
+    """The running command as it can be typed again, without this machine's folders."""
+    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
+    return f"python3 bench/{Path(sys.argv[0]).name} {shlex.join(words)}".strip()
+
+
+def keep(name: str, result: dict[str, Any]) -> None:
+    """Print ``result`` and write it to bench/results/<name>.json."""
+    text = json.dumps(facts() | result, indent=1)
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(text + "\n", encoding="utf-8")
     print(text)

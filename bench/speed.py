@@ -20,7 +20,6 @@ import datetime
 import json
 import os
 import re
-import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -297,9 +296,7 @@ def main(words: Sequence[str] | None = None) -> int:
     except ValueError as error:
         sys.stderr.write(f"{error}\n")
         return 2
-    session.store.begin(
-        case=session.case, date=datetime.date.today().isoformat(), command=command(), **speed_measure.facts(device)
-    )
+    session.store.begin(case=session.case, **speed_measure.facts(device))
     session.out(f"{session.case} on {speed_measure.card(device)}, results in {session.store.path.name}")
     measure(session, selected)
     import speed_table
@@ -340,12 +337,6 @@ def begin(options: argparse.Namespace, device: Any) -> tuple[Session, list[Any]]
 def default_name(card: str) -> str:
     """speed-<card>-<date>.json"""
     return f"speed-{re.sub(r'[^a-z0-9]+', '-', card.lower()).strip('-')}-{datetime.date.today().isoformat()}.json"
-
-
-def command() -> str:
-    """As it can be typed again, without this machine's folders."""
-    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
-    return f"python3 bench/{Path(sys.argv[0]).name} {shlex.join(words)}".strip()
 
 
 def arguments(words: Sequence[str] | None) -> argparse.Namespace:

@@ -55,22 +55,17 @@ def card(device: torch.device) -> str:
 
 
 def facts(device: torch.device) -> dict[str, Any]:
-    """Machine, host and versions of a session."""
-    import comfyui_version
-
-    versions = {"Python": platform.python_version(), "torch": torch.__version__}
+    """Date, command, machine, host and versions of a session, and how it is timed."""
+    common_facts = common.facts()
     if device.type == "cuda":
-        versions["CUDA"] = torch.version.cuda or ""
-        versions["driver"] = _ask_driver()
+        common_facts["versions"] += f", CUDA {torch.version.cuda or ''}, driver {_ask_driver()}"
     return {
+        **common_facts,
         "card": card(device),
         "device": device.type,
-        "machine": f"{os.cpu_count()} CPU cores, {platform.machine()}, {platform.system()}",
         "threads": torch.get_num_threads(),
         "clock": "processor time" if by_processor(device) else "wall time",
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-        "host": f"ComfyUI {comfyui_version.__version__}",
-        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
     }
 
 

@@ -40,23 +40,25 @@ def pytest_report_header() -> list[str]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests of what an older host does not have are left out there, and those of the page where no browser is. Nothing is
-    skipped: a skip is a failure in CI."""
-    wanted = [item for item in items if all(map(host_has, needs_of(item)))]
-    if without_browser():
-        wanted = [item for item in wanted if PAGE_TESTS not in getattr(item, "fixturenames", ())]
-    config.hook.pytest_deselected(items=[item for item in items if item not in wanted])
+    """Tests of what an older host or another platform does not have are left out there, and those of the page where no
+    browser is. Nothing is skipped: a skip is a failure in CI."""
+    no_page = without_browser()
+    wanted, others = [], []
+    for item in items:
+        left_out = no_page and PAGE_TESTS in getattr(item, "fixturenames", ())
+        (others if left_out or not all(map(host_has, needs_of(item))) else wanted).append(item)
+    config.hook.pytest_deselected(items=others)
     items[:] = wanted
 
 
 def needs_of(item: pytest.Item) -> list[tuple[str, ...]]:
-    """The (module, attribute ...) paths that a test needs of the host."""
+    """The (module, attribute ...) paths that a test needs of the host and its Python."""
     fixtures = getattr(item, "fixturenames", ())
     return [mark.args for mark in item.iter_markers("host_has")] + [FIXTURE_NEEDS[f] for f in fixtures if f in FIXTURE_NEEDS]
 
 
 def host_has(path: tuple[str, ...]) -> bool:
-    """Whether the host's module has that attribute."""
+    """Whether the module, of the host or its Python, has that attribute."""
     found: Any = importlib.import_module(path[0])
     for name in path[1:]:
         found = getattr(found, name, None)

@@ -168,7 +168,7 @@ def test_a_damaged_file_is_one_sentence_with_the_next_step_and_no_traceback(tmp_
     assert [path.name for path in (tmp_path / "output").iterdir()] == ["server.log"]
 
 
-@pytest.mark.skipif(os.name == "nt", reason="signals")
+@pytest.mark.host_has("os", "killpg")
 def test_ctrl_c_stops_the_demo_and_its_server(tmp_path: Path) -> None:
     command = [*RUN, "--output", str(tmp_path), "--steps", "2000"]
     demo = subprocess.Popen(

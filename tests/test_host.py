@@ -201,7 +201,7 @@ def test_a_changed_requirement_is_another_environment(host):
     assert host._made(host.DEFAULT_VERSION) is None
 
 
-@pytest.mark.skipif(not POSIX, reason="process groups are killed as a whole")
+@pytest.mark.host_has("os", "killpg")  # POSIX
 def test_a_killed_install_leaves_no_host_and_no_lock_and_is_cleared_away(host, no_index, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as silent:  # an index that takes the connection and never answers
         index = f"http://127.0.0.1:{silent.getsockname()[1]}/simple"
@@ -462,7 +462,7 @@ def test_a_folder_of_the_user_is_never_replaced_by_a_link(host, tmp_path):
     assert (mine / "keep.py").is_file()
 
 
-@pytest.mark.skipif(not POSIX, reason="signals")
+@pytest.mark.host_has("os", "killpg")  # POSIX
 def test_a_server_ends_with_the_process_that_started_it(tmp_path):
     # A stand-in for main.py: what is tried is the guard, and that needs no torch.
     (tmp_path / "main.py").write_text("import os, time; open('pid', 'w').write(str(os.getpid())); time.sleep(600)")
@@ -541,7 +541,7 @@ PROMPTS = [
 ]
 
 
-@pytest.mark.skipif(not POSIX, reason="make")
+@pytest.mark.host_has("os", "killpg")  # POSIX
 @pytest.mark.parametrize("way", ["argument", "environment"])
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_make_demo_hands_the_prompt_over_exactly_as_typed(tmp_path, prompt, way):
@@ -561,7 +561,7 @@ JUNIT = '<testsuites><testsuite><testcase classname="t" name="one"/>{}</testsuit
 SKIP = '<testcase classname="t" name="two"><skipped type="pytest.skip" message="{}"/></testcase>'
 
 
-@pytest.mark.skipif(not POSIX, reason="bash")
+@pytest.mark.host_has("os", "killpg")  # POSIX
 @pytest.mark.parametrize(
     "report, status",
     [
