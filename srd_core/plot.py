@@ -39,12 +39,12 @@ def draw(report: Report) -> Image.Image:
 
 
 def _headline(canvas: ImageDraw.ImageDraw, report: Report) -> None:
-    title = f"{report.sketch or 'no run yet'}  ->  {report.render}"
+    title = _one_line(f"{report.sketch or 'no run yet'}  ->  {report.render}")
     size = next((s for s in range(22, 10, -1) if canvas.textlength(title, font=font(s)) <= RIGHT - LEFT), 10)
     canvas.text((LEFT, 42), title, fill=INK, font=font(size), anchor="ls")
     if report.steps:
         lines = [describe_hand_over(h, report) for h in report.hand_overs] or [f"hand-over: {report.never()}"]
-        canvas.text((LEFT, 52), lines[-1], fill=INK, font=font(16))
+        canvas.text((LEFT, 52), _one_line(lines[-1]), fill=INK, font=font(16))
     legend = {stage: _legend(report, stage) for stage in TONE}
     x = LEFT
     for stage, text in legend.items():
@@ -126,10 +126,15 @@ def _hand_overs(canvas: ImageDraw.ImageDraw, report: Report) -> None:
         x = _column(report, hand_over.after_step + 1)[0]
         for top, bottom in PANELS.values():
             canvas.line((x, top, x, bottom), fill=MARK, width=2)
-        text = f"{hand_over.to}: {hand_over.reason}"
+        text = _one_line(f"{hand_over.to}: {hand_over.reason}")
         near_edge = x + canvas.textlength(text, font=font(15)) > RIGHT
         canvas.text((x + (-6 if near_edge else 6), PANELS["d"][0] + 4), text, fill=MARK, font=font(15),
                     anchor="ra" if near_edge else "la")  # fmt: skip
+
+
+def _one_line(text: str) -> str:
+    """Without line breaks, which the drawing library can't measure; names come from files."""
+    return " ".join(text.splitlines())
 
 
 def _axis(canvas: ImageDraw.ImageDraw, title: str, panel: tuple[int, int], low: float, high: float) -> None:

@@ -157,7 +157,8 @@ def _check_sense(report: Report) -> None:
         "stage": {s.stage for s in report.steps} | {h.to for h in report.hand_overs} <= stages,
         "step": all(0 <= moment <= MOST_STEPS for moment in moments),
         "switch": isinstance(report.switch.get("mode", ""), str) and all(_fits(value, float) for value in numbers),
-        "teacache": all(isinstance(p["table"], str) and _fits(p.get("threshold"), float) for p in plans),
+        "teacache": all(isinstance(p["table"], str) and _fits(p.get("threshold"), float) for p in plans)
+        and all(_fits(p.get("growth", []), list[float]) for p in report.teacache.values()),
         "calls": set(report.calls) == stages and min(report.calls.values()) >= 0,
         "seconds": set(report.seconds) == stages and min(report.seconds.values()) >= 0,
     }.items():

@@ -32,6 +32,7 @@ from .teacache import (
     Table,
     cogvideox_table,
     distances,
+    growth,
     skip_plan,
     wan_table,
 )
@@ -101,6 +102,7 @@ class Plan:
     first_step: int = 0  # 0-based index in the run of the first planned step
     reuse: list[bool] = field(default_factory=list)  # for every step from the first to the run's last
     note: str = ""  # what the artist should know
+    growth: list[float] = field(default_factory=list)  # what every step of the run adds to the sum; web/rule.js plans with it
 
     def reuses(self, step: int) -> bool:
         """Whether a step of the run (0-based) is to be reused."""
@@ -220,23 +222,26 @@ class CachedRun:
 def make_plan(inner_model: Any, settings: TeaCache, sigmas: Sequence[float], first: int, x: torch.Tensor) -> Plan:
     """The skip plan for steps ``first`` (0-based) ... last of a run over ``sigmas``; ``x`` [B, C, T, H, W] its latent."""
     plan = Plan(settings.threshold, settings.form, first_step=first)
-    model, remaining = inner_model.diffusion_model, list(sigmas[first:-1])
+    model, levels = inner_model.diffusion_model, list(sigmas[:-1])
+    remaining = len(levels) - first
     adapter = _adapter(model)
     if adapter is None:
         plan.note = f"TeaCache does not know {type(model).__name__}; it ran without."
     elif any(b > a for a, b in zip(sigmas, sigmas[1:])):
         plan.note = "TeaCache needs a schedule whose noise level never rises; it ran without."
-    elif len(remaining) < MIN_STEPS:
-        plan.note = f"TeaCache: a stage of {len(remaining)} steps is too short to reuse any."
-    if plan.note:
-        logging.warning("SRDiffusion: %s", plan.note)
-        return plan
-    table, plan.note = adapter.table(model, x)
-    timesteps = inner_model.model_sampling.timestep(torch.tensor(remaining, device=x.device)).float()
-    d = distances(adapter.modulation(model, timesteps, settings.form).cpu())
-    computed_first = max(RET_STEPS - first, 1) if settings.form == "e0" else 1
-    plan.reuse = skip_plan(d, table.coefficients(settings.form), settings.threshold, computed_first)
-    plan.table = table.name
+    else:
+        table, note = adapter.table(model, x)
+        timesteps = inner_model.model_sampling.timestep(torch.tensor(levels, device=x.device)).float()
+        d = distances(adapter.modulation(model, timesteps, settings.form).cpu())
+        coefficients = table.coefficients(settings.form)
+        plan.growth = [0.0, *growth(d, coefficients)]
+        if remaining >= MIN_STEPS:
+            computed_first = max(RET_STEPS - first, 1) if settings.form == "e0" else 1
+            plan.reuse = skip_plan(d[first:], coefficients, settings.threshold, computed_first)
+            plan.table, plan.note = table.name, note
+            return plan
+        plan.note = f"TeaCache: a stage of {remaining} steps is too short to reuse any."
+    logging.warning("SRDiffusion: %s", plan.note)
     return plan
 
 

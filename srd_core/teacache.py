@@ -115,19 +115,24 @@ def polynomial(coefficients: Sequence[float], d: float) -> float:
     return value
 
 
+def growth(d: Sequence[float], coefficients: Sequence[float]) -> list[float]:
+    """What every step adds to the sum: the polynomial at ``d``, negative values as zero."""
+    return [max(polynomial(coefficients, change), 0.0) for change in d]
+
+
 def skip_plan(d: Sequence[float], coefficients: Sequence[float], threshold: float, computed_first: int = 1) -> list[bool]:
     """Which of len(d) + 1 consecutive steps reuse the last computed residual (True).
 
     Args: ``d`` from ``distances``; ``threshold`` of the accumulated polynomial, 0: nothing is reused;
-    ``computed_first`` steps at the start and the last step are computed in any case. Negative values of the polynomial
-    count as zero and at most MAX_REUSES steps in a row are reused. Fewer than MIN_STEPS steps are all computed.
+    ``computed_first`` steps at the start and the last step are computed in any case, at most MAX_REUSES steps in a row
+    are reused. Fewer than MIN_STEPS steps are all computed.
     """
     steps = len(d) + 1
     if steps < MIN_STEPS:
         return [False] * steps
     plan, accumulated, in_a_row = [False], 0.0, 0
-    for step, change in enumerate(d, start=1):
-        accumulated += max(polynomial(coefficients, change), 0.0)
+    for step, added in enumerate(growth(d, coefficients), start=1):
+        accumulated += added
         forced = step < computed_first or step == steps - 1 or in_a_row == MAX_REUSES
         reuse = not forced and accumulated < threshold
         plan.append(reuse)

@@ -19,6 +19,7 @@ from hosting import REPOSITORY, host_module, load_by_path, module
 page_module = load_by_path("srd_page", REPOSITORY / "demo" / "page.py")
 criterion = module("srd_core.criterion")
 report_module = module("srd_core.report")
+teacache, cost = module("srd_core.teacache"), module("srd_core.cost")
 
 DEMO = REPOSITORY / "workflows" / "demo.json"
 FIRST_RELEASE = Path(__file__).parent / "data" / "workflow_first_release.json"
@@ -347,6 +348,49 @@ def decided(switch: Any, curve: list[list[float]]) -> dict[str, Any] | None:
         if stage == criterion.RENDER:
             return {"after": i, "reason": reason}
     return None
+
+
+def test_the_page_s_seconds_of_another_hand_over_are_those_of_the_pack_s_plan_and_cost_model(page: Any) -> None:
+    rng = random.Random(0)
+    cases = [a_cached_run(rng) for _ in range(300)]
+    found = page.evaluate(f"async cases => {{ const rule = await import('{RULE}'); return cases.map(c => rule.costOf(...c)) }}", cases)
+    assert found == pytest.approx([modelled_seconds(*case) for case in cases])
+    assert len({round(seconds, 6) for seconds in found}) > 250
+
+
+def a_cached_run(rng: random.Random) -> tuple[dict[str, Any], int]:
+    """A report of a run with both stages, TeaCache on one, both or none of them, and another hand-over to ask for."""
+    steps = rng.choice((4, 8, 20, 50))
+    after = rng.randrange(1, steps)
+    told = [
+        {"step": i + 1, "stage": "sketch" if i < after else "render", "reused": i % 3 == 2, "seconds": rng.uniform(0.1, 1)}
+        for i in range(steps)
+    ]
+    growth = [0.0, *(rng.choice((0.0, rng.uniform(0, 0.1))) for _ in range(steps - 1))]
+    plan = {"threshold": rng.choice((0.05, 0.14, 5.0)), "form": rng.choice(("e", "e0")), "growth": growth}
+    caches: dict[str, Any] = {stage: plan for stage in ("sketch", "render") if rng.random() < 0.7}
+    return {"sigmas": [0.0] * (steps + 1), "steps": told, "teacache": caches}, rng.randrange(1, steps)
+
+
+def modelled_seconds(report: dict[str, Any], after: int) -> float:
+    """What srd_core/cost.py says of the plan that srd_core/teacache.py makes for that hand-over."""
+    steps = len(report["steps"])
+
+    def reused(stage: str, first: int, end: int) -> int:
+        if stage not in report["teacache"]:
+            return 0
+        plan = report["teacache"][stage]
+        computed_first = max(teacache.RET_STEPS - first, 1) if plan["form"] == "e0" else 1
+        return sum(teacache.skip_plan(plan["growth"][first + 1 :], (1.0, 0.0), plan["threshold"], computed_first)[: end - first])
+
+    def seconds(stage: str, reused: bool) -> float:
+        of_stage = [step for step in report["steps"] if step["stage"] == stage]
+        chosen = [step["seconds"] for step in of_stage if step["reused"] == reused]
+        return sum(chosen) / len(chosen) if chosen else 0.0 if reused else seconds(stage, True)
+
+    plan = cost.Plan(steps, after, reused("sketch", 0, after), reused("render", after, steps))
+    each = [seconds(stage, reused) for reused in (False, True) for stage in ("sketch", "render")]
+    return cost.run_seconds(plan, cost.StepSeconds(*each))
 
 
 # --- workflows and old reports --------------------------------------------------------------------------------------------

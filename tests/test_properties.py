@@ -1,5 +1,5 @@
-"""What holds for every input: the switching rule, the maps between latent spaces, the step counter, the skip plan and
-the report, on thousands of drawn cases. The draws are the same in every run."""
+"""What holds for every input: the switching rule, the maps between latent spaces, the step counter, the skip plan, the
+report and the hand-over's file, on thousands of drawn cases. The draws are the same in every run."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 
 import hypothesis.strategies as st
 import pytest
+import safetensors.torch
 import torch
 from hosting import module
 from hypothesis import HealthCheck, Phase, assume, configuration, given, settings
@@ -21,6 +22,7 @@ from test_faults import other_format
 configuration.set_hypothesis_home_dir(Path(tempfile.gettempdir(), "srdiffusion-hypothesis"))
 
 criterion, latent_map = module("srd_core.criterion"), module("srd_core.latent_map")
+handover = module("srd_core.handover")
 latent_space, plot = module("srd_core.latent_space"), module("srd_core.plot")
 report_module, steps_module = module("srd_core.report"), module("srd_core.steps")
 teacache = module("srd_core.teacache")
@@ -319,7 +321,8 @@ reports = st.builds(
                              reused=st.booleans()), max_size=8),
     hand_overs=st.lists(st.builds(HandOver, st.integers(0, 99), stages, words, finite(), finite(0, 100), maybe, maybe,
                                   finite(0, 1e3)), max_size=3),
-    teacache=st.dictionaries(stages, st.builds(lambda t, n: {"threshold": t, "table": n}, finite(0, 1), words)),
+    teacache=st.dictionaries(stages, st.builds(lambda t, n, g: {"threshold": t, "table": n, "growth": g}, finite(0, 1), words,
+                                               st.lists(finite(0, 9), max_size=4))),
     calls=st.fixed_dictionaries({SKETCH: st.integers(0, 99), RENDER: st.integers(0, 99)}),
     seconds=st.fixed_dictionaries({SKETCH: finite(0, 1e3), RENDER: finite(0, 1e3)}),
     total_seconds=finite(0, 1e4),
@@ -391,6 +394,110 @@ def test_a_damaged_report_is_refused_with_a_sentence_or_still_usable(report: Any
 def test_every_field_of_a_report_is_drawn_from():
     """A field that is added to the report without its draws here stays at its default and is only seen as damaged."""
     assert {"status", "steps", "hand_overs", "teacache", "calls", "seconds"} <= {f.name for f in fields(Report)}
+
+
+# --- the hand-over's file -----------------------------------------------------------------------------------------------
+
+
+@st.composite
+def records(draw: st.DrawFn) -> Any:
+    """A finished sketch of tiny tensors: every sampler's kinds of calls, with and without a mask, handed over or not."""
+    shape = tuple(draw(st.lists(st.integers(1, 2), min_size=3, max_size=5)))
+    steps, ndim = draw(st.integers(2, 6)), len(shape)
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 99)))
+    dtype = draw(st.sampled_from([torch.float32, torch.float16, torch.bfloat16, torch.float64]))
+
+    def tensor(*size: int) -> torch.Tensor:
+        return torch.randn(size or shape, generator=generator).to(dtype if not size else torch.float32)
+
+    names = draw(st.sampled_from([(), handover.NOTED]))
+    calls = [
+        handover.Call(draw(finite(0, 1e3)), tensor(), tensor(handover.SAMPLES), {name: tensor() for name in names})
+        for _ in range(draw(st.integers(1, 4)))
+    ]
+    handed_over = draw(st.booleans())
+    hand_over = HandOver(draw(st.integers(1, steps - 1)), RENDER, "step", 0.5, 50.0)
+    switch = {"mode": "step", "switch_step": hand_over.after_step}
+    return handover.SketchRecord(
+        draw(st.builds(
+            handover.Settings, st.integers(0, 2**64 - 1), words, words, st.integers(1, 10_000), finite(0, 1000), finite(0, 1),
+            st.one_of(st.none(), st.lists(st.integers(0, 99_999), min_size=1, max_size=3)),
+        )),
+        Report(status="done", switch=switch, hand_overs=[hand_over] * handed_over),
+        noise_mask=draw(st.sampled_from([None, torch.ones((1,) * (ndim - 1)), torch.zeros((1,) * ndim)])),
+        latent_image=draw(st.sampled_from([torch.zeros(shape), torch.full(shape, 0.25)])),
+        sigmas=torch.linspace(1, 0, steps + 1),
+        x=tensor() if handed_over else None,
+        calls=calls,
+        latent_facts={"latent format": draw(words), "scale": draw(finite(0.0625, 64))},
+        schedule=handover.Schedule(
+            draw(st.lists(words, max_size=2)), draw(st.dictionaries(words, finite(), max_size=2)), {"sigmas": tensor(3)}
+        ),
+        host=draw(words),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("hand_overs")
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two parts of a record are equal, tensors to the bit and the type."""
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        return one.dtype == other.dtype and torch.equal(one, other)
+    if isinstance(one, (list, dict)):
+        keys = range(len(one)) if isinstance(one, list) else one
+        return type(one) is type(other) and len(one) == len(other) and all(same(one[key], other[key]) for key in keys)
+    return same(vars(one), vars(other)) if hasattr(one, "__dict__") else one == other
+
+
+@cases(300, slow=True)
+@given(record=records())
+def test_every_hand_over_survives_its_file_to_the_bit(record: Any, folder: Path):
+    path = folder / f"whole{handover.SUFFIX}"
+    handover.write(record, path)
+    assert same(handover.read(path), record)
+
+
+@cases(1200, slow=True)
+@given(record=records(), data=st.data())
+def test_a_damaged_hand_over_is_refused_with_a_sentence_or_still_makes_sense(record: Any, data: st.DataObject, folder: Path):
+    """One fact of any kind anywhere, one that is gone, or a tensor that is gone, of another shape, type or name."""
+    path = folder / f"damaged{handover.SUFFIX}"
+    handover.write(record, path)
+    with safetensors.safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    tensors = safetensors.torch.load_file(path)
+    if data.draw(st.booleans()):
+        facts = json.loads(metadata[handover.FACTS])
+        *way, last = data.draw(st.sampled_from(places(facts)))
+        parent = facts
+        for key in way:
+            parent = parent[key]
+        if data.draw(st.booleans()):
+            parent[last] = data.draw(json_values)
+        else:
+            del parent[last]
+        metadata[handover.FACTS] = json.dumps(facts)
+    else:
+        name = data.draw(st.sampled_from(sorted(tensors)))
+        tensor = tensors.pop(name)
+        other = data.draw(st.sampled_from([
+            None, tensor.flatten(), tensor[None], tensor[:0], tensor * math.nan, tensor.double(), tensor.int(), -tensor,
+            torch.cat([tensor, tensor]),
+        ]))  # fmt: skip
+        if other is not None:
+            tensors[data.draw(st.sampled_from([name, name, name, *sorted(tensors), "another"]))] = other
+    safetensors.torch.save_file(tensors, path, metadata)
+    try:
+        found = handover.read(path)
+    except ValueError as error:
+        assert str(error).startswith(path.name) and str(error).endswith("."), error
+    else:
+        handover.write(found, path)
+        assert same(handover.read(path), found) and 0 < found.steps < len(found.sigmas)
+        usable(found.report)
 
 
 def test_twenty_thousand_cases_are_drawn():

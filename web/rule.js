@@ -1,7 +1,11 @@
-// What a recorded report says of other deltas: the adaptive rule of srd_core/criterion.py over its curve of D.
+// What a recorded report says of other deltas: the adaptive rule of srd_core/criterion.py over its curve of D, TeaCache's
+// plan of srd_core/teacache.py over the growth that the report keeps, and the seconds of srd_core/cost.py for both.
 // No page and no host in here.
 
 const PAPER_STEPS = 50
+const RET_STEPS = 5 // as in srd_core/teacache.py
+const MIN_STEPS = 5
+const MAX_REUSES = 5
 
 /** Delta as it is used in a run of this report's length (Switch.delta_for); older reports used it as set. */
 export function deltaIn(report, delta) {
@@ -41,12 +45,40 @@ export function secondsPerStep(report, stage) {
   return mean(report, (step) => step.stage === stage)
 }
 
+/** Mean recorded seconds of a stage's computed step and of one that TeaCache reused (0 where none was). */
+function stepSeconds(report, stage) {
+  const computed = mean(report, (step) => step.stage === stage && !step.reused) ?? secondsPerStep(report, stage)
+  return { computed, reused: mean(report, (step) => step.stage === stage && step.reused) ?? 0 }
+}
+
+/** Which of the run's steps (0-based) TeaCache reuses in a stage that runs steps first ... end - 1; false where it is off. */
+export function planFor(report, stage, first, end) {
+  const { growth, threshold, form } = report.teacache[stage] ?? {}
+  const plan = []
+  let sum = 0
+  let inARow = 0
+  for (let step = first; step < end; step++) {
+    sum += growth?.[step] ?? Infinity
+    const forced = step === first || (form === 'e0' && step < RET_STEPS) || step === report.sigmas.length - 2
+    const reuse = report.sigmas.length - 1 - first >= MIN_STEPS && !forced && inARow < MAX_REUSES && sum < threshold
+    inARow = reuse ? inARow + 1 : 0
+    if (!reuse) sum = 0
+    plan.push(reuse)
+  }
+  return plan
+}
+
 /** Seconds of a run with this many sketch steps, from the recorded seconds a step; null where a stage has not run. */
 export function costOf(report, sketchSteps) {
-  const renderSteps = report.sigmas.length - 1 - sketchSteps
-  const sketch = sketchSteps ? secondsPerStep(report, 'sketch') : 0
-  const render = renderSteps ? secondsPerStep(report, 'render') : 0
-  return sketch === null || render === null ? null : sketchSteps * sketch + renderSteps * render
+  const total = report.sigmas.length - 1
+  const stages = [['sketch', 0, sketchSteps], ['render', sketchSteps, total]].filter(([, first, end]) => first < end)
+  let cost = 0
+  for (const [stage, first, end] of stages) {
+    const { computed, reused } = stepSeconds(report, stage)
+    if (computed === null) return null
+    for (const reuse of planFor(report, stage, first, end)) cost += reuse ? reused : computed
+  }
+  return cost
 }
 
 /** Steps in a row from the first on that the sketch ran. */
@@ -67,10 +99,8 @@ export function remaining(report) {
   const total = report.sigmas.length - 1
   const done = report.steps.filter((step) => step.seconds !== null).length
   const stage = report.hand_overs.at(-1)?.to ?? 'sketch'
-  const each = secondsPerStep(report, stage)
-  if (each === null) return null
-  const computed = mean(report, (step) => step.stage === stage && !step.reused) ?? each
-  const reused = mean(report, (step) => step.stage === stage && step.reused) ?? 0
+  const { computed, reused } = stepSeconds(report, stage)
+  if (computed === null) return null
   let seconds = 0
   for (let step = done + 1; step <= total; step++) seconds += planned(report, stage, step) ? reused : computed
   return { seconds, bound: stage === 'sketch' && report.render !== '' }
