@@ -35,16 +35,17 @@ NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
 WAN21, WAN21_KSAMPLER = "wan2.1_t2v_14B_to_1.3B", "wan2.1_t2v_14B_to_1.3B_ksampler"
 WAN22, DEMO = "wan2.2_high_noise_to_wan2.1_1.3B", "demo"
 COG, COG_KSAMPLER = "cogvideox_5B_to_2B", "cogvideox_5B_to_2B_ksampler"
-COMPARE, SWEEP = "compare_wan2.1_t2v_14B_to_1.3B", "delta_sweep"
+COMPARE, SWEEP, ONCE = "compare_wan2.1_t2v_14B_to_1.3B", "delta_sweep", "sketch_once_render_many"
 NATIVE = hasattr(comfy.supported_models, "CogVideoX_T2V")  # does this host have a CogVideoX?
 RUNNABLE = [name for name in NAMES if NATIVE or name not in (COG, COG_KSAMPLER)]
 KSAMPLER_OF = {name: f"{name}_ksampler" for name in (WAN21, COG) if name in RUNNABLE}
 OWN = (
     "SRLoadSketchDiT", "SRLoadRenderDiT", "SRSampler", "SRModel", "SRSwitchInspector", "SRCompare", "SRCogVideoXFix",
-    "SRTeaCache",
+    "SRTeaCache", "SRSketch", "SRRender", "SRSaveHandOver", "SRLoadHandOver",
 )  # fmt: skip
 SMALL = {"width": 64, "height": 32, "length": 5}
 WIDE = {COMPARE: 2 * 64, SWEEP: 3 * 64 + 2 * 8}  # pixels of the saved video: clips side by side, 8 pixels between
+VIDEOS = {ONCE: ["render", "render_teacache", "sketch_preview"]}  # of a workflow that saves more than one, without numbers
 
 TEXT_NODE = '''
 import torch
@@ -170,9 +171,18 @@ def reports_of(outputs: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [json.loads(output["report"][0]) for output in outputs.values() if "report" in output]
 
 
-def frames_of(server: Any, outputs: Mapping[str, Any]) -> np.ndarray:
-    """The frames of the one video that a run saved."""
-    (file,) = [f for output in outputs.values() for f in output.get("images", []) if f["filename"].endswith(".mp4")]
+def videos_of(outputs: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The videos that a run saved, by their names without the number."""
+    files = [f for output in outputs.values() for f in output.get("images", []) if f["filename"].endswith(".mp4")]
+    found = {re.sub(r"_\d+_\.mp4$", "", file["filename"]): file for file in files}
+    assert len(found) == len(files)
+    return found
+
+
+def frames_of(server: Any, outputs: Mapping[str, Any], name: str | None = None) -> np.ndarray:
+    """The frames [n, height, width, 3] of the video of this name, or of the only one."""
+    files = videos_of(outputs)
+    (file,) = files.values() if name is None else [files[name]]
     with av.open(io.BytesIO(server.view(file))) as container:
         return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
 
@@ -181,7 +191,7 @@ def frames_of(server: Any, outputs: Mapping[str, Any]) -> np.ndarray:
 
 
 def test_there_is_a_workflow_for_each_promise() -> None:
-    assert {WAN21, WAN21_KSAMPLER, WAN22, DEMO, COMPARE, SWEEP, COG, COG_KSAMPLER} == set(NAMES)
+    assert {WAN21, WAN21_KSAMPLER, WAN22, DEMO, COMPARE, SWEEP, ONCE, COG, COG_KSAMPLER} == set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -221,7 +231,7 @@ def test_nodes_of_the_pack_carry_the_registry_s_name_so_that_the_manager_finds_i
     assert own and all(node["properties"]["cnr_id"] == project for node in own)
 
 
-@pytest.mark.parametrize("name", [WAN21, WAN21_KSAMPLER, WAN22, COMPARE, SWEEP])
+@pytest.mark.parametrize("name", [WAN21, WAN21_KSAMPLER, WAN22, COMPARE, SWEEP, ONCE])
 def test_every_model_file_comes_with_its_official_address(name: str) -> None:
     loaders = ("SRLoadSketchDiT", "SRLoadRenderDiT", "CLIPLoader", "VAELoader")
     chosen = [node for node in shipped(name)["nodes"] if node["type"] in loaders]
@@ -334,7 +344,10 @@ def test_a_shipped_workflow_runs_in_the_real_server_and_saves_its_video(
 ) -> None:
     graph = ready(name, info)
     outputs = run(server, graph)
-    assert frames_of(server, outputs).shape == (SMALL["length"], SMALL["height"], WIDE.get(name, SMALL["width"]), 3)
+    assert name not in VIDEOS or sorted(videos_of(outputs)) == VIDEOS[name]
+    for video in VIDEOS.get(name, [None]):
+        shape = (SMALL["length"], SMALL["height"], WIDE.get(name, SMALL["width"]), 3)
+        assert frames_of(server, outputs, video).shape == shape
     steps = next(node["inputs"]["steps"] for node in graph.values() if "steps" in node["inputs"])
     reports = reports_of(outputs)
     assert len(reports) == sum(node["class_type"] == "SRSwitchInspector" for node in graph.values())
@@ -373,6 +386,19 @@ def test_the_compare_workflow_compares_two_runs_that_differ_in_nothing_but_the_h
     assert (plain["model"], plain["latent_image"]) == (both["sketch"], both["latent"])
     shown = run(server, graph)[workflow.find(graph, "SRCompare")]
     assert shown["text"][0].startswith("sketch + render compared with sketch only") and "PSNR: " in shown["text"][0]
+
+
+def test_sketch_once_render_many_makes_sr_sampler_s_video_and_does_not_sketch_for_another_render(
+    server: Any, info: Mapping[str, Any]
+) -> None:
+    graph, graph_in_one = ready(ONCE, info), ready(WAN21, info)
+    seed = graph[workflow.find(graph, "SRSketch")]["inputs"]["seed"]
+    in_one = run(server, workflow.set_inputs(graph_in_one, workflow.find(graph_in_one, "SRSampler"), seed=seed))
+    assert np.array_equal(frames_of(server, run(server, graph), "render"), frames_of(server, in_one))
+    cached = next(n for n, node in graph.items() if node["class_type"] == "SRRender" and node["inputs"]["teacache"])
+    history = server.run(workflow.set_inputs(graph, cached, teacache=0.3, render_cfg=3.0), timeout=300)
+    (kept,) = [data["nodes"] for what, data in history["status"]["messages"] if what == "execution_cached"]
+    assert workflow.find(graph, "SRSketch") in kept and cached not in kept
 
 
 def test_the_delta_sweep_differs_in_delta_only(info: Mapping[str, Any]) -> None:
