@@ -17,7 +17,6 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-POSIX = os.name != "nt"
 
 
 def load_host():
@@ -454,7 +453,7 @@ def test_a_folder_of_the_user_is_never_replaced_by_a_link(host, tmp_path):
     mine.mkdir(parents=True)
     (mine / "keep.py").write_text("")
     (tmp_path / "pack").mkdir()
-    if POSIX:
+    if os.name != "nt":
         with pytest.raises(host.HostError, match="cannot link"):
             host._link(tmp_path / "pack", mine)
     else:
