@@ -372,19 +372,22 @@ def places(data: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [path] * bool(path) + [p for key, value in inner for p in places(value, (*path, key))]
 
 
+def damage(facts: Any, data: st.DataObject) -> None:
+    """Put one value of any kind anywhere into JSON data, or take one out."""
+    *path, last = data.draw(st.sampled_from(places(facts)))
+    for key in path:
+        facts = facts[key]
+    if data.draw(st.booleans()):
+        facts[last] = data.draw(json_values)
+    else:
+        del facts[last]
+
+
 @cases(1500, slow=True)
 @given(reports, st.data())
 def test_a_damaged_report_is_refused_with_a_sentence_or_still_usable(report: Any, data: st.DataObject):
-    """One value of any kind anywhere, or a field that is gone."""
     damaged = asdict(report)
-    *path, last = data.draw(st.sampled_from(places(damaged)))
-    parent = damaged
-    for key in path:
-        parent = parent[key]
-    if data.draw(st.booleans()):
-        parent[last] = data.draw(json_values)
-    else:
-        del parent[last]
+    damage(damaged, data)
     try:
         usable(Report.from_json(json.dumps(damaged)), picture=data.draw(st.integers(0, 40)) == 40)
     except ValueError as error:
@@ -471,14 +474,7 @@ def test_a_damaged_hand_over_is_refused_with_a_sentence_or_still_makes_sense(rec
     tensors = safetensors.torch.load_file(path)
     if data.draw(st.booleans()):
         facts = json.loads(metadata[handover.FACTS])
-        *way, last = data.draw(st.sampled_from(places(facts)))
-        parent = facts
-        for key in way:
-            parent = parent[key]
-        if data.draw(st.booleans()):
-            parent[last] = data.draw(json_values)
-        else:
-            del parent[last]
+        damage(facts, data)
         metadata[handover.FACTS] = json.dumps(facts)
     else:
         name = data.draw(st.sampled_from(sorted(tensors)))
