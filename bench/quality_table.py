@@ -109,11 +109,15 @@ class Results:
         return {}
 
     def seconds(self, line: Line, stage: str) -> float | None:
-        """Seconds that a stage takes in that cell: its steps at what a step of it costs; measured for cached rows."""
+        """Seconds that a stage takes in that cell: its steps at what a step of it costs. In a stage with a cache that is the
+        mean of the row's own timed runs, which may have handed over elsewhere than this cell."""
         row = known_rows(line["steps"]).get(line["row"])
-        if row is not None and (row.kind in ("easycache", "teacache") or row.cache):
-            own = [t["seconds"][stage] for t in self.timed if (t["row"], run_of(t)) == (line["row"], run_of(line))]
-            return statistics.fmean(own) if own else None
+        if row is not None and (row.kind in ("easycache", "teacache") or (row.cache and stage == RENDER)):
+            own = [t for t in self.timed if (t["row"], run_of(t)) == (line["row"], run_of(line))]
+            steps = sum(t["calls"][stage] for t in own)
+            if not own:
+                return None
+            return line["calls"][stage] * sum(t["seconds"][stage] for t in own) / steps if steps else 0.0
         return line["calls"][stage] * cost[stage] if (cost := self.step_seconds(run_of(line))) else None
 
     def speed_up(self, line: Line) -> float | None:
@@ -249,7 +253,26 @@ def must_hold(results: Results, run: tuple[int, str]) -> list[str]:
             out += ["", f"**{default} keeps at least {ENOUGH:.0%} of the gain: {says}** ({own.text('.2f')})."]
     if default in rows:
         out += ["", *peers(results, run, default)]
-    return out
+    return [*out, "", *front(results, run)]
+
+
+def front(results: Results, run: tuple[int, str]) -> list[str]:
+    """Whether the rows with TeaCache on the render lie on or above the peers' front of speed and PSNR."""
+    rows = results.rows(run)
+    places = {
+        name: (speed.mean, likeness.mean)
+        for name, lines in rows.items()
+        if (speed := stat(by_prompt(lines, results.speed_up))) and (likeness := stat(by_prompt(lines, field("psnr"))))
+    }
+    out = []
+    for name, (speed, psnr) in places.items():
+        if known_rows(run[0])[name].cache:
+            above = [peer for peer, (s, p) in places.items() if known_rows(run[0])[peer].peer and s >= speed and p >= psnr]
+            verdict = f"does not hold: {', '.join(above)} faster and nearer" if above else "holds"
+            out.append(_row([name, f"{speed:.2f}", f"{psnr:.2f}", verdict]))
+    head = [_row(["with TeaCache on the render", "speed-up", "PSNR, dB", "no peer is faster and nearer"]),
+            _row(["---", "---:", "---:", "---"])]  # fmt: skip
+    return [*head, *out] if out else []
 
 
 def peers(results: Results, run: tuple[int, str], default: str) -> list[str]:
@@ -286,8 +309,8 @@ def timing(results: Results) -> list[str]:
         cost = results.step_seconds(run_of(line))
         if cost and all(line["calls"].values()):
             ratios[i] = sum(line["seconds"].values()) / sum(line["calls"][s] * cost[s] for s in (SKETCH, RENDER))
-    out += ["", "Seconds and speed-up of a row: its steps by stage, times these; EasyCache and TeaCache rows: as measured. "
-            "One prompt at a time, sampling only, without loading."]  # fmt: skip
+    out += ["", "Seconds and speed-up of a row: its steps by stage, times these; where EasyCache or TeaCache works, "
+            "times the mean step of the row's own timed runs. One prompt at a time, sampling only, without loading."]  # fmt: skip
     if ratios and (found := stat(ratios)):
         out.append(f"{found.count} measured runs with both models took {found.text('.3f')} of what that gives.")
     loads = [line["load"] for line in results.timed if line.get("load") is not None]

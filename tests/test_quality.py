@@ -279,6 +279,32 @@ def test_speed_up_is_from_the_steps_of_each_model_and_what_a_step_costs():
     assert table.Results(lines).speed_up(half) == pytest.approx(100 / (20 + 20))
 
 
+def test_a_row_with_teacache_gets_the_seconds_of_its_own_hand_over_not_of_the_prompts_it_was_timed_on():
+    name = "adaptive, delta 0.01, TeaCache 0.2"
+    lines = [
+        fake("sketch only", 0, 1, kind="time", calls={"sketch": 50, "render": 0}, seconds={"sketch": 100.0, "render": 0}),
+        fake("render only", 0, 1, kind="time", seconds={"sketch": 0, "render": 25.0}),
+        fake(name, 0, 1, kind="time", calls={"sketch": 5, "render": 45}, seconds={"sketch": 10.0, "render": 9.0}),
+        later := fake(name, 1, 1, calls={"sketch": 20, "render": 30}),
+    ]
+    results = table.Results(lines)
+    assert (results.seconds(later, "sketch"), results.seconds(later, "render")) == pytest.approx((20 * 2, 30 * 9 / 45))
+
+
+def test_a_row_with_teacache_is_told_which_peers_are_faster_and_nearer():
+    name, peer = "adaptive, delta 0.01, TeaCache 0.2", "EasyCache 0.1 on the sketch"
+    timed = [
+        fake("sketch only", 0, 1, kind="time", calls={"sketch": 50, "render": 0}, seconds={"sketch": 100.0, "render": 0}),
+        fake("render only", 0, 1, kind="time", seconds={"sketch": 0, "render": 25.0}),
+        fake(name, 0, 1, kind="time", calls={"sketch": 10, "render": 40}, seconds={"sketch": 20.0, "render": 20.0}),
+        fake(peer, 0, 1, kind="time", calls={"sketch": 50, "render": 0}, seconds={"sketch": 30.0, "render": 0.0}),
+        fake(name, 0, 1, calls={"sketch": 10, "render": 40}, psnr=25.0),
+    ]
+    for psnr, verdict in ((24.0, "| holds |"), (26.0, f"does not hold: {peer} faster and nearer")):
+        results = table.Results([*timed, fake(peer, 0, 1, calls={"sketch": 50, "render": 0}, psnr=psnr)])
+        assert verdict in table.front(results, (50, "euler"))[-1]
+
+
 def test_the_pareto_front_leaves_out_what_is_beaten():
     points = {"slow": (1.0, 0.9), "fast": (3.0, 0.4), "between": (2.0, 0.7), "beaten": (1.9, 0.6), "same": (2.0, 0.7)}
     assert figures.pareto(points) == {"slow", "fast", "between", "same"}
