@@ -45,15 +45,34 @@ export function secondsPerStep(report, stage) {
   return mean(report, (step) => step.stage === stage)
 }
 
-/** Mean recorded seconds of a stage's computed step and of one that TeaCache reused (0 where none was). */
+/** Mean recorded seconds of a stage's computed step and of one that TeaCache reused, null where there was none. */
 function stepSeconds(report, stage) {
-  const computed = mean(report, (step) => step.stage === stage && !step.reused) ?? secondsPerStep(report, stage)
-  return { computed, reused: mean(report, (step) => step.stage === stage && step.reused) ?? 0 }
+  const reused = mean(report, (step) => step.stage === stage && step.reused)
+  if (!followed(report, stage)) return { computed: secondsPerStep(report, stage), reused }
+  return { computed: mean(report, (step) => step.stage === stage && !step.reused) ?? reused, reused }
+}
+
+/** Whether the plan that TeaCache made at the hand-over reuses this step (1-based); null: no plan says. */
+function inPlan(report, stage, step) {
+  const plan = report.teacache[stage]
+  const index = step - 1 - (plan?.first_step ?? 0)
+  return plan?.table && index >= 0 && index < plan.reuse.length ? plan.reuse[index] : null
+}
+
+/** Whether TeaCache reused what it had planned to, as far as the run went: some samplers and nodes keep it from that. */
+function followed(report, stage) {
+  const ran = report.steps.filter((step) => step.stage === stage && step.seconds !== null)
+  return ran.every((step) => step.reused || !inPlan(report, stage, step.step))
+}
+
+/** Whether this step (1-based) is still to be reused; null: no plan says, or the run does not keep to it. */
+export function planned(report, stage, step) {
+  return followed(report, stage) ? inPlan(report, stage, step) : null
 }
 
 /** Which of the run's steps (0-based) TeaCache reuses in a stage that runs steps first ... end - 1; false where it is off. */
-export function planFor(report, stage, first, end) {
-  const { growth, threshold, form } = report.teacache[stage] ?? {}
+function planFor(report, stage, first, end) {
+  const { growth, threshold, form } = (followed(report, stage) && report.teacache[stage]) || {}
   const plan = []
   let sum = 0
   let inARow = 0
@@ -68,15 +87,19 @@ export function planFor(report, stage, first, end) {
   return plan
 }
 
-/** Seconds of a run with this many sketch steps, from the recorded seconds a step; null where a stage has not run. */
+/**
+ * Seconds of a run with this many sketch steps, from the recorded seconds a step; null where a stage has not run, or
+ * would reuse steps and has not reused one.
+ */
 export function costOf(report, sketchSteps) {
   const total = report.sigmas.length - 1
   const stages = [['sketch', 0, sketchSteps], ['render', sketchSteps, total]].filter(([, first, end]) => first < end)
   let cost = 0
   for (const [stage, first, end] of stages) {
     const { computed, reused } = stepSeconds(report, stage)
-    if (computed === null) return null
-    for (const reuse of planFor(report, stage, first, end)) cost += reuse ? reused : computed
+    const plan = planFor(report, stage, first, end)
+    if (computed === null || (reused === null && plan.includes(true))) return null
+    for (const reuse of plan) cost += reuse ? reused : computed
   }
   return cost
 }
@@ -87,13 +110,6 @@ export function sketchedSteps(report) {
   return other < 0 ? report.steps.length : other
 }
 
-/** Whether TeaCache's plan, made at the hand-over, reuses this step (1-based); null: no plan says. */
-export function planned(report, stage, step) {
-  const plan = report.teacache[stage]
-  const index = step - 1 - (plan?.first_step ?? 0)
-  return plan?.table && index >= 0 && index < plan.reuse.length ? plan.reuse[index] : null
-}
-
 /** Seconds until a running run ends: {seconds, bound}; bound: it is what the sketch alone would take. null: unknown. */
 export function remaining(report) {
   const total = report.sigmas.length - 1
@@ -102,7 +118,7 @@ export function remaining(report) {
   const { computed, reused } = stepSeconds(report, stage)
   if (computed === null) return null
   let seconds = 0
-  for (let step = done + 1; step <= total; step++) seconds += planned(report, stage, step) ? reused : computed
+  for (let step = done + 1; step <= total; step++) seconds += planned(report, stage, step) ? (reused ?? 0) : computed
   return { seconds, bound: stage === 'sketch' && report.render !== '' }
 }
 
