@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import logging
+import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,6 +19,7 @@ from typing import Any
 
 import comfy.ldm.wan.model
 import comfy.model_patcher
+import comfy.ops
 import comfy.samplers
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -97,7 +99,7 @@ class Plan:
     """What was decided before the first cached step; plain data, for the report."""
 
     threshold: float
-    form: str
+    form: str  # as used: e where the family has no other
     table: str = ""  # whose coefficients; empty: nothing is reused, see note
     first_step: int = 0  # 0-based index in the run of the first planned step
     reuse: list[bool] = field(default_factory=list)  # for every step from the first to the run's last
@@ -223,25 +225,31 @@ def make_plan(inner_model: Any, settings: TeaCache, sigmas: Sequence[float], fir
     """The skip plan for steps ``first`` (0-based) ... last of a run over ``sigmas``; ``x`` [B, C, T, H, W] its latent."""
     plan = Plan(settings.threshold, settings.form, first_step=first)
     model, levels = inner_model.diffusion_model, list(sigmas[:-1])
-    remaining = len(levels) - first
     adapter = _adapter(model)
     if adapter is None:
-        plan.note = f"TeaCache does not know {type(model).__name__}; it ran without."
-    elif any(b > a for a, b in zip(sigmas, sigmas[1:])):
-        plan.note = "TeaCache needs a schedule whose noise level never rises; it ran without."
-    else:
-        table, note = adapter.table(model, x)
-        timesteps = inner_model.model_sampling.timestep(torch.tensor(levels, device=x.device)).float()
-        d = distances(adapter.modulation(model, timesteps, settings.form).cpu())
-        coefficients = table.coefficients(settings.form)
-        plan.growth = [0.0, *growth(d, coefficients)]
-        if remaining >= MIN_STEPS:
-            computed_first = max(RET_STEPS - first, 1) if settings.form == "e0" else 1
-            plan.reuse = skip_plan(d[first:], coefficients, settings.threshold, computed_first)
-            plan.table, plan.note = table.name, note
-            return plan
-        plan.note = f"TeaCache: a stage of {remaining} steps is too short to reuse any."
-    logging.warning("SRDiffusion: %s", plan.note)
+        return _without(plan, f"TeaCache does not know {type(model).__name__}; it ran without.")
+    if any(b > a for a, b in zip(sigmas, sigmas[1:])):
+        return _without(plan, "TeaCache needs a schedule whose noise level never rises; it ran without.")
+    table, note = adapter.table(model, x)
+    plan.form = settings.form if table.e0 else "e"
+    timesteps = inner_model.model_sampling.timestep(torch.tensor(levels, device=x.device)).float()
+    d = distances(adapter.modulation(model, timesteps, plan.form).cpu())
+    if not all(map(math.isfinite, d)):
+        return _without(plan, "TeaCache: the time embedding has values that are not finite; nothing is reused.")
+    coefficients = table.coefficients(plan.form)
+    plan.growth = [0.0, *growth(d, coefficients)]
+    if len(levels) - first < MIN_STEPS:
+        return _without(plan, f"TeaCache: a stage of {len(levels) - first} steps is too short to reuse any.")
+    computed_first = max(RET_STEPS - first, 1) if plan.form == "e0" else 1
+    plan.reuse = skip_plan(d[first:], coefficients, settings.threshold, computed_first)
+    plan.table, plan.note = table.name, note
+    return plan
+
+
+def _without(plan: Plan, note: str) -> Plan:
+    """The plan that reuses nothing, and why."""
+    logging.warning("SRDiffusion: %s", note)
+    plan.note = note
     return plan
 
 
@@ -268,10 +276,14 @@ def _adapter(model: Any) -> Any:
 def _float32(layers: Sequence[Any], x: torch.Tensor) -> torch.Tensor:
     """x [n, ...] float32 through the layers, in float32: half precision rounds by as much as two neighbouring steps differ.
 
-    The host's layers cast their weights (with LoRA, from any storage) to the input's type by this method.
+    The host's layers cast their weights (with LoRA, from any storage) to the input's type by this method; those that
+    multiply in fp8 (weight_dtype fp8_e4m3fn_fast) would cast the input instead, and get the plain layers' one.
     """
     for layer in layers:
-        x = getattr(layer, "forward_comfy_cast_weights", layer)(x)
+        if isinstance(layer, comfy.ops.fp8_ops.Linear):
+            x = comfy.ops.manual_cast.Linear.forward_comfy_cast_weights(layer, x)
+        else:
+            x = getattr(layer, "forward_comfy_cast_weights", layer)(x)
     return x
 
 

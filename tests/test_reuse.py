@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
+import json
 import logging
 import weakref
 from typing import Any
@@ -426,3 +428,44 @@ def test_a_threshold_that_means_nothing_is_refused(threshold: float):
         reuse.TeaCache(threshold)
     with pytest.raises(ValueError, match="form"):
         reuse.TeaCache(0.1, "f")
+
+
+# --- what the plan rests on ------------------------------------------------------------------------------------------
+
+
+def test_a_time_embedding_that_is_not_finite_reuses_nothing_and_the_report_can_still_be_read():
+    state_dict = slow_state_dict()
+    state_dict["time_embedding.2.bias"][0] = float("nan")
+    broken, report = comfy.sd.load_diffusion_model_state_dict(state_dict), Report()
+    with pytest.raises(RuntimeError, match="The render's prediction has values that are not finite"):
+        helpers.ksampler(sr_model(slow_wan(1), cached(broken), 3, report), STEPS)
+    plan = json.loads(report.to_json())["teacache"]["render"]
+    assert not any(plan["reuse"]) and plan["growth"] == [] and "time embedding" in plan["note"]
+
+
+def test_layers_that_multiply_in_fp8_give_the_plan_of_the_plain_ones():
+    """weight_dtype fp8_e4m3fn_fast: the host rounds the layers' input to fp8, by more than two steps differ."""
+    model = slow_wan().model.diffusion_model
+    for layer in (model.time_embedding[0], model.time_embedding[2]):
+        layer.weight.data = layer.weight.data.to(torch.float8_e4m3fn)
+        layer.bias.data = layer.bias.data.to(torch.float8_e4m3fn)
+    timesteps = torch.linspace(1000, 20, STEPS)
+    plain, fast = {}, {}
+    for found, operations in ((plain, comfy.ops.manual_cast), (fast, comfy.ops.fp8_ops)):
+        for layer in (model.time_embedding[0], model.time_embedding[2]):
+            layer.__class__ = operations.Linear
+        found["d"] = teacache.distances(reuse.wan_modulation(model, timesteps, "e"))
+    assert plain == fast and len(set(plain["d"])) > 1
+
+
+def test_a_family_with_one_form_is_planned_in_that_form_whatever_is_asked_for(monkeypatch: pytest.MonkeyPatch):
+    model, report = slow_wan(1), Report()
+    one_form = dataclasses.replace(teacache.WAN_T2V[0], e0=())
+    monkeypatch.setattr(teacache, "WAN_T2V", (one_form,))
+    helpers.ksampler(sr_model(slow_wan(), cached(model, form="e0"), 3, report), STEPS)
+    assert report.teacache["render"]["form"] == "e" and report.teacache["render"]["reuse"] == plan_of(model, first=3)
+
+
+def test_the_node_refuses_a_sketch_render_model_whose_sketch_it_would_cache():
+    with pytest.raises(ValueError, match="The model of Render TeaCache already is a Sketch-Render Model; connect a plain MODEL"):
+        SRTeaCache.execute(sr_model(slow_wan(), slow_wan(1), 3), 0.1, "e", "gpu")
