@@ -25,7 +25,7 @@ def missing(backend: str) -> str:
     """A warning when ``backend`` can't be had here, else an empty string."""
     if backend in backends():
         return ""
-    package = PACKAGES.get(backend)
+    package = PACKAGES.get(backend) if isinstance(backend, str) else None
     how = f"Install {package} into ComfyUI's Python and restart" if package else "Choose another"
     return (
         f"Attention {backend!r} is not available here; the model runs with ComfyUI's default. {how}, or set attention to "

@@ -67,7 +67,6 @@ class Layout:
     columns: int = 45
     spatial_scale: float = 1.875  # sincos: positions are divided by these
     temporal_scale: float = 1.0
-    text_tokens: int = TEXT_TOKENS
 
 
 @dataclass(frozen=True)
@@ -182,12 +181,22 @@ def _layout(name: str, facts: Facts, config: Mapping[str, Any] | None) -> Layout
         )
     return Layout(
         member=next(m for m in COGVIDEOX if m.positions == positions),
-        rows=config.get("sample_height", 60) // 2,
-        columns=config.get("sample_width", 90) // 2,
-        spatial_scale=config.get("spatial_interpolation_scale", 1.875),
-        temporal_scale=config.get("temporal_interpolation_scale", 1.0),
-        text_tokens=config.get("max_text_seq_length", TEXT_TOKENS),
+        rows=int(_number(name, config, "sample_height", 60, 2)) // 2,
+        columns=int(_number(name, config, "sample_width", 90, 2)) // 2,
+        spatial_scale=_number(name, config, "spatial_interpolation_scale", 1.875, 1e-3),
+        temporal_scale=_number(name, config, "temporal_interpolation_scale", 1.0, 1e-3),
     )
+
+
+def _number(name: str, config: Mapping[str, Any], key: str, default: float, least: float) -> float:
+    """config[key], from ``least`` to a million. Raises ValueError with a sentence for anything else."""
+    value = config.get(key, default)
+    if type(value) not in (int, float) or not least <= value <= 1e6:
+        raise ValueError(
+            f"{name}: its config.json says {key} {str(value)[:40]!r}; a number from {least:g} on is needed there. "
+            "Get that file again."
+        )
+    return float(value)
 
 
 def _config(path: Path, metadata: Mapping[str, str], facts: Facts) -> Mapping[str, Any] | None:
@@ -284,7 +293,7 @@ def rename(state_dict: dict[str, torch.Tensor]) -> None:
 def correct(model: ModelPatcher, dynamic_cfg: bool = False) -> ModelPatcher:
     """A clone of a CogVideoX MODEL, whatever loader made it, that samples as the official pipelines do.
 
-    ``dynamic_cfg``: the guidance scale of every step is ``dynamic_scale`` of the sampler's. Raises ValueError naming the
+    ``dynamic_cfg``: the guidance scale of every step is ``dynamic_scale`` of the sampler's; False takes it off again. Raises ValueError naming the
     model for what is no text-to-video CogVideoX.
     """
     network = getattr(model.model, "diffusion_model", None)
@@ -300,6 +309,8 @@ def correct(model: ModelPatcher, dynamic_cfg: bool = False) -> ModelPatcher:
     _apply(model, layout)
     if dynamic_cfg:
         model.set_model_sampler_cfg_function(_guide_dynamically)
+    elif model.model_options.get("sampler_cfg_function") is _guide_dynamically:
+        del model.model_options["sampler_cfg_function"]
     return model
 
 
@@ -463,7 +474,7 @@ def _check_run(
     """OUTER_SAMPLE wrapper: refuse frame counts that the model can't take, cut prompts that are too long."""
     if noise.ndim == 5:
         check_frames(layout, noise.shape[2])
-    cut_prompts(getattr(executor.class_obj, "conds", None) or {}, layout.text_tokens)
+    cut_prompts(getattr(executor.class_obj, "conds", None) or {}, TEXT_TOKENS)
     return executor(noise, *args, **kwargs)
 
 

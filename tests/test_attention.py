@@ -89,6 +89,11 @@ def test_a_backend_that_is_missing_here_warns_and_runs_with_the_default(
     assert torch.equal(helpers.ksampler(model, STEPS), helpers.ksampler(load(name), STEPS))
 
 
+@pytest.mark.parametrize("value", [["sage"], {"a": 1}, None, 3])
+def test_a_saved_value_of_any_kind_gets_the_warning(value: Any):
+    assert "is not available here" in attention.missing(value)
+
+
 def test_the_warning_is_shown_on_the_node(models_folder: Path, monkeypatch: pytest.MonkeyPatch):  # noqa: F811
     """By the host's own message for texts on nodes; the page itself is not part of this test."""
     from server import PromptServer

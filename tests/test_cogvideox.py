@@ -445,6 +445,47 @@ def test_a_prompt_longer_than_226_tokens_is_cut_with_one_line(
     assert lines == ["SRDiffusion: CogVideoX reads 226 tokens of a prompt; cut: positive 300."]
 
 
+def test_the_fix_without_dynamic_cfg_takes_that_of_another_fix_off_and_leaves_what_others_set(folders: dict[str, Path]):
+    model = cogvideox.load(folders["5b"])
+    dynamic = cogvideox.correct(model, dynamic_cfg=True)
+    assert torch.equal(run(cogvideox.correct(dynamic), 1), run(model, 1)) and not torch.equal(run(dynamic, 1), run(model, 1))
+    other = model.clone()
+    other.set_model_sampler_cfg_function(lambda args: args["cond"])
+    assert torch.equal(run(cogvideox.correct(other), 1), run(other, 1))
+
+
+def test_226_tokens_are_read_whatever_the_config_says_as_the_official_pipelines_do(
+    networks: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    folder = oracle.write(networks["5b"], tmp_path)
+    expected = run(cogvideox.load(folder), 1)
+    (folder / "config.json").write_text(json.dumps({**oracle.config_of(networks["5b"]), "max_text_seq_length": 224}), "utf-8")
+    with caplog.at_level(logging.INFO):
+        assert torch.equal(run(cogvideox.load(folder), 1), expected)
+    assert not [r for r in caplog.records if "tokens" in r.getMessage()]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("sample_height", None),
+        ("sample_height", "60"),
+        ("sample_width", 1),
+        ("spatial_interpolation_scale", 0),
+        ("spatial_interpolation_scale", None),
+        ("temporal_interpolation_scale", float("inf")),
+        ("temporal_interpolation_scale", True),
+    ],
+)
+def test_a_number_of_the_config_that_no_model_has_is_refused_naming_it(
+    key: str, value: Any, networks: dict[str, Any], tmp_path: Path
+):
+    folder = oracle.write(networks["2b"], tmp_path)
+    (folder / "config.json").write_text(json.dumps({**oracle.config_of(networks["2b"]), key: value}), "utf-8")
+    with pytest.raises(ValueError, match=f"config.json says {key} '{value}'; a number from"):
+        cogvideox.identify(folder)
+
+
 def test_frame_counts_that_1_5_can_t_take_are_refused_with_the_nearest(folders: dict[str, Path]):
     model = cogvideox.load(folders["1.5"])
     with pytest.raises(ValueError, match=r"81 frames make 21\. Set the length of the empty latent to 77 or 85\."):
