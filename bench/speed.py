@@ -1,28 +1,30 @@
 """Speed at the real sizes: seconds of a step and of whole runs, beside the peers, with random weights of the true shapes.
 
     python -m bench.speed --family wan --size 832x480x81 --device cuda
-    python -m bench.speed --family wan --size 1280x720x81 --device cuda --rounds 1 --minutes 9 --rows "SR, 10|chained"
+    python -m bench.speed --size 1280x720x81 --rounds 1 --minutes 9 --rows "SR, 10 steps|two chained samplers, 10 steps"
     python -m bench.speed --family cogvideox --device cuda
     python3 bench/speed.py --device cpu --shapes small --steps 20      the same from start to table, in minutes
     python3 bench/speed.py --scaling                                   steps at several sizes, for the cost model
     python3 bench/speed.py --profile                                   one render step: its kernels, and who waits
     python3 bench/speed_table.py                                       speed.md, figures and the README's table again
 
-All rows are measured in one process, one after the other and then all again. Every measurement goes to the results file at
-once; a command that was stopped, or that its minutes ended, goes on there. A row that can't be measured is kept with why.
+All rows are measured in one process, one after the other and then all again, each after single steps of its models. Every
+measurement goes to the results file at once; a command that was stopped, or that its minutes ended, goes on there, on the
+same machine with the same versions and threads. Each start measures at least one whole row. What can't be measured is kept
+with why.
+
+The models stay in main memory, in bf16 on a GPU: 32 GB for the Wan pair, 15 GB for CogVideoX, half as much more for the rows
+with fp8 and again for those with fp8 scaled; twice the first on the CPU. Where that is too much, choose rows by --rows.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import datetime
-import json
 import os
-import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,8 +38,9 @@ if __name__ == "__main__":
     common.run_in_host()
 
 import quality_host  # noqa: E402
+import speed_store  # noqa: E402
+from speed_store import HAND_OVER  # noqa: E402
 
-Line = dict[str, Any]
 # Sizes at which steps are measured for the cost model: the first and the last give its rates, the others check them.
 SCALING: dict[str, dict[str, tuple[str, ...]]] = {
     "real": {"wan": ("832x480x33", "832x480x81", "832x480x121", "1280x720x81"),
@@ -47,68 +50,27 @@ SCALING: dict[str, dict[str, tuple[str, ...]]] = {
 }  # fmt: skip
 
 
-class Store:
-    """The results file: sessions (machine, versions, command, date) and lines, written anew after each."""
-
-    def __init__(self, path: Path) -> None:
-        """Raises ValueError for a file that is none of these results."""
-        self.path, self._written = path, time_written(path)
-        self.data: dict[str, Any] = {"sessions": [], "lines": []}
-        if path.exists():
-            self.data = json.loads(path.read_text("utf-8"))
-            if not {"sessions", "lines"} <= self.data.keys():
-                raise ValueError(f"{path.name} does not hold results of the speed bench. Name another by --results.")
-
-    @property
-    def lines(self) -> list[Line]:
-        return self.data["lines"]
-
-    def begin(self, **session: Any) -> None:
-        """A new session; the lines that follow are its own."""
-        self.data["sessions"].append(session)
-
-    def add(self, kind: str, **line: Any) -> None:
-        """One measurement. Raises RuntimeError when another command has written to the file meanwhile."""
-        if time_written(self.path) != self._written:
-            raise RuntimeError(f"Another command writes to {self.path.name} too. Start this one again after it.")
-        self.lines.append({"kind": kind, "session": len(self.data["sessions"]) - 1, **line})
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_suffix(".part")
-        partial.write_text(compact(self.data), "utf-8")
-        partial.replace(self.path)
-        self._written = time_written(self.path)
-
-    def count(self, **wanted: Any) -> int:
-        """How many lines have these values."""
-        return sum(wanted.items() <= line.items() for line in self.lines)
-
-
-def time_written(path: Path) -> int:
-    """When a file was last written, in nanoseconds; 0 where there is none."""
-    return path.stat().st_mtime_ns if path.exists() else 0
-
-
-def compact(data: dict[str, Any]) -> str:
-    """JSON with one line for each session and each measurement."""
-    parts = [f' "{name}": [\n' + ",\n".join("  " + json.dumps(item) for item in items) + "\n ]" for name, items in data.items()]
-    return "{\n" + ",\n".join(parts) + "\n}\n"
-
-
 @dataclass
 class Session:
     """One start of the command on one size."""
 
     options: argparse.Namespace
     bench: Any  # speed_rows.Bench
-    store: Store
+    store: speed_store.Store
     case: str  # family, size, shapes and steps, which rows are compared within
     ends: float  # time.monotonic
-    broken: set[Any] = field(default_factory=set)  # ways of computing that failed
+    gained: bool = False  # whether this start has measured what it came for: a whole row, or one of --scaling or --profile
     out: Callable[[str], Any] = field(default=lambda text: print(text, flush=True))
 
     def over(self) -> bool:
-        """Whether the minutes are used up."""
-        return time.monotonic() > self.ends
+        """Whether the minutes are used up; never before something is gained, or short minutes would never end the work."""
+        if ended := self.gained and time.monotonic() > self.ends:
+            self.out("  the minutes are over; the same command goes on")
+        return ended
+
+    def missing(self, kind: str, **wanted: Any) -> bool:
+        """Whether no line of this case has these values yet."""
+        return not self.store.count(kind=kind, case=self.case, **wanted)
 
     def rounds_left(self, selected: Sequence[Any]) -> list[list[Any]]:
         """For every round the rows that it has still to measure."""
@@ -126,17 +88,17 @@ def available_rows(session: Session, selected: Sequence[Any]) -> list[Any]:
     found = []
     for row in selected:
         if why := speed_rows.unavailable(row, session.bench):
-            keep_reason(session, row, why)
+            keep_reason(session, row.name, why)
         else:
             found.append(row)
     return found
 
 
-def keep_reason(session: Session, row: Any, why: str) -> None:
-    """That a row can't be measured here, once."""
-    if not session.store.count(kind="unavailable", case=session.case, row=row.name, reason=why):
-        session.store.add("unavailable", case=session.case, row=row.name, reason=why)
-    session.out(f"  {row.name}: {why}")
+def keep_reason(session: Session, what: str, why: str) -> None:
+    """That a row, or another thing, can't be measured here, once."""
+    if session.missing("unavailable", row=what, reason=why):
+        session.store.add("unavailable", case=session.case, row=what, reason=why)
+    session.out(f"  {what}: {why}")
 
 
 def measure_peaks(session: Session) -> None:
@@ -145,42 +107,66 @@ def measure_peaks(session: Session) -> None:
 
     bench, names = session.bench, quality_host.module("srd_core.attention").backends()[1:]
     found = speed_measure.attention_seconds(bench.render, bench.size.tokens, bench.device, names)
-    bench.fastest = min(found, key=lambda name: found[name], default="auto")
+    # Starts that took turns between two equally fast ones would be put together in one row.
+    before = [s["fastest_attention"] for s in session.store.alike()["sessions"] if s["case"] == session.case
+              and s.get("attention_seconds", {}).keys() == found.keys() and "fastest_attention" in s]  # fmt: skip
+    bench.fastest = before[0] if before else min(found, key=lambda name: found[name], default="auto")
     facts = {"peak_flops": speed_measure.peak_flops(bench.device), "bandwidth": speed_measure.bandwidth(bench.device),
              "attention_seconds": found, "fastest_attention": bench.fastest}  # fmt: skip
-    session.store.data["sessions"][-1].update(facts)
+    session.store.session.update(facts)
     session.out(f"  matrix peak {facts['peak_flops'] / 1e12:.3g} TFLOPS, copy {facts['bandwidth'] / 1e9:.3g} GB/s, fastest "
                 f"attention {bench.fastest}")  # fmt: skip
 
 
-def measure_steps(session: Session, selected: Sequence[Any], number: int) -> None:
-    """Single steps of both models, each way that the rows compute them, in turn."""
+def measure_rows(session: Session, selected: Sequence[Any]) -> None:
+    """Whole runs, all of a round before the next round."""
+    failed: set[str] = set()
+    for number, left in enumerate(session.rounds_left(selected)):
+        for row in left:
+            if session.over():
+                return
+            if row.name not in failed and not _measure_row(session, row, number):
+                failed.add(row.name)
+            if HAND_OVER not in failed and not measure_hand_over(session):
+                failed.add(HAND_OVER)
+
+
+def _measure_row(session: Session, row: Any, number: int) -> bool:
+    """The row's single steps, then a whole run of it; False: it can't be."""
+    import comfy.model_management
+    import speed_measure
     import speed_rows
 
-    for variant, stage, cfg in _step_kinds(selected, session.bench):
-        if session.over() or variant in session.broken:
-            continue
-        try:
-            model = session.bench.pair(variant)[stage == speed_rows.RENDER]
-            seconds = _probe(session, model, cfg)
-        except RuntimeError as error:
-            session.broken.add(variant)
-            session.out(f"  {variant}: {first_line(error)}")
-            continue
-        session.store.add("steps", case=session.case, variant=speed_rows.as_dict(variant), stage=stage, cfg_1=cfg == 1,
-                          round=number, seconds=seconds)  # fmt: skip
-        session.out(f"  a {stage} step, {variant}{', cfg 1' if cfg == 1 else ''}: {min(seconds):.3g} s")
+    try:
+        measure_steps(session, row, number)
+        speed_rows.warm_up(row, session.bench)
+        run = speed_rows.prepared(row, session.bench)
+        sketch, render = session.bench.pair(row.variant)
+        comfy.model_management.load_models_gpu([sketch if row.sketch else render])
+        with speed_measure.gauge(session.bench.device) as gauge:
+            ran = run()
+    except RuntimeError as error:  # too little memory, a kernel or a compiler that can't
+        keep_reason(session, row.name, first_line(error))
+        return False
+    session.store.add("whole", case=session.case, row=row.name, round=number, reused=ran.reused, hand_over=ran.hand_over,
+                      **gauge)  # fmt: skip
+    session.gained = True
+    session.out(f"  {row.name}: {gauge['seconds']:.4g} s")
+    return True
 
 
-def _step_kinds(selected: Sequence[Any], bench: Any) -> Iterator[tuple[Any, str, float]]:
+def measure_steps(session: Session, row: Any, number: int) -> None:
+    """Single steps of both models, computed as the row does, once a round: other rows may have measured them."""
     import speed_rows
 
-    cfg = speed_rows.CFG[bench.sketch.family]
-    for variant in speed_rows.variants_of(selected):
-        yield variant, speed_rows.SKETCH, cfg
-        yield variant, speed_rows.RENDER, cfg
-        if any(row.cfg_1 and row.variant == variant for row in selected):
-            yield variant, speed_rows.RENDER, 1.0
+    cfg = speed_rows.CFG[session.bench.sketch.family]
+    for stage, scale in ((speed_rows.SKETCH, cfg), (speed_rows.RENDER, 1.0 if row.cfg_1 else cfg)):
+        what = {"variant": speed_rows.as_dict(row.variant), "stage": stage, "cfg_1": scale == 1, "round": number}
+        if session.missing("steps", **what):
+            model = session.bench.pair(row.variant)[stage == speed_rows.RENDER]
+            seconds = _probe(session, model, scale)
+            session.store.add("steps", case=session.case, **what, seconds=seconds)
+            session.out(f"  a {stage} step, {row.variant}{', cfg 1' if scale == 1 else ''}: {min(seconds):.3g} s")
 
 
 def _probe(session: Session, model: Any, cfg: float) -> list[float]:
@@ -190,58 +176,19 @@ def _probe(session: Session, model: Any, cfg: float) -> list[float]:
     return speed_rows.probe(model, session.bench, cfg, steps)
 
 
-def measure_hand_over(session: Session) -> None:
-    """The hand-over after which the render has to come from main memory: its bytes and seconds."""
+def measure_hand_over(session: Session) -> bool:
+    """The bytes and seconds of HAND_OVER, once; False: they can't be."""
     import speed_rows
 
-    if session.store.count(kind="hand_over", case=session.case) or session.over():
-        return
-    found = speed_rows.cold_hand_over(session.bench)
-    session.store.add("hand_over", case=session.case, **found)
-    session.out(f"  a hand-over from main memory: {found['seconds']:.3g} s, {found['in'] / 1e9:.3g} GB in")
-
-
-def measure_rows(session: Session, selected: Sequence[Any]) -> None:
-    """Steps and whole runs, all of a round before the next round."""
-    failed: set[str] = set()
-    for number, left in enumerate(session.rounds_left(selected)):
-        left = [row for row in left if row.name not in failed]
-        if left and not session.over():
-            measure_steps(session, [sketch_only(session), *left], number)
-            measure_hand_over(session)
-        for row in left:
-            if session.over():
-                session.out("  the minutes are over; the same command goes on")
-                return
-            if not _measure_row(session, row, number):
-                failed.add(row.name)
-
-
-def sketch_only(session: Session) -> Any:
-    """Sketch only: every session measures its steps."""
-    import speed_rows
-
-    return speed_rows.rows(session.options.family)[0]
-
-
-def _measure_row(session: Session, row: Any, number: int) -> bool:
-    import comfy.model_management
-    import speed_measure
-    import speed_rows
-
+    if not session.missing("hand_over"):
+        return True
     try:
-        speed_rows.warm_up(row, session.bench)
-        run = speed_rows.prepared(row, session.bench)
-        sketch, render = session.bench.pair(row.variant)
-        comfy.model_management.load_models_gpu([sketch if row.sketch else render])
-        with speed_measure.gauge(session.bench.device) as gauge:
-            ran = run()
-    except RuntimeError as error:  # too little memory, a kernel or a compiler that can't
-        keep_reason(session, row, first_line(error))
+        found = speed_rows.cold_hand_over(session.bench)
+    except RuntimeError as error:  # too little memory
+        keep_reason(session, HAND_OVER, first_line(error))
         return False
-    session.store.add("whole", case=session.case, row=row.name, round=number, reused=ran.reused, hand_over=ran.hand_over,
-                      **gauge)  # fmt: skip
-    session.out(f"  {row.name}: {gauge['seconds']:.4g} s")
+    session.store.add("hand_over", case=session.case, **found)
+    session.out(f"  {HAND_OVER}: {found['seconds']:.3g} s, {found['in'] / 1e9:.3g} GB in")
     return True
 
 
@@ -252,28 +199,47 @@ def first_line(error: Exception) -> str:
 
 def measure_scaling(session: Session) -> None:
     """Steps of both models at several sizes, for the cost model."""
-    import speed_rows
-
-    options = session.options
+    options, failed = session.options, set()
     for number in range(options.rounds):
-        for text in SCALING[options.shapes][options.family]:
-            size = speed_rows.cost.Size.parse(text)
-            at_size = dataclasses.replace(session.bench, size=size)
-            for stage, model in zip((speed_rows.SKETCH, speed_rows.RENDER), session.bench.pair(speed_rows.PLAIN)):
+        for size in SCALING[options.shapes][options.family]:
+            for stage in ("sketch", "render"):
+                if (size, stage) in failed or not session.missing("scaling", size=size, stage=stage, round=number):
+                    continue
                 if session.over():
                     return
-                there = dataclasses.replace(session, bench=at_size)
-                seconds = _probe(there, model, speed_rows.CFG[options.family])
-                session.store.add("scaling", case=session.case, size=text, stage=stage, round=number, seconds=seconds)
-                session.out(f"  a {stage} step at {text}: {min(seconds):.3g} s")
+                if not _measure_at(session, size, stage, number):
+                    failed.add((size, stage))
+
+
+def _measure_at(session: Session, size: str, stage: str, number: int) -> bool:
+    """Single steps of a model at a size; False: they can't be."""
+    import speed_rows
+
+    there = dataclasses.replace(session, bench=dataclasses.replace(session.bench, size=speed_rows.cost.Size.parse(size)))
+    try:
+        model = session.bench.pair(speed_rows.PLAIN)[stage == speed_rows.RENDER]
+        seconds = _probe(there, model, speed_rows.CFG[session.options.family])
+    except RuntimeError as error:  # too little memory at this size
+        keep_reason(session, f"a {stage} step at {size}", first_line(error))
+        return False
+    session.store.add("scaling", case=session.case, size=size, stage=stage, round=number, seconds=seconds)
+    session.gained = True
+    session.out(f"  a {stage} step at {size}: {min(seconds):.3g} s")
+    return True
 
 
 def measure_profile(session: Session) -> None:
     """One render step alone and one of a cooperation: kernels, and what waits for the device, by who asked for it."""
     import speed_profile
 
-    for name, found in speed_profile.compare(session.bench).items():
+    for name in speed_profile.NAMES:
+        if not session.missing("profile", what=name):
+            continue
+        if session.over():
+            return
+        found = speed_profile.profiled(session.bench, name)
         session.store.add("profile", case=session.case, what=name, **found)
+        session.gained = True
         session.out(f"  {name}: waits {found['waits']}; the pack's own: {found['own_waits'] or 'none'}")
 
 
@@ -283,25 +249,25 @@ def measure_profile(session: Session) -> None:
 def main(words: Sequence[str] | None = None) -> int:
     """The command; returns the exit status."""
     options = arguments(words)
-    quality_host.start(cpu=options.device == "cpu", threads=options.threads)
-    import speed_measure
     import torch
 
-    device = torch.device(options.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
+    if options.device == "cuda" and not torch.cuda.is_available():  # before the host, which can't be loaded for a GPU then
         sys.stderr.write("There is no GPU here that torch can use. Try --device cpu --shapes small.\n")
         return 2
+    quality_host.start(cpu=options.device == "cpu", threads=options.threads)
+    import speed_measure
+    import speed_table
+
+    device = torch.device(options.device)
     try:
         session, selected = begin(options, device)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.stderr.write(f"{error}\n")
         return 2
     session.store.begin(case=session.case, **speed_measure.facts(device))
     session.out(f"{session.case} on {speed_measure.card(device)}, results in {session.store.path.name}")
     measure(session, selected)
-    import speed_table
-
-    session.out("\n".join(speed_table.case_table(session.store.data, session.case)))
+    session.out("\n".join(speed_table.case_table(session.store.alike(), session.case)))
     return 0
 
 
@@ -320,23 +286,20 @@ def measure(session: Session, selected: Sequence[Any]) -> None:
 
 
 def begin(options: argparse.Namespace, device: Any) -> tuple[Session, list[Any]]:
-    """(session, rows); raises ValueError for a size, a row or a results file that can't be."""
+    """(session, rows). Raises ValueError for a size, a row, a results file or a family that can't be, OSError for a results
+    file that can't be read."""
     import speed_measure
+    import speed_models
     import speed_rows
-    from speed_models import SHAPES
 
-    sketch, render, size = SHAPES[options.shapes][options.family]
+    sketch, render, size = speed_models.SHAPES[options.shapes][options.family]
+    speed_models.check_host(sketch)
     size = speed_rows.cost.Size.parse(options.size) if options.size else size
     bench = speed_rows.Bench(sketch, render, size, device, options.steps)
     case = f"{options.family} {size}, {options.shapes} shapes, {options.steps} steps"
-    path = options.results or common.RESULTS / default_name(speed_measure.card(device))
+    path = options.results or speed_store.default_path(common.RESULTS, speed_measure.card(device))
     ends = time.monotonic() + 60 * options.minutes if options.minutes else float("inf")
-    return Session(options, bench, Store(path), case, ends), speed_rows.chosen(options.family, options.rows)
-
-
-def default_name(card: str) -> str:
-    """speed-<card>-<date>.json"""
-    return f"speed-{re.sub(r'[^a-z0-9]+', '-', card.lower()).strip('-')}-{datetime.date.today().isoformat()}.json"
+    return Session(options, bench, speed_store.Store(path), case, ends), speed_rows.chosen(options.family, options.rows)
 
 
 def arguments(words: Sequence[str] | None) -> argparse.Namespace:
@@ -350,14 +313,16 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rows", default="", help="only rows with these words in their names, separated by |")
     parser.add_argument("--rounds", type=int, default=3, help="whole runs of every row")
     parser.add_argument("--probe", type=int, default=3, help="single steps that are measured at a time")
-    parser.add_argument("--minutes", type=float, default=0, help="stop after so many; 0: when all is measured")
+    parser.add_argument("--minutes", type=float, default=0, help="stop after so many and one row; 0: when all is measured")
     parser.add_argument("--scaling", action="store_true", help="measure steps at several sizes instead of rows")
     parser.add_argument("--profile", action="store_true", help="profile one render step instead of rows")
-    parser.add_argument("--results", type=Path, help="default: bench/results/speed-<card>-<date>.json")
-    parser.add_argument("--threads", type=int, default=int(os.environ.get("OMP_NUM_THREADS", 0)), help="of the CPU; 0: all")
+    parser.add_argument("--results", type=Path, help="default: the card's newest bench/results/speed-<card>-<date>.json")
+    parser.add_argument("--threads", type=int, default=os.environ.get("OMP_NUM_THREADS", "0"), help="of the CPU; 0: all")
     options = parser.parse_args(words)
     if options.steps < 6 or options.rounds < 1 or options.probe < 1:
         parser.error("--steps must be 6 or more, --rounds and --probe 1 or more")
+    if options.threads < 0 or not 0 <= options.minutes < float("inf"):
+        parser.error("--threads and --minutes must be 0 or more")
     return options
 
 

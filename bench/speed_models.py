@@ -74,7 +74,7 @@ def _empty(network: Any, dtype: torch.dtype) -> Any:
     if network.family == cost.WAN:
         return comfy.ldm.wan.model.WanModel(dim=network.dim, ffn_dim=network.ffn, num_heads=network.heads,
                                             num_layers=network.layers, **built_in)  # fmt: skip
-    _check_cogvideox(network)
+    check_host(network)
     from comfy.ldm.cogvideo.model import CogVideoXTransformer3DModel  # not in hosts before 0.24.0
 
     return CogVideoXTransformer3DModel(
@@ -82,8 +82,9 @@ def _empty(network: Any, dtype: torch.dtype) -> Any:
     )
 
 
-def _check_cogvideox(network: Any) -> None:
-    if not hasattr(comfy.supported_models, "CogVideoX_T2V"):
+def check_host(network: Any) -> None:
+    """Raises ValueError where the host has no networks of that family."""
+    if network.family == cost.COGVIDEOX and not hasattr(comfy.supported_models, "CogVideoX_T2V"):
         raise ValueError(f"{network.name} needs ComfyUI {module('srd_core.cogvideox').HOST_SINCE} or newer.")
 
 

@@ -10,6 +10,7 @@ import torch
 from quality_host import module
 from speed_rows import CFG, PLAIN, Bench, sample
 
+NAMES = ALONE, TOGETHER, CACHED = "render alone", "cooperation", "cooperation with TeaCache"
 STEPS = 12  # of a run; enough that the hand-over and the counting of calls lie behind the recorded steps
 
 
@@ -40,21 +41,15 @@ class StepProfile:
         return {**speed_measure.profile_table(self.profiler), "own_waits": self.waits.of_pack()}
 
 
-def compare(bench: Bench) -> dict[str, dict[str, Any]]:
-    """The same steps, late in the run, of the render alone, in a cooperation, and in one with TeaCache on the render."""
+def profiled(bench: Bench, name: str) -> dict[str, Any]:
+    """A step late in the run of one of NAMES: the render alone, in a cooperation, in one with TeaCache on the render."""
     bench = dataclasses.replace(bench, steps=min(bench.steps, STEPS))
-    _, render = bench.pair(PLAIN)
-    cooperation, criterion = module("srd_core.cooperation"), module("srd_core.criterion")
-    switch = criterion.Switch(mode="step", switch_step=1)
-
-    def cooperated(teacache: float) -> Any:
-        settings = cooperation.RenderSettings(teacache=teacache)
-        return cooperation.cooperate(bench.pair(PLAIN)[0], render, switch, settings, module("srd_core.report").Report())
-
-    models = {"render alone": render, "cooperation": cooperated(0.0), "cooperation with TeaCache": cooperated(1e-9)}
-    found = {}
-    for name, model in models.items():
-        profile = StepProfile(bench.device, bench.steps - 4)
-        sample(model, bench, CFG[bench.sketch.family], profile)
-        found[name] = profile.found()
-    return found
+    sketch, model = bench.pair(PLAIN)
+    if name != ALONE:
+        cooperation, criterion = module("srd_core.cooperation"), module("srd_core.criterion")
+        settings = cooperation.RenderSettings(teacache=1e-9 if name == CACHED else 0.0)
+        switch = criterion.Switch(mode="step", switch_step=1)
+        model = cooperation.cooperate(sketch, model, switch, settings, module("srd_core.report").Report())
+    profile = StepProfile(bench.device, bench.steps - 4)
+    sample(model, bench, CFG[bench.sketch.family], profile)
+    return profile.found()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -369,11 +369,6 @@ def chosen(family: str, pattern: str) -> list[Row]:
     if not found:
         raise ValueError(f"No row has {pattern!r} in its name. There are: {'; '.join(row.name for row in every)}.")
     return found if every[0] in found else [every[0], *found]
-
-
-def variants_of(selected: Sequence[Row]) -> list[Variant]:
-    """Each way of computing that the rows ask for, once, in their order."""
-    return list(dict.fromkeys(row.variant for row in selected))
 
 
 def as_dict(variant: Variant) -> dict[str, Any]:

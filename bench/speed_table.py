@@ -6,7 +6,6 @@ comes from a line of a results file; every predicted one is arithmetic of srd_co
 
 from __future__ import annotations
 
-import json
 import re
 import statistics
 import sys
@@ -28,6 +27,7 @@ import speed_rows  # noqa: E402
 from speed_models import SHAPES  # noqa: E402
 from speed_paper import markdown_row as line_of  # noqa: E402
 from speed_rows import RENDER, SKETCH, STEPS, Row, cost  # noqa: E402
+from speed_store import HAND_OVER, Line, parts, read  # noqa: E402
 
 README_MARKS = ("<!-- speed: made by python3 bench/speed_table.py -->", "<!-- /speed -->")
 IDEAL = 0.99  # share that the pack's own cost must leave
@@ -44,8 +44,6 @@ TARGETS = (
     ("cogvideox 720x480x49", "SR, 15 steps, TeaCache 0.1", 1.99),
 )
 
-Line = dict[str, Any]
-
 
 @dataclass
 class Found:
@@ -53,7 +51,7 @@ class Found:
 
     row: Row
     seconds: list[float] = field(default_factory=list)  # whole runs
-    speed_ups: list[float] = field(default_factory=list)  # each against sketch only of its session
+    speed_ups: list[float] = field(default_factory=list)  # each against sketch only
     ideals: list[float] = field(default_factory=list)  # k t_s + (N - k) t_r over the run's seconds, loading apart
     models: list[float] = field(default_factory=list)  # the cost model's seconds over the run's
     composed: float | None = None  # the cost model's seconds, where no whole run is
@@ -72,7 +70,7 @@ class Found:
 
 
 class Case:
-    """The lines of one family, size, kind of shapes and number of steps."""
+    """The lines of one family, size, kind of shapes and number of steps, in one setting (see speed_store.parts)."""
 
     def __init__(self, data: dict[str, Any], case: str) -> None:
         self.name, self.sessions = case, data["sessions"]
@@ -87,8 +85,8 @@ class Case:
         self._mix_of_seven_and_eight()
 
     def step(self, row: Row, session: int | None = None) -> Any:
-        """cost.StepSeconds of the row's way of computing, medians of a session (None: of all); None where it was not
-        measured."""
+        """cost.StepSeconds of the row's way of computing, medians of a session (None, or it has none: of all); None where
+        it was not measured."""
         sketch = self._step_seconds(row.variant, SKETCH, False, session)
         render = self._step_seconds(row.variant, RENDER, row.cfg_1, session)
         if sketch is None or render is None:
@@ -99,17 +97,21 @@ class Case:
 
     def _step_seconds(self, variant: Any, stage: str, cfg_1: bool, session: int | None) -> float | None:
         wanted = {"kind": "steps", "variant": speed_rows.as_dict(variant), "stage": stage, "cfg_1": cfg_1}
-        found = [seconds for line in self.lines if wanted.items() <= line.items() and session in (None, line["session"])
-                 for seconds in line["seconds"]]  # fmt: skip
-        return statistics.median(found) if found else None
+        lines = self._nearest([line for line in self.lines if wanted.items() <= line.items()], session)
+        return statistics.median(seconds for line in lines for seconds in line["seconds"]) if lines else None
+
+    @staticmethod
+    def _nearest(lines: list[Line], session: int | None) -> list[Line]:
+        """Those of a session; all, where it has none: a start does not measure again what an earlier one has."""
+        return [line for line in lines if line["session"] == session] or lines
 
     def baseline(self, session: int | None) -> float | None:
-        """Seconds of sketch only in a session: of its whole runs, else of its steps."""
+        """Seconds of sketch only: of its whole runs in a session (None, or it has none: in all), else of its steps."""
         sketch_only = speed_rows.rows(self.family)[0]
-        whole = [line["seconds"] for line in self.lines if line["kind"] == "whole" and line["row"] == sketch_only.name
-                 and session in (None, line["session"])]  # fmt: skip
+        wanted = {"kind": "whole", "row": sketch_only.name}
+        whole = self._nearest([line for line in self.lines if wanted.items() <= line.items()], session)
         step = self.step(sketch_only, session)
-        return statistics.median(whole) if whole else step and self.steps * step.sketch
+        return statistics.median(line["seconds"] for line in whole) if whole else step and self.steps * step.sketch
 
     def _found(self, row: Row) -> Found:
         found = Found(row)
@@ -161,12 +163,13 @@ def case_table(data: dict[str, Any], case: str) -> list[str]:
     """Markdown of one case: every row, the measured ones with their spread, the others with why not."""
     found = Case(data, case)
     if not any(line["kind"] in ("steps", "whole") for line in found.lines):
-        return [*scaling_table(found), *profile_table(found)]
+        return [*scaling_table(found), *profile_table(found), "", *session_lines(found), *reason_lines(found)]
     heads = ["row", "seconds (min-max)", "runs", "speed-up", "of the ideal", "cost model", "PFLOP", "of the peak",
              "peak memory, GB", "hand-over", "energy, kJ", "reused"]  # fmt: skip
     out = [line_of(heads), line_of(["---", *["---:"] * (len(heads) - 1)])]
     out += [line_of(_cells(row)) for row in found.rows.values()]
-    return [*out, "", *step_lines(found), *must_hold(found), *scaling_table(found), *profile_table(found)]
+    out += ["", *step_lines(found), *reason_lines(found), *must_hold(found)]
+    return [*out, *scaling_table(found), *profile_table(found)]
 
 
 def _cells(found: Found) -> list[str]:
@@ -204,6 +207,13 @@ def step_lines(case: Case) -> list[str]:
         out.append(f"- a step (median): sketch {step.sketch:.4g} s, render {step.render:.4g} s, ratio "
                    f"{step.sketch / step.render:.2f}; by operations "
                    f"{cost.forward_flops(case.sketch, case.size).total / cost.forward_flops(case.render, case.size).total:.2f}.")  # fmt: skip
+    cold = [line for line in case.lines if line["kind"] == "hand_over"]
+    return [*out, *session_lines(case), *(f"- {HAND_OVER}: {_hand_over(line)}." for line in cold[-1:])]
+
+
+def session_lines(case: Case) -> list[str]:
+    """With what the newest session was made."""
+    out = []
     for session in [case.sessions[i] for i in sorted({line["session"] for line in case.lines})][-1:]:
         out.append(f"- {session['date']}, {session['card']}, {session['host']}, {session['versions']}, {session['threads']} "
                    f"threads, {session.get('clock', 'wall time')}; matrix peak {session.get('peak_flops', 0) / 1e12:.3g} TFLOPS, copy "
@@ -211,10 +221,15 @@ def step_lines(case: Case) -> list[str]:
                    f"`{session['command']}`")  # fmt: skip
         if session["device"] == "cpu" and (session["load"] or 0) > 1:
             out.append("- Other programs were busy meanwhile: these seconds show that the bench works, no more.")
-    cold = [line for line in case.lines if line["kind"] == "hand_over"]
-    if cold:
-        out.append(f"- a hand-over after which the render comes from main memory: {_hand_over(cold[-1])}.")
     return out
+
+
+def reason_lines(case: Case) -> list[str]:
+    """Why what is no row could not be measured."""
+    measured = {f"a {line['stage']} step at {line['size']}" for line in case.lines if line["kind"] == "scaling"}
+    measured |= {HAND_OVER for line in case.lines if line["kind"] == "hand_over"}
+    reasons = {line["row"]: line["reason"] for line in case.lines if line["kind"] == "unavailable"}
+    return [f"- {what}: unavailable: {why}" for what, why in reasons.items() if what not in measured | case.rows.keys()]
 
 
 def must_hold(case: Case) -> list[str]:
@@ -263,6 +278,8 @@ def scaling_points(lines: Sequence[Line], stage: str, network: Any) -> list[tupl
             seconds.setdefault(line["size"], []).extend(line["seconds"])
     sizes = sorted(map(cost.Size.parse, seconds), key=lambda size: size.tokens)
     measured = [(cost.forward_flops(network, size).times(2), statistics.median(seconds[str(size)])) for size in sizes]
+    if not measured:
+        return []
     rates = cost.fit_rates([measured[0], measured[-1]])
     return [(size, flops, found, rates.seconds(flops)) for size, (flops, found) in zip(sizes, measured)]
 
@@ -282,8 +299,8 @@ def profile_table(case: Case) -> list[str]:
 
 
 def load(folder: Path) -> list[tuple[str, dict[str, Any]]]:
-    """(file name, data) of every results file."""
-    return [(path.name, json.loads(path.read_text("utf-8"))) for path in sorted(folder.glob("speed-*.json"))]
+    """(file name, data) of every results file, each setting in it by itself. Raises ValueError for another file."""
+    return [(path.name, part) for path in sorted(folder.glob("speed-*.json")) for part in parts(read(path))]
 
 
 def cases(data: dict[str, Any]) -> list[str]:

@@ -6,7 +6,8 @@
 
 The workflow is any with SR Sampler: it is taken apart into SR Sketch and SR Render here. A prompt a line. A server may be
 in both pools; every one needs this pack, its models and a way in for files larger than a hand-over (ComfyUI's
---max-upload-size). A server that dies loses no prompt: others take over, and only what it was at is done again. What is
+--max-upload-size). A server that dies loses no prompt: others take over, and only what it was at is done again. A prompt
+that fails three times, by an error, by its time (--timeout) or with a server that then answers again, is given up. What is
 done lies in the output folder: hand-overs/, a folder a prompt, and results.jsonl. The same command goes on where a killed
 one stopped. Ray runs the tasks, on this machine or, with --ray ADDRESS, on a cluster that can reach the servers.
 """
@@ -55,6 +56,10 @@ class Job:
 
     def hand_over(self, output: Path) -> Path:
         return output / "hand-overs" / f"{self.number:04}_{self.key}{SUFFIX}"
+
+    def stage(self, output: Path) -> str:
+        """Which it waits for: with its hand-over there only for the render."""
+        return RENDER if self.hand_over(output).is_file() else SKETCH
 
 
 # --- graphs -------------------------------------------------------------------------------------------------------------
@@ -129,7 +134,8 @@ def outcome_of(url: str, run: Callable[[Any], Any]) -> Outcome:
 
 
 def finished(server: Any, graph: Graph, timeout: float) -> dict[str, Any]:
-    """Queue a graph and wait; its history entry. Raises HostError, also when the server has forgotten the graph."""
+    """Queue a graph and wait; its history entry. Raises HostError: with details for a fault of the graph, which its time is
+    too; without when the server does not answer or has forgotten the graph."""
     prompt_id, until, missed = server.queue(graph), time.monotonic() + timeout, 0
     while time.monotonic() < until:
         queue = server.get("/queue")
@@ -142,8 +148,9 @@ def finished(server: Any, graph: Graph, timeout: float) -> dict[str, Any]:
         if missed > 5:  # it was between queue and history once; now it is gone
             raise client.HostError(f"{server.url} was started anew and has forgotten its work.")
         time.sleep(0.3)
-    server.interrupt()
-    raise client.HostError(f"{server.url} did not finish within {timeout:.0f} s.")
+    server.post("/queue", {"delete": [prompt_id]})  # it may wait behind another's work, which goes on
+    server.post("/interrupt", {"prompt_id": prompt_id})
+    raise client.HostError(f"{server.url} did not finish within {timeout:.0f} s.", {"timeout": timeout})
 
 
 # --- the list -----------------------------------------------------------------------------------------------------------
@@ -188,13 +195,14 @@ class Spread:
     waiting: dict[str, deque[Job]] = field(default_factory=lambda: {SKETCH: deque(), RENDER: deque()})
     running: dict[Any, tuple[str, Job, str, float]] = field(default_factory=dict)  # Ray's reference -> stage, job, url, start
     lost: dict[str, float] = field(default_factory=dict)  # servers that did not answer -> when to ask again
+    suspects: dict[str, tuple[str, Job, str]] = field(default_factory=dict)  # such a server -> stage, what it was at, why
     failed: int = 0
     _alone_since: float = 0.0  # since when no server of a needed pool answers; 0: some do
 
     def add(self, jobs: Sequence[Job]) -> None:
-        """Jobs whose hand-over is there already only wait for the render."""
+        """Jobs, each to the stage that it waits for."""
         for job in jobs:
-            self.waiting[RENDER if job.hand_over(self.output).is_file() else SKETCH].append(job)
+            self.waiting[job.stage(self.output)].append(job)
 
     def work(self, ray: Any) -> None:
         """Run all jobs. Raises SystemExit when no server of a pool that is needed answers any more."""
@@ -233,6 +241,7 @@ class Spread:
                 return False
             del self.lost[url]
             say(f"{url} answers again")
+            self._blame(*self.suspects.pop(url))
         self._alone_since = 0.0
         return True
 
@@ -265,15 +274,22 @@ class Spread:
             else:
                 self._finish(job, made)
             return
+        self.waiting[stage].append(job)  # last, so that it holds up no other
         if what == "lost":
-            self.lost[url] = time.monotonic() + 5
+            self.lost[url], self.suspects[url] = time.monotonic() + 5, (stage, job, made)
         else:
-            job.attempts += 1
-        if job.attempts < ATTEMPTS:
-            self.waiting[stage].appendleft(job)
-        else:
+            self._blame(stage, job, made)
+
+    def _blame(self, stage: str, job: Job, why: str) -> None:
+        """Count a failure of a job. A lost server's only counts once that server answers again: one that is gone for good
+        may have died of anything, one that comes back may die of this job for ever."""
+        if job.stage(self.output) != stage:  # another server has done it meanwhile
+            return
+        job.attempts += 1
+        if job.attempts >= ATTEMPTS and job in self.waiting[stage]:
+            self.waiting[stage].remove(job)
             self.failed += 1
-            self._record(job, error=made)
+            self._record(job, error=why)
 
     def _finish(self, job: Job, files: list[tuple[str, bytes]]) -> None:
         folder = self.output / f"{job.number:04}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import comfy.sd
+import comfy.supported_models
 import pytest
 import torch
 from hosting import REPOSITORY, module
@@ -23,6 +25,7 @@ import speed_models  # noqa: E402
 import speed_paper  # noqa: E402
 import speed_profile  # noqa: E402
 import speed_rows  # noqa: E402
+import speed_store  # noqa: E402
 import speed_table  # noqa: E402
 
 cost = module("srd_core.cost")
@@ -44,6 +47,13 @@ def data_of(folder: Path) -> dict[str, Any]:
 
 def lines_of(folder: Path, kind: str) -> list[dict[str, Any]]:
     return [line for line in data_of(folder)["lines"] if line["kind"] == kind]
+
+
+def changed(made: Path, folder: Path, **facts: Any) -> None:
+    """The results of ``made`` in a folder, as a session with these other facts would have left them."""
+    data = data_of(made)
+    data["sessions"][0].update(facts)
+    (folder / "speed.json").write_text(json.dumps(data), "utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -99,17 +109,46 @@ def test_the_same_command_goes_on_where_it_stopped(made: Path, tmp_path: Path):
     assert len(again) == len(lines_of(made, "whole"))
 
 
-def test_the_minutes_end_a_command_between_measurements(tmp_path: Path):
-    assert command(tmp_path, "--minutes", "1e-9") == 0
-    assert not (tmp_path / "speed.json").exists() or not lines_of(tmp_path, "whole")
+def test_every_start_gets_a_row_further_however_short_its_minutes_are(tmp_path: Path):
+    for number, row in enumerate(("sketch only", *ROWS[:3]), 1):
+        assert command(tmp_path, "--minutes", "1e-9", rows=ROWS[:3]) == 0
+        done = lines_of(tmp_path, "whole")
+        assert len(done) == number and done[-1]["row"] == row
+    assert len(lines_of(tmp_path, "steps")) == 2 and len(lines_of(tmp_path, "hand_over")) == 1  # found, not measured again
+
+
+def test_a_row_s_steps_are_measured_right_before_it(made: Path):
+    found = [(line["variant"]["weights"], "") if line["kind"] == "steps" else (None, line["row"])
+             for line in data_of(made)["lines"] if line["kind"] in ("steps", "whole")]  # fmt: skip
+    first = found.index(("fp8", ""))
+    assert found[first + 1] == ("fp8", "") and found[first + 2] == (None, "SR, 10 steps, fp8")
+
+
+@pytest.mark.parametrize("fact", speed_store.SETTING)
+def test_what_was_measured_in_another_setting_is_measured_again_and_told_apart(fact: str, made: Path, tmp_path: Path):
+    changed(made, tmp_path, **{fact: "another"})
+    assert command(tmp_path, rows=("render only",)) == 0
+    assert [line["row"] for line in lines_of(tmp_path, "whole") if line["session"] == 1] == ["sketch only", "render only"]
+    parts = speed_store.parts(data_of(tmp_path))
+    (before, now) = (speed_table.Case(part, speed_table.cases(part)[0]) for part in parts)
+    assert len(before.rows["render only"].seconds) == len(now.rows["render only"].seconds) == 1
+    assert before.rows["SR, 10 steps"].seconds and not now.rows["SR, 10 steps"].seconds
+
+
+def test_without_a_name_the_card_s_newest_results_are_gone_on_with(tmp_path: Path):
+    today = speed_store.default_path(tmp_path, "A Card (SXM)").name
+    assert re.fullmatch(r"speed-a-card-sxm-\d{4}-\d\d-\d\d\.json", today)
+    for name in ("speed-a-card-sxm-2020-01-31.json", "speed-a-card-sxm-2020-01-02.json", "speed-a-card-sxm-2-2021-01-01.json"):
+        (tmp_path / name).write_text("", "utf-8")
+    assert speed_store.default_path(tmp_path, "A Card (SXM)").name == "speed-a-card-sxm-2020-01-31.json"
 
 
 def test_two_commands_do_not_write_over_each_other_s_results(tmp_path: Path):
-    stores = [speed.Store(tmp_path / "speed.json") for _ in range(2)]
+    stores = [speed_store.Store(tmp_path / "speed.json") for _ in range(2)]
     for store in stores:
         store.begin(case="a")
     stores[0].add("steps", case="a")
-    with pytest.raises(RuntimeError, match="Another command writes to speed.json"):
+    with pytest.raises(OSError, match="Another command writes to speed.json"):
         stores[1].add("steps", case="a")
     stores[0].add("steps", case="a")
     assert len(lines_of(tmp_path, "steps")) == 2
@@ -138,6 +177,41 @@ def test_steps_at_several_sizes_are_compared_with_the_cost_model(tmp_path: Path)
     assert all(text.count(size) == 2 for size in speed.SCALING["tiny"]["wan"]) and text.count("fitted") == 4
 
 
+def test_steps_at_several_sizes_go_on_where_the_minutes_ended(tmp_path: Path):
+    for number in range(1, 4):
+        assert command(tmp_path, "--scaling", "--minutes", "1e-9") == 0
+        assert len(lines_of(tmp_path, "scaling")) == number
+    assert command(tmp_path, "--scaling") == 0 and command(tmp_path, "--scaling") == 0
+    found = [(line["size"], line["stage"]) for line in lines_of(tmp_path, "scaling")]
+    assert found == [(size, stage) for size in speed.SCALING["tiny"]["wan"] for stage in ("sketch", "render")]
+
+
+def test_a_size_without_enough_memory_is_kept_with_why_and_the_others_are_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    sizes, sample = speed.SCALING["tiny"]["wan"], speed_rows.sample
+
+    def limited(model: Any, bench: Any, *args: Any, **how: Any) -> torch.Tensor:
+        if str(bench.size) == sizes[1]:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return sample(model, bench, *args, **how)
+
+    monkeypatch.setattr(speed_rows, "sample", limited)
+    assert command(tmp_path, "--scaling", "--rounds", "2") == 0
+    assert {line["size"] for line in lines_of(tmp_path, "scaling")} == {sizes[0], sizes[2]}
+    reasons = [line["row"] for line in lines_of(tmp_path, "unavailable")]
+    assert reasons == [f"a {stage} step at {sizes[1]}" for stage in ("sketch", "render")]
+    data = data_of(tmp_path)
+    text = "\n".join(speed_table.case_table(data, speed_table.cases(data)[0]))
+    assert f"a sketch step at {sizes[1]}: unavailable: OutOfMemoryError: CUDA out of memory." in text and "ComfyUI" in text
+
+
+def test_a_profile_goes_on_where_the_minutes_ended(tmp_path: Path):
+    for _ in range(len(speed_profile.NAMES) + 1):
+        assert command(tmp_path, "--profile", "--minutes", "1e-9") == 0
+    assert tuple(line["what"] for line in lines_of(tmp_path, "profile")) == speed_profile.NAMES
+
+
 @pytest.mark.one_host
 def test_it_starts_as_a_module_from_the_repository(tmp_path: Path):
     words = ["-m", "bench.speed", "--device", "cpu", "--shapes", "tiny", "--steps", "6", "--rounds", "1", "--probe", "1",
@@ -145,6 +219,47 @@ def test_it_starts_as_a_module_from_the_repository(tmp_path: Path):
     done = subprocess.run([sys.executable, *words], cwd=REPOSITORY, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr
     assert "| render only |" in done.stdout and {line["row"] for line in lines_of(tmp_path, "whole")} == {"sketch only", "render only"}
+
+
+@pytest.mark.one_host
+def test_without_a_gpu_it_says_so_instead_of_loading_the_host(tmp_path: Path):
+    words = [str(REPOSITORY / "bench" / "speed.py"), "--device", "cuda", "--results", str(tmp_path / "speed.json")]
+    done = subprocess.run([sys.executable, *words], env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "SRD_BENCH_IN_HOST": "1"},
+                          capture_output=True, text=True, timeout=500)  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr == "There is no GPU here that torch can use. Try --device cpu --shapes small.\n"
+
+
+def test_cogvideox_on_a_host_without_one_is_refused_with_what_it_needs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    quality_host.start()
+    monkeypatch.delattr(comfy.supported_models, "CogVideoX_T2V", raising=False)  # as up to 0.20
+    assert command(tmp_path, "--family", "cogvideox", rows=()) == 2
+    assert "needs ComfyUI 0.24.0 or newer" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("content", ["", "[]", "3", '{"sessions": []}', '{"sessions": [], "lines": [{}]}',
+                                     '{"sessions": 1, "lines": 2}', '{"sessions": [], "lines": [{"kind": "whole", "case": "", "session": 0}]}', "\x00\xff"])  # fmt: skip
+def test_a_file_that_holds_no_results_is_refused_and_stays_as_it_is(
+    content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "speed.json").write_text(content, "latin-1")
+    assert command(tmp_path) == 2
+    assert capsys.readouterr().err == "speed.json does not hold results of the speed bench. Name another by --results.\n"
+    assert (tmp_path / "speed.json").read_text("latin-1") == content
+
+
+def test_a_folder_for_results_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert command(tmp_path, "--results", str(tmp_path)) == 2
+    assert "is a folder. Name a file by --results." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["--threads", "-3"], ["--minutes", "nan"], ["--minutes", "-1"], ["--minutes", "inf"]])
+def test_numbers_that_can_t_be_are_refused_in_a_sentence(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit, match="2"):
+        command(tmp_path, *words)
+    assert "--threads and --minutes must be 0 or more" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("words", "says"), [(["--size", "830x480x81"], "multiples of 16"), (["--rows", "nothing"], "There are: sketch")])
@@ -157,6 +272,8 @@ def test_what_can_t_be_is_refused_before_anything_is_built(
 
 def test_a_row_s_whole_name_means_that_row_alone():
     assert [row.name for row in speed_rows.chosen(cost.WAN, "SR, 10 steps")] == ["sketch only", "SR, 10 steps"]
+    (example,) = re.findall(r'--rows "(.*)"', speed.__doc__ or "")
+    assert [row.name for row in speed_rows.chosen(cost.WAN, example)] == ["sketch only", *example.split("|")]
     assert len(speed_rows.chosen(cost.WAN, "TeaCache")) > 4
     assert len(speed_rows.chosen(cost.WAN, "")) == len(speed_rows.rows(cost.WAN))
 
@@ -216,7 +333,8 @@ def test_teacache_reuses_as_many_steps_as_with_real_weights(made: Path):
 
 
 def test_in_a_render_step_the_pack_waits_only_to_see_that_its_prediction_is_finite():
-    found = speed_profile.compare(bench())
+    prepared = bench()
+    found = {name: speed_profile.profiled(prepared, name) for name in speed_profile.NAMES}
     assert found["render alone"]["own_waits"] == {}
     for name in ("cooperation", "cooperation with TeaCache"):
         ((place, times),) = found[name]["own_waits"].items()
@@ -238,7 +356,7 @@ def test_the_waits_are_seen_and_named_by_who_asks():
 
 
 def test_the_profile_names_kernels_with_their_shares():
-    found = speed_profile.compare(bench())["render alone"]
+    found = speed_profile.profiled(bench(), "render alone")
     shares = [part["share"] for part in found["kernels"].values()]
     assert "aten::addmm" in found["kernels"] and 0 < sum(shares) <= 1.0001 and shares == sorted(shares, reverse=True)
 
@@ -263,7 +381,16 @@ def results(**seconds: float) -> dict[str, Any]:
     return {"sessions": [session], "lines": lines}
 
 
-def test_speed_up_and_shares_are_of_the_same_session():
+def test_a_start_is_compared_with_what_earlier_ones_in_its_setting_measured():
+    data = results(**{"sketch only": 505.0, "SR, 10 steps": 184.0})
+    data["sessions"].append(data["sessions"][0])
+    data["lines"][-1]["session"] = 1
+    (part,) = speed_store.parts(data)
+    found = speed_table.Case(part, CASE).rows["SR, 10 steps"]
+    assert found.speed_ups == [pytest.approx(505 / 184)] and found.ideals == [pytest.approx((10 * 10 + 40 * 2) / (184 - 3))]
+
+
+def test_speed_up_and_shares_are_of_the_same_session_where_it_has_them():
     data = results(**{"sketch only": 505.0, "SR, 10 steps": 184.0, "SR, 10 steps, TeaCache 0.14": 133.0})
     case = speed_table.Case(data, CASE)
     plain, cached = case.rows["SR, 10 steps"], case.rows["SR, 10 steps, TeaCache 0.14"]

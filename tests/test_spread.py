@@ -98,17 +98,37 @@ def test_a_line_after_a_cut_one_is_whole(tmp_path: Path):
     assert spread.done_keys(tmp_path / "results.jsonl") == {(1, job.key)}
 
 
-def test_a_server_that_is_not_there_is_lost_and_a_prompt_that_fails_is_given_up_after_three_times(tmp_path: Path):
+def jobs_at_work(folder: Path, url: str) -> tuple[Any, Any, Any]:
+    """(the work, its first job, its second), both waiting for a server to sketch on."""
+    work, jobs = spread.Spread(graph(), {spread.SKETCH: [url]}, folder, 1), spread.jobs_of(PROMPTS[:2], graph())
+    work.add(jobs)
+    return work, *jobs
+
+
+def end_first(work: Any, url: str, what: str, why: str) -> Any:
+    """Take the first job that waits, and book that it ended so."""
+    job = work.waiting[spread.SKETCH].popleft()
+    work._take(spread.SKETCH, job, url, what, why, 1.0)
+    return job
+
+
+def test_a_prompt_that_fails_goes_to_the_end_and_is_given_up_after_three_times(tmp_path: Path):
+    work, first, second = jobs_at_work(tmp_path, "http://a")
+    assert [end_first(work, "http://a", "failed", "out of memory") for _ in range(5)] == [first, second, first, second, first]
+    assert work.failed == 1 and list(work.waiting[spread.SKETCH]) == [second]
+    (line,) = (tmp_path / "results.jsonl").read_text("utf-8").splitlines()
+    assert json.loads(line)["prompt"] == first.prompt and json.loads(line)["error"] == "out of memory"
+
+
+def test_a_server_that_stays_away_costs_its_prompt_nothing_but_its_place(tmp_path: Path):
     what, why = spread.sketch_on("http://127.0.0.1:9", graph(), 1)
     assert what == "lost" and "127.0.0.1:9" in why
-    work, (job,) = spread.Spread(graph(), {}, tmp_path, 1), spread.jobs_of(["one"], graph())
-    for _ in range(5):
-        work._take(spread.SKETCH, job, "http://a", "lost", why, 1.0)
-    assert list(work.waiting[spread.SKETCH]) == [job] * 5 and not work.failed
-    work.waiting[spread.SKETCH].clear()
-    for _ in range(3):
-        work._take(spread.SKETCH, job, "http://a", "failed", "out of memory", 1.0)
-    assert work.failed == 1 and "out of memory" in (tmp_path / "results.jsonl").read_text("utf-8")
+    work, first, second = jobs_at_work(tmp_path, "http://127.0.0.1:9")
+    for _ in range(8):
+        end_first(work, "http://127.0.0.1:9", what, why)
+        work.lost["http://127.0.0.1:9"] = 0.0  # it is time to ask again
+        assert not work._answers("http://127.0.0.1:9")
+    assert list(work.waiting[spread.SKETCH]) == [first, second] and not work.failed and first.attempts == 0
 
 
 # --- three real servers ---------------------------------------------------------------------------------------------------
@@ -148,6 +168,44 @@ def kill_at_work(server: Any) -> None:
         assert time.monotonic() < until, "it never got to work"
         time.sleep(0.05)
     os.killpg(server._process.pid, signal.SIGKILL)
+
+
+def test_a_prompt_that_is_lost_three_times_on_a_server_that_answers_again_is_given_up(servers: list[Any], tmp_path: Path):
+    url = servers[2].url
+    work, first, second = jobs_at_work(tmp_path, url)
+    for _ in range(5):
+        end_first(work, url, "lost", "connection refused")
+        work.lost[url] = 0.0  # it is time to ask again
+        assert work._answers(url)
+    assert work.failed == 1 and first.attempts == 3 and list(work.waiting[spread.SKETCH]) == [second]
+    assert "connection refused" in (tmp_path / "results.jsonl").read_text("utf-8")
+
+
+def test_a_prompt_that_has_gone_on_elsewhere_is_not_blamed_for_its_lost_server(servers: list[Any], tmp_path: Path):
+    url = servers[2].url
+    work, first, _ = jobs_at_work(tmp_path, url)
+    end_first(work, url, "lost", "connection refused")
+    work.waiting[spread.SKETCH].remove(first)
+    work._take(spread.SKETCH, first, "http://other", "done", b"a hand-over", 1.0)
+    work.lost[url] = 0.0
+    assert work._answers(url) and first.attempts == 0 and list(work.waiting[spread.RENDER]) == [first]
+
+
+def test_time_that_is_over_is_a_failure_of_the_prompt_and_ends_nobody_else_s_work(servers: list[Any]):
+    server = servers[2]
+    other = server.queue(graph() | {"6": {"class_type": "EmptyHunyuanLatentVideo",
+                                          "inputs": {"width": 256, "height": 256, "length": 9, "batch_size": 1}}})  # fmt: skip
+    until = time.monotonic() + 60
+    while not server.get("/queue")["queue_running"]:
+        assert time.monotonic() < until, "it never got to work"
+        time.sleep(0.05)
+    what, why = spread.sketch_on(server.url, graph(), 0.0)
+    assert what == "failed" and "did not finish within 0 s" in why
+    assert all(item[1] == other for items in server.get("/queue").values() for item in items)
+    while other not in server.get("/history"):
+        assert time.monotonic() < until, "it was never done"
+        time.sleep(0.2)
+    spread.client.checked(server.get(f"/history/{other}")[other])
 
 
 def test_a_killed_server_loses_no_prompt_and_only_its_own_is_done_again(servers: list[Any], tmp_path: Path):
