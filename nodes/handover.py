@@ -14,7 +14,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ..srd_core import handover
-from ..srd_core.apart import preview_of, render_from, sketch_alone
+from ..srd_core.apart import load, preview_of, render_from, sketch_alone
 from ..srd_core.cooperation import RenderSettings
 from ..srd_core.criterion import Switch
 from ..srd_core.handover import Settings, SketchRecord
@@ -60,6 +60,7 @@ class SRSketch(io.ComfyNode):
     def validate_inputs(
         cls,
         steps: int | None = None,
+        cfg: float | None = None,
         denoise: float | None = None,
         switch_mode: str | None = None,
         fix_step: int | None = None,
@@ -70,7 +71,7 @@ class SRSketch(io.ComfyNode):
             return NO_DENOISE
         if switch_mode == "step" and switch_step == 0:
             return "switch_step is 0: the sketch would run no step. Set it to 1 or more."
-        fault = out_of_range(cls, denoise=denoise)
+        fault = out_of_range(cls, cfg=cfg, denoise=denoise)
         return fault or SRSampler.validate_inputs(steps, switch_mode, fix_step, max_step, switch_step)
 
     @classmethod
@@ -99,6 +100,7 @@ class SRSketch(io.ComfyNode):
         (preview,) = nodes.common_ksampler(
             model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent, denoise=denoise
         )
+        record.extra = {k: v for k, v in preview.items() if k not in ("samples", "noise_mask", "batch_index")}
         return io.NodeOutput(record, preview, record.report)
 
 
@@ -119,6 +121,10 @@ class SRRender(io.ComfyNode):
             outputs=[io.Latent.Output(display_name="latent"), SRReport.Output(display_name="report")],
             hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
         )
+
+    @classmethod
+    def validate_inputs(cls, render_cfg: float | None = None) -> bool | str:
+        return out_of_range(cls, render_cfg=render_cfg) or True
 
     @classmethod
     def execute(
@@ -158,10 +164,21 @@ class SRSaveHandOver(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, filename_prefix: str | None = None) -> bool | str:
+        if filename_prefix is None:  # from another node: known when it runs
+            return True
+        try:
+            _place(filename_prefix)
+        except Exception:  # noqa: BLE001  (the host raises nothing narrower for a folder outside its own)
+            return (
+                f"filename_prefix is {filename_prefix[:200]!r}; nothing can be saved there. Name a folder and a file inside "
+                f"ComfyUI's output folder, such as {FOLDER}/sketch."
+            )
+        return True
+
+    @classmethod
     def execute(cls, hand_over: SketchRecord, filename_prefix: str) -> io.NodeOutput:
-        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
-            filename_prefix, folder_paths.get_output_directory()
-        )
+        folder, name, counter, subfolder, _ = _place(filename_prefix)
         path = Path(folder, f"{name}_{counter:05}_{handover.SUFFIX}")
         handover.write(hand_over, path)
         return io.NodeOutput(
@@ -215,8 +232,13 @@ class SRLoadHandOver(io.ComfyNode):
 
     @classmethod
     def execute(cls, hand_over: str) -> io.NodeOutput:
-        record = handover.read(_path(hand_over))
+        record = load(_path(hand_over))
         return io.NodeOutput(record, {"samples": preview_of(record)}, record.report)
+
+
+def _place(prefix: str) -> tuple[str, str, int, str, str]:
+    """The host's folder, file name, counter, subfolder and prefix for a file in its output folder."""
+    return folder_paths.get_save_image_path(prefix, folder_paths.get_output_directory())  # type: ignore[no-any-return]
 
 
 def _files() -> list[str]:
@@ -233,9 +255,9 @@ def _below(folder: Path) -> list[Path]:
 
 def _path(name: str) -> Path:
     """Where a name of the list lies. Raises ValueError for a file that is not there, or in no folder of the host."""
-    plain, base = folder_paths.annotated_filepath(name)
+    plain, base = folder_paths.annotated_filepath(str(name))  # a list's value comes as whatever the request's JSON holds
     base = os.path.abspath(base or folder_paths.get_input_directory())
     path = Path(os.path.abspath(os.path.join(base, plain.strip())))
     if not path.is_relative_to(base) or not os.path.isfile(path):
-        raise ValueError(f"There is no hand-over file {name[:200]!r}. Put it into ComfyUI's input folder and press R.")
+        raise ValueError(f"There is no hand-over file {str(name)[:200]!r}. Put it into ComfyUI's input folder and press R.")
     return path

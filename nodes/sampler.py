@@ -176,6 +176,11 @@ class SRModel(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, render_cfg: float | None = None) -> bool | str:
+        """Names what the host lets through although it is no number: it compares with min and max only."""
+        return out_of_range(cls, render_cfg=render_cfg) or True
+
+    @classmethod
     def execute(cls, sketch: ModelPatcher, render: ModelPatcher, **switching: Any) -> io.NodeOutput:
         model, report = _cooperate(sketch, render, **switching)
         live.follow(cls, report)
@@ -222,11 +227,15 @@ class SRSampler(io.ComfyNode):
         fix_step: int | None = None,
         max_step: int | None = None,
         switch_step: int | None = None,
+        cfg: float | None = None,
+        render_cfg: float | None = None,
     ) -> bool | str:
-        """Names the inputs that can contradict each other; for all others the host looks at the schema."""
+        """Names the inputs that can contradict each other, and the scales: the host takes NaN for a number. For all others
+        the host looks at the schema."""
         fault = out_of_range(
-            cls, steps=steps, switch_mode=switch_mode, fix_step=fix_step, max_step=max_step, switch_step=switch_step
-        )
+            cls, steps=steps, switch_mode=switch_mode, fix_step=fix_step, max_step=max_step, switch_step=switch_step, cfg=cfg,
+            render_cfg=render_cfg,
+        )  # fmt: skip
         return fault or _contradiction(steps, switch_mode, fix_step, max_step, switch_step) or True
 
     @classmethod

@@ -11,6 +11,7 @@ import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import comfy.latent_formats
@@ -27,13 +28,15 @@ from comfy.patcher_extension import WrapperExecutor, WrappersMP
 
 from .cooperation import KEY, RenderSettings, Run, Stage, begin_run, carry_out, check_plain, check_run, cooperate
 from .criterion import RENDER, SKETCH, Switch
-from .handover import NOTED, Call, Schedule, SketchRecord, difference, merge_reports, samples_of
+from .handover import NOTED, Call, Schedule, SketchRecord, damaged, difference, merge_reports, read, samples_of
 from .latent_map import LatentMap
 from .latent_space import FULL_NAME, check_pair, latent_facts, name_of
 from .report import Report
 from .reuse import OUTER_SAMPLE, PREDICT_NOISE
+from .steps import StepCounter
 
 POST_CFG = "sampler_post_cfg_function"  # model option: what *_cfg_pp samplers add a function to
+SAME_LEVEL = 1e-4  # relative difference of two noise levels, by rounding
 SAME_NOISE = 0.02  # relative difference of x up to which another machine's rounding explains it
 
 
@@ -144,9 +147,20 @@ def _latent_format(record: SketchRecord) -> Any:
             f"ComfyUI {record.host[:20]})."
         )
     latent_format = kind()
+    theirs, ours = _layout(record.calls[0].prediction), (latent_format.latent_channels, latent_format.latent_dimensions)
+    if theirs != ours:
+        raise ValueError(
+            f"The hand-over's latent has {theirs[0]} channels and {theirs[1]} dimensions, but {name[:40]} has {ours[0]} and "
+            f"{ours[1]}. {_what_to_do(record)}"
+        )
     if latent_format.scale_factor != record.latent_facts["scale"]:
         latent_format.scale_factor = record.latent_facts["scale"]
     return latent_format
+
+
+def _layout(latent: torch.Tensor) -> tuple[int, int]:
+    """(channels, dimensions without batch and channels) of a latent [B, C, ...]."""
+    return latent.shape[1], latent.ndim - 2
 
 
 def _descendants(kind: type) -> Iterator[type]:
@@ -170,6 +184,31 @@ def _kinds(sampling: Any) -> list[str]:
 
 def _is_the_hosts(kind: type) -> bool:
     return getattr(comfy.model_sampling, kind.__name__, None) is kind
+
+
+# --- from a file --------------------------------------------------------------------------------------------------------
+
+
+def load(path: Path) -> SketchRecord:
+    """The record of a hand-over file whose parts are those of one run. Raises ValueError as ``handover.read`` does."""
+    record = read(path)
+    facts, indices = record.latent_facts, record.settings.batch_index
+    first, highest = record.calls[0], float(record.sigmas[0]) * (1 + SAME_LEVEL)
+    schedule = StepCounter(record.sigmas.tolist())
+    tables = record.schedule.tables
+    for what, holds in {  # only what holds for every sampler: some call twice a step, between the levels, or ahead
+        "its latent is not of its latent format": _layout(first.prediction) == (facts.get("channels"), facts.get("dimensions")),
+        "its batch_index is not of its batch": indices is None or len(indices) == len(first.prediction),
+        "its calls are not those of its report": record.report.calls == {SKETCH: len(record.calls), RENDER: 0},
+        "its calls are not at its noise levels": first.sigma > 0 and all(0 <= call.sigma <= highest for call in record.calls),
+        "its hand-over is not at its noise level": all(
+            schedule.interval(hand_over.sigma) == hand_over.after_step for hand_over in record.report.hand_overs
+        ),
+        "its noise schedule is not above 0": all(bool((table > 0).all()) for name, table in tables.items() if name == "sigmas"),
+    }.items():
+        if not holds:
+            raise damaged(path, what)
+    return record
 
 
 # --- going on -----------------------------------------------------------------------------------------------------------
@@ -196,8 +235,8 @@ def render_from(record: SketchRecord, render: ModelPatcher, settings: RenderSett
     finally:
         report.watch = watch
         merge_reports(record.report, report)
-    extra = {"noise_mask": record.noise_mask, "batch_index": record.settings.batch_index}
-    return {"samples": samples} | {name: value for name, value in extra.items() if value is not None}
+    kept = {"noise_mask": record.noise_mask, "batch_index": record.settings.batch_index}
+    return record.extra | {"samples": samples} | {name: value for name, value in kept.items() if value is not None}
 
 
 def _tell_merged(sketched: Report, watch: Callable[[Report], None] | None, merged: list[bool], report: Report) -> None:
@@ -252,11 +291,10 @@ class Replay:
         sampler makes other calls than it made for the sketch."""
         guider, call = executor.class_obj, next(self._calls, None)
         sigma = float(timestep[0])
-        if call is None or call.prediction.shape != x.shape or abs(call.sigma - sigma) > 1e-4 * call.sigma:
+        if call is None or call.prediction.shape != x.shape or abs(call.sigma - sigma) > SAME_LEVEL * call.sigma:
             raise RuntimeError(
                 f"{self.record.settings.sampler_name} makes other calls here than it made for the sketch (at sigma "
-                f"{sigma:.4g}). The sketch is from ComfyUI {self.record.host}, this is {comfyui_version.__version__}: use one "
-                "version for both."
+                f"{sigma:.4g}). {_what_to_do(self.record)}"
             )
         self._compare(call, x)
         options = PREDICT_NOISE.bind(guider, x, timestep, *args, **kwargs).arguments.get("model_options", {})
@@ -300,12 +338,29 @@ def _stand_in(record: SketchRecord, render: ModelPatcher) -> ModelPatcher:
     patcher.attachments[FULL_NAME] = record.report.sketch
     check_pair(patcher, render)
     if (found := dict(latent_facts(patcher))) != record.latent_facts:
-        what = [name for name in found if found[name] != record.latent_facts.get(name)]
+        names = [*found, *(name[:40] for name in record.latent_facts if name not in found)]
+        what = [name for name in names if name not in found or found[name] != record.latent_facts.get(name)]
         raise ValueError(
             f"The hand-over's latent is {record.latent_facts['latent format']}, but not as this ComfyUI knows it "
-            f"(different: {', '.join(what)}). It was sketched with ComfyUI {record.host}: use one version for both."
+            f"(different: {', '.join(what[:9])}). {_what_to_do(record)}"
         )
     return patcher
+
+
+def _what_to_do(record: SketchRecord) -> str:
+    """About a record that this host can't follow."""
+    here = comfyui_version.__version__
+    if record.host == here:
+        return (
+            f"Both are ComfyUI {here}: the hand-over is damaged, or was made with other nodes or on another kind of machine. "
+            "Sketch again here."
+        )
+    return f"The sketch is from ComfyUI {record.host[:20]}, this is {here}: use one version for both."
+
+
+def _name_of_schedule(schedule: Schedule) -> str:
+    """The kinds of a noise schedule and the shapes of its tables."""
+    return " ".join([*schedule.kinds, *(f"{name} {list(table.shape)}" for name, table in sorted(schedule.tables.items()))])
 
 
 def _check_family(record: SketchRecord, latent_format: Any, render: ModelPatcher) -> None:
@@ -322,11 +377,12 @@ def _sampling(record: SketchRecord, render: ModelPatcher) -> Any:
     """The sketch's noise schedule: the render's object with the record's values. Raises ValueError if it is another kind."""
     sampling, schedule = copy.deepcopy(render.get_model_object("model_sampling")), record.schedule
     own = _schedule_of(sampling)
-    if own.kinds != schedule.kinds or set(own.tables) != set(schedule.tables):
+    ours, theirs = _name_of_schedule(schedule), _name_of_schedule(own)
+    if ours != theirs:
         raise ValueError(
-            f"The hand-over was sketched by {record.report.sketch} with the noise schedule {' '.join(schedule.kinds)[:80]}, but "
-            f"the render {name_of(render)} has {' '.join(own.kinds)}. Put the same sampling node (ModelSamplingSD3, CogVideoX "
-            "Sampling Fix ...) on the render as on the sketch."
+            f"The hand-over was sketched by {record.report.sketch} with the noise schedule {ours[:120]}, but the render "
+            f"{name_of(render)} has {theirs}. Put the same sampling node (ModelSamplingSD3, CogVideoX Sampling Fix ...) on the "
+            "render as on the sketch."
         )
     for name, value in schedule.values.items():
         if type(own.values.get(name)) in (int, float, bool):

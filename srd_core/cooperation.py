@@ -56,6 +56,8 @@ class RenderSettings:
         """Raises ValueError for settings that mean nothing."""
         if self.offload_sketch not in memory.POLICIES:
             raise ValueError(f"offload_sketch is {self.offload_sketch!r}; choose one of {', '.join(memory.POLICIES)}.")
+        if not math.isfinite(self.cfg):
+            raise ValueError(f"render_cfg is {self.cfg}; it must be a number (0: as the sketch).")
 
     def conds(self, original: Conds) -> Conds:
         """The render's conditioning for a guider with these ``original`` conds: copies, roles unchanged."""
@@ -97,7 +99,9 @@ def cooperate(
 def check_plain(role: str, model: ModelPatcher) -> None:
     """Raises ValueError when the MODEL that is to be the ``role`` already cooperates."""
     if KEY in model.wrappers.get(WrappersMP.OUTER_SAMPLE, {}):
-        raise ValueError(f"The {role} already is a Sketch-Render Model; connect a plain MODEL.")
+        raise ValueError(
+            f"The {role} already is a Sketch-Render Model; connect a plain MODEL (what changes one model goes before the two meet)."
+        )
 
 
 def _sample(
@@ -160,13 +164,24 @@ def carry_out(
 
 
 def check_run(guider: comfy.samplers.CFGGuider, call: dict[str, Any], sigmas: Sequence[float]) -> None:
-    """Raises ValueError before any step for a latent or a schedule that no hand-over works with."""
+    """Raises ValueError before any step for a latent, a schedule or a guidance scale that no hand-over works with."""
     packed = len(call.get("latent_shapes") or []) > 1  # several latents (video and sound) come as one row of values
     check_latent(call["latent_image"], guider.model_patcher, any_shape=packed)
     if any(b > a for a, b in zip(sigmas, sigmas[1:])):
         raise ValueError(
             "The hand-over needs a schedule whose noise level never rises (no FlipSigmas, no restarts); "
             f"this one is {', '.join(f'{s:.4g}' for s in sigmas)}."
+        )
+    cfg = getattr(guider, "cfg", 1.0)  # a guider of another node may have none
+    if isinstance(cfg, float) and not math.isfinite(cfg):
+        raise ValueError(f"cfg is {cfg}; it must be a number (Wan: 5 to 6, and 1 for no guidance).")
+
+
+def _check_finite(sigmas: Sequence[float]) -> None:
+    if not all(map(math.isfinite, sigmas)):
+        raise ValueError(
+            f"The scheduler gives noise levels that are not finite ({', '.join(f'{s:.4g}' for s in sigmas[:8])}). Take more steps "
+            "(kl_optimal needs 2) or another scheduler."
         )
 
 
@@ -194,9 +209,13 @@ def begin_run(
     report: Report,
     kind: Callable[..., Run] | None = None,
 ) -> Run:
-    """The state of a sampling run with the arguments ``call``; ``report`` starts anew. ``kind``: what makes it, if not Run."""
+    """The state of a sampling run with the arguments ``call``; ``report`` starts anew. ``kind``: what makes it, if not Run.
+
+    Raises ValueError for a schedule that is not finite.
+    """
     counter = counter_for(call["sampler"], call["sigmas"])
     steps = counter.steps
+    _check_finite(counter.sigmas)  # before they go into the report, whose JSON holds numbers only
     report.begin(
         sketch=name_of(guider.model_patcher),
         render=name_of(render.model_patcher),
@@ -387,7 +406,8 @@ class Run:
             prediction = executor(x, timestep, *args, **kwargs)
         self._note_teacache(self.render if self.in_charge == RENDER else guider)
         if not torch.isfinite(prediction).all():
-            raise RuntimeError(self._not_finite(guider, float(timestep[0])))
+            step = self.counter.interval(float(timestep[0])) if sigma is None else self.counter.step
+            raise RuntimeError(self._not_finite(guider, step, float(timestep[0])))
         if new_step and self.in_charge == SKETCH:
             self._observe(prediction)
         return prediction
@@ -456,8 +476,8 @@ class Run:
         run = self.cached.get(step.stage)
         return run is not None and step.step - 1 in run.reused
 
-    def _not_finite(self, guider: comfy.samplers.CFGGuider, sigma: float) -> str:
-        """What to say of a prediction with NaN or infinity in it, and what to try."""
+    def _not_finite(self, guider: comfy.samplers.CFGGuider, step: int, sigma: float) -> str:
+        """What to say of a prediction with NaN or infinity in it in step ``step`` (0-based), and what to try."""
         stage = self.render if self.in_charge == RENDER else guider
         patcher = stage.model_patcher
         backend, weights = backend_of(stage.model_options), str(patcher.model_dtype()).removeprefix("torch.")
@@ -468,7 +488,7 @@ class Run:
             advice = f"Set attention to pytorch on the {self.in_charge}'s loader. If that does not help: {advice}"
         return (
             f"The {self.in_charge}'s prediction has values that are not finite (NaN or infinity) at step "
-            f"{self.counter.interval(sigma) + 1} of {self.counter.steps} (sigma {sigma:.4g}), so the run is stopped. Model: "
+            f"{step + 1} of {self.counter.steps} (sigma {sigma:.4g}), so the run is stopped. Model: "
             f"{name_of(patcher)}, attention: {backend}, weights: {weights}. {advice}"
         )
 
@@ -505,15 +525,18 @@ class Run:
         self._first_call = True
         self.rule.forget()
 
-    def _make_room(self, guider: comfy.samplers.CFGGuider) -> None:
-        """After the render ran out of memory: the sketch leaves, whatever offload_sketch says."""
+    def _make_room(self, guider: comfy.samplers.CFGGuider) -> str:
+        """After the render ran out of memory: the sketch leaves, whatever offload_sketch says. Returns what to say if that does
+        not help."""
         sketch, render = guider.model_patcher, self.render.model_patcher
-        if not sketch.is_clone(render):
+        place = memory.place_of(sketch, render)
+        if place != memory.SAME_MODEL:
             render.remove_additional_models(memory.BESIDE)
             memory.release(sketch)
             self._keep_objects(sketch)
-        self.report.notes.append(memory.retried(self.settings.offload_sketch))
+        self.report.notes.append(memory.RETRIED[place])
         logging.warning("SRDiffusion: %s", self.report.notes[-1])
+        return memory.GIVE_UP[place]
 
     def _keep_objects(self, sketch: ModelPatcher) -> None:
         """A model that leaves takes its patched objects along (the noise schedule of ModelSamplingSD3), but the sampler goes

@@ -9,8 +9,10 @@ Data only: tensors and JSON, nothing that could be executed.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -26,6 +28,8 @@ from .report import Report
 
 VERSION = 1
 SUFFIX = ".sketch.safetensors"  # of a file's name
+PARTIAL = ".partial"  # after it, while the file is written
+LEFT_AFTER = 24 * 3600.0  # seconds after which nobody writes a file any more
 MARK = "srdiffusion_hand_over"  # metadata: the version
 FACTS = "facts"  # metadata: all that is no tensor, as JSON
 HEADER_LIMIT = 20_000_000  # bytes; a run of 10000 steps stays below
@@ -79,6 +83,7 @@ class SketchRecord:
     x: torch.Tensor | None = None  # the latent at the hand-over, in the sketch's space; None: the sketch ran to the end
     calls: list[Call] = field(default_factory=list)
     latent_facts: dict[str, Any] = field(default_factory=dict)  # see latent_space.latent_facts
+    extra: dict[str, Any] = field(default_factory=dict)  # what else the LATENT has; in memory only, a file does not hold it
     schedule: Schedule = field(default_factory=lambda: Schedule([], {}, {}))
     host: str = ""  # version of the ComfyUI that sketched
 
@@ -123,12 +128,21 @@ def write(record: SketchRecord, path: Path) -> None:
 
     About one latent in float32 for every model call of the sketch (a *_cfg_pp sampler: four). Raises OSError.
     """
-    partial = path.with_name(f".{path.name}.partial")
+    _sweep(path.parent)
+    partial = path.with_name(f".{path.name}{PARTIAL}")
     try:
         safetensors.torch.save_file(_tensors(record), partial, {MARK: str(VERSION), FACTS: json.dumps(_facts(record))})
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what servers that were killed left half-written. What another server writes now is younger."""
+    for left in folder.glob(f".*{SUFFIX}{PARTIAL}"):
+        with contextlib.suppress(OSError):  # another server was faster, or the file is not ours to remove
+            if time.time() - left.stat().st_mtime > LEFT_AFTER:
+                left.unlink()
 
 
 def _tensors(record: SketchRecord) -> dict[str, torch.Tensor]:
@@ -181,12 +195,12 @@ def check(path: Path) -> dict[str, Any]:
         )
     strange = [name for name, facts in header.items() if not isinstance(facts, dict) or facts.get("dtype") not in FLOATS]
     if strange:
-        raise _damaged(path, f"{strange[0][:40]!r} is no tensor of floating point numbers")
+        raise damaged(path, f"{strange[0][:40]!r} is no tensor of floating point numbers")
     try:
         facts = json.loads(metadata[FACTS])
         return {name: facts[name] for name in ("settings", "latent", "schedule", "host", "report")}
     except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise _damaged(path, "its settings are not readable") from error
+        raise damaged(path, "its settings are not readable") from error
 
 
 def read(path: Path) -> SketchRecord:
@@ -195,14 +209,15 @@ def read(path: Path) -> SketchRecord:
     try:
         tensors = safetensors.torch.load_file(path)
     except (safetensors.SafetensorError, ValueError, RuntimeError, OSError) as error:
-        raise _damaged(path, "its tensors can't be read") from error
+        raise damaged(path, "its tensors can't be read") from error
     try:
         return _record(facts, tensors)
     except (ValueError, RecursionError) as error:
-        raise _damaged(path, str(error)) from error
+        raise damaged(path, str(error)) from error
 
 
-def _damaged(path: Path, what: str) -> ValueError:
+def damaged(path: Path, what: str) -> ValueError:
+    """The error for a file with something wrong in it; ``what``: a part of a sentence."""
     return ValueError(f"{path.name} is damaged: {what}. Copy it again, or sketch again.")
 
 
@@ -273,7 +288,7 @@ def _number(facts: Any, name: str, low: float, high: float) -> float:
 
 def _settings(facts: Any) -> Settings:
     indices = facts.get("batch_index") if isinstance(facts, dict) else None
-    whole = isinstance(indices, list) and indices and all(type(i) is int and 0 <= i < 100_000 for i in indices)
+    whole = isinstance(indices, list) and indices and all(type(i) is int and 0 <= i < 2**63 for i in indices)
     _need(indices is None or bool(whole), "its batch_index is no list of numbers")
     return Settings(
         seed=_typed(facts, "seed", int, lambda value: 0 <= value < 2**64),

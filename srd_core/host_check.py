@@ -21,6 +21,7 @@ HOOKS = {
     "is_device_cpu is_oom loaded_models throw_exception_if_processing_interrupted",
     "comfy.model_patcher": "ModelPatcher create_model_options_clone",
     "comfy.model_sampling": "ModelSamplingDiscrete V_PREDICTION rescale_zero_terminal_snr_sigmas",
+    "comfy.ops": "fp8_ops.Linear manual_cast.Linear",
     "comfy.patcher_extension": "WrapperExecutor.new_class_executor WrappersMP.DIFFUSION_MODEL WrappersMP.OUTER_SAMPLE "
     "WrappersMP.PREDICT_NOISE WrappersMP.PREPARE_SAMPLING add_wrapper_with_key get_all_wrappers",
     "comfy.sample": "prepare_noise sample_custom",
@@ -34,8 +35,10 @@ HOOKS = {
     "comfy.utils": "PROGRESS_BAR_ENABLED load_torch_file reshape_mask state_dict_prefix_replace",
     "comfy_api.latest": "ComfyExtension io.Schema.search_aliases ui",
     "comfy_execution.utils": "get_executing_context",
+    "comfyui_version": "__version__",
     "folder_paths": "annotated_filepath get_filename_list get_folder_paths get_full_path_or_raise get_input_directory "
     "get_output_directory get_save_image_path",
+    "latent_preview": "prepare_callback",
     "nodes": "UNETLoader common_ksampler",
 }
 
@@ -49,7 +52,11 @@ def complaint() -> str | None:
 def sentence(version: str, lacking: list[str]) -> str:
     """What to tell the user of ComfyUI ``version`` (empty: unknown), which lacks these hooks."""
     oldest, newest = TESTED
-    advice = "Update ComfyUI-SRDiffusion." if _numbers(version) > _numbers(newest) else f"Update ComfyUI to {oldest} or newer."
+    advice = f"Update ComfyUI to {oldest} or newer."
+    if _numbers(version) > _numbers(newest):
+        advice = "Update ComfyUI-SRDiffusion."
+    elif _numbers(version) >= _numbers(oldest):
+        advice = "That version has it, so this installation is changed or incomplete: install ComfyUI anew."
     some = ", ".join(lacking[:3]) + (f" and {len(lacking) - 3} more" if len(lacking) > 3 else "")
     return (
         f"ComfyUI-SRDiffusion needs ComfyUI {oldest} or newer (tested up to {newest}). This is ComfyUI "

@@ -14,16 +14,36 @@ import comfy.sampler_helpers
 from comfy.model_patcher import ModelPatcher
 
 from .criterion import RENDER, SKETCH
+from .latent_space import FULL_NAME
 
 AUTO, ALWAYS, NEVER = POLICIES = ("auto", "always", "never")
 
 BESIDE = "srdiffusion_beside"  # key of the model that a render's clone brings along
 WEIGHT_MARGIN = 1.1  # the host's: what it frees for every byte of weights that comes
 
-GIVE_UP = (
-    "There is not enough memory for the render, also without the sketch. Make the latent smaller (width, height or frames), "
-    "set weight_dtype of Load Render DiT to fp8_e4m3fn, or start ComfyUI with --reserve-vram 2."
-)
+# Where the sketch is when the render has run out of memory.
+LOADED, GONE, SAME_MODEL, KEPT, ABSENT = "loaded", "gone", "same model", "kept", "absent"
+RETRIED = {  # what to say of the second attempt
+    LOADED: "Out of memory at the hand-over: the sketch was let go and the render tried once more. Set offload_sketch to always "
+    "to let it go at once.",
+    GONE: "Out of memory at the hand-over, though the sketch had left: the render was tried once more.",
+    SAME_MODEL: "Out of memory at the hand-over: the render was tried once more. It is the sketch's own model, so nothing was "
+    "let go.",
+    KEPT: "Out of memory at the hand-over: the render was tried once more. ComfyUI was started to keep all models on the GPU, so "
+    "nothing was let go.",
+    ABSENT: "Out of memory when the render began: it was tried once more.",
+}
+SMALLER = "Make the latent smaller (width, height or frames)"
+LIGHTER = "load the render with weight_dtype fp8_e4m3fn, or start ComfyUI with --reserve-vram 2."
+GIVE_UP = {  # what to say when that runs out of memory too
+    LOADED: f"There is not enough memory for the render, also without the sketch. {SMALLER}, {LIGHTER}",
+    GONE: f"There is not enough memory for the render, also without the sketch. {SMALLER}, {LIGHTER}",
+    SAME_MODEL: f"There is not enough memory for the render. {SMALLER}, {LIGHTER}",
+    KEPT: "There is not enough memory for the render beside the sketch. Start ComfyUI without --highvram and --gpu-only, or make "
+    "the latent smaller (width, height or frames).",
+    ABSENT: "There is not enough memory for the render, and the hand-over sets the size of the latent. Sketch a smaller one, "
+    f"{LIGHTER}",
+}
 
 Result = TypeVar("Result")
 
@@ -98,14 +118,17 @@ def with_beside(render: ModelPatcher, sketch: ModelPatcher) -> ModelPatcher:
     return render
 
 
-def retried(policy: str) -> str:
-    """What to say of a hand-over that ran out of memory once."""
-    if policy == ALWAYS:
-        return "Out of memory at the hand-over, though the sketch had left: the render was tried once more."
-    return (
-        "Out of memory at the hand-over: the sketch was let go and the render tried once more. Set offload_sketch to always "
-        "to let it go at once."
-    )
+def place_of(sketch: ModelPatcher, render: ModelPatcher) -> str:
+    """Where the ``sketch`` is when the ``render`` has run out of memory: a key of RETRIED and GIVE_UP. Only LOADED can be let
+    go."""
+    if FULL_NAME in sketch.attachments:  # it stands for a sketch of another run
+        return ABSENT
+    if sketch.is_clone(render):
+        return SAME_MODEL
+    if stays_anyway(sketch):
+        return KEPT
+    loaded = any(sketch.is_clone(model) for model in comfy.model_management.loaded_models())
+    return LOADED if loaded else GONE
 
 
 def snapshot(sketch: ModelPatcher, render: ModelPatcher) -> dict[str, int]:
@@ -114,20 +137,21 @@ def snapshot(sketch: ModelPatcher, render: ModelPatcher) -> dict[str, int]:
     return {"free": int(free), SKETCH: int(sketch.loaded_size()), RENDER: int(render.loaded_size())}
 
 
-def try_twice(attempt: Callable[[], Result], make_room: Callable[[], None]) -> Result:
+def try_twice(attempt: Callable[[], Result], make_room: Callable[[], str]) -> Result:
     """What ``attempt`` returns. When the device runs out of memory: ``make_room``, then one more attempt.
 
-    Raises the host's own out-of-memory exception, with what to change, when that runs out of memory too.
+    Raises the host's own out-of-memory exception, with the sentence that ``make_room`` returned, when that runs out of memory
+    too.
     """
     try:
         return attempt()
     except Exception as error:
         if not comfy.model_management.is_oom(error):
             raise
-    make_room()  # not in the except block: there the error still holds the failed attempt's tensors
+    give_up = make_room()  # not in the except block: there the error still holds the failed attempt's tensors
     try:
         return attempt()
     except Exception as error:
         if not comfy.model_management.is_oom(error):
             raise
-        raise comfy.model_management.OOM_EXCEPTION(f"{GIVE_UP} ({error})") from error
+        raise comfy.model_management.OOM_EXCEPTION(f"{give_up} ({error})") from error

@@ -307,3 +307,17 @@ def test_noise_can_be_left_out(wan: Any):
         ).args[0]["samples"]
 
     assert torch.equal(run(sr_model(sketch, wan(), 1)), run(sketch))
+
+
+def test_a_prediction_that_is_not_finite_is_told_of_the_step_it_belongs_to_in_samplers_with_two_calls_a_step(wan: Any):
+    model, calls = wan().clone(), []
+
+    def spoil(executor: Any, *args: Any, **kwargs: Any) -> Any:
+        calls.append(None)
+        return executor(*args, **kwargs) * (float("nan") if len(calls) == 4 else 1)
+
+    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "spoil", spoil)
+    report = Report()
+    with pytest.raises(RuntimeError, match=f"not finite .* at step 2 of {STEPS} "):
+        helpers.ksampler(sr_model(model, wan(seed=1), STEPS - 1, report), STEPS, cfg=1.0, sampler_name="heun")
+    assert report.steps[-1].step == 2

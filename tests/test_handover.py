@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,7 +47,7 @@ def rendered(record: Any, render: Any, **how: Any) -> Any:
 def through_a_file(record: Any, folder: Path) -> Any:
     path = folder / f"a{handover.SUFFIX}"
     handover.write(record, path)
-    return handover.read(path)
+    return apart.load(path)
 
 
 def an_encoded_video(batch: int = 1) -> dict[str, Any]:
@@ -92,6 +94,21 @@ def test_the_noise_of_a_batch_taken_apart_goes_along(wan: Any, tmp_path: Path):
     how = {"latent": helpers.empty_latent(2) | {"batch_index": [3, 1]}}
     latent, _ = rendered(through_a_file(sketched(sketch, **how)[0], tmp_path), render)
     assert torch.equal(latent["samples"], sr_sampler(sketch, render, **how)) and latent["batch_index"] == [3, 1]
+
+
+def test_the_noise_of_any_place_in_a_batch_goes_through_a_file(wan: Any, tmp_path: Path):
+    how = {"latent": helpers.empty_latent() | {"batch_index": [100_001]}}
+    assert through_a_file(sketched(wan(), **how)[0], tmp_path).settings.batch_index == [100_001]
+
+
+def test_what_else_a_latent_has_comes_out_as_out_of_sr_sampler(wan: Any):
+    latent = helpers.empty_latent() | {"downscale_ratio_spacial": 8, "type": "video"}
+    ours = rendered(sketched(wan(), latent=latent)[0], wan(seed=1))[0]
+    whole = node.SRSampler.execute(
+        wan(), wan(seed=1), helpers.prompt(1), helpers.prompt(2), latent, 7, steps=STEPS, cfg=3.0, sampler_name="euler",
+        scheduler="simple", denoise=1.0, render_cfg=0.0, teacache=0.0, offload_sketch="auto", **RULE,
+    ).args[0]  # fmt: skip
+    assert set(ours) == set(whole) == {"samples", "type"} and ours["type"] == "video"
 
 
 @pytest.mark.parametrize("sampler", ["euler", "dpmpp_sde", "sa_solver", "dpmpp_2m_cfg_pp"])
@@ -277,6 +294,7 @@ def test_a_sketch_that_makes_no_sense_is_refused(how: dict[str, Any], words: str
         ({"denoise": 0.0}, "denoise is 0"),
         ({"denoise": 1.5}, "denoise is 1.5"),
         ({"switch_mode": "step", "switch_step": 0}, "switch_step is 0"),
+        ({"cfg": float("nan")}, "cfg is nan; it must be a number from 0"),
         ({"steps": 0}, "steps is 0"),
         ({"switch_mode": "adaptive", "fix_step": 10, "max_step": 5, "steps": 50}, "max_step"),
     ],
@@ -307,11 +325,71 @@ def test_another_kind_of_noise_schedule_and_an_unknown_sampler_are_refused(wan: 
         rendered(record, render)
 
 
-def test_a_sampler_that_makes_other_calls_than_it_did_is_refused_naming_the_versions(wan: Any):
+def test_a_sampler_that_makes_other_calls_than_it_did_is_refused_naming_the_versions_where_they_differ(wan: Any):
     record = sketched(wan(), sampler_name="heun")[0]
     object.__setattr__(record.settings, "sampler_name", "euler")
-    with pytest.raises(RuntimeError, match="use one version"):
+    with pytest.raises(RuntimeError, match="Both are ComfyUI .* damaged.* Sketch again here") as error:
         rendered(record, wan(seed=1))
+    assert "use one version" not in str(error.value)
+    record.host = "0.17.0"
+    with pytest.raises(RuntimeError, match="from ComfyUI 0.17.0, this is .*: use one version"):
+        rendered(record, wan(seed=1))
+
+
+@pytest.mark.parametrize(("change", "named"), [({"more": [1]}, "more"), ({"channel means": None}, "channel means")])
+def test_a_latent_that_this_host_knows_otherwise_is_refused_naming_every_difference(change: Any, named: str, wan: Any):
+    record = sketched(wan())[0]
+    record.latent_facts |= change
+    with pytest.raises(ValueError, match=rf"different: {named}\)\. Both are ComfyUI"):
+        rendered(record, wan(seed=1))
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 3), (1001,)], ids=str)
+def test_a_noise_schedule_of_another_size_is_refused_with_both_sizes(shape: tuple[int, ...], wan: Any):
+    record, (render, calls) = sketched(wan())[0], helpers.count_calls(wan(seed=1))
+    record.schedule.tables["sigmas"] = torch.ones(shape)
+    with pytest.raises(ValueError) as error:
+        rendered(record, render)
+    assert f"sigmas {list(shape)}" in str(error.value) and "sigmas [1000]" in str(error.value) and not calls
+
+
+@pytest.mark.parametrize("name", ["Wan22", "SDXL", "LatentFormat"])
+def test_neither_preview_nor_render_takes_a_latent_that_its_format_can_not_be(name: str, wan: Any):
+    record = sketched(wan())[0]
+    record.latent_facts["latent format"] = name
+    for half in (lambda: apart.preview_of(record), lambda: rendered(record, wan(seed=1))):
+        with pytest.raises(ValueError, match=f"has 16 channels and 3 dimensions, but {name} has"):
+            half()
+
+
+# What the host's schedulers give that no run can follow, and scales that are no number.
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ({"scheduler": "kl_optimal", "steps": 1}, "not finite .nan, 0.. Take more steps .kl_optimal"),
+        ({"cfg": float("nan")}, "cfg is nan"),
+        ({"cfg": float("inf")}, "cfg is inf"),
+    ],
+    ids=["schedule", "cfg nan", "cfg inf"],
+)
+def test_levels_and_scales_that_are_not_finite_are_refused_before_any_step_by_both_samplers(
+    how: dict[str, Any], words: str, wan: Any, caplog: pytest.LogCaptureFixture
+):
+    sketch, calls = helpers.count_calls(wan())
+    with pytest.raises(ValueError, match=words):
+        sketched(sketch, **how)
+    with pytest.raises(ValueError, match=words):
+        sr_sampler(sketch, wan(seed=1), how.get("steps", STEPS), **{k: v for k, v in how.items() if k != "steps"})
+    assert not calls and "is not told" not in caplog.text
+
+
+def test_a_render_cfg_that_is_no_number_is_refused_before_any_step(wan: Any):
+    record, (render, calls) = sketched(wan())[0], helpers.count_calls(wan(seed=1))
+    with pytest.raises(ValueError, match="render_cfg is nan"):
+        rendered(record, render, render_cfg=float("nan"))
+    with pytest.raises(ValueError, match="render_cfg is nan"):
+        sr_sampler(wan(), render, render_cfg=float("nan"))
+    assert not calls
 
 
 def test_neither_half_takes_a_sketch_render_model(wan: Any):
@@ -434,6 +512,37 @@ def test_a_file_with_a_wrong_value_is_refused_with_a_sentence_that_names_it(chan
         handover.read(rewritten(a_file, change))
 
 
+def drop_last_call(facts: Any, tensors: dict[str, torch.Tensor]) -> None:
+    del tensors["prediction.2"]
+    for name in ("call_x", "call_sigmas"):
+        tensors[name] = tensors[name][:2].contiguous()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (set_fact("latent", "channels", value=48), "latent format"),
+        (set_fact("latent", "dimensions", value=None), "latent format"),
+        (set_fact("settings", "batch_index", value=[1, 2, 3]), "batch_index"),
+        (set_fact("report", "hand_overs", 0, "after_step", value=1), "hand-over is not at"),
+        (set_fact("report", "hand_overs", 0, "after_step", value=5), "hand-over is not at"),
+        (set_fact("report", "calls", "sketch", value=2), "report"),
+        (drop_last_call, "report"),
+        (set_tensor("call_sigmas", lambda t: t * 0), "noise levels"),
+        (set_tensor("call_sigmas", lambda t: t * 1.01), "noise levels"),
+        (set_tensor("sigmas", lambda t: t * 0 + 0.5), "noise levels"),
+        (set_tensor("sigmas", lambda t: t * 1e30), "hand-over is not at"),
+        (set_tensor("schedule.sigmas", lambda t: t * 0), "noise schedule"),
+    ],
+    ids=str,
+)
+def test_a_file_whose_parts_are_not_of_one_run_is_refused_as_damaged(change: Any, words: str, a_file: Path, host_folders: Path):
+    changed = rewritten(a_file, change)
+    (host_folders / "input" / changed.name).write_bytes(changed.read_bytes())
+    with pytest.raises(ValueError, match=rf"^changed\.sketch\.safetensors is damaged: .*{words}.* or sketch again\.$"):
+        node.SRLoadHandOver.execute(changed.name)
+
+
 def test_files_of_another_version_foreign_and_cut_files_are_refused_with_a_sentence(a_file: Path, wan: Any, tmp_path: Path):
     whole = a_file.read_bytes()
     cases: dict[str, tuple[bytes, str]] = {
@@ -475,6 +584,20 @@ def test_a_file_is_whole_or_not_there(wan: Any, tmp_path: Path, monkeypatch: pyt
     assert path.name not in seen and len(seen) == 1
 
 
+def test_the_next_hand_over_removes_what_a_killed_server_left_there_and_nothing_else(wan: Any, tmp_path: Path):
+    record, old = sketched(wan())[0], time.time() - 2 * 24 * 3600
+    left, being_written, others = (
+        tmp_path / name
+        for name in (f".left{handover.SUFFIX}.partial", f".b{handover.SUFFIX}.partial", ".other.safetensors.partial")
+    )
+    for path in (left, being_written, others):
+        path.write_bytes(b"half")
+    for path in (left, others):
+        os.utime(path, (old, old))
+    through_a_file(record, tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {being_written.name, others.name, f"a{handover.SUFFIX}"}
+
+
 # --- the nodes that save and load -----------------------------------------------------------------------------------------
 
 
@@ -505,12 +628,24 @@ def test_a_saved_hand_over_is_offered_and_loads_with_its_preview_and_report(host
     assert prints[0] == prints[1]
 
 
-@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "gone", "../output/x [input]", "", "a\0b", "srdiffusion"])
-def test_names_outside_the_hosts_folders_and_missing_files_are_refused_at_queue_time(name: str, host_folders: Path):
+@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "gone", "../output/x [input]", "", "a\0b", "srdiffusion", 3, ["a"]], ids=repr)
+def test_names_outside_the_hosts_folders_and_missing_files_are_refused_at_queue_time(name: Any, host_folders: Path):
     (host_folders / "secret").write_bytes(b"x")
     (host_folders / "output" / "x").write_bytes(b"x")
     (host_folders / "input" / "srdiffusion").mkdir()
     assert "There is no hand-over file" in str(node.SRLoadHandOver.validate_inputs(name))
+
+
+@pytest.mark.parametrize("prefix", ["../../x", "../x", "/etc/x", "a/../../x"])
+def test_a_place_outside_the_output_folder_is_refused_before_the_sketch(prefix: str, host_folders: Path):
+    said = node.SRSaveHandOver.validate_inputs(prefix)
+    assert prefix in said and "Name a folder and a file inside ComfyUI's output folder" in said
+    assert str(host_folders) not in said
+
+
+def test_a_place_inside_the_output_folder_or_from_another_node_is_taken(host_folders: Path):
+    assert node.SRSaveHandOver.validate_inputs("srdiffusion/%year%/idea") is True
+    assert node.SRSaveHandOver.validate_inputs() is True
 
 
 def test_a_damaged_file_is_refused_at_queue_time(host_folders: Path, a_file: Path):

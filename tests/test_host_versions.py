@@ -18,7 +18,9 @@ import pytest
 from hosting import REPOSITORY, host_module, module
 
 host_check = module("srd_core.host_check")
-HOST_PACKAGES = ("comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_paths", "nodes", "server")
+HOST_PACKAGES = (
+    "comfy", "comfy_api", "comfy_execution", "comfy_extras", "comfyui_version", "folder_paths", "latent_preview", "nodes", "server",
+)  # fmt: skip
 # Hosts before 0.24.0 have no CogVideoX: only its nodes need that, and they say so (tests/test_cogvideox.py).
 OPTIONAL = re.compile("cogvideo", re.IGNORECASE)
 
@@ -78,6 +80,9 @@ def test_all_that_the_pack_uses_of_the_host_is_asked_for_at_import() -> None:
     [
         ("0.3.64", "This is ComfyUI 0.3.64; it lacks a.b. Update ComfyUI to 0.18.2 or newer."),
         ("", "This is ComfyUI of an unknown version; it lacks a.b. Update ComfyUI to 0.18.2 or newer."),
+        ("0.18.2", "it lacks a.b. That version has it, so this installation is changed or incomplete: install ComfyUI anew."),
+        ("0.24.0", "it lacks a.b. That version has it, so this installation is changed or incomplete: install ComfyUI anew."),
+        ("0.30.0", "it lacks a.b. That version has it, so this installation is changed or incomplete: install ComfyUI anew."),
         ("1.2.0", "This is ComfyUI 1.2.0; it lacks a.b. Update ComfyUI-SRDiffusion."),
     ],
 )

@@ -291,7 +291,8 @@ def test_a_render_that_runs_out_of_memory_is_tried_again_without_the_sketch(
     assert torch.equal(helpers.ksampler(model, STEPS, sampler_name=sampler), plain)
     assert report.status == "done" and not is_loaded(sketch) and is_loaded(render)
     (note,) = report.notes
-    assert "Out of memory at the hand-over" in note and ("Set offload_sketch to always" in note) == (policy != "always")
+    assert note == memory.RETRIED["gone" if policy == "always" else "loaded"]
+    assert ("Set offload_sketch to always" in note) == (policy != "always")
     assert note in reports.summarize(report)
 
 
@@ -348,7 +349,11 @@ def test_the_second_attempt_starts_when_the_first_has_let_go_of_its_tensors():
         on_device.append(weakref.ref(held))
         raise comfy.model_management.OOM_EXCEPTION("Allocation on device")
 
-    assert memory.try_twice(attempt, lambda: seen.append(on_device[0]())) == "done"
+    def make_room() -> str:
+        seen.append(on_device[0]())
+        return ""
+
+    assert memory.try_twice(attempt, make_room) == "done"
     assert seen == [None]
 
 
@@ -358,6 +363,54 @@ def test_with_a_lora_of_one_model_apart_a_shortage_takes_nothing_that_the_render
     plain = helpers.ksampler(model, STEPS)
     assert torch.equal(helpers.ksampler(sr_model(model, render, 3, report), STEPS), plain)
     assert report.status == "done" and is_loaded(model)
+
+
+def given_up(sketch: Any, render: Any, **how: Any) -> str:
+    """What is said when the render runs out of memory twice."""
+    with pytest.raises(comfy.model_management.OOM_EXCEPTION) as error:
+        helpers.ksampler(sr_model(sketch, short_of_memory(render, 2), 3, **how), STEPS)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_with_two_clones_of_one_model_nobody_is_told_that_the_sketch_was_let_go(policy: str, wan: Any):
+    model, report = wan(), Report()
+    helpers.ksampler(sr_model(model, short_of_memory(model, 1), 3, report, offload_sketch=policy), STEPS)
+    (note,) = report.notes
+    assert "nothing was let go" in note and "offload_sketch" not in note
+    said = given_up(model, model, offload_sketch=policy)
+    assert "without the sketch" not in said and "Make the latent smaller" in said
+
+
+def test_where_auto_had_let_the_sketch_go_nobody_is_told_to_set_always(no_room: None, wan: Any):
+    report = Report()
+    helpers.ksampler(sr_model(wan(), short_of_memory(wan(seed=1), 1), 3, report), STEPS)
+    assert report.notes == [memory.RETRIED["gone"]]
+
+
+def test_a_render_that_runs_all_steps_lets_the_sketch_go_that_the_host_had_loaded(wan: Any):
+    sketch, report = wan(), Report()
+    helpers.ksampler(sr_model(sketch, short_of_memory(wan(seed=1), 1), 0, report), STEPS)
+    assert report.notes == [memory.RETRIED["loaded"]] and not is_loaded(sketch)
+
+
+def test_a_sketch_that_has_no_other_place_is_said_to_stay_with_the_flags_that_keep_it(wan: Any):
+    sketch, gpu = wan(), torch.device("cuda", 0)
+    sketch.load_device = sketch.offload_device = gpu
+    place = memory.place_of(sketch, wan(seed=1))
+    assert "nothing was let go" in memory.RETRIED[place] and "without --highvram and --gpu-only" in memory.GIVE_UP[place]
+
+
+def test_sr_render_speaks_of_no_sketch_and_no_setting_that_it_does_not_have(wan: Any):
+    from test_handover import rendered, sketched
+
+    record, render = sketched(wan())[0], wan(seed=1)
+    (note,) = rendered(record, short_of_memory(render, 1))[1].notes
+    assert note == "Out of memory when the render began: it was tried once more."
+    with pytest.raises(comfy.model_management.OOM_EXCEPTION) as error:
+        rendered(record, short_of_memory(render, 2))
+    assert "Sketch a smaller one" in str(error.value) and "Make the latent smaller" not in str(error.value)
+    assert "offload_sketch" not in str(error.value)
 
 
 # --- the report ---------------------------------------------------------------------------------------------------------

@@ -65,9 +65,11 @@ def refused(server: Any, saved: Any, node: str, **values: Any) -> dict[str, Any]
         ({"delta": 1.5}, "delta", "bigger than max"),
         ({"teacache": -0.1}, "teacache", "smaller than min"),
         ({"teacache": 1.1}, "teacache", "bigger than max"),
-        ({"render_cfg": -1.0}, "render_cfg", "smaller than min"),
+        ({"render_cfg": -1.0}, "render_cfg", "render_cfg is -1.0; it must be a number from 0"),
+        ({"render_cfg": "nan"}, "render_cfg", "render_cfg is nan; it must be a number from 0"),
         ({"switch_sigma": -0.5}, "switch_sigma", "smaller than min"),
-        ({"cfg": 101.0}, "cfg", "bigger than max"),
+        ({"cfg": 101.0}, "cfg", "cfg is 101.0; it must be a number from 0.0 to 100"),
+        ({"cfg": "nan"}, "cfg", "cfg is nan; it must be a number from 0"),
         ({"denoise": 1.01}, "denoise", "bigger than max"),
         ({"seed": -1}, "seed", "smaller than min"),
         ({"offload_sketch": "sometimes"}, "offload_sketch", "Value not in list"),
@@ -148,3 +150,6 @@ def test_settings_contradict_each_other_only_where_they_are_used(values: dict[st
 def test_values_of_another_kind_are_refused_with_a_sentence():
     assert "switch_step is 'ten'" in sampler.validate_inputs(**WHOLE | {"switch_step": "ten"})
     assert "steps is nan" in sampler.validate_inputs(**WHOLE | {"steps": float("nan")})
+    for node in (sampler, module("nodes.sampler").SRModel, module("nodes.handover").SRRender):
+        assert "render_cfg is nan; it must be a number" in node.validate_inputs(render_cfg=float("nan"))
+        assert node.validate_inputs() is True and node.validate_inputs(render_cfg=1.0) is True
