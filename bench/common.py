@@ -7,9 +7,11 @@ import importlib.util
 import json
 import os
 import platform
+import re
 import shlex
 import statistics
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -70,3 +72,14 @@ def keep(name: str, result: dict[str, Any]) -> None:
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(text + "\n", encoding="utf-8")
     print(text)
+
+
+def update_readme(path: Path, marks: tuple[str, str], section: Sequence[str]) -> bool:
+    """Put the section between its marks; whether the marks are there."""
+    text = path.read_text("utf-8")
+    start, end = map(re.escape, marks)
+    body = "\n".join([marks[0], *section, marks[1]])
+    new, count = re.subn(f"{start}.*?{end}", lambda _: body, text, flags=re.DOTALL)
+    if count:
+        path.write_text(new, "utf-8")
+    return count > 0

@@ -144,6 +144,21 @@ class Evaluation:
         facts = [self.store.weights, settings, asdict(plan), cell.prompt, cell.number, cell.seed, self.net]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
+    def settings(self) -> str:
+        """Short name of what all cells of one table share."""
+        shared = [{k: v for k, v in asdict(self.family).items() if k not in ("sketch", "render", "vae", "text")}, self.net]
+        return hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()[:12]
+
+    def own_lines(self) -> list[Line]:
+        """The results of these settings and prompts, without what other commands left in the file."""
+        count = len(self.prompts)
+        return [
+            line
+            for line in self.store.lines
+            if line.get("settings") == self.settings()
+            and (line["number"] >= count or line["prompt"] == self.prompts[line["number"]])
+        ]
+
     def reference(self, cell: Cell) -> Line | None:
         """Sketch only's line for that cell's prompt, seed and run; None if it, or its video, is not there."""
         row = cell.row
@@ -180,6 +195,8 @@ class Evaluation:
         key = self.key(plan, cell)
         if is_sketch_only(plan) and not (self.videos / f"{key}.npz").is_file():
             return False
+        if on_sheet(cell) and not (self.videos / f"{key}.png").is_file():
+            return False  # the picture for the contact sheet was on another machine
         if ("score", cell.row.name, key) in self.store.done:
             return True
         same = self.store.by_key.get(key)
@@ -225,7 +242,7 @@ class Evaluation:
         return {
             "kind": "score", "key": self.key(plan, cell), "row": cell.row.name, "steps": plan.steps,
             "sampler": plan.sampler, "number": cell.number, "seed": cell.seed, "prompt": cell.prompt,
-            "weights": self.store.weights, "switch_step": switch_step, "reason": reason, "calls": calls,
+            "weights": self.store.weights, "settings": self.settings(), "switch_step": switch_step, "reason": reason, "calls": calls,
             "seconds": {k: round(v, 4) for k, v in seconds.items()}, "batch": size, "curves": None, "sigmas": None,
         }  # fmt: skip
 
@@ -266,7 +283,7 @@ class Evaluation:
 
     def keep_frames(self, cell: Cell, key: str, video: Any) -> None:
         """Some frames side by side for the contact sheet, of its prompts only."""
-        if cell.number < SHEET_PROMPTS and cell.seed == 0:
+        if on_sheet(cell):
             import numpy as np
             from PIL import Image
 
@@ -302,6 +319,11 @@ class Evaluation:
         load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
         kept = self.executor.run(graph_of(plan, self.family, [cell.prompt], [cell.number], cell.seed))
         self.store.add({**self.line(plan, cell, reason, kept, 1), "kind": "time", "load": load})
+
+
+def on_sheet(cell: Cell) -> bool:
+    """Whether the contact sheet shows frames of this cell."""
+    return cell.number < SHEET_PROMPTS and cell.seed == 0
 
 
 def is_sketch_only(plan: Plan) -> bool:
@@ -478,14 +500,17 @@ def report(evaluation: Evaluation, options: argparse.Namespace, why_no_lpips: st
     """Table, decisions and figures beside the results."""
     import quality_decide
     import quality_figures
+    import quality_readme
     import quality_table
 
-    lines = evaluation.store.lines
+    lines = evaluation.own_lines()
     facts = quality_table.facts(evaluation, options, why_no_lpips)
     sections = [quality_table.markdown(lines, facts), quality_decide.markdown(lines)]
     options.results.mkdir(parents=True, exist_ok=True)
     (options.results / "quality.md").write_text("\n".join(sections), "utf-8")
     written = quality_figures.write(lines, options.results, evaluation.videos)
+    if options.results == common.RESULTS and evaluation.family.sketch == TINY["sketch"]:
+        common.update_readme(common.REPOSITORY / "README.md", quality_readme.MARKS, quality_readme.section(lines))
     sys.stderr.write(f"\n{options.results / 'quality.md'}, {', '.join(path.name for path in written)}\n")
 
 

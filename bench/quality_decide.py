@@ -21,6 +21,7 @@ FIX_STEP = 5
 DEFAULT_DELTA = 0.01
 PERCENT = 100
 BEYOND = 0.05  # share of runs whose step may lie beyond the sampled ones (they count as the nearest)
+MANY = 5  # sampled hand-over steps of a run, to read values off between them: fewer make long straight lines
 EDGE = 1e-3  # pure noise and no noise have no log-SNR: sigmas are kept this far from 0 and 1
 
 UNITS = ("step", "50/steps", "(50/steps)^2", "sigma", "log-SNR")
@@ -112,19 +113,25 @@ class Replay:
         return statistics.fmean(rule.first(line) is None for line in self.lines)
 
     def estimate(self, steps: Sequence[int], value: Callable[[Line], float | None]) -> Stat | None:
-        """Mean of a value at those steps, read off each prompt's own rows; None where too many steps lie beyond them."""
+        """Mean of a value at those steps, read off each prompt's own rows (straight lines between them) where those are many;
+        None where too many steps lie beyond them."""
         found: dict[int, list[float]] = {}
-        beyond = 0
+        beyond = asked = 0
         for line, step in zip(self.lines, steps):
             points = {k: value(other) for k, other in self.known.get(place(line), {}).items()}
             known = sorted((k, v) for k, v in points.items() if v is not None)
-            if len(known) > 2:
+            if len(known) >= MANY:
+                asked += 1
                 beyond += not known[0][0] <= step <= known[-1][0]
                 estimated = float(np.interp(step, [k for k, _ in known], [v for _, v in known]))
                 found.setdefault(line["number"], []).append(estimated)
-        if beyond > BEYOND * len(steps):
+        if beyond > BEYOND * asked:
             return None
         return stat({number: statistics.fmean(values) for number, values in found.items()})
+
+    def well_known(self) -> int:
+        """Runs of which enough steps were sampled to read a value off between them."""
+        return sum(len(self.known.get(place(line), {})) >= MANY for line in self.lines)
 
     def sigma(self, steps: Sequence[int]) -> float:
         """Mean noise level at which the render takes over."""
@@ -153,8 +160,10 @@ def markdown(lines: Sequence[Line]) -> str:
     if fifty is None or len(fifty.lines) < 2:
         return "\n".join([*parts, "Needs sketch only at 50 steps with euler.", ""])
     parts += [f"Replayed on {len(fifty.lines)} recorded sketch-only runs of {PAPER_STEPS} steps. Score and PSNR are read off "
-              "the fixed rows of the same prompt and seed, where there are some.", ""]  # fmt: skip
+              f"the fixed rows of the same prompt and seed, for the {fifty.well_known()} runs that have {MANY} or more of them.",
+              ""]  # fmt: skip
     parts += ["## Which prediction", "", *readings(fifty), "", "## Patience", "", *patience(fifty), ""]
+    parts += ["## Where it fires", "", *where(fifty), ""]
     parts += ["## The latest step", "", *latest(fifty), "", "## Fewer steps", "", *fewer(replays, fifty), ""]
     return "\n".join(parts)
 
@@ -215,6 +224,38 @@ def patience(replay: Replay) -> list[str]:
     rows.append([f"no rule: always step {round(mean)}", f"{round(mean)}", "0.0", "0%", score.text() if score else "-",
                  psnr.text(".2f") if psnr else "-"])  # fmt: skip
     return _table(["steps in a row", *HEADS], rows)
+
+
+def where(replay: Replay) -> list[str]:
+    """The runs of the default rule by the step that it fired at: early and late ones beside fixed step 10 on the same prompts."""
+    results, steps = replay.results, replay.steps(Rule())
+    rows = results.rows(replay.run)
+    ends = {name: {place(line): line for line in rows.get(name, [])} for name in ("fixed, step 10", "render only", "sketch only")}
+    own = {place(line): line for line in rows.get(f"adaptive, delta {DEFAULT_DELTA}", [])}
+    out = []
+    for low, high in ((0, 9), (9, PAPER_STEPS + 1)):
+        chosen = [place(line) for line, step in zip(replay.lines, steps) if low < step <= high]
+        chosen = [at for at in chosen if at in own and all(at in lines for lines in ends.values())]
+        if not chosen:
+            continue
+        mean = {name: statistics.fmean(lines[at]["scores"]["mean"] for at in chosen) for name, lines in (ends | {"own": own}).items()}
+        gap = mean["sketch only"] - mean["render only"]
+        found = [[f"{(mean[name] - mean['render only']) / gap:.2f}" if gap > 0 else "-",
+                  f"{statistics.fmean(lines[at]['psnr'] for at in chosen if lines[at]['psnr'] is not None):.2f}"]
+                 for name, lines in (("own", own), ("fixed, step 10", ends["fixed, step 10"]))]  # fmt: skip
+        asked = [step for line, step in zip(replay.lines, steps) if low < step <= high]
+        out.append([f"step {min(asked)} to {max(asked)}", str(len(chosen)), *found[0], *found[1]])
+    heads = ["hand-over", "runs", "share of the gain", "PSNR, dB", "fixed step 10 there", "its PSNR, dB"]
+    return [*_table(heads, out), "", rises(replay)]
+
+
+def rises(replay: Replay) -> str:
+    """How often D rises instead of falling: ripples of D decide between the early and the late hand-overs."""
+    curves = [line["curves"]["x0"] for line in replay.lines]
+    shares = {i + 1: statistics.fmean(curve[i] > curve[i - 1] for curve in curves if curve[i - 1] is not None)
+              for i in range(3, 20)}  # fmt: skip
+    often = ", ".join(f"{step}: {share:.0%}" for step, share in shares.items() if share >= 0.5)
+    return f"D does not fall smoothly: it rises at these steps in more than half of the runs: {often or 'none'}."
 
 
 def latest(replay: Replay) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from quality_rows import DELTAS, PAPER_STEPS, SHEET_PROMPTS
-from quality_table import Line, Results, attribute, by_prompt, field, known_rows, run_of, stat
+from quality_table import Line, Results, attribute, by_prompt, field, kind_of, run_of, shared_cells, sketch_steps, stat
 
 INK, FAINT, GRID, PAPER = "#22252b", "#6b727d", "#e4e7eb", "#ffffff"
 COLOURS = ("#2f6bd8", "#e08423", "#2e9e5b", "#b3261e", "#7a4fc4", "#1795a3")
@@ -146,7 +146,7 @@ def switch_steps(results: Results) -> Image.Image | None:
     image, canvas = sheet(1200, 60 + 230 * len(deltas))
     canvas.text((70, 14), f"Hand-over step, {run[0]} steps, {run[1]}", fill=INK, font=font(20))
     for i, delta in enumerate(deltas):
-        steps = [line["switch_step"] or line["steps"] for line in rows[f"adaptive, delta {delta}"]]
+        steps = [sketch_steps(line) for line in rows[f"adaptive, delta {delta}"]]
         counts = {step: steps.count(step) for step in set(steps)}
         title = f"delta {delta}: mean {statistics.fmean(steps):.1f}, sd {statistics.pstdev(steps):.1f}, {len(steps)} runs"
         top = 84 + 230 * i
@@ -164,7 +164,7 @@ def psnr(results: Results) -> Image.Image | None:
     run = main_run(results)
     if run is None or DEFAULT not in (rows := results.rows(run)):
         return None
-    mean = statistics.fmean(line["switch_step"] or line["steps"] for line in rows[DEFAULT])
+    mean = statistics.fmean(map(sketch_steps, rows[DEFAULT]))
     fixed = {name: lines[0]["switch_step"] for name, lines in rows.items() if name.startswith("fixed") if lines[0]["switch_step"]}
     if not fixed:
         return None
@@ -195,38 +195,46 @@ def speed_quality(results: Results) -> Image.Image | None:
     run = main_run(results)
     if run is None:
         return None
+    rows = shared_cells(results.rows(run))
+    cells = len(next(iter(rows.values())))
+    numbers = {name: i for i, name in enumerate(rows, 1)}
     image, canvas = sheet(1500, 1120)
-    canvas.text((70, 14), f"Speed against quality, {run[0]} steps, {run[1]}; line: rows that no other beats in both",
-                fill=INK, font=font(20))  # fmt: skip
+    canvas.text((70, 14), f"Speed against quality, {run[0]} steps, {run[1]}, the {cells} cells that all rows have; line: rows "
+                "that no other beats in both", fill=INK, font=font(20))  # fmt: skip
+    for name, number in numbers.items():
+        canvas.text((1110, 70 + 22 * number), f"{number}  {name}", fill=INK, font=font(14))
     panels = 0
     for top, value, title in ((90, attribute("mean"), "score"), (620, field("psnr"), "PSNR to sketch only, dB")):
         points = {}
-        for name, lines in results.rows(run).items():
+        for name, lines in rows.items():
             speed, quality = (stat(by_prompt(lines, v)) for v in (results.speed_up, value))
             if speed and quality:
                 points[name] = (speed.mean, quality.mean)
         if len(points) > 1:
-            _scatter(canvas, (70, top, 1440, top + 430), points, title)
+            _scatter(canvas, (70, top, 1070, top + 430), points, title, numbers)
             panels += 1
     return image if panels else None
 
 
-def _scatter(canvas: ImageDraw.ImageDraw, box: tuple[int, int, int, int], points: dict[str, Point], title: str) -> None:
+def _scatter(
+    canvas: ImageDraw.ImageDraw, box: tuple[int, int, int, int], points: dict[str, Point], title: str, numbers: dict[str, int]
+) -> None:
+    """A panel of numbered dots."""
     xs, ys = [p[0] for p in points.values()], [p[1] for p in points.values()]
     margin = [0.05 * (max(v) - min(v)) or 0.1 for v in (xs, ys)]
-    axes = Axes(canvas, box, (min(xs) - margin[0], max(xs) + 3 * margin[0]), (min(ys) - margin[1], max(ys) + margin[1]),
+    axes = Axes(canvas, box, (min(xs) - margin[0], max(xs) + margin[0]), (min(ys) - margin[1], max(ys) + margin[1]),
                 title, "speed-up over sketch only")  # fmt: skip
     front = pareto(points)
     axes.line(sorted(points[name] for name in front), COLOURS[2], 2)
     taken: list[tuple[float, float, float, float]] = []
-    for i, (name, point) in enumerate(sorted(points.items(), key=lambda item: item[1])):
-        x, y = axes.dot(*point, fill=COLOURS[1] if "adaptive" in name else COLOURS[i % 2 * 4] if name in front else FAINT)
-        for dy in (0, -13, 13, -26, 26, -39, 39, -52, 52):  # names give way to each other
-            place = canvas.textbbox((x + 8, y + dy), name, font=font(12), anchor="lm")
+    for name, point in sorted(points.items(), key=lambda item: item[1]):
+        x, y = axes.dot(*point, fill=COLOURS[1] if "adaptive" in name else COLOURS[0] if name in front else FAINT)
+        for dx, dy in ((8, 0), (8, -12), (8, 12), (-22, 0), (-22, -12), (-22, 12), (8, -24), (8, 24), (-22, -24), (-22, 24)):
+            place = canvas.textbbox((x + dx, y + dy), str(numbers[name]), font=font(12), anchor="lm")
             if not any(place[0] < b[2] and b[0] < place[2] and place[1] < b[3] and b[1] < place[3] for b in taken):
-                break
+                break  # numbers give way to each other
         taken.append(place)
-        canvas.text((x + 8, y + dy), name, fill=INK if name in front else FAINT, font=font(12), anchor="lm")
+        canvas.text((x + dx, y + dy), str(numbers[name]), fill=INK if name in front else FAINT, font=font(12), anchor="lm")
 
 
 def pareto(points: dict[str, Point]) -> set[str]:
@@ -248,7 +256,7 @@ def contact_sheet(results: Results, frames: Path) -> Image.Image | None:
     shown: dict[str, dict[int, Image.Image]] = {}
     captions: dict[int, str] = {}
     for name, lines in results.rows(run).items():
-        row = known_rows(run[0])[name]
+        row = kind_of(run, name)
         if row.reading != "x0" or (row.kind == "fixed" and not row.main):
             continue
         for line in lines:

@@ -68,7 +68,8 @@ class Results:
     """The lines by run and row, and what a step of either model costs."""
 
     def __init__(self, lines: Sequence[Line]) -> None:
-        newest = {(line["kind"], line["row"], line["key"]): line for line in lines}
+        # A cell that was sampled again, under another key because something has changed since, counts as it is now.
+        newest = {(line["kind"], line["row"], *place(line)): line for line in lines}
         self.scored = [line for line in newest.values() if line["kind"] == "score"]
         self.timed = [line for line in newest.values() if line["kind"] == "time"]
         self._cost: dict[tuple[int, str], dict[str, float]] = {}
@@ -109,16 +110,22 @@ class Results:
         return {}
 
     def seconds(self, line: Line, stage: str) -> float | None:
-        """Seconds that a stage takes in that cell: its steps at what a step of it costs. In a stage with a cache that is the
-        mean of the row's own timed runs, which may have handed over elsewhere than this cell."""
-        row = known_rows(line["steps"]).get(line["row"])
-        if row is not None and (row.kind in ("easycache", "teacache") or (row.cache and stage == RENDER)):
-            own = [t for t in self.timed if (t["row"], run_of(t)) == (line["row"], run_of(line))]
-            steps = sum(t["calls"][stage] for t in own)
-            if not own:
-                return None
-            return line["calls"][stage] * sum(t["seconds"][stage] for t in own) / steps if steps else 0.0
-        return line["calls"][stage] * cost[stage] if (cost := self.step_seconds(run_of(line))) else None
+        """Seconds that a stage takes in that cell: its steps at what a step of it costs. A stage with a cache takes the share
+        of it that its timed runs took of the row without, on the same prompts."""
+        row, run = kind_of(run_of(line), line["row"]), run_of(line)
+        cost = self.step_seconds(run)
+        share: float | None = 1.0
+        if line["calls"][stage] and (row.kind in ("easycache", "teacache") or (row.cache and stage == RENDER)):
+            without = "sketch only" if not row.cache else row.name.rpartition(", ")[0]
+            own, plain = (self._timed_step(name, run, stage) for name in (row.name, without))
+            share = own / plain if own and plain else None
+        return line["calls"][stage] * cost[stage] * share if cost and share is not None else None
+
+    def _timed_step(self, name: str, run: tuple[int, str], stage: str) -> float | None:
+        """Mean seconds of a step of that stage in the timed runs of a row."""
+        own = [line for line in self.timed if (line["row"], run_of(line)) == (name, run)]
+        steps = sum(line["calls"][stage] for line in own)
+        return sum(line["seconds"][stage] for line in own) / steps if steps else None
 
     def speed_up(self, line: Line) -> float | None:
         """Over sketch only with as many steps."""
@@ -143,6 +150,11 @@ def known_rows(steps: int) -> dict[str, Row]:
     """The rows of a run by name, those that this machine can't sample included."""
     rows = rows_of_fifty() if steps == rows_of_fifty()[0].steps else rows_of(steps)
     return {row.name: row for row in rows}
+
+
+def kind_of(run: tuple[int, str], name: str) -> Row:
+    """The row of that name; one that this version does not know any more counts as none of the kinds."""
+    return known_rows(run[0]).get(name) or Row(name, "unknown")
 
 
 def attribute(name: str) -> Value:
@@ -180,8 +192,8 @@ def table(results: Results, run: tuple[int, str]) -> list[str]:
             *(cell(lines, attribute(a)) for a in ATTRIBUTES),
             likeness(lines), cell(lines, field("ssim")), cell(lines, field("lpips")),
             cell(lines, lambda line: 100 * line["flicker"], ".2f"),
-            *(cell(lines, partial(results.seconds, stage=stage), ".2f") for stage in (SKETCH, RENDER)),
-            cell(lines, results.speed_up, ".2f"), switch(lines),
+            *(mean_of(lines, partial(results.seconds, stage=stage)) for stage in (SKETCH, RENDER)),
+            mean_of(lines, results.speed_up), switch(lines),
         ]))  # fmt: skip
     return out
 
@@ -196,6 +208,12 @@ def cell(lines: Sequence[Line], value: Value, form: str = ".3f") -> str:
     return found.text(form) if found else "-"
 
 
+def mean_of(lines: Sequence[Line], value: Value) -> str:
+    """A mean without interval: what rests on a few timed runs has none that prompts could give."""
+    found = stat(by_prompt(lines, value))
+    return f"{found.mean:.2f}" if found else "-"
+
+
 def likeness(lines: Sequence[Line]) -> str:
     """PSNR; cells that are the very video of sketch only have none and are counted apart."""
     same = sum(line["psnr"] is None for line in lines)
@@ -206,13 +224,18 @@ def likeness(lines: Sequence[Line]) -> str:
 
 def switch(lines: Sequence[Line]) -> str:
     """Mean hand-over step with its interval and standard deviation; sketch steps of a run that never handed over."""
-    steps = {i: float(line["steps"] if line["switch_step"] is None else line["switch_step"]) for i, line in enumerate(lines)}
+    steps = [sketch_steps(line) for line in lines]
     if all(line["switch_step"] is None for line in lines):
         return "-"
-    found = stat(by_prompt(lines, lambda line: float(line["switch_step"] or line["steps"])))
+    found = stat(by_prompt(lines, sketch_steps))
     late = sum(line["reason"] in ("max_step", "never") for line in lines)
     note = f", {late} of {len(lines)} at the limit" if late else ""
-    return f"{found.text('.1f') if found else '-'} ({np.std(list(steps.values())):.1f}){note}"
+    return f"{found.text('.1f') if found else '-'} ({np.std(steps):.1f}){note}"
+
+
+def sketch_steps(line: Line) -> float:
+    """How many steps the sketch ran; all of them where it never handed over."""
+    return float(line["steps"] if line["switch_step"] is None else line["switch_step"])
 
 
 def gain_share(results: Results, run: tuple[int, str], name: str) -> Stat | None:
@@ -240,7 +263,7 @@ def must_hold(results: Results, run: tuple[int, str]) -> list[str]:
     """Whether the default keeps the gain, and whether a peer of its speed or less is nearer to sketch only."""
     rows, default = results.rows(run), "adaptive, delta 0.01"
     out = []
-    shares = [(name, gain_share(results, run, name)) for name, lines in rows.items() if known_rows(run[0])[name].kind
+    shares = [(name, gain_share(results, run, name)) for name, lines in rows.items() if kind_of(run, name).kind
               in ("adaptive", "fixed", "chained", "renoised")]  # fmt: skip
     known = [(name, share) for name, share in shares if share]
     if known:
@@ -249,7 +272,7 @@ def must_hold(results: Results, run: tuple[int, str]) -> list[str]:
         out += [_row([name, share.text(".2f")]) for name, share in known]
         own = dict(known).get(default)
         if own:
-            says = "holds" if own.mean >= ENOUGH else "does not hold"
+            says = "holds" if own.low >= ENOUGH else "does not hold" if own.high < ENOUGH else "not decided"
             out += ["", f"**{default} keeps at least {ENOUGH:.0%} of the gain: {says}** ({own.text('.2f')})."]
     if default in rows:
         out += ["", *peers(results, run, default)]
@@ -257,19 +280,18 @@ def must_hold(results: Results, run: tuple[int, str]) -> list[str]:
 
 
 def front(results: Results, run: tuple[int, str]) -> list[str]:
-    """Whether the rows with TeaCache on the render lie on or above the peers' front of speed and PSNR."""
-    rows = results.rows(run)
-    places = {
-        name: (speed.mean, likeness.mean)
-        for name, lines in rows.items()
-        if (speed := stat(by_prompt(lines, results.speed_up))) and (likeness := stat(by_prompt(lines, field("psnr"))))
-    }
+    """Whether the rows with TeaCache on the render lie on or above the peers' front of speed and PSNR, on the cells that
+    all have."""
+    rows = shared_cells(results.rows(run))
+    found = {name: [stat(by_prompt(lines, value)) for value in (results.speed_up, field("psnr"))] for name, lines in rows.items()}
+    places = {name: (speed.mean, psnr.mean) for name, (speed, psnr) in found.items() if speed and psnr}
     out = []
-    for name, (speed, psnr) in places.items():
-        if known_rows(run[0])[name].cache:
-            above = [peer for peer, (s, p) in places.items() if known_rows(run[0])[peer].peer and s >= speed and p >= psnr]
+    for name, own in places.items():
+        if kind_of(run, name).cache:
+            above = [peer for peer, (speed, psnr) in places.items()
+                     if kind_of(run, peer).peer and speed >= own[0] and psnr >= own[1]]  # fmt: skip
             verdict = f"does not hold: {', '.join(above)} faster and nearer" if above else "holds"
-            out.append(_row([name, f"{speed:.2f}", f"{psnr:.2f}", verdict]))
+            out.append(_row([name, f"{own[0]:.2f}", f"{own[1]:.2f}", verdict]))
     head = [_row(["with TeaCache on the render", "speed-up", "PSNR, dB", "no peer is faster and nearer"]),
             _row(["---", "---:", "---:", "---"])]  # fmt: skip
     return [*head, *out] if out else []
@@ -281,7 +303,7 @@ def peers(results: Results, run: tuple[int, str], default: str) -> list[str]:
     mine, speed = rows[default], stat(by_prompt(rows[default], results.speed_up))
     out: list[str] = []
     for name, lines in rows.items():
-        if not known_rows(run[0])[name].peer:
+        if not kind_of(run, name).peer:
             continue
         shared = {place(line) for line in mine} & {place(line) for line in lines}
         a, b = (by_prompt([line for line in some if place(line) in shared], field("psnr")) for some in (mine, lines))
@@ -290,27 +312,34 @@ def peers(results: Results, run: tuple[int, str], default: str) -> list[str]:
         if difference is None or speed is None or theirs is None:
             continue
         rival = theirs.mean <= speed.mean
-        verdict = ("holds" if difference.mean > 0 else "does not hold") if rival else "faster than the default"
-        out.append(_row([name, theirs.text(".2f"), difference.text("+.2f"), verdict]))
+        decided = "holds" if difference.low > 0 else "does not hold" if difference.high < 0 else "not decided"
+        verdict = decided if rival else "faster than the default"
+        out.append(_row([name, f"{theirs.mean:.2f}", difference.text("+.2f"), verdict]))
     head = [_row(["peer", "its speed-up", f"PSNR of {default} minus its, dB", "no peer of that speed or less is nearer"]),
             _row(["---", "---:", "---:", "---"])]  # fmt: skip
     return [*head, *out] if out else []
+
+
+def shared_cells(rows: dict[str, list[Line]]) -> dict[str, list[Line]]:
+    """Every row's lines of the prompts and seeds that all rows have."""
+    shared = set.intersection(*({place(line) for line in lines} for lines in rows.values()))
+    return {name: [line for line in lines if place(line) in shared] for name, lines in rows.items()}
 
 
 def timing(results: Results) -> list[str]:
     """What the seconds rest on."""
     out = ["## Seconds", ""]
     for run in results.runs():
-        if cost := results.step_seconds(run):
+        if (cost := results.step_seconds(run)) and any(run_of(line) == run for line in results.timed):
             out.append(f"- {run[0]} steps, {run[1]}: a sketch step {cost[SKETCH]:.4f} s, a render step {cost[RENDER]:.4f} s "
                        f"(median), ratio {cost[SKETCH] / cost[RENDER]:.2f}.")  # fmt: skip
     ratios = {}
     for i, line in enumerate(results.timed):
         cost = results.step_seconds(run_of(line))
-        if cost and all(line["calls"].values()):
+        if cost and all(line["calls"].values()) and not kind_of(run_of(line), line["row"]).cache:
             ratios[i] = sum(line["seconds"].values()) / sum(line["calls"][s] * cost[s] for s in (SKETCH, RENDER))
     out += ["", "Seconds and speed-up of a row: its steps by stage, times these; where EasyCache or TeaCache works, "
-            "times the mean step of the row's own timed runs. One prompt at a time, sampling only, without loading."]  # fmt: skip
+            "times the share of a step that three timed prompts took of the same row without it. One prompt at a time, sampling only, without loading."]  # fmt: skip
     if ratios and (found := stat(ratios)):
         out.append(f"{found.count} measured runs with both models took {found.text('.3f')} of what that gives.")
     loads = [line["load"] for line in results.timed if line.get("load") is not None]
@@ -342,7 +371,9 @@ def facts(evaluation: Any, options: Any, why_no_lpips: str) -> list[str]:
         f"{family.width}x{family.height}, {family.length} frames, cfg {family.cfg:g}, shift {family.shift}, scheduler simple.",
         "",
         f"{oracle} PSNR, SSIM and LPIPS are to sketch only, same prompt, seed, steps and sampler; flicker is the mean "
-        "change of a value between frames. In brackets: 95 % bootstrap interval over prompts.",
+        "change of a value between frames. In brackets: 95 % bootstrap interval over prompts; seconds and speed-ups rest on "
+        "three timed prompts a row and have none. The host's EasyCache writes into the network's input, which in float32 is "
+        "the sampler's latent; its rows get a copy there, so they are better than EasyCache as it is.",
         "",
         lpips,
     ]

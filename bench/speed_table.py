@@ -343,17 +343,6 @@ def readme_section(files: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
     return [*(out or none), "", *speed_paper.card_table()]
 
 
-def update_readme(path: Path, section: Sequence[str]) -> bool:
-    """Put the section between its marks; whether the marks are there."""
-    text = path.read_text("utf-8")
-    start, end = (re.escape(mark) for mark in README_MARKS)
-    body = "\n".join([README_MARKS[0], *section, README_MARKS[1]])
-    new, count = re.subn(f"{start}.*?{end}", lambda _: body, text, flags=re.DOTALL)
-    if count:
-        path.write_text(new, "utf-8")
-    return count > 0
-
-
 def main() -> int:
     """The command; returns the exit status."""
     import speed_figures
@@ -361,7 +350,7 @@ def main() -> int:
     files = load(common.RESULTS)
     (common.RESULTS / "speed.md").write_text(markdown(files), "utf-8")
     speed_figures.write(files, common.RESULTS)
-    if not update_readme(common.REPOSITORY / "README.md", readme_section(files)):
+    if not common.update_readme(common.REPOSITORY / "README.md", README_MARKS, readme_section(files)):
         sys.stderr.write(f"README.md has no section between {README_MARKS[0]} and {README_MARKS[1]}; it stays as it is.\n")
     return 0
 

@@ -8,7 +8,8 @@ Files are <prompt>-<index>.mp4, index from 0. What is there is not made again, s
 --prompts: one prompt a line, or VBench_full_info.json. --url: a ComfyUI that runs and has the models and this pack;
 without it, one is started with the tiny family (a workflow of the tiny family only). VBench asks for 5 videos of every
 prompt, 25 for its dimension "temporal flickering" (--videos 25). For Table 2 of the paper: the whole list with sketch
-only (--alone sketch), then with the hand-over, into two folders; then `vbench evaluate --videos_path videos/sr ...`.
+only (--alone sketch), then with the hand-over, into two folders, both with the extended prompts (--texts; the paper lets
+a language model extend them); then `vbench evaluate --videos_path videos/sr ...`.
 """
 
 from __future__ import annotations
@@ -41,10 +42,11 @@ def main(words: Sequence[str] | None = None) -> int:
     options = arguments(words)
     try:
         prompts = read_prompts(options.prompts)
+        texts = read_texts(options.texts, prompts) if options.texts else prompts
         with server(options.url) as running:
             graph = workflow.to_api(workflow.load(options.workflow), running.object_info())
-            graph = workflow.alone(graph, options.alone) if options.alone else graph
-            export(running, video_graph(graph), prompts, options)
+            shown = workflow.alone(graph, options.alone) if options.alone else graph
+            export(running, video_graph(shown, frame_rate(graph)), list(zip(prompts, texts)), options)
     except (host.HostError, workflow.WorkflowError, OSError, ValueError) as error:
         host.say(f"vbench_export: {error}")
         return 1
@@ -58,6 +60,7 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=Path, required=True)
+    parser.add_argument("--texts", type=Path, help="what the models are given for each line of --prompts, line for line")
     parser.add_argument("--output", type=Path, required=True, help="folder of the videos")
     parser.add_argument("--workflow", type=Path, default=REPOSITORY / "workflows" / "demo.json")
     parser.add_argument("--videos", type=int, default=5, help="of every prompt")
@@ -82,6 +85,14 @@ def read_prompts(file: Path) -> list[str]:
     return prompts
 
 
+def read_texts(file: Path, prompts: Sequence[str]) -> list[str]:
+    """The longer texts of a list, one for each prompt. Raises ValueError where they are not as many."""
+    texts = [line.strip() for line in file.read_text("utf-8").splitlines() if line.strip()]
+    if len(texts) != len(prompts):
+        raise ValueError(f"{file} holds {len(texts)} texts for {len(prompts)} prompts; one line for each is needed.")
+    return texts
+
+
 @contextlib.contextmanager
 def server(url: str | None) -> Iterator[Server]:
     """The running ComfyUI of that address, or one of our own with the tiny family."""
@@ -95,11 +106,17 @@ def server(url: str | None) -> Iterator[Server]:
         yield running
 
 
-def video_graph(graph: workflow.Graph) -> workflow.Graph:
-    """The graph with a node that saves a video: its own, or one behind what it decodes."""
+def frame_rate(graph: workflow.Graph) -> float:
+    """That of the workflow's videos; Wan's where it makes none."""
+    rates = [node["inputs"]["fps"] for node in graph.values() if node["class_type"] == "CreateVideo"]
+    return float(rates[0]) if rates and not isinstance(rates[0], list) else 16.0
+
+
+def video_graph(graph: workflow.Graph, fps: float) -> workflow.Graph:
+    """The graph with a node that saves a video: its own, or one behind what it decodes, with ``fps`` frames a second."""
     if any(node["class_type"] == "SaveVideo" for node in graph.values()):
         return graph
-    decoded: dict[str, Any] = {"images": [workflow.find(graph, "VAEDecode"), 0], "fps": 16.0}
+    decoded: dict[str, Any] = {"images": [workflow.find(graph, "VAEDecode"), 0], "fps": fps}
     save = {"video": ["vbench_video", 0], "filename_prefix": "video/vbench", "format": "auto", "codec": "auto"}
     return graph | {
         "vbench_video": {"class_type": "CreateVideo", "inputs": decoded, "_meta": {"title": "Create Video"}},
@@ -107,19 +124,19 @@ def video_graph(graph: workflow.Graph) -> workflow.Graph:
     }
 
 
-def export(running: Server, graph: workflow.Graph, prompts: Sequence[str], options: argparse.Namespace) -> None:
-    """Make the videos that are not there. Raises ValueError for a folder with another workflow's videos."""
+def export(running: Server, graph: workflow.Graph, prompts: Sequence[tuple[str, str]], options: argparse.Namespace) -> None:
+    """Make the videos of the (prompt, text) that are not there. Raises ValueError for a folder with another workflow's videos."""
     if options.steps is not None:
         for node_id in samplers(graph):
             graph = workflow.set_inputs(graph, node_id, steps=options.steps)
     options.output.mkdir(parents=True, exist_ok=True)
     same_workflow_as_before(graph, options)
-    missing = [(prompt, index) for prompt in prompts for index in range(options.videos)
+    missing = [(prompt, text, index) for prompt, text in prompts for index in range(options.videos)
                if not (options.output / f"{prompt}-{index}.mp4").is_file()]  # fmt: skip
     total, begun = len(prompts) * options.videos, time.monotonic()
     host.say(f"{total - len(missing)} of {total} videos are there already")
-    for done, (prompt, index) in enumerate(missing, 1):
-        entry = running.run(asked(graph, prompt, seed_of(options.seed, prompt, index)), timeout=TIMEOUT)
+    for done, (prompt, text, index) in enumerate(missing, 1):
+        entry = running.run(asked(graph, text, seed_of(options.seed, prompt, index)), timeout=TIMEOUT)
         videos = [file for file in files_of(entry) if file["filename"].endswith(".mp4")]
         if len(videos) != 1:
             raise ValueError(f"The workflow saved {len(videos)} mp4 files for one prompt; one is needed.")

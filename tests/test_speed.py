@@ -18,6 +18,7 @@ from hosting import REPOSITORY, module
 
 sys.path.append(str(REPOSITORY / "bench"))
 
+import common  # noqa: E402
 import quality_host  # noqa: E402
 import speed  # noqa: E402
 import speed_measure  # noqa: E402
@@ -439,15 +440,15 @@ def test_predictions_are_called_predictions():
 def test_the_marked_section_alone_is_replaced(tmp_path: Path):
     readme = tmp_path / "README.md"
     readme.write_text("before\n{}\nold\n{}\nafter\n".format(*speed_table.README_MARKS), "utf-8")
-    assert speed_table.update_readme(readme, ["new"])
+    assert common.update_readme(readme, speed_table.README_MARKS, ["new"])
     once = readme.read_text("utf-8")
     assert once == "before\n{}\nnew\n{}\nafter\n".format(*speed_table.README_MARKS)
-    assert speed_table.update_readme(readme, ["new"]) and readme.read_text("utf-8") == once
+    assert common.update_readme(readme, speed_table.README_MARKS, ["new"]) and readme.read_text("utf-8") == once
 
 
 def test_a_readme_without_marks_stays_as_it_is(tmp_path: Path):
     (tmp_path / "README.md").write_text("text\n", "utf-8")
-    assert not speed_table.update_readme(tmp_path / "README.md", ["new"])
+    assert not common.update_readme(tmp_path / "README.md", speed_table.README_MARKS, ["new"])
     assert (tmp_path / "README.md").read_text("utf-8") == "text\n"
 
 
