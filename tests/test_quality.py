@@ -22,6 +22,7 @@ import quality  # noqa: E402
 import quality_decide as decide  # noqa: E402
 import quality_figures as figures  # noqa: E402
 import quality_host  # noqa: E402
+import quality_readme  # noqa: E402
 import quality_rows as rows  # noqa: E402
 import quality_table as table  # noqa: E402
 
@@ -134,6 +135,25 @@ def test_results_of_other_weights_are_left_alone(made: Path, tmp_path: Path):
     assert not store.lines and not store.done
     store.add({**other[0], "weights": "of today"})
     assert len(lines_of(tmp_path)) == len(other) + 1 and len(store.lines) == 1
+
+
+def test_a_report_leaves_out_results_of_other_settings_and_other_prompts(tmp_path: Path):
+    store = quality.Store(tmp_path / "quality.jsonl", "w")
+    evaluation = quality.Evaluation(FAMILY, ["a", "b"], store, tmp_path, None, executor=object())
+    other = dataclasses.replace(evaluation, family=dataclasses.replace(FAMILY, cfg=4.0))
+    own = {"kind": "score", "row": "render only", "key": "k", "number": 1, "prompt": "b", "settings": evaluation.settings()}
+    foreign = [{**own, "settings": other.settings()}, {**own, "prompt": "another"}]
+    store.lines += [own, *foreign, beyond := {**own, "number": 5, "prompt": "more"}]
+    assert evaluation.own_lines() == [own, beyond]
+
+
+@pytest.mark.one_host
+def test_the_readme_s_evidence_is_what_the_results_say():
+    text = (REPOSITORY / "README.md").read_text("utf-8")
+    start, end = quality_readme.MARKS
+    told = text.split(f"{start}\n")[1].split(f"\n{end}")[0]
+    lines = [json.loads(line) for line in (REPOSITORY / "bench" / "results" / "quality.jsonl").read_text("utf-8").splitlines()]
+    assert told == "\n".join(quality_readme.section(lines))
 
 
 def test_the_key_follows_weights_settings_prompt_seed_and_plan(made: Path, tmp_path: Path):
@@ -258,9 +278,10 @@ def test_intervals_are_those_of_a_bootstrap_over_prompts():
 
 def fake(row: str, number: int, score: float, **more: Any) -> dict[str, Any]:
     return {"kind": "score", "row": row, "key": f"{row}{number}", "steps": 50, "sampler": "euler", "number": number,
-            "seed": 0, "scores": {"mean": score}, "psnr": 20.0, "calls": {"sketch": 0, "render": 50},
-            "seconds": {"sketch": 0.0, "render": 0.0}, "switch_step": None, "reason": "", "curves": None,
-            "sigmas": None} | more  # fmt: skip
+            "seed": 0, "scores": {"mean": score}, "psnr": 20.0,
+            "calls": {"sketch": 50, "render": 0} if row == "sketch only" else {"sketch": 0, "render": 50},
+            "seconds": {"sketch": 2.0, "render": 1.0}, "switch_step": None, "reason": "", "curves": None,
+            "sigmas": None, "prompt": "", "ssim": None, "lpips": None, "flicker": 0.0} | more  # fmt: skip
 
 
 def test_the_share_of_the_gain_is_of_the_way_from_render_to_sketch():
@@ -280,15 +301,17 @@ def test_speed_up_is_from_the_steps_of_each_model_and_what_a_step_costs():
 
 
 def test_a_row_with_teacache_gets_the_seconds_of_its_own_hand_over_not_of_the_prompts_it_was_timed_on():
-    name = "adaptive, delta 0.01, TeaCache 0.2"
+    """And of them the share that the timed runs took of the same row without TeaCache, which is not the render alone."""
+    name, without = "adaptive, delta 0.01, TeaCache 0.2", "adaptive, delta 0.01"
     lines = [
         fake("sketch only", 0, 1, kind="time", calls={"sketch": 50, "render": 0}, seconds={"sketch": 100.0, "render": 0}),
         fake("render only", 0, 1, kind="time", seconds={"sketch": 0, "render": 25.0}),
         fake(name, 0, 1, kind="time", calls={"sketch": 5, "render": 45}, seconds={"sketch": 10.0, "render": 9.0}),
+        fake(without, 0, 1, kind="time", calls={"sketch": 5, "render": 45}, seconds={"sketch": 10.0, "render": 18.0}),
         later := fake(name, 1, 1, calls={"sketch": 20, "render": 30}),
     ]
     results = table.Results(lines)
-    assert (results.seconds(later, "sketch"), results.seconds(later, "render")) == pytest.approx((20 * 2, 30 * 9 / 45))
+    assert (results.seconds(later, "sketch"), results.seconds(later, "render")) == pytest.approx((20 * 2, 30 * 0.5 * 9 / 18))
 
 
 def test_a_row_with_teacache_is_told_which_peers_are_faster_and_nearer():
@@ -297,12 +320,42 @@ def test_a_row_with_teacache_is_told_which_peers_are_faster_and_nearer():
         fake("sketch only", 0, 1, kind="time", calls={"sketch": 50, "render": 0}, seconds={"sketch": 100.0, "render": 0}),
         fake("render only", 0, 1, kind="time", seconds={"sketch": 0, "render": 25.0}),
         fake(name, 0, 1, kind="time", calls={"sketch": 10, "render": 40}, seconds={"sketch": 20.0, "render": 20.0}),
+        fake("adaptive, delta 0.01", 0, 1, kind="time", calls={"sketch": 10, "render": 40}, seconds={"sketch": 20.0, "render": 20.0}),
         fake(peer, 0, 1, kind="time", calls={"sketch": 50, "render": 0}, seconds={"sketch": 30.0, "render": 0.0}),
         fake(name, 0, 1, calls={"sketch": 10, "render": 40}, psnr=25.0),
     ]
     for psnr, verdict in ((24.0, "| holds |"), (26.0, f"does not hold: {peer} faster and nearer")):
         results = table.Results([*timed, fake(peer, 0, 1, calls={"sketch": 50, "render": 0}, psnr=psnr)])
         assert verdict in table.front(results, (50, "euler"))[-1]
+
+
+def test_a_cell_that_was_sampled_again_counts_once_as_it_is_now():
+    old, new = (fake("fixed, step 10", 0, score, key=key) for score, key in ((0.2, "before"), (0.8, "now")))
+    assert [line["scores"]["mean"] for line in table.Results([old, new]).scored] == [0.8]
+
+
+def test_a_row_that_this_version_does_not_know_is_still_reported():
+    lines = [fake(row, i, 0.5) for i in range(4) for row in ("sketch only", "render only", "fixed, step 11")]
+    assert "| fixed, step 11 |" in table.markdown(lines, [])
+
+
+@pytest.mark.parametrize(("scores", "says"), [((0.8,) * 8, "holds"), ((0.5,) * 8, "does not hold"), ((0.8, 0.7) * 4, "not decided")])
+def test_a_verdict_needs_an_interval_on_one_side_of_the_mark(scores: tuple[float, ...], says: str):
+    lines = [fake(row, i, score) for i, own in enumerate(scores) for row, score in
+             (("sketch only", 0.8), ("render only", 0.4), ("adaptive, delta 0.01", own))]  # fmt: skip
+    assert f"of the gain: {says}**" in table.markdown(lines, [])
+
+
+def test_values_are_read_off_only_where_many_steps_were_sampled():
+    """Three steps make two long straight lines over a curve that rises early."""
+    curve = [None] + [0.5 * 0.7**i for i in range(49)]
+    few = [fake(name, 0, score, switch_step=step, curves=None) for name, step, score in
+           (("render only", None, 0.2), ("fixed, step 10", 10, 0.8))]  # fmt: skip
+    many = [fake(f"fixed, step {step}", 1, 0.2 + step / 100, switch_step=step) for step in (0, 5, 8, 10, 15)]
+    sketches = [fake("sketch only", i, 0.9, psnr=None, curves={"x0": curve}, sigmas=[1 - j / 50 for j in range(51)]) for i in (0, 1)]
+    replay = decide.Replay(table.Results([*few, *many, *sketches]), (50, "euler"))
+    found = replay.estimate([9, 9], table.attribute("mean"))
+    assert replay.well_known() == 1 and found.count == 1 and found.mean == pytest.approx(0.29)
 
 
 def test_the_pareto_front_leaves_out_what_is_beaten():
@@ -382,6 +435,23 @@ def test_a_prompt_that_can_t_be_a_file_s_name_is_refused_before_any_work(prompt:
     (tmp_path / "prompts.txt").write_text(f"a cat\n{prompt}\n", "utf-8")
     with pytest.raises(ValueError, match="can't be the name of a file"):
         vbench.read_prompts(tmp_path / "prompts.txt")
+
+
+def test_the_videos_of_one_model_alone_have_the_frame_rate_of_the_workflow():
+    graph = {
+        "1": {"class_type": "VAEDecode", "inputs": {}},
+        "2": {"class_type": "CreateVideo", "inputs": {"images": ["1", 0], "fps": 8.0}},
+    }
+    alone = {"1": graph["1"]}
+    assert vbench.video_graph(alone, vbench.frame_rate(graph))["vbench_video"]["inputs"]["fps"] == 8.0
+    assert vbench.frame_rate(alone) == 16.0
+
+
+def test_extended_prompts_are_one_for_each_prompt(tmp_path: Path):
+    (tmp_path / "texts.txt").write_text("a long cat\n\na long dog\n", "utf-8")
+    assert vbench.read_texts(tmp_path / "texts.txt", ["a cat", "a dog"]) == ["a long cat", "a long dog"]
+    with pytest.raises(ValueError, match="2 texts for 1 prompts"):
+        vbench.read_texts(tmp_path / "texts.txt", ["a cat"])
 
 
 def test_prompts_are_read_from_vbench_s_own_list(tmp_path: Path):
