@@ -534,7 +534,6 @@ def drop_last_call(facts: Any, tensors: dict[str, torch.Tensor]) -> None:
         (set_tensor("sigmas", lambda t: t * 1e30), "hand-over is not at"),
         (set_tensor("schedule.sigmas", lambda t: t * 0), "noise schedule"),
     ],
-    ids=str,
 )
 def test_a_file_whose_parts_are_not_of_one_run_is_refused_as_damaged(change: Any, words: str, a_file: Path, host_folders: Path):
     changed = rewritten(a_file, change)
