@@ -38,7 +38,7 @@ demo:
 test: lint types
 	$(HOST) $(PYTEST) -m "not long" $(PYTEST_ARGS) $(TESTS)
 
-# What takes minutes: 200 mixed runs in one server, servers that are killed, several servers, six more families.
+# What takes minutes: 200 mixed runs in one server, killed servers, several servers, six more families, 20,000 drawn cases.
 test-long:
 	$(HOST) $(PYTEST) -m long $(PYTEST_ARGS) $(TESTS)
 

@@ -30,6 +30,8 @@ Report, Step, HandOver, Switch = report_module.Report, report_module.Step, repor
 LatentMap, SwitchRule, StepCounter = latent_map.LatentMap, criterion.SwitchRule, steps_module.StepCounter
 SKETCH, RENDER = criterion.SKETCH, criterion.RENDER
 
+pytestmark = pytest.mark.long
+
 DRAWN: list[int] = []
 
 
