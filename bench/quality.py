@@ -140,22 +140,25 @@ class Evaluation:
 
     def key(self, plan: Plan, cell: Cell) -> str:
         """What a result depends on, as a short name."""
-        settings = {k: v for k, v in asdict(self.family).items() if k not in ("sketch", "render", "vae", "text")}
-        facts = [self.store.weights, settings, asdict(plan), cell.prompt, cell.number, cell.seed, self.net]
+        facts = [self.store.weights, self._family_settings(), asdict(plan), cell.prompt, cell.number, cell.seed, self.net]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
     def settings(self) -> str:
         """Short name of what all cells of one table share."""
-        shared = [{k: v for k, v in asdict(self.family).items() if k not in ("sketch", "render", "vae", "text")}, self.net]
+        shared = [self._family_settings(), self.net]
         return hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()[:12]
+
+    def _family_settings(self) -> dict[str, Any]:
+        """The family without its files, which go by their contents."""
+        return {k: v for k, v in asdict(self.family).items() if k not in ("sketch", "render", "vae", "text")}
 
     def own_lines(self) -> list[Line]:
         """The results of these settings and prompts, without what other commands left in the file."""
-        count = len(self.prompts)
+        count, settings = len(self.prompts), self.settings()
         return [
             line
             for line in self.store.lines
-            if line.get("settings") == self.settings()
+            if line.get("settings") == settings
             and (line["number"] >= count or line["prompt"] == self.prompts[line["number"]])
         ]
 

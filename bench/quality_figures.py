@@ -11,12 +11,23 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from quality_rows import DELTAS, PAPER_STEPS, SHEET_PROMPTS
-from quality_table import Line, Results, attribute, by_prompt, field, kind_of, run_of, shared_cells, sketch_steps, stat
+from quality_table import (
+    DEFAULT,
+    Line,
+    Results,
+    attribute,
+    by_prompt,
+    field,
+    kind_of,
+    run_of,
+    shared_cells,
+    sketch_steps,
+    stat,
+)
 
 INK, FAINT, GRID, PAPER = "#22252b", "#6b727d", "#e4e7eb", "#ffffff"
 COLOURS = ("#2f6bd8", "#e08423", "#2e9e5b", "#b3261e", "#7a4fc4", "#1795a3")
 BAND = "#bfe3c4"
-DEFAULT = "adaptive, delta 0.01"
 
 Point = tuple[float, float]
 

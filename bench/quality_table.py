@@ -23,6 +23,7 @@ Line = dict[str, Any]
 Value = Callable[[Line], float | None]
 ATTRIBUTES = ("mean", "colour", "shape", "count", "place", "motion")
 DRAWS = 2000
+DEFAULT = "adaptive, delta 0.01"  # the row that is the pack as it comes
 ENOUGH = 0.95  # of the gain of sketch only over render only
 
 
@@ -261,7 +262,7 @@ def gain_share(results: Results, run: tuple[int, str], name: str) -> Stat | None
 
 def must_hold(results: Results, run: tuple[int, str]) -> list[str]:
     """Whether the default keeps the gain, and whether a peer of its speed or less is nearer to sketch only."""
-    rows, default = results.rows(run), "adaptive, delta 0.01"
+    rows, default = results.rows(run), DEFAULT
     out = []
     shares = [(name, gain_share(results, run, name)) for name, lines in rows.items() if kind_of(run, name).kind
               in ("adaptive", "fixed", "chained", "renoised")]  # fmt: skip
@@ -305,9 +306,7 @@ def peers(results: Results, run: tuple[int, str], default: str) -> list[str]:
     for name, lines in rows.items():
         if not kind_of(run, name).peer:
             continue
-        shared = {place(line) for line in mine} & {place(line) for line in lines}
-        a, b = (by_prompt([line for line in some if place(line) in shared], field("psnr")) for some in (mine, lines))
-        difference = stat({number: a[number] - b[number] for number in a.keys() & b.keys()})
+        difference = paired(mine, lines, field("psnr"))
         theirs = stat(by_prompt(lines, results.speed_up))
         if difference is None or speed is None or theirs is None:
             continue
@@ -326,6 +325,13 @@ def shared_cells(rows: dict[str, list[Line]]) -> dict[str, list[Line]]:
     return {name: [line for line in lines if place(line) in shared] for name, lines in rows.items()}
 
 
+def paired(own: Sequence[Line], others: Sequence[Line], value: Value) -> Stat | None:
+    """Mean difference of a value on the prompts and seeds that both rows have."""
+    rows = shared_cells({"own": list(own), "others": list(others)})
+    a, b = (by_prompt(lines, value) for lines in rows.values())
+    return stat({number: a[number] - b[number] for number in a.keys() & b.keys()})
+
+
 def timing(results: Results) -> list[str]:
     """What the seconds rest on."""
     out = ["## Seconds", ""]
@@ -339,7 +345,8 @@ def timing(results: Results) -> list[str]:
         if cost and all(line["calls"].values()) and not kind_of(run_of(line), line["row"]).cache:
             ratios[i] = sum(line["seconds"].values()) / sum(line["calls"][s] * cost[s] for s in (SKETCH, RENDER))
     out += ["", "Seconds and speed-up of a row: its steps by stage, times these; where EasyCache or TeaCache works, "
-            "times the share of a step that three timed prompts took of the same row without it. One prompt at a time, sampling only, without loading."]  # fmt: skip
+            "times the share of a step that three timed prompts took of the same row without it. One prompt at a time, "
+            "sampling only, without loading."]  # fmt: skip
     if ratios and (found := stat(ratios)):
         out.append(f"{found.count} measured runs with both models took {found.text('.3f')} of what that gives.")
     loads = [line["load"] for line in results.timed if line.get("load") is not None]

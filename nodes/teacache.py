@@ -24,8 +24,9 @@ class SRTeaCache(io.ComfyNode):
             description="Skips the transformer blocks of steps that change little and reuses the last computed step. For "
             "Wan and CogVideoX, with any sampler node, alone or as the render (or sketch) of a Sketch-Render run.",
             inputs=[
-                io.Model.Input("model", tooltip="A Wan or CogVideoX, before it goes into Sketch-Render Model. One that TeaCache does not know runs "
-                               "unchanged and says so."),
+                io.Model.Input("model",
+                               tooltip="A Wan or CogVideoX, before it goes into Sketch-Render Model. One that TeaCache does not "
+                               "know runs unchanged and says so."),
                 io.Float.Input("threshold", default=0.08, min=0.0, max=1.0, step=0.01, round=0.001,
                                tooltip="Larger reuses more steps: faster, less exact. 0: off. Advised by TeaCache's "
                                "authors: Wan 1.3B 0.05 to 0.08, 14B 0.14 to 0.2, i2v 480p 0.13 to 0.26, i2v 720p 0.18 to "

@@ -293,8 +293,8 @@ def rename(state_dict: dict[str, torch.Tensor]) -> None:
 def correct(model: ModelPatcher, dynamic_cfg: bool = False) -> ModelPatcher:
     """A clone of a CogVideoX MODEL, whatever loader made it, that samples as the official pipelines do.
 
-    ``dynamic_cfg``: the guidance scale of every step is ``dynamic_scale`` of the sampler's; False takes it off again. Raises ValueError naming the
-    model for what is no text-to-video CogVideoX.
+    ``dynamic_cfg``: the guidance scale of every step is ``dynamic_scale`` of the sampler's; False takes it off again.
+    Raises ValueError naming the model for what is no text-to-video CogVideoX.
     """
     network = getattr(model.model, "diffusion_model", None)
     if type(model.model).__name__ != "CogVideoX" or network is None:
@@ -474,7 +474,7 @@ def _check_run(
     """OUTER_SAMPLE wrapper: refuse frame counts that the model can't take, cut prompts that are too long."""
     if noise.ndim == 5:
         check_frames(layout, noise.shape[2])
-    cut_prompts(getattr(executor.class_obj, "conds", None) or {}, TEXT_TOKENS)
+    cut_prompts(getattr(executor.class_obj, "conds", None) or {})
     return executor(noise, *args, **kwargs)
 
 
@@ -494,14 +494,14 @@ def _frames(latent_frames: int) -> int:
     return (latent_frames - 1) * FRAMES_PER_LATENT + 1
 
 
-def cut_prompts(conds: Mapping[str, list[dict[str, Any]]], tokens: int = TEXT_TOKENS) -> None:
-    """Cut the text embeddings of a run's ``conds`` (role -> the host's conditioning, changed in place) to ``tokens``."""
+def cut_prompts(conds: Mapping[str, list[dict[str, Any]]]) -> None:
+    """Cut the text embeddings of a run's ``conds`` (role -> the host's conditioning, changed in place) to TEXT_TOKENS."""
     too_long = []
     for role, entries in conds.items():
         for cond in entries:
             text = cond.get("cross_attn")
-            if isinstance(text, torch.Tensor) and text.shape[1] > tokens:
-                cond["cross_attn"] = text[:, :tokens]
+            if isinstance(text, torch.Tensor) and text.shape[1] > TEXT_TOKENS:
+                cond["cross_attn"] = text[:, :TEXT_TOKENS]
                 too_long.append(f"{role} {text.shape[1]}")
     if too_long:
-        logging.info("SRDiffusion: CogVideoX reads %d tokens of a prompt; cut: %s.", tokens, ", ".join(too_long))
+        logging.info("SRDiffusion: CogVideoX reads %d tokens of a prompt; cut: %s.", TEXT_TOKENS, ", ".join(too_long))

@@ -291,10 +291,17 @@ def test_the_share_of_the_gain_is_of_the_way_from_render_to_sketch():
     assert share.mean == pytest.approx(0.75) and share.low == pytest.approx(0.75)
 
 
+def timed_alone() -> list[dict[str, Any]]:
+    """What a step costs: 2 s of the sketch, 0.5 s of the render."""
+    return [
+        fake("sketch only", 0, 1, kind="time", seconds={"sketch": 100.0, "render": 0}),
+        fake("render only", 0, 1, kind="time", seconds={"sketch": 0, "render": 25.0}),
+    ]
+
+
 def test_speed_up_is_from_the_steps_of_each_model_and_what_a_step_costs():
     lines = [
-        fake("sketch only", 0, 1, kind="time", calls={"sketch": 50, "render": 0}, seconds={"sketch": 100.0, "render": 0}),
-        fake("render only", 0, 1, kind="time", seconds={"sketch": 0, "render": 25.0}),
+        *timed_alone(),
         half := fake("fixed, step 10", 0, 1, calls={"sketch": 10, "render": 40}),
     ]
     assert table.Results(lines).speed_up(half) == pytest.approx(100 / (20 + 20))
@@ -304,8 +311,7 @@ def test_a_row_with_teacache_gets_the_seconds_of_its_own_hand_over_not_of_the_pr
     """And of them the share that the timed runs took of the same row without TeaCache, which is not the render alone."""
     name, without = "adaptive, delta 0.01, TeaCache 0.2", "adaptive, delta 0.01"
     lines = [
-        fake("sketch only", 0, 1, kind="time", calls={"sketch": 50, "render": 0}, seconds={"sketch": 100.0, "render": 0}),
-        fake("render only", 0, 1, kind="time", seconds={"sketch": 0, "render": 25.0}),
+        *timed_alone(),
         fake(name, 0, 1, kind="time", calls={"sketch": 5, "render": 45}, seconds={"sketch": 10.0, "render": 9.0}),
         fake(without, 0, 1, kind="time", calls={"sketch": 5, "render": 45}, seconds={"sketch": 10.0, "render": 18.0}),
         later := fake(name, 1, 1, calls={"sketch": 20, "render": 30}),
@@ -317,8 +323,7 @@ def test_a_row_with_teacache_gets_the_seconds_of_its_own_hand_over_not_of_the_pr
 def test_a_row_with_teacache_is_told_which_peers_are_faster_and_nearer():
     name, peer = "adaptive, delta 0.01, TeaCache 0.2", "EasyCache 0.1 on the sketch"
     timed = [
-        fake("sketch only", 0, 1, kind="time", calls={"sketch": 50, "render": 0}, seconds={"sketch": 100.0, "render": 0}),
-        fake("render only", 0, 1, kind="time", seconds={"sketch": 0, "render": 25.0}),
+        *timed_alone(),
         fake(name, 0, 1, kind="time", calls={"sketch": 10, "render": 40}, seconds={"sketch": 20.0, "render": 20.0}),
         fake("adaptive, delta 0.01", 0, 1, kind="time", calls={"sketch": 10, "render": 40}, seconds={"sketch": 20.0, "render": 20.0}),
         fake(peer, 0, 1, kind="time", calls={"sketch": 50, "render": 0}, seconds={"sketch": 30.0, "render": 0.0}),

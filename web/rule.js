@@ -117,8 +117,9 @@ export function remaining(report) {
   const stage = report.hand_overs.at(-1)?.to ?? 'sketch'
   const { computed, reused } = stepSeconds(report, stage)
   if (computed === null) return null
+  const kept = followed(report, stage)
   let seconds = 0
-  for (let step = done + 1; step <= total; step++) seconds += planned(report, stage, step) ? (reused ?? 0) : computed
+  for (let step = done + 1; step <= total; step++) seconds += kept && inPlan(report, stage, step) ? (reused ?? 0) : computed
   return { seconds, bound: stage === 'sketch' && report.render !== '' }
 }
 
