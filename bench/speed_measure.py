@@ -23,8 +23,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 TORCH = str(Path(torch.__file__).parent)
-# What makes the program wait for a GPU, as the profiler names it.
-CUDA_WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaMemcpy", "cudaMemcpyAsync")
+# What makes the program wait for a GPU, as the profiler names it. A copy that waits shows as cudaStreamSynchronize.
+CUDA_WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaMemcpy")
 PEAK_SIDE = {"cuda": 8192, "cpu": 1024}  # of the square matrices of the peak
 COPY_BYTES = {"cuda": 2 << 30, "cpu": 64 << 20}
 NVML = "libnvidia-ml.so.1"
@@ -174,9 +174,10 @@ def joules(device: torch.device) -> float | None:
 
 @dataclass(eq=False)
 class Waits(TorchDispatchMode):
-    """Takes down every read of a value from a tensor (.item(), bool(), float()) and every copy between devices, by the
-    file and line that asked for it. On a GPU each of them waits; that they happen is seen on any device."""
+    """Takes down every read of a value from a tensor of the device (.item(), bool(), float()) and every blocking copy between
+    devices, by the file and line that asked for it. On a GPU each of them waits; that they happen is seen on any device."""
 
+    device: torch.device = torch.device("cpu")
     places: Counter[tuple[str, str]] = field(default_factory=Counter)  # (operation, file:line) -> times
 
     def __post_init__(self) -> None:
@@ -185,7 +186,8 @@ class Waits(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
-        if name == "_local_scalar_dense" or _changes_device(args, out):
+        read = name == "_local_scalar_dense" and args[0].device.type == self.device.type
+        if read or (_changes_device(args, out) and not _in_passing(name, kwargs or {})):
             self.places[name, _asked_by()] += 1
         return out
 
@@ -199,6 +201,11 @@ class Waits(TorchDispatchMode):
 def _changes_device(args: Any, out: Any) -> bool:
     devices = {t.device.type for t in (*args, out) if isinstance(t, torch.Tensor)}
     return len(devices) > 1
+
+
+def _in_passing(name: str, kwargs: dict[str, Any]) -> bool:
+    """Whether a copy is .to(..., non_blocking=True): torch takes page-locked memory for it, so nobody waits."""
+    return name == "_to_copy" and bool(kwargs.get("non_blocking"))
 
 
 def _asked_by() -> str:

@@ -23,7 +23,7 @@ class StepProfile:
         activities = [torch.profiler.ProfilerActivity.CPU]
         if device.type == "cuda":
             activities.append(torch.profiler.ProfilerActivity.CUDA)
-        self.profiler, self.waits = torch.profiler.profile(activities=activities), speed_measure.Waits()
+        self.profiler, self.waits = torch.profiler.profile(activities=activities), speed_measure.Waits(device)
 
     def __call__(self, step: int, *_: Any) -> None:
         if step == self.first:

@@ -247,6 +247,8 @@ def must_hold(case: Case) -> list[str]:
     out.append(_judged("share of the ideal", IDEAL, statistics.median(base.ideals) if base.ideals else None, lambda v: v >= IDEAL))
     errors = [abs(m - 1) for found in case.rows.values() for m in found.models]
     out.append(_judged("cost model, largest error", MODEL_ERROR, max(errors, default=None), lambda v: v <= MODEL_ERROR))
+    waits = [sum(line["own_waits"].values()) for line in profiles(case).values()]
+    out.append(_judged("the pack's waits in a render step", 0, max(waits, default=None), lambda v: v == 0))
     return out
 
 
@@ -287,12 +289,20 @@ def scaling_points(lines: Sequence[Line], stage: str, network: Any) -> list[tupl
 def profile_table(case: Case) -> list[str]:
     """Kernels and waits of one render step."""
     out: list[str] = []
-    for line in {line["what"]: line for line in case.lines if line["kind"] == "profile"}.values():
+    for line in profiles(case).values():
         largest = ", ".join(f"{name} {part['share']:.0%}" for name, part in list(line["kernels"].items())[:6])
         waits = ", ".join(f"{name} {count}" for name, count in line["waits"].items()) or "none"
         own = ", ".join(f"{place} {count}" for place, count in line["own_waits"].items()) or "none"
         out += [f"- one step, {line['what']}: {largest}. Waits: {waits}. Asked for by the pack: {own}."]
+    if any("srd_core/finite.py" in place for line in profiles(case).values() for place in line["own_waits"]):
+        out += ["- srd_core/finite.py asks whether a prediction is finite. On the CPU the answer is there when it is read; a GPU's "
+                "is read once it has come."]  # fmt: skip
     return ["", *out] if out else []
+
+
+def profiles(case: Case) -> dict[str, Line]:
+    """The newest profile of each of what was profiled."""
+    return {line["what"]: line for line in case.lines if line["kind"] == "profile"}
 
 
 # --- documents ----------------------------------------------------------------------------------------------------------

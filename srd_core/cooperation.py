@@ -31,6 +31,7 @@ from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrapper
 from . import memory
 from .attention import backend_of
 from .criterion import RENDER, SKETCH, Switch, SwitchRule
+from .finite import FiniteGuard
 from .latent_map import LatentMap
 from .latent_space import check_latent, check_pair, check_same_prompts, name_of
 from .report import HandOver, Report, Step, describe_hand_over
@@ -149,6 +150,7 @@ def carry_out(
         )
         latent = whole_run.execute(*call.args[1:], **call.kwargs)
         latent.flatten()[:1].cpu()  # wait for the device once, so that the last step's seconds are counted
+        run.finite.check(wait=True)
         report.status = "done"
         return latent
     except comfy.model_management.InterruptProcessingException:
@@ -362,6 +364,7 @@ class Run:
     request: dict[str, Any]  # the run's noise, latent_image, denoise_mask, seed, latent_shapes
     host_callback: Callable[..., Any] | None
     in_charge: str = SKETCH
+    finite: FiniteGuard = field(default_factory=FiniteGuard)
     cached: dict[str, CachedRun] = field(default_factory=dict)  # the stages that TeaCache works on
     started: float = field(default_factory=time.perf_counter)
     _clock: float = field(default_factory=time.perf_counter)  # last model call or, before any, the start
@@ -391,8 +394,9 @@ class Run:
         """PREDICT_NOISE wrapper: send the call to the stage in charge. x [B, C, ...], timestep [B]; returns x0 like x."""
         guider = executor.class_obj
         # Reading the noise level waits for the device, so that the seconds before it are the stage's own. It is read
-        # only while it can matter: once the route is final, the check for values that are not finite waits alone.
+        # only while it can matter: once the route is final, nothing here waits.
         sigma = None if self.rule.final(self.in_charge) else float(timestep[0])
+        self.finite.check()
         self._tick()
         new_step = sigma is not None and self.counter.on_call(sigma)
         if sigma is not None and new_step:
@@ -405,11 +409,11 @@ class Run:
         else:
             prediction = executor(x, timestep, *args, **kwargs)
         self._note_teacache(self.render if self.in_charge == RENDER else guider)
-        if not torch.isfinite(prediction).all():
-            step = self.counter.interval(float(timestep[0])) if sigma is None else self.counter.step
-            raise RuntimeError(self._not_finite(guider, step, float(timestep[0])))
+        step = None if sigma is None else self.counter.step
+        self.finite.watch(prediction, partial(self._not_finite, guider, self.in_charge, step, timestep))
         if new_step and self.in_charge == SKETCH:
             self._observe(prediction)
+        self.finite.check()
         return prediction
 
     def callback(self, step: int, *args: Any, **kwargs: Any) -> Any:
@@ -443,6 +447,7 @@ class Run:
             self._unloaded.unpatch_model(unpatch_weights=False)
         self._unloaded = None
         self.cached.clear()
+        self.finite.forget()
         self.rule.forget()
         self.request.clear()
         self.host_callback = None
@@ -476,18 +481,23 @@ class Run:
         run = self.cached.get(step.stage)
         return run is not None and step.step - 1 in run.reused
 
-    def _not_finite(self, guider: comfy.samplers.CFGGuider, step: int, sigma: float) -> str:
-        """What to say of a prediction with NaN or infinity in it in step ``step`` (0-based), and what to try."""
-        stage = self.render if self.in_charge == RENDER else guider
+    def _not_finite(
+        self, guider: comfy.samplers.CFGGuider, in_charge: str, step: int | None, timestep: torch.Tensor
+    ) -> str:
+        """What to say of a prediction with NaN or infinity in it, made in step ``step`` (0-based; None: as its timestep [B]
+        says) by the stage ``in_charge``, and what to try."""
+        sigma = float(timestep[0])
+        step = self.counter.interval(sigma) if step is None else step
+        stage = self.render if in_charge == RENDER else guider
         patcher = stage.model_patcher
         backend, weights = backend_of(stage.model_options), str(patcher.model_dtype()).removeprefix("torch.")
         advice = "Look for a broken LoRA, text encoder or model file."
         if "float8" in weights:
             advice = "Set weight_dtype to default, or use a file that is made for fp8 (fp8_scaled)."
         if backend not in ("pytorch", "basic", "split", "sub_quad"):
-            advice = f"Set attention to pytorch on the {self.in_charge}'s loader. If that does not help: {advice}"
+            advice = f"Set attention to pytorch on the {in_charge}'s loader. If that does not help: {advice}"
         return (
-            f"The {self.in_charge}'s prediction has values that are not finite (NaN or infinity) at step "
+            f"The {in_charge}'s prediction has values that are not finite (NaN or infinity) at step "
             f"{step + 1} of {self.counter.steps} (sigma {sigma:.4g}), so the run is stopped. Model: "
             f"{name_of(patcher)}, attention: {backend}, weights: {weights}. {advice}"
         )

@@ -333,18 +333,25 @@ def test_teacache_reuses_as_many_steps_as_with_real_weights(made: Path):
 # --- hidden waits -------------------------------------------------------------------------------------------------------
 
 
-def test_in_a_render_step_the_pack_waits_only_to_see_that_its_prediction_is_finite():
+def test_in_a_render_step_the_pack_reads_nothing_but_whether_its_prediction_is_finite():
+    """And that a GPU has answered by then: tests/test_finite.py."""
     prepared = bench()
     found = {name: speed_profile.profiled(prepared, name) for name in speed_profile.NAMES}
     assert found["render alone"]["own_waits"] == {}
     for name in ("cooperation", "cooperation with TeaCache"):
         ((place, times),) = found[name]["own_waits"].items()
-        assert times == 1 and "isfinite" in source_line(place.split(", ")[1])
+        assert times == 1 and place.startswith("_local_scalar_dense, srd_core/finite.py:")
 
 
-def source_line(place: str) -> str:
-    file, number = place.split(":")
-    return (REPOSITORY / file).read_text("utf-8").splitlines()[int(number) - 1]
+def test_copies_that_nobody_waits_for_and_reads_of_another_device_are_no_waits():
+    def named(device: str, work: Any) -> set[str]:
+        with speed_measure.Waits(torch.device(device)) as waits:
+            work()
+        return {name for name, _ in waits.places}
+
+    assert named("meta", lambda: torch.ones(2).to("meta", non_blocking=True)) == set()
+    assert named("meta", lambda: torch.ones(2).to("meta")) == {"_to_copy"}
+    assert named("cuda", lambda: torch.ones(1).item()) == set()
 
 
 def test_the_waits_are_seen_and_named_by_who_asks():
@@ -420,6 +427,15 @@ def test_a_target_is_judged_by_the_measured_speed_up(seconds: float, says: str):
     (line,) = [line for line in lines if line.startswith("| SR, 10 steps, speed-up | 2.84")]
     assert line.endswith(f"| {says} |")
     assert any("TeaCache 0.14, speed-up | 3.91 | - | not measured |" in line for line in lines)
+
+
+@pytest.mark.parametrize(("waits", "says"), [({}, "holds"), ({"item, srd_core/steps.py:1": 2}, "does not hold")])
+def test_a_wait_of_the_pack_in_a_render_step_breaks_a_promise(waits: dict[str, int], says: str):
+    data = results(**{"sketch only": 500.0})
+    profile = {"kind": "profile", "session": 0, "case": CASE, "kernels": {}, "waits": {}}
+    data["lines"] += [{**profile, "what": "render alone", "own_waits": {}}, {**profile, "what": "cooperation", "own_waits": waits}]
+    (line,) = [line for line in speed_table.case_table(data, CASE) if "waits in a render step" in line]
+    assert line.endswith(f"| {says} |")
 
 
 def test_the_paper_s_runs_come_out_of_its_plain_runs():

@@ -1,0 +1,125 @@
+"""Predictions that are not finite: named by the step they belong to, and no GPU waits to be asked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import helpers
+import pytest
+import torch
+from comfy.patcher_extension import WrappersMP
+from hosting import module
+from test_cooperation import sr_model
+from test_faults import STEPS, broken_from
+
+finite = module("srd_core.finite")
+Report = module("srd_core.report").Report
+
+
+class Late:
+    """An answer's event that happens after it was looked at ``looks`` times, or when somebody waits for it."""
+
+    def __init__(self, looks: float) -> None:
+        self.looks, self.waited = looks, False
+
+    def query(self) -> bool:
+        self.looks -= 1
+        return self.waited or self.looks < 0
+
+    def synchronize(self) -> None:
+        self.waited = True
+
+
+@pytest.fixture
+def answers_after(monkeypatch: Any) -> Any:
+    """Answers come as late as from a GPU that has much to do: given the looks each takes; the events, as they are asked for."""
+
+    def delay(looks: float) -> list[Late]:
+        events: list[Late] = []
+        ask = finite.ask
+
+        def late(tensor: torch.Tensor) -> Any:
+            events.append(Late(looks))
+            return finite.Answer(ask(tensor).value, events[-1])
+
+        monkeypatch.setattr(finite, "ask", late)
+        return events
+
+    return delay
+
+
+@pytest.mark.parametrize(("stage", "at"), [("sketch", 2), ("sketch", 3), ("render", 4), ("render", 5)])
+def test_a_late_answer_stops_the_run_before_the_next_step_and_names_the_step_and_stage_it_belongs_to(
+    stage: str, at: int, wan: Any, answers_after: Any
+):
+    answers_after(1)  # not yet at the end of its own call, but at the start of the next one
+    broken, calls = broken_from(wan(), at if stage == "sketch" else at - 3, float("nan"))
+    pair = (broken, wan(seed=1)) if stage == "sketch" else (wan(), broken)
+    report = Report()
+    with pytest.raises(RuntimeError, match=f"The {stage}'s prediction .*not finite.* at step {at} of {STEPS} .sigma"):
+        helpers.ksampler(sr_model(*pair, 3, report), STEPS)
+    assert len(calls) == (at if stage == "sketch" else at - 3)
+    assert report.status == "failed" and len(report.steps) == at
+
+
+def test_an_answer_that_comes_during_the_next_step_names_the_step_before(wan: Any, answers_after: Any):
+    answers_after(2)
+    broken, calls = broken_from(wan(), 2, float("nan"))
+    with pytest.raises(RuntimeError, match=f"The render's prediction .*not finite.* at step 5 of {STEPS} .sigma"):
+        helpers.ksampler(sr_model(wan(), broken, 3), STEPS)
+    assert len(calls) == 3
+
+
+def test_an_answer_about_the_sketch_that_comes_after_the_hand_over_does_not_accuse_the_render(wan: Any, answers_after: Any):
+    answers_after(2)
+    broken, _ = broken_from(wan(), 3, float("nan"))
+    with pytest.raises(RuntimeError, match=f"The sketch's prediction .*not finite.* at step 3 of {STEPS} .sigma"):
+        helpers.ksampler(sr_model(broken, wan(seed=1), 3), STEPS)
+
+
+@pytest.mark.parametrize("first_bad", [1, 3])
+def test_answers_that_have_not_come_by_the_end_are_waited_for_before_anything_is_returned(
+    first_bad: int, wan: Any, answers_after: Any
+):
+    events = answers_after(float("inf"))
+    broken, _ = broken_from(wan(), first_bad, float("inf"))
+    with pytest.raises(RuntimeError, match=f"The render's prediction .*not finite.* at step {3 + first_bad} of {STEPS} .sigma"):
+        helpers.ksampler(sr_model(wan(), broken, 3), STEPS)
+    assert len(events) == STEPS
+
+
+def test_a_run_whose_answers_are_all_good_waits_for_none_of_them_before_its_end(wan: Any, answers_after: Any):
+    events, waited = answers_after(float("inf")), []
+
+    def look(executor: Any, *args: Any, **kwargs: Any) -> Any:
+        waited.append(sum(event.waited for event in events))
+        return executor(*args, **kwargs)
+
+    render = wan(seed=1).clone()
+    render.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "look", look)
+    helpers.ksampler(sr_model(wan(), render, 3), STEPS)
+    assert waited == [0] * (STEPS - 3) and len(events) == STEPS and all(event.waited for event in events)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_one_bad_value_among_many_is_seen(bad: float, dtype: torch.dtype):
+    tensor = torch.ones(1, 16, 5, 8, 8, dtype=dtype)
+    assert finite.ask(tensor).value
+    tensor[0, 7, 3, 1, 2] = bad
+    assert not finite.ask(tensor).value
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_is_asked_and_answers_without_anybody_waiting():
+    good, bad = torch.ones(64, 1024, 1024, device="cuda"), torch.full((3,), torch.nan, device="cuda")
+    guard = finite.FiniteGuard()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        guard.watch(good, lambda: "the good one")
+        guard.watch(bad, lambda: "the bad one")
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    with pytest.raises(RuntimeError, match="the bad one"):
+        guard.check(wait=True)
