@@ -149,7 +149,8 @@ def carry_out(
             executor, run.render, get_all_wrappers(WrappersMP.OUTER_SAMPLE, run.render.model_options, True)
         )
         latent = whole_run.execute(*call.args[1:], **call.kwargs)
-        latent.flatten()[:1].cpu()  # wait for the device once, so that the last step's seconds are counted
+        latent.flatten()[:1].cpu()  # wait for the device once: what it still has to do belongs to the last step
+        run.end_last_step()
         run.finite.check(wait=True)
         report.status = "done"
         return latent
@@ -429,6 +430,12 @@ class Run:
             self._step_open = False
             self.report.changed()
         return self.host_callback(step, *args, **kwargs) if self.host_callback else None
+
+    def end_last_step(self) -> None:
+        """After the device is done: a sampler may be ahead of it by up to a step."""
+        if self.report.steps and (last := self.report.steps[-1]).seconds is not None:
+            now = time.perf_counter()
+            last.seconds, self._step_clock = last.seconds + now - self._step_clock, now
 
     def finish(self) -> None:
         """Close the books."""

@@ -230,6 +230,22 @@ def test_seconds_of_the_stages_add_up_to_the_run(wan: Any):
     assert all(s.seconds and s.seconds > 0 for s in report.steps)
 
 
+def test_what_the_device_still_does_when_the_sampler_has_counted_its_last_step_belongs_to_that_step(
+    wan: Any, monkeypatch: Any
+):
+    euler = comfy.k_diffusion.sampling.sample_euler
+
+    def ahead_of_its_device(*args: Any, **kwargs: Any) -> torch.Tensor:
+        latent = euler(*args, **kwargs)
+        time.sleep(0.5)
+        return latent
+
+    monkeypatch.setattr(comfy.k_diffusion.sampling, "sample_euler", ahead_of_its_device)
+    report = Report()
+    helpers.ksampler(sr_model(wan(), wan(seed=1), 3, report), STEPS)
+    assert report.steps[-1].seconds >= 0.5 and report.seconds["render"] == pytest.approx(sum(s.seconds for s in report.steps[3:]), rel=0.1)
+
+
 def test_loading_is_not_counted_to_any_step(wan: Any):
     """Half a second for each model, by a wrapper of the host around its loading."""
 
