@@ -51,6 +51,11 @@ class Row:
     variant: Variant = PLAIN
     cfg_1: bool = False  # the render without guidance
 
+    @property
+    def skips_all(self) -> bool:
+        """Whether a step that its cache reuses runs nothing of the network; TeaCache leaves out the blocks."""
+        return self.kind == "easycache"
+
     def steps(self, steps: int) -> int:
         """Those of the sketch in a run of ``steps``."""
         return steps if self.sketch == STEPS else max(round(self.sketch * steps / STEPS), 1) if self.sketch else 0

@@ -91,7 +91,7 @@ class Case:
         render = self._step_seconds(row.variant, RENDER, row.cfg_1, session)
         if sketch is None or render is None:
             return None
-        shares = [cost.reused_flops(n, self.size).total / cost.forward_flops(n, self.size).total
+        shares = [0.0 if row.skips_all else cost.reused_flops(n, self.size).total / cost.forward_flops(n, self.size).total
                   for n in (self.sketch, self.render)]  # fmt: skip
         return cost.StepSeconds(sketch, render, sketch * shares[0], render * shares[1])
 
@@ -136,7 +136,7 @@ class Case:
         plan = speed_rows.plan_of(row, self.steps, line["reused"])
         found.seconds.append(seconds)
         found.peak = self.sessions[session].get("peak_flops")
-        found.flops = cost.run_flops(plan, self.sketch, self.render, self.size, speed_rows.forwards_of(row)).total
+        found.flops = cost.run_flops(plan, self.sketch, self.render, self.size, speed_rows.forwards_of(row), row.skips_all).total
         if baseline := self.baseline(session):
             found.speed_ups.append(baseline / seconds)
         if step := self.step(row, session):

@@ -198,16 +198,17 @@ def speed_up(plan: Plan, step: StepSeconds) -> float:
 
 
 def run_flops(
-    plan: Plan, sketch: Network, render: Network, size: Size, forwards: tuple[int, int] = (2, 2)
+    plan: Plan, sketch: Network, render: Network, size: Size, forwards: tuple[int, int] = (2, 2), skips_all: bool = False
 ) -> Flops:
-    """Of a whole run; ``forwards`` of the sketch and of the render in a step: 2 with guidance, 1 at cfg 1."""
+    """Of a whole run; ``forwards`` of the sketch and of the render in a step: 2 with guidance, 1 at cfg 1. ``skips_all``: a
+    reused step runs nothing of the network (EasyCache), not even what lies around its blocks."""
     total = Flops()
     for network, steps, reused, each in (
         (sketch, plan.sketch, plan.sketch_reused, forwards[0]),
         (render, plan.render, plan.render_reused, forwards[1]),
     ):
         total += forward_flops(network, size).times(each * (steps - reused))
-        total += reused_flops(network, size).times(each * reused)
+        total += Flops() if skips_all else reused_flops(network, size).times(each * reused)
     return total
 
 

@@ -128,6 +128,8 @@ def test_operations_of_a_run_follow_its_steps_its_cache_and_its_guidance():
     assert cost.run_flops(cost.Plan(50, 10), *networks, (2, 1)).total == pytest.approx(20 * sketch + 40 * render)
     reused = cost.run_flops(cost.Plan(50, 10, render_reused=26), *networks).total
     assert reused == pytest.approx(20 * sketch + 28 * render + 52 * cost.reused_flops(COG_TINY, SMALL).total)
+    skipped = cost.run_flops(cost.Plan(50, 10, render_reused=26), *networks, skips_all=True).total
+    assert skipped == pytest.approx(20 * sketch + 28 * render)
 
 
 def test_rates_are_found_again_from_the_seconds_that_they_make():
