@@ -11,9 +11,10 @@ PYTEST = run-module pytest -p no:cacheprovider --import-mode=importlib --confcut
 test test-long test-all-hosts test-core soak: export OMP_NUM_THREADS ?= 1
 MYPY_PACK = --ignore-missing-imports --disallow-untyped-defs --python-version 3.10 --cache-dir "$(CURDIR)/.mypy_cache/pack"
 VERSIONS = 0.18.2 0.20.1 0.24.0 0.26.0 0.27.0 0.30.0
-# What a change of the host would break: the invariants, the node contract, the shipped workflows in its real server,
-# the hand-over files, and the installed archive with its help pages, texts and templates.
-CORE = $(addprefix tests/test_,cooperation.py handover.py nodes.py workflows.py registry.py locales.py host_versions.py)
+# What a change of the host would break: the invariants, what happens on errors and short memory, the node contract, the
+# shipped workflows in its real server, the hand-over files, and the installed archive with its help pages, texts and templates.
+CORE = $(addprefix tests/test_,cooperation.py faults.py finite.py handover.py memory.py nodes.py workflows.py registry.py locales.py \
+    host_versions.py)
 # A person's words reach the demo through the environment, exactly as typed: neither make nor the shell reads them.
 ifdef PROMPT
 override PROMPT := $(value PROMPT)

@@ -70,13 +70,14 @@ class Found:
 
 
 class Case:
-    """The lines of one family, size, kind of shapes and number of steps, in one setting (see speed_store.parts)."""
+    """The lines of one family, size, kind of shapes and number of steps, in one setting (see speed_store.parts). Raises
+    ValueError for a case that is none."""
 
     def __init__(self, data: dict[str, Any], case: str) -> None:
         self.name, self.sessions = case, data["sessions"]
         self.lines = [line for line in data["lines"] if line["case"] == case]
         match = re.fullmatch(r"(\w+) (\w+), (\w+) shapes, (\d+) steps", case)
-        if not match:
+        if not match or match[1] not in SHAPES.get(match[3], {}):
             raise ValueError(f"{case!r} is no case of the speed bench.")
         self.family, self.shapes, self.steps = match[1], match[3], int(match[4])
         self.size = cost.Size.parse(match[2])
@@ -84,33 +85,37 @@ class Case:
         self.rows = {row.name: self._found(row) for row in speed_rows.rows(self.family)}
         self._mix_of_seven_and_eight()
 
-    def step(self, row: Row, session: int | None = None) -> Any:
-        """cost.StepSeconds of the row's way of computing, medians of a session (None, or it has none: of all); None where
-        it was not measured."""
-        sketch = self._step_seconds(row.variant, SKETCH, False, session)
-        render = self._step_seconds(row.variant, RENDER, row.cfg_1, session)
+    def step(self, row: Row, near: Line | None = None) -> Any:
+        """cost.StepSeconds of the row's way of computing, medians of what was measured nearest to a run (None: of all); None
+        where it was not measured."""
+        sketch = self._step_seconds(row.variant, SKETCH, False, near)
+        render = self._step_seconds(row.variant, RENDER, row.cfg_1, near)
         if sketch is None or render is None:
             return None
         shares = [0.0 if row.skips_all else cost.reused_flops(n, self.size).total / cost.forward_flops(n, self.size).total
                   for n in (self.sketch, self.render)]  # fmt: skip
         return cost.StepSeconds(sketch, render, sketch * shares[0], render * shares[1])
 
-    def _step_seconds(self, variant: Any, stage: str, cfg_1: bool, session: int | None) -> float | None:
+    def _step_seconds(self, variant: Any, stage: str, cfg_1: bool, near: Line | None) -> float | None:
         wanted = {"kind": "steps", "variant": speed_rows.as_dict(variant), "stage": stage, "cfg_1": cfg_1}
-        lines = self._nearest([line for line in self.lines if wanted.items() <= line.items()], session)
+        lines = self._nearest([line for line in self.lines if wanted.items() <= line.items()], near)
         return statistics.median(seconds for line in lines for seconds in line["seconds"]) if lines else None
 
     @staticmethod
-    def _nearest(lines: list[Line], session: int | None) -> list[Line]:
-        """Those of a session; all, where it has none: a start does not measure again what an earlier one has."""
-        return [line for line in lines if line["session"] == session] or lines
+    def _nearest(lines: list[Line], near: Line | None) -> list[Line]:
+        """Those of the run's session and round, for a machine's speed drifts; else of its session, else all: a start does not
+        measure again what an earlier one has."""
+        if near is None:
+            return lines
+        of_session = [line for line in lines if line["session"] == near["session"]]
+        return [line for line in of_session if line["round"] == near["round"]] or of_session or lines
 
-    def baseline(self, session: int | None) -> float | None:
-        """Seconds of sketch only: of its whole runs in a session (None, or it has none: in all), else of its steps."""
+    def baseline(self, near: Line | None = None) -> float | None:
+        """Seconds of sketch only: of its whole runs nearest to a run (None: of all), else of its steps."""
         sketch_only = speed_rows.rows(self.family)[0]
         wanted = {"kind": "whole", "row": sketch_only.name}
-        whole = self._nearest([line for line in self.lines if wanted.items() <= line.items()], session)
-        step = self.step(sketch_only, session)
+        whole = self._nearest([line for line in self.lines if wanted.items() <= line.items()], near)
+        step = self.step(sketch_only, near)
         return statistics.median(line["seconds"] for line in whole) if whole else step and self.steps * step.sketch
 
     def _found(self, row: Row) -> Found:
@@ -132,14 +137,14 @@ class Case:
         return speed_rows.plan_of(row, self.steps, {SKETCH: row.reuse[0] * share, RENDER: row.reuse[1] * share})
 
     def _add(self, found: Found, line: Line) -> None:
-        row, session, seconds = found.row, line["session"], line["seconds"]
+        row, seconds = found.row, line["seconds"]
         plan = speed_rows.plan_of(row, self.steps, line["reused"])
         found.seconds.append(seconds)
-        found.peak = self.sessions[session].get("peak_flops")
+        found.peak = self.sessions[line["session"]].get("peak_flops")
         found.flops = cost.run_flops(plan, self.sketch, self.render, self.size, speed_rows.forwards_of(row), row.skips_all).total
-        if baseline := self.baseline(session):
+        if baseline := self.baseline(line):
             found.speed_ups.append(baseline / seconds)
-        if step := self.step(row, session):
+        if step := self.step(row, line):
             loading = (line["hand_over"] or {}).get("seconds", 0.0)
             computed = (plan.sketch - plan.sketch_reused) * step.sketch + (plan.render - plan.render_reused) * step.render
             found.ideals.append(computed / (seconds - loading))
@@ -152,7 +157,7 @@ class Case:
             return
         row, (seven, eight) = Row("SR, 7.6 steps (0.4 of the 7, 0.6 of the 8)", "cooperation", 7.6), parts
         mixed = 0.4 * seven.median() + 0.6 * eight.median()  # type: ignore[union-attr, operator]
-        baseline = self.baseline(None)
+        baseline = self.baseline()
         self.rows[row.name] = Found(row, [mixed], [baseline / mixed] if baseline else [])
 
 
@@ -357,8 +362,13 @@ def main() -> int:
     """The command; returns the exit status."""
     import speed_figures
 
-    files = load(common.RESULTS)
-    (common.RESULTS / "speed.md").write_text(markdown(files), "utf-8")
+    try:
+        files = load(common.RESULTS)
+        text = markdown(files)
+    except ValueError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    (common.RESULTS / "speed.md").write_text(text, "utf-8")
     speed_figures.write(files, common.RESULTS)
     if not common.update_readme(common.REPOSITORY / "README.md", README_MARKS, readme_section(files)):
         sys.stderr.write(f"README.md has no section between {README_MARKS[0]} and {README_MARKS[1]}; it stays as it is.\n")

@@ -251,6 +251,20 @@ def test_a_file_that_holds_no_results_is_refused_and_stays_as_it_is(
     assert (tmp_path / "speed.json").read_text("latin-1") == content
 
 
+@pytest.mark.parametrize("case", ["", "wan 8x8x1, big shapes, 5 steps", "hunyuan 832x480x81, real shapes, 50 steps"])
+def test_the_tables_say_which_results_they_can_t_read_and_write_nothing(
+    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    line = {"session": 0, "case": case, "kind": "steps"}
+    content = {"sessions": [{"case": case, "device": "cpu"}], "lines": [line]} if case else []
+    (tmp_path / "speed-a-card-2026-01-01.json").write_text(json.dumps(content), "utf-8")
+    monkeypatch.setattr(common, "RESULTS", tmp_path)
+    assert speed_table.main() == 2
+    said = capsys.readouterr().err
+    assert (repr(case) if case else "speed-a-card-2026-01-01.json") in said and "Traceback" not in said
+    assert len(list(tmp_path.iterdir())) == 1
+
+
 def test_a_folder_for_results_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert command(tmp_path, "--results", str(tmp_path)) == 2
     assert "is a folder. Name a file by --results." in capsys.readouterr().err
@@ -407,6 +421,18 @@ def test_speed_up_and_shares_are_of_the_same_session_where_it_has_them():
     assert plain.models == [pytest.approx((10 * 10 + 40 * 2 + 3) / 184)]
     assert cached.ideals == [pytest.approx((10 * 10 + 14 * 2) / (133 - 3))]
     assert plain.flops == cost.run_flops(cost.Plan(50, 10), cost.WAN_14B, cost.WAN_1_3B, cost.Size(832, 480, 81)).total
+
+
+def test_a_machine_that_is_slower_in_one_round_changes_no_ratio():
+    data = results(**{"sketch only": 505.0, "SR, 10 steps": 184.0})
+    slower = [{**line, "round": 1} | ({"seconds": [2 * s for s in line["seconds"]]} if line["kind"] == "steps" else {
+        "seconds": 2 * line["seconds"], "hand_over": line["hand_over"] and {**line["hand_over"], "seconds": 6.0}})
+        for line in data["lines"]]  # fmt: skip
+    data["lines"] += slower
+    row = speed_table.Case(data, CASE).rows["SR, 10 steps"]
+    assert row.speed_ups == [pytest.approx(505 / 184)] * 2
+    assert row.ideals == [pytest.approx((10 * 10 + 40 * 2) / (184 - 3))] * 2
+    assert row.models == [pytest.approx((10 * 10 + 40 * 2 + 3) / 184)] * 2
 
 
 def test_a_row_without_a_whole_run_is_composed_of_steps_and_says_so():
