@@ -40,6 +40,7 @@ from .teacache import (
 )
 
 KEY = "srdiffusion_teacache"
+TORCH_COMPILE_KWARGS = "torch_compile_kwargs"  # the host's model option for how it compiles
 OUTER_SAMPLE = inspect.signature(comfy.samplers.CFGGuider.outer_sample)
 PREDICT_NOISE = inspect.signature(comfy.samplers.CFGGuider.outer_predict_noise)
 
@@ -113,6 +114,39 @@ class Plan:
 
 
 @dataclass
+class CompiledBlocks:
+    """The host compiles a network as a whole and does not look again at what stands in transformer_options: what was compiled
+    without a cache would not see this one. So the blocks are compiled, one by one, and the way from one to the next is not."""
+
+    settings: dict[str, Any] = field(default_factory=dict)  # of torch.compile, as the host keeps them with a compiled MODEL
+    blocks: list[Any] = field(default_factory=list)
+
+    @contextlib.contextmanager
+    def by_block(self, model: Any) -> Iterator[None]:
+        """For one call: where ``model`` (the host's BaseModel) has a compiled network, the network with compiled blocks."""
+        whole = model.diffusion_model
+        network = getattr(whole, "_orig_mod", None)  # torch's name for what a compiled module compiles
+        if network is None or _adapter(network) is None:
+            yield
+            return
+        plain = list(network.blocks)
+        self.blocks = self.blocks or [torch.compile(block, **self.settings) for block in plain]
+        model.diffusion_model = network
+        _put(network.blocks, self.blocks)
+        try:
+            yield
+        finally:
+            _put(network.blocks, plain)
+            model.diffusion_model = whole
+
+
+def _put(blocks: torch.nn.ModuleList, others: Sequence[Any]) -> None:
+    """In place: the list itself stays what it is."""
+    for i, block in enumerate(others):
+        blocks[i] = block
+
+
+@dataclass
 class CachedRun:
     """State of one run of a cached model; dies with it."""
 
@@ -121,6 +155,7 @@ class CachedRun:
     host_callback: Callable[..., Any] | None
     plan: Plan | None = None
     residuals: Residuals = field(default_factory=Residuals)
+    _compiled: CompiledBlocks = field(default_factory=CompiledBlocks)
     _step: int = -2  # of the last call
     _reuse: bool = False  # the plan's word for the present call
     _call: dict[Hashable, int] = field(default_factory=dict)  # how often a cond came within the present call
@@ -140,8 +175,10 @@ class CachedRun:
         """A clone of the guider's options with this run's wrappers."""
         options = comfy.model_patcher.create_model_options_clone(options)
         add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, self.predict, options, is_model_options=True)
+        add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, self.apply_model, options, is_model_options=True)
         add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, self.forward, options, is_model_options=True)
         options["transformer_options"][KEY] = self
+        self._compiled.settings = options.get(TORCH_COMPILE_KWARGS, {})
         return options
 
     def callback(self, step: int, *args: Any, **kwargs: Any) -> Any:
@@ -168,6 +205,12 @@ class CachedRun:
         self._call.clear()
         return executor(*args, **kwargs)
 
+    def apply_model(self, executor: WrapperExecutor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """APPLY_MODEL wrapper, inside the host's own for torch.compile: what that has put in the network's place."""
+        whole = self.plan is None or not any(self.plan.reuse)
+        with contextlib.nullcontext() if whole else self._compiled.by_block(executor.class_obj):
+            return executor(*args, **kwargs)
+
     def forward(self, executor: WrapperExecutor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """DIFFUSION_MODEL wrapper: one forward of the network, for one or more conds at once."""
         if self.plan is None or not (self._reuse or self.plan.reuses(self._step + 1)):
@@ -186,6 +229,7 @@ class CachedRun:
     def close(self) -> None:
         """Free the residuals and say what was saved."""
         self.residuals.clear()
+        self._compiled.blocks.clear()
         self.host_callback = None
         if self.plan and self._failed:
             self.plan.note = f"{self.plan.note} TeaCache: {self._failed}; such calls were computed.".lstrip()

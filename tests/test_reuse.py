@@ -248,6 +248,59 @@ def test_compiled_blocks_are_skipped_as_well():
     assert len(calls) <= expected
 
 
+def compiled_whole(model: Any) -> Any:
+    """As the host's node TorchCompileModel does it: all of the network, and no second look at transformer_options. The eager
+    backend needs no compiler."""
+    from comfy_api.torch_helpers import set_torch_compile_wrapper
+    from comfy_extras.nodes_torch_compile import skip_torch_compile_dict
+
+    model = model.clone()
+    set_torch_compile_wrapper(model, backend="eager", options={"guard_filter_fn": skip_torch_compile_dict})
+    return model
+
+
+@pytest.mark.parametrize("order", ["compiled, then cached", "cached, then compiled"])
+def test_a_network_that_was_compiled_and_ran_without_the_cache_reuses_the_same_steps_with_it(order: str):
+    """The attention of GPUs leaves the compiler no reason to stop, so the network is one graph that nobody looks into."""
+    torch._dynamo.reset()
+    model = module("srd_core.attention").with_attention(slow_wan(), "pytorch")
+    plain, expected = helpers.ksampler(model, STEPS), helpers.ksampler(cached(model), STEPS)
+    compiled = compiled_whole(model)
+    assert torch.allclose(helpers.ksampler(compiled, STEPS), plain, atol=1e-4)
+    both = cached(compiled) if order.startswith("compiled") else compiled_whole(cached(model))
+    for _ in range(2):
+        assert torch.allclose(helpers.ksampler(both, STEPS), expected, atol=1e-4)
+    assert torch.allclose(helpers.ksampler(compiled, STEPS), plain, atol=1e-4)
+    assert not torch.allclose(expected, plain, atol=1e-2)
+
+
+def test_a_compiled_network_is_whole_again_after_a_cached_run_also_after_one_that_failed():
+    model = compiled_whole(slow_wan())
+    network, blocks = model.model.diffusion_model, list(model.model.diffusion_model.blocks)
+    helpers.ksampler(cached(model), STEPS)
+    broken = cached(model)
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("no more")
+
+    broken.set_model_patch_replace(fail, "dit", "double_block", 1)
+    with pytest.raises(RuntimeError, match="no more"):
+        helpers.ksampler(broken, STEPS)
+    assert model.model.diffusion_model is network
+    assert [id(block) for block in network.blocks] == [id(block) for block in blocks]
+
+
+def test_the_render_of_a_pair_reuses_steps_when_it_is_compiled_as_a_whole():
+    torch._dynamo.reset()
+    sketch, render = (module("srd_core.attention").with_attention(slow_wan(seed), "pytorch") for seed in (0, 1))
+    compiled, reports = compiled_whole(render), (Report(), Report())
+    helpers.ksampler(sr_model(sketch, compiled, 3), STEPS)  # without the cache
+    for model, report in zip((render, compiled), reports):
+        helpers.ksampler(sr_model(sketch, model, 3, report, teacache=THRESHOLD), STEPS)
+    expected, found = ([s.reused for s in report.steps] for report in reports)
+    assert expected == found and any(found)
+
+
 @pytest.mark.parametrize("sampler", ["heun", "dpm_2", "dpmpp_sde", "dpmpp_2s_ancestral", "heunpp2", "dpm_fast", "lms"])
 def test_samplers_of_every_kind_reuse_whole_steps(sampler: str):
     model, calls = count_blocks(slow_wan())
