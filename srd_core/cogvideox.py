@@ -411,18 +411,18 @@ def _add_positions(
         (columns, quarter, spatial, layout.spatial_scale, (1, 1, columns)),
         (rows, quarter + spatial, spatial, layout.spatial_scale, (1, rows, 1)),
     ):
-        table = _sines(length, channels, scale).to(embeddings).view(*shape, channels)
+        table = _sines(length, channels, scale, embeddings.device, embeddings.dtype).view(*shape, channels)
         video[..., first : first + channels] += table
     return embeddings
 
 
-@functools.lru_cache(maxsize=32)
-def _sines(length: int, channels: int, scale: float) -> torch.Tensor:
-    """[length, channels] float64 on the CPU: sines, then cosines, of the positions divided by ``scale``."""
+@functools.lru_cache(maxsize=32)  # with the device: copying to it in every forward would wait for it
+def _sines(length: int, channels: int, scale: float, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """[length, channels], computed in float64 on the CPU: sines, then cosines, of the positions divided by ``scale``."""
     rates = 1.0 / 10000 ** (torch.arange(channels // 2, dtype=torch.float64) / (channels / 2))
     # Positions are divided in float32, as the authors do.
     angles = torch.outer((torch.arange(length, dtype=torch.float32) / scale).double(), rates)
-    return torch.cat([angles.sin(), angles.cos()], dim=-1)
+    return torch.cat([angles.sin(), angles.cos()], dim=-1).to(device, dtype)
 
 
 class CogVideoXSampling(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampling.V_PREDICTION):

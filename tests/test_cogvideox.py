@@ -19,6 +19,7 @@ import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
 from hosting import module
+from torch.utils._python_dispatch import TorchDispatchMode
 
 native = pytest.mark.host_has("comfy.supported_models", "CogVideoX_T2V")
 cogvideox, latent_map = module("srd_core.cogvideox"), module("srd_core.latent_map")
@@ -89,6 +90,23 @@ def test_one_forward_of_1_5_is_diffusers(
     x = random(2, 16, frames, height, width)
     reference = oracle.forward(networks["1.5"], "1.5", x, text(1).expand(2, -1, -1), 999)
     assert relative(forward(cogvideox.load(folders["1.5"]), x, text(1), 999), reference) <= 1e-6
+
+
+def test_positions_are_made_and_brought_to_the_device_once_not_in_every_forward(folders: dict[str, Path]):
+    """A copy to a GPU in every forward would wait for it each time. Only the tables are in float64."""
+    model, x = cogvideox.load(folders["2b"]), random(1, 16, 3, 8, 12)
+    first = forward(model, x, text(1), 500)
+
+    class Float64(TorchDispatchMode):
+        seen = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.seen += any(isinstance(arg, torch.Tensor) and arg.dtype == torch.float64 for arg in args)
+            return func(*args, **(kwargs or {}))
+
+    with Float64() as mode:
+        again = forward(model, x, text(1), 500)
+    assert mode.seen == 0 and torch.equal(first, again)
 
 
 def test_without_the_corrections_the_same_forward_is_wrong(networks: dict[str, Any], folders: dict[str, Path]):
