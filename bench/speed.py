@@ -1,7 +1,7 @@
 """Speed at the real sizes: seconds of a step and of whole runs, beside the peers, with random weights of the true shapes.
 
     python -m bench.speed --family wan --size 832x480x81 --device cuda
-    python -m bench.speed --size 1280x720x81 --rounds 1 --minutes 9 --rows "SR, 10 steps|two chained samplers, 10 steps"
+    python -m bench.speed --rounds 1 --minutes 9 --rows "SR, 10 steps|two chained samplers, 10 steps"
     python -m bench.speed --family cogvideox --device cuda
     python3 bench/speed.py --device cpu --shapes small --steps 20      the same from start to table, in minutes
     python3 bench/speed.py --scaling                                   steps at several sizes, for the cost model
@@ -10,11 +10,15 @@
 
 All rows are measured in one process, one after the other and then all again, each after single steps of its models. Every
 measurement goes to the results file at once; a command that was stopped, or that its minutes ended, goes on there, on the
-same machine with the same versions and threads. Each start measures at least one whole row. What can't be measured is kept
-with why.
+same machine with the same versions and threads. What can't be measured is kept with why.
+
+--minutes counts from the start. A row that would not end within them, by the steps that were measured, is left for another
+start; one that takes longer than all of them is never begun, and its seconds are then those of its steps. Compiling is not
+foreseen. Else each start measures at least one whole row.
 
 The models stay in main memory, in bf16 on a GPU: 32 GB for the Wan pair, 15 GB for CogVideoX, half as much more for the rows
-with fp8 and again for those with fp8 scaled; twice the first on the CPU. Where that is too much, choose rows by --rows.
+with fp8 and again for those with fp8 scaled; twice the first on the CPU. Where that is too much, one pair is built after the
+other, in each round again.
 """
 
 from __future__ import annotations
@@ -24,6 +28,7 @@ import dataclasses
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +46,7 @@ import quality_host  # noqa: E402
 import speed_store  # noqa: E402
 from speed_store import HAND_OVER  # noqa: E402
 
+STARTED = time.monotonic()
 # Sizes at which steps are measured for the cost model: the first and the last give its rates, the others check them.
 SCALING: dict[str, dict[str, tuple[str, ...]]] = {
     "real": {"wan": ("832x480x33", "832x480x81", "832x480x121", "1280x720x81"),
@@ -67,6 +73,18 @@ class Session:
         if ended := self.gained and time.monotonic() > self.ends:
             self.out("  the minutes are over; the same command goes on")
         return ended
+
+    def leaves_out(self, row: Any) -> bool:
+        """Whether the row would not end within the minutes, by what its run or its steps took before."""
+        import speed_table
+
+        seconds, minutes = speed_table.Case(self.store.alike(), self.case).rows[row.name].median() or 0.0, self.options.minutes
+        too_long = 0 < 60 * minutes < seconds
+        too_late = self.gained and time.monotonic() + seconds > self.ends
+        if too_long or too_late:
+            why = f"more than all of {minutes:g} minutes" if too_long else "more than is left of the minutes"
+            self.out(f"  {row.name}: about {seconds:.0f} s, {why}; left out")
+        return too_long or too_late
 
     def missing(self, kind: str, **wanted: Any) -> bool:
         """Whether no line of this case has these values yet."""
@@ -127,29 +145,35 @@ def measure_rows(session: Session, selected: Sequence[Any]) -> None:
                 return
             if row.name not in failed and not _measure_row(session, row, number):
                 failed.add(row.name)
-            if HAND_OVER not in failed and not measure_hand_over(session):
-                failed.add(HAND_OVER)
+    if not session.over():
+        measure_hand_over(session)
 
 
 def _measure_row(session: Session, row: Any, number: int) -> bool:
-    """The row's single steps, then a whole run of it; False: it can't be."""
-    import comfy.model_management
+    """The row's single steps, then a whole run of it if that ends in time; False: it can't be measured."""
     import speed_measure
     import speed_rows
 
+    bench = session.bench
     try:
-        measure_steps(session, row, number)
-        speed_rows.warm_up(row, session.bench)
-        run = speed_rows.prepared(row, session.bench)
-        sketch, render = session.bench.pair(row.variant)
-        comfy.model_management.load_models_gpu([sketch if row.sketch else render])
-        with speed_measure.gauge(session.bench.device) as gauge:
+        for needed in (speed_rows.rows(bench.sketch.family)[0], row):  # the speed-up is over the first one's steps at least
+            measure_steps(session, needed, number)
+        if session.leaves_out(row):
+            return True
+        speed_rows.warm_up(row, bench)
+        run = speed_rows.prepared(row, bench)
+        bench.put_on_device(row)
+        with speed_measure.gauge(bench.device) as gauge:
             ran = run()
-    except RuntimeError as error:  # too little memory, a kernel or a compiler that can't
-        keep_reason(session, row.name, first_line(error))
+    except Exception as error:  # noqa: BLE001  too little memory, or a kernel or a compiler that can't
+        keep_error(session, row.name, error)
         return False
+    if sum(row.reuse) * bench.steps / speed_rows.STEPS >= 1 and not any(ran.reused.values()):
+        keep_reason(session, row.name, "TeaCache reused no step here, so it is not the row that was meant.")
+        return False
+    computed_in = [str(model.model.get_dtype_inference()).removeprefix("torch.") for model in bench.pair(row.variant)]
     session.store.add("whole", case=session.case, row=row.name, round=number, reused=ran.reused, hand_over=ran.hand_over,
-                      **gauge)  # fmt: skip
+                      dtype=sorted(set(computed_in)), **gauge)  # fmt: skip
     session.gained = True
     session.out(f"  {row.name}: {gauge['seconds']:.4g} s")
     return True
@@ -176,25 +200,29 @@ def _probe(session: Session, model: Any, cfg: float) -> list[float]:
     return speed_rows.probe(model, session.bench, cfg, steps)
 
 
-def measure_hand_over(session: Session) -> bool:
-    """The bytes and seconds of HAND_OVER, once; False: they can't be."""
+def measure_hand_over(session: Session) -> None:
+    """The bytes and seconds of HAND_OVER, once."""
     import speed_rows
 
     if not session.missing("hand_over"):
-        return True
+        return
     try:
         found = speed_rows.cold_hand_over(session.bench)
-    except RuntimeError as error:  # too little memory
-        keep_reason(session, HAND_OVER, first_line(error))
-        return False
+    except Exception as error:  # noqa: BLE001  too little memory
+        keep_error(session, HAND_OVER, error)
+        return
     session.store.add("hand_over", case=session.case, **found)
     session.out(f"  {HAND_OVER}: {found['seconds']:.3g} s, {found['in'] / 1e9:.3g} GB in")
-    return True
 
 
-def first_line(error: Exception) -> str:
-    """What an error says, in one line."""
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"[:300]
+def keep_error(session: Session, what: str, error: Exception) -> None:
+    """That an error came in the way: its first line in the results; where it is another than want of memory, all of it on
+    the terminal."""
+    import torch
+
+    if not isinstance(error, torch.OutOfMemoryError):
+        traceback.print_exception(error)
+    keep_reason(session, what, f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"[:300])
 
 
 def measure_scaling(session: Session) -> None:
@@ -219,8 +247,8 @@ def _measure_at(session: Session, size: str, stage: str, number: int) -> bool:
     try:
         model = session.bench.pair(speed_rows.PLAIN)[stage == speed_rows.RENDER]
         seconds = _probe(there, model, speed_rows.CFG[session.options.family])
-    except RuntimeError as error:  # too little memory at this size
-        keep_reason(session, f"a {stage} step at {size}", first_line(error))
+    except Exception as error:  # noqa: BLE001  too little memory at this size
+        keep_error(session, f"a {stage} step at {size}", error)
         return False
     session.store.add("scaling", case=session.case, size=size, stage=stage, round=number, seconds=seconds)
     session.gained = True
@@ -237,7 +265,11 @@ def measure_profile(session: Session) -> None:
             continue
         if session.over():
             return
-        found = speed_profile.profiled(session.bench, name)
+        try:
+            found = speed_profile.profiled(session.bench, name)
+        except Exception as error:  # noqa: BLE001  too little memory
+            keep_error(session, f"a profile of {name}", error)
+            continue
         session.store.add("profile", case=session.case, what=name, **found)
         session.gained = True
         session.out(f"  {name}: waits {found['waits']}; the pack's own: {found['own_waits'] or 'none'}")
@@ -298,7 +330,7 @@ def begin(options: argparse.Namespace, device: Any) -> tuple[Session, list[Any]]
     bench = speed_rows.Bench(sketch, render, size, device, options.steps)
     case = f"{options.family} {size}, {options.shapes} shapes, {options.steps} steps"
     path = options.results or speed_store.default_path(common.RESULTS, speed_measure.card(device))
-    ends = time.monotonic() + 60 * options.minutes if options.minutes else float("inf")
+    ends = STARTED + 60 * options.minutes if options.minutes else float("inf")
     return Session(options, bench, speed_store.Store(path), case, ends), speed_rows.chosen(options.family, options.rows)
 
 
@@ -310,10 +342,11 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--shapes", default="real", choices=("real", "small", "tiny"), help="of the networks")
     parser.add_argument("--steps", type=int, default=50, help="of a run; the rows' steps are shares of 50")
-    parser.add_argument("--rows", default="", help="only rows with these words in their names, separated by |")
+    parser.add_argument("--rows", default="", help="only rows with these words in their names, separated by |; speed-ups are "
+                        "over the steps of sketch only where that row is not among them")
     parser.add_argument("--rounds", type=int, default=3, help="whole runs of every row")
     parser.add_argument("--probe", type=int, default=3, help="single steps that are measured at a time")
-    parser.add_argument("--minutes", type=float, default=0, help="stop after so many and one row; 0: when all is measured")
+    parser.add_argument("--minutes", type=float, default=0, help="stop after so many; 0: when all is measured")
     parser.add_argument("--scaling", action="store_true", help="measure steps at several sizes instead of rows")
     parser.add_argument("--profile", action="store_true", help="profile one render step instead of rows")
     parser.add_argument("--results", type=Path, help="default: the card's newest bench/results/speed-<card>-<date>.json")

@@ -18,13 +18,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import comfy.model_management
 import common
 import torch
+from comfy.ldm.modules.attention import get_attention_function
+from torch.autograd import DeviceType
 from torch.utils._python_dispatch import TorchDispatchMode
 
 TORCH = str(Path(torch.__file__).parent)
 # What makes the program wait for a GPU, as the profiler names it. A copy that waits shows as cudaStreamSynchronize.
-CUDA_WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaMemcpy")
+DEVICE_WAIT = "cudaDeviceSynchronize"
+CUDA_WAITS = ("cudaStreamSynchronize", DEVICE_WAIT, "cudaEventSynchronize", "cudaMemcpy")
+# Reads of a value and copies, as torch names them; in inference mode it shows the first name, not what that is made of.
+READS, COPIES = ("item", "is_nonzero", "_local_scalar_dense"), ("to", "_to_copy")
+PACKAGED = ("sage", "sage3", "flash", "xformers")  # attention backends that are not torch's own
 PEAK_SIDE = {"cuda": 8192, "cpu": 1024}  # of the square matrices of the peak
 COPY_BYTES = {"cuda": 2 << 30, "cpu": 64 << 20}
 NVML = "libnvidia-ml.so.1"
@@ -66,6 +73,7 @@ def facts(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "clock": "processor time" if by_processor(device) else "wall time",
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "fp8_products": bool(comfy.model_management.supports_fp8_compute(device)),
     }
 
 
@@ -109,17 +117,32 @@ def _seconds(work: Callable[[], Any], device: torch.device, rounds: int) -> list
 
 def attention_seconds(network: Any, tokens: int, device: torch.device, names: list[str]) -> dict[str, float]:
     """Median seconds of one self-attention of a network at this many tokens, for those backends that can do it."""
-    from comfy.ldm.modules.attention import get_attention_function
-
-    q, k, v = (torch.randn(1, tokens, network.dim, device=device, dtype=compute_dtype(device)) for _ in range(3))
+    q, k, v = _projected(network, tokens, device)
     found = {}
     for name in names:
         function = get_attention_function(name)
         try:
+            if falls_back(name, network, device):
+                sys.stderr.write(f"attention {name}: it gives what pytorch's gives, so it is not timed by itself\n")
+                continue
             found[name] = statistics.median(_seconds(lambda f=function: f(q, k, v, network.heads), device, 3))  # type: ignore[misc]
-        except RuntimeError as error:  # too little memory, or a kernel that is not for this card
+        except Exception as error:  # noqa: BLE001  too little memory, or a kernel or a compiler that is not for this card
             sys.stderr.write(f"attention {name}: {error}\n")
     return found
+
+
+def falls_back(name: str, network: Any, device: torch.device) -> bool:
+    """Whether a backend is pytorch's under another name here, bit for bit: the host turns to that where one fails."""
+    if name not in PACKAGED:
+        return False
+    q, k, v = _projected(network, 512, device)
+    ours, theirs = (get_attention_function(which)(q, k, v, network.heads) for which in (name, "pytorch"))
+    return torch.equal(ours, theirs)
+
+
+def _projected(network: Any, tokens: int, device: torch.device) -> tuple[torch.Tensor, ...]:
+    """Random queries, keys and values, [1, tokens, dim] each."""
+    return tuple(torch.randn(1, tokens, network.dim, device=device, dtype=compute_dtype(device)) for _ in range(3))
 
 
 # --- memory and energy ----------------------------------------------------------------------------------------------------
@@ -186,8 +209,8 @@ class Waits(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
-        read = name == "_local_scalar_dense" and args[0].device.type == self.device.type
-        if read or (_changes_device(args, out) and not _in_passing(name, kwargs or {})):
+        read = name in READS and args[0].device.type == self.device.type
+        if read or (_changes_device(args, out) and not _in_passing(func, args, kwargs or {})):
             self.places[name, _asked_by()] += 1
         return out
 
@@ -203,9 +226,10 @@ def _changes_device(args: Any, out: Any) -> bool:
     return len(devices) > 1
 
 
-def _in_passing(name: str, kwargs: dict[str, Any]) -> bool:
+def _in_passing(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
     """Whether a copy is .to(..., non_blocking=True): torch takes page-locked memory for it, so nobody waits."""
-    return name == "_to_copy" and bool(kwargs.get("non_blocking"))
+    by_name = dict(zip([argument.name for argument in func._schema.arguments], args)) | kwargs
+    return func.overloadpacket.__name__ in COPIES and bool(by_name.get("non_blocking"))
 
 
 def _asked_by() -> str:
@@ -216,16 +240,20 @@ def _asked_by() -> str:
     return "?"
 
 
-def profile_table(profiler: Any, rows: int = 15) -> dict[str, Any]:
-    """Of a finished torch profile: seconds and share of each of the largest kernels (on the CPU: operators), and how
-    often the program waited."""
-    events, cuda = profiler.key_averages(), torch.cuda.is_available()
-    seconds = {event.key: (event.self_device_time_total if cuda else event.self_cpu_time_total) / 1e6 for event in events}
+def profile_table(profiler: Any, device: torch.device, own_waits: int = 0, rows: int = 15) -> dict[str, Any]:
+    """Of a finished torch profile: seconds and share of each of the largest kernels (on the CPU: operators), and how often
+    the program waited; ``own_waits`` of the device are the profile's own."""
+    events, cuda = profiler.key_averages(), device.type == "cuda"
+    # On a GPU an operator has the seconds of the kernels that it started: those stand there by themselves too.
+    timed = [e for e in events if not cuda or (e.device_type == DeviceType.CUDA and not e.is_user_annotation)]
+    seconds = {e.key: (e.self_device_time_total if cuda else e.self_cpu_time_total) / 1e6 for e in timed}
     total = sum(seconds.values())
     largest = sorted(seconds, key=lambda key: -seconds[key])[:rows]
-    names = {*CUDA_WAITS, "aten::_local_scalar_dense"}
+    waits = {event.key: event.count for event in events if event.key in {*CUDA_WAITS, "aten::_local_scalar_dense"}}
+    if DEVICE_WAIT in waits:
+        waits[DEVICE_WAIT] -= own_waits
     return {
         "seconds": total,
         "kernels": {key: {"seconds": seconds[key], "share": seconds[key] / total} for key in largest if seconds[key]},
-        "waits": {event.key: event.count for event in events if event.key in names},
+        "waits": {name: count for name, count in waits.items() if count > 0},
     }

@@ -58,7 +58,8 @@ def build(network: Any, weights: str, device: torch.device) -> Any:
         state_dict, options = _scaled(shapes, network), {}
     else:  # one value seen through every shape: the host copies it into weights of its own, which are then filled
         state_dict = {key: torch.zeros((), dtype=dtype).expand(value.shape) for key, value in shapes.items()}
-        options = {"dtype": torch.float8_e4m3fn, "fp8_optimizations": True} if weights == "fp8" else {}
+        # Said, not left to the host, which takes fp16 for Wan: bf16 is the paper's, and random values can't overflow in it.
+        options = {"dtype": torch.float8_e4m3fn, "fp8_optimizations": True} if weights == "fp8" else {"dtype": dtype}
     model = comfy.sd.load_diffusion_model_state_dict(state_dict, model_options=options)
     if model is None:
         raise ValueError(f"This ComfyUI can't build {network.name}. Update ComfyUI.")
@@ -66,6 +67,12 @@ def build(network: Any, weights: str, device: torch.device) -> Any:
         for key, parameter in model.model.diffusion_model.named_parameters():
             _fill(key, parameter.data, network)
     return _corrected(model, network)
+
+
+def bytes_of(networks: tuple[Any, ...], weights: str, device: torch.device) -> int:
+    """Main memory that these networks take."""
+    each = 1 if weights != "default" else 2 if device.type == "cuda" else 4
+    return each * sum(map(cost.weights, networks))
 
 
 def _empty(network: Any, dtype: torch.dtype) -> Any:

@@ -38,7 +38,7 @@ class StepProfile:
 
     def found(self) -> dict[str, Any]:
         """See speed_measure.profile_table; and the waits that the pack's own code asked for."""
-        return {**speed_measure.profile_table(self.profiler), "own_waits": self.waits.of_pack()}
+        return {**speed_measure.profile_table(self.profiler, self.device, own_waits=1), "own_waits": self.waits.of_pack()}
 
 
 def profiled(bench: Bench, name: str) -> dict[str, Any]:

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import comfy.model_management
 import comfy.sample
+import comfy.sampler_helpers
 import comfy.samplers
+import psutil
 import torch
-from comfy.patcher_extension import WrappersMP
 from quality_host import module
-from speed_measure import clock, wait
-from speed_models import WEIGHTS, build, conditioning, cost
+from speed_measure import clock, falls_back, wait
+from speed_models import WEIGHTS, build, bytes_of, conditioning, cost
 
 SKETCH, RENDER = "sketch", "render"
+SKETCH_ONLY, RENDER_ONLY = "sketch only", "render only"  # the rows of one model, which others are compared with
 STEPS = 50  # of the paper's runs, which the steps of every row belong to
 SHORT = 8  # steps of a run that only warms up
 FASTEST = "fastest"  # of the attention backends that are here
 SEED, SAMPLER, SCHEDULER = 0, "euler", "simple"
+ROOM = 1.2  # main memory that must be free for a byte of weights
 
 
 @dataclass(frozen=True)
@@ -81,10 +85,10 @@ def rows(family: str) -> list[Row]:
     tea, cached = f"TeaCache {render_tea.split()[1]}", (0.0, reuse[render_tea])
     base = f"SR, {k} steps"
     return [
-        Row("sketch only", "plain", STEPS),
+        Row(SKETCH_ONLY, "plain", STEPS),
         Row(base, "cooperation", k),
         Row(f"{base}, {tea}", "cooperation", k, cached),
-        Row("render only", "plain", 0),
+        Row(RENDER_ONLY, "plain", 0),
         *(Row(f"SR, {other} steps", "cooperation", other) for other in ((7, 8, 16) if family == cost.WAN else (10, 20))),
         Row(f"two chained samplers, {k} steps", "chained", k),
         Row("EasyCache 0.2 on the sketch", "easycache", STEPS),
@@ -123,6 +127,7 @@ class Bench:
         """(sketch, render) MODELs; weights are built at their first use and shared by all variants of them."""
         if variant not in self._variants:
             if variant.weights not in self._pairs:
+                self._make_room(variant.weights)
                 networks = (self.sketch, self.render)
                 self._pairs[variant.weights] = tuple(build(n, variant.weights, self.device) for n in networks)  # type: ignore[assignment]
             backend = self.fastest if variant.attention == FASTEST else variant.attention
@@ -130,6 +135,31 @@ class Bench:
             models = [with_attention(model, backend) for model in self._pairs[variant.weights]]
             self._variants[variant] = tuple(map(compiled, models)) if variant.compiled else tuple(models)  # type: ignore[assignment]
         return self._variants[variant]
+
+    def _make_room(self, weights: str) -> None:
+        """Let other weights go where main memory is too small for all. Raises RuntimeError where it is too small even so."""
+        needed = bytes_of((self.sketch, self.render), weights, self.device)
+        if psutil.virtual_memory().available < ROOM * needed:
+            for forgotten in (self._pairs, self._variants, self.warm):
+                forgotten.clear()
+            unload()
+            gc.collect()
+        if (free := psutil.virtual_memory().available) < ROOM * needed:
+            raise RuntimeError(f"{needed / 1e9:.0f} GB of weights don't fit into main memory: {free / 1e9:.0f} GB are free.")
+
+    def put_on_device(self, row: Row) -> None:
+        """As a run finds the device after one of the same row: the row's first model is there, with room for a step, and of
+        others only its second one."""
+        sketch, render = self.pair(row.variant)
+        first = sketch if row.sketch else render
+        used = (sketch, render) if row.kind in ("cooperation", "chained") else (first,)
+        memory = module("srd_core.memory")
+        for model in [model for pair in self._pairs.values() for model in pair]:
+            if not any(model.is_clone(mine) for mine in used):
+                memory.release(model)
+        conds = {role: comfy.sampler_helpers.convert_cond(cond)
+                 for role, cond in zip(("positive", "negative"), conditioning(self.sketch))}  # fmt: skip
+        comfy.sampler_helpers.prepare_sampling(first, self.latent().shape, conds, first.model_options)
 
     def latent(self) -> torch.Tensor:
         """An empty one, [1, 16, frames, height, width]."""
@@ -164,6 +194,8 @@ def unavailable(row: Row, bench: Bench) -> str:
             return f"The fastest backend here is {default}, which ComfyUI takes anyhow: the row is the one without it."
     elif (wanted := row.variant.attention) not in attention.backends():
         return f"ComfyUI has not registered {wanted} attention: pip install {attention.PACKAGES.get(wanted, wanted)}."
+    elif wanted != "auto" and falls_back(wanted, bench.sketch, bench.device):
+        return f"{wanted} attention does not work here: ComfyUI takes pytorch's instead."
     return compiler_missing(bench.device) if row.variant.compiled else ""
 
 
@@ -179,11 +211,15 @@ def compiler_missing(device: torch.device) -> str:
 # --- TeaCache: as many steps reused as with real weights -----------------------------------------------------------------
 
 
-def threshold_for(model: Any, network: Any, bench: Bench, first: int, reused: float) -> float:
-    """The TeaCache threshold at which steps ``first`` ... of a run reuse about ``reused`` of them with these weights."""
+def threshold_for(model: Any, network: Any, bench: Bench, first: int, reused: float, sketch: Any = None) -> float:
+    """The TeaCache threshold at which steps ``first`` ... of a run reuse about ``reused`` of them with these weights.
+    ``sketch``: the model whose schedule the run follows, if not the cached one's."""
     teacache, reuse = module("srd_core.teacache"), module("srd_core.reuse")
     sampling = model.get_model_object("model_sampling")
-    sigmas = comfy.samplers.calculate_sigmas(sampling, SCHEDULER, bench.steps)[first:-1]
+    of_run = (sketch or model).get_model_object("model_sampling")
+    sigmas = comfy.samplers.calculate_sigmas(of_run, SCHEDULER, bench.steps)[first:-1]
+    if sketch is not None:
+        sigmas = module("srd_core.latent_space").check_pair(sketch, model).sigmas(sigmas)
     if len(sigmas) < teacache.MIN_STEPS:
         return 1.0
     modulation, table = (
@@ -197,7 +233,7 @@ def threshold_for(model: Any, network: Any, bench: Bench, first: int, reused: fl
         middle = (low * high) ** 0.5
         enough = sum(teacache.skip_plan(d, table.coefficients("e"), middle)) >= reused
         low, high = (low, middle) if enough else (middle, high)
-    return high
+    return high * 1.001  # off the edge: the run computes the same distances on another device
 
 
 # --- sampling -----------------------------------------------------------------------------------------------------------
@@ -217,8 +253,9 @@ def sample(model: Any, bench: Bench, cfg: float, callback: Any = None, **how: An
     positive, negative = conditioning(bench.sketch)
     latent = how.pop("latent", bench.latent())
     noise = torch.zeros_like(latent) if how.get("disable_noise") else comfy.sample.prepare_noise(latent, SEED)
-    return comfy.sample.sample(model, noise, bench.steps, cfg, SAMPLER, SCHEDULER, positive, negative, latent,
-                               callback=callback, disable_pbar=True, seed=SEED, **how)  # fmt: skip
+    with torch.inference_mode():  # as the host runs its nodes
+        return comfy.sample.sample(model, noise, bench.steps, cfg, SAMPLER, SCHEDULER, positive, negative, latent,
+                                   callback=callback, disable_pbar=True, seed=SEED, **how)  # fmt: skip
 
 
 def probe(model: Any, bench: Bench, cfg: float, steps: int) -> list[float]:
@@ -258,7 +295,7 @@ def prepared(row: Row, bench: Bench) -> Callable[[], Ran]:
     teacache = module("srd_core.reuse")
     if row.kind == "cooperation":
         wanted = row.reuse[1] * share
-        threshold = threshold_for(render, bench.render, bench, k, wanted) if wanted else 0.0
+        threshold = threshold_for(render, bench.render, bench, k, wanted, sketch) if wanted else 0.0
         return lambda: _cooperation(sketch, render, k, threshold, row, bench)
     if row.kind == "chained":
         return lambda: _chained(sketch, render, k, bench, cfg)
@@ -299,43 +336,25 @@ def _chained(sketch: Any, render: Any, k: int, bench: Bench, cfg: float) -> Ran:
 
 def _cooperation(sketch: Any, render: Any, k: int, threshold: float, row: Row, bench: Bench) -> Ran:
     cooperation, criterion = module("srd_core.cooperation"), module("srd_core.criterion")
-    report, moved = module("srd_core.report").Report(), Moved(sketch)
+    report = module("srd_core.report").Report()
     settings = cooperation.RenderSettings(cfg=1.0 if row.cfg_1 else 0.0, teacache=threshold)
     switch = criterion.Switch(mode="step", switch_step=k)
-    model = cooperation.cooperate(sketch, moved.watched(render), switch, settings, report)
-    sample(model, bench, CFG[bench.sketch.family])
+    sample(cooperation.cooperate(sketch, render, switch, settings, report), bench, CFG[bench.sketch.family])
     ran = Ran(reused={stage: report.reused(stage) for stage in (SKETCH, RENDER)})
     if report.hand_overs:
-        ran.hand_over = {"seconds": report.hand_overs[0].seconds, "in": moved.came, "out": moved.left}
+        ran.hand_over = _moved(report.hand_overs[0], bench)
     return ran
 
 
-@dataclass
-class Moved:
-    """Bytes of weights that the host's memory manager moves when it loads the render."""
-
-    sketch: Any
-    came: float = 0.0  # of the render onto its device
-    left: float = 0.0  # of the sketch from its own
-
-    def watched(self, render: Any) -> Any:
-        """A clone of the render that tells when it is loaded."""
-        render = render.clone()
-        render.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, "bench", self._load)
-        return render
-
-    def _load(self, executor: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
-        before = self._on_device(model), self._on_device(self.sketch)
-        result = executor(model, *args, **kwargs)
-        self.came += max(self._on_device(model) - before[0], 0)
-        self.left += max(before[1] - self._on_device(self.sketch), 0)
-        return result
-
-    @staticmethod
-    def _on_device(model: Any) -> float:
-        """Bytes of its weights that lie on another device than they rest on."""
-        away = model.load_device != model.offload_device
-        return float(model.loaded_size()) if away else 0.0
+def _moved(hand_over: Any, bench: Bench) -> dict[str, float]:
+    """Seconds of a hand-over, and bytes of weights that came (the render's) and left (the sketch's); on the CPU none."""
+    before, after = hand_over.memory["before"], hand_over.memory["after"]
+    moves = bench.device.type != "cpu"
+    return {
+        "seconds": hand_over.seconds,
+        "in": float(max(after[RENDER] - before[RENDER], 0) * moves),
+        "out": float(max(before[SKETCH] - after[SKETCH], 0) * moves),
+    }
 
 
 def unload() -> None:
@@ -361,8 +380,7 @@ def named(family: str) -> dict[str, Row]:
 
 
 def chosen(family: str, pattern: str) -> list[Row]:
-    """Rows named by words that | separates, whole names or parts of several; sketch only, their reference, always. Raises
-    ValueError where none fits."""
+    """Rows named by words that | separates, whole names or parts of several. Raises ValueError where none fits."""
     every = rows(family)
     names = {row.name.lower() for row in every}
     words = [word.strip().lower() for word in pattern.split("|") if word.strip()]
@@ -373,7 +391,7 @@ def chosen(family: str, pattern: str) -> list[Row]:
     found = [row for row in every if wanted(row.name.lower())]
     if not found:
         raise ValueError(f"No row has {pattern!r} in its name. There are: {'; '.join(row.name for row in every)}.")
-    return found if every[0] in found else [every[0], *found]
+    return found
 
 
 def as_dict(variant: Variant) -> dict[str, Any]:
@@ -386,8 +404,7 @@ def cold_hand_over(bench: Bench) -> dict[str, float]:
     cooperation, criterion = module("srd_core.cooperation"), module("srd_core.criterion")
     sketch, render = bench.pair(PLAIN)
     unload()
-    report, moved = module("srd_core.report").Report(), Moved(sketch)
-    model = cooperation.cooperate(sketch, moved.watched(render), criterion.Switch(mode="step", switch_step=1),
-                                  cooperation.RenderSettings(), report)  # fmt: skip
+    report = module("srd_core.report").Report()
+    model = cooperation.cooperate(sketch, render, criterion.Switch(mode="step", switch_step=1), cooperation.RenderSettings(), report)
     sample(model, bench, CFG[bench.sketch.family], last_step=2, force_full_denoise=True)
-    return {"seconds": report.hand_overs[0].seconds, "in": moved.came, "out": moved.left}
+    return _moved(report.hand_overs[0], bench)

@@ -26,7 +26,7 @@ import speed_paper  # noqa: E402
 import speed_rows  # noqa: E402
 from speed_models import SHAPES  # noqa: E402
 from speed_paper import markdown_row as line_of  # noqa: E402
-from speed_rows import RENDER, SKETCH, STEPS, Row, cost  # noqa: E402
+from speed_rows import RENDER, RENDER_ONLY, SKETCH, SKETCH_ONLY, STEPS, Row, cost  # noqa: E402
 from speed_store import HAND_OVER, Line, parts, read  # noqa: E402
 
 README_MARKS = ("<!-- speed: made by python3 bench/speed_table.py -->", "<!-- /speed -->")
@@ -97,9 +97,19 @@ class Case:
         return cost.StepSeconds(sketch, render, sketch * shares[0], render * shares[1])
 
     def _step_seconds(self, variant: Any, stage: str, cfg_1: bool, near: Line | None) -> float | None:
+        if near and variant == speed_rows.PLAIN and not cfg_1 and (share := self._share_of_run(stage, near)):
+            return share
         wanted = {"kind": "steps", "variant": speed_rows.as_dict(variant), "stage": stage, "cfg_1": cfg_1}
         lines = self._nearest([line for line in self.lines if wanted.items() <= line.items()], near)
         return statistics.median(seconds for line in lines for seconds in line["seconds"]) if lines else None
+
+    def _share_of_run(self, stage: str, near: Line) -> float | None:
+        """A step's seconds from whole runs of the one model, which are as warm as other runs; None where there is none, and
+        for these runs themselves."""
+        name = SKETCH_ONLY if stage == SKETCH else RENDER_ONLY
+        whole = [line for line in self.lines if line["kind"] == "whole" and line["row"] == name and near["row"] != name]
+        found = [line for line in self._nearest(whole, near) if line["round"] == near["round"]]
+        return statistics.median(line["seconds"] for line in found) / self.steps if found else None
 
     @staticmethod
     def _nearest(lines: list[Line], near: Line | None) -> list[Line]:
@@ -113,7 +123,7 @@ class Case:
     def baseline(self, near: Line | None = None) -> float | None:
         """Seconds of sketch only: of its whole runs nearest to a run (None: of all), else of its steps."""
         sketch_only = speed_rows.rows(self.family)[0]
-        wanted = {"kind": "whole", "row": sketch_only.name}
+        wanted = {"kind": "whole", "row": SKETCH_ONLY}
         whole = self._nearest([line for line in self.lines if wanted.items() <= line.items()], near)
         step = self.step(sketch_only, near)
         return statistics.median(line["seconds"] for line in whole) if whole else step and self.steps * step.sketch
@@ -207,13 +217,22 @@ def _hand_over(found: dict[str, float] | None) -> str:
 def step_lines(case: Case) -> list[str]:
     """What the shares rest on: seconds of a step, the peak, a hand-over from main memory."""
     plain = speed_rows.rows(case.family)[0]
-    out = []
+    out = [f"- computed in {', '.join(dtypes)}." for dtypes in [computed_in(case)] if dtypes]
     if step := case.step(plain):
         out.append(f"- a step (median): sketch {step.sketch:.4g} s, render {step.render:.4g} s, ratio "
                    f"{step.sketch / step.render:.2f}; by operations "
                    f"{cost.forward_flops(case.sketch, case.size).total / cost.forward_flops(case.render, case.size).total:.2f}.")  # fmt: skip
     cold = [line for line in case.lines if line["kind"] == "hand_over"]
     return [*out, *session_lines(case), *(f"- {HAND_OVER}: {_hand_over(line)}." for line in cold[-1:])]
+
+
+def computed_in(case: Case) -> list[str]:
+    """What the networks' products had, of each kind of weights: "bfloat16", "fp8: float16"."""
+    found = {}
+    for row in case.rows.values():
+        if row.last("dtype"):
+            found[row.row.variant.weights] = " and ".join(row.last("dtype"))
+    return [dtype if weights == "default" else f"{weights}: {dtype}" for weights, dtype in found.items()]
 
 
 def session_lines(case: Case) -> list[str]:
@@ -224,6 +243,10 @@ def session_lines(case: Case) -> list[str]:
                    f"threads, {session.get('clock', 'wall time')}; matrix peak {session.get('peak_flops', 0) / 1e12:.3g} TFLOPS, copy "
                    f"{session.get('bandwidth', 0) / 1e9:.3g} GB/s, load at the start {session['load'] or 0:.1f}: "
                    f"`{session['command']}`")  # fmt: skip
+        if session["device"] != "cpu":
+            out.append("- ComfyUI's memory management without its dynamic part, as with --disable-dynamic-vram.")
+            if not session.get("fp8_products", True):
+                out.append("- This card has no fp8 products: rows with fp8 have their weights in it and compute in another.")
         if session["device"] == "cpu" and (session["load"] or 0) > 1:
             out.append("- Other programs were busy meanwhile: these seconds show that the bench works, no more.")
     return out
@@ -330,9 +353,11 @@ def markdown(files: Sequence[tuple[str, dict[str, Any]]]) -> str:
         parts += ["**Nothing has been measured on a GPU yet.** One command does it, and goes on where it stopped:", "",
                   "    python -m bench.speed --family wan --size 832x480x81 --device cuda", ""]  # fmt: skip
     parts += [
-        "seconds: median of whole runs. of the ideal: k t_s + (N - k) t_r over the run's seconds without loading, steps that "
-        "a cache reuses counted as nothing. cost model: its seconds against the run's. of the peak: operations a second "
-        "over those of one large matrix product on the same device. reused: steps that a cache reused. TeaCache's "
+        "seconds: median of whole runs. speed-up: over sketch only in the same round, by its steps where it did not run. of "
+        "the ideal: k t_s + (N - k) t_r over the run's seconds without loading, steps that a cache reuses counted as nothing; "
+        "t_s and t_r are those of the whole runs of one model in the same round, else of single steps. cost model: its "
+        "seconds against the run's. of the peak: operations a second over those of one large matrix product on the same "
+        "device. reused: steps that a cache reused. TeaCache's "
         "threshold is chosen so that as many steps are reused as the paper's seconds say for the one in the row's name; how "
         "many steps EasyCache reuses depends on the weights, which are random here.",
     ]

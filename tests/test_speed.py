@@ -7,14 +7,18 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import comfy.model_management
 import comfy.sd
 import comfy.supported_models
 import pytest
 import torch
 from hosting import REPOSITORY, module
+from torch.autograd import DeviceType
 
 sys.path.append(str(REPOSITORY / "bench"))
 
@@ -33,8 +37,8 @@ cost = module("srd_core.cost")
 CPU = torch.device("cpu")
 TINY = speed_models.SHAPES["tiny"]
 STEPS = 12
-ROWS = ("SR, 10 steps", "SR, 10 steps, TeaCache 0.14", "render only", "two chained samplers, 10 steps", "SR, 10 steps, fp8",
-        "EasyCache 0.2 on the sketch", "TeaCache 0.2 on the sketch", "SR, 10 steps, sage attention")  # fmt: skip
+ROWS = ("sketch only", "SR, 10 steps", "SR, 10 steps, TeaCache 0.14", "render only", "two chained samplers, 10 steps",
+        "SR, 10 steps, fp8", "EasyCache 0.2 on the sketch", "TeaCache 0.2 on the sketch", "SR, 10 steps, sage attention")  # fmt: skip
 
 
 def command(folder: Path, *words: str, rows: tuple[str, ...] = ROWS) -> int:
@@ -76,7 +80,7 @@ def bench(family: str = cost.WAN, steps: int = STEPS) -> Any:
 def test_every_row_is_a_whole_run_or_says_why_it_is_not(made: Path):
     measured = {line["row"] for line in lines_of(made, "whole")}
     (missing,) = lines_of(made, "unavailable")
-    assert measured | {missing["row"]} == {"sketch only", *ROWS}
+    assert measured | {missing["row"]} == set(ROWS)
     assert missing["row"] == "SR, 10 steps, sage attention" and "pip install sageattention" in missing["reason"]
 
 
@@ -110,12 +114,101 @@ def test_the_same_command_goes_on_where_it_stopped(made: Path, tmp_path: Path):
     assert len(again) == len(lines_of(made, "whole"))
 
 
-def test_every_start_gets_a_row_further_however_short_its_minutes_are(tmp_path: Path):
-    for number, row in enumerate(("sketch only", *ROWS[:3]), 1):
-        assert command(tmp_path, "--minutes", "1e-9", rows=ROWS[:3]) == 0
+def test_every_start_gets_a_row_further_when_its_minutes_are_over_by_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(speed, "STARTED", time.monotonic() - 3600)
+    for number, row in enumerate(ROWS[:3], 1):
+        assert command(tmp_path, "--minutes", "10", rows=ROWS[:3]) == 0
         done = lines_of(tmp_path, "whole")
-        assert len(done) == number and done[-1]["row"] == row
+        assert len(done) == number and done[-1]["row"] == row and not lines_of(tmp_path, "hand_over")
+    assert command(tmp_path, "--minutes", "10", rows=ROWS[:3]) == 0
     assert len(lines_of(tmp_path, "steps")) == 2 and len(lines_of(tmp_path, "hand_over")) == 1  # found, not measured again
+
+
+def test_a_row_that_takes_longer_than_all_of_the_minutes_is_never_begun_but_its_steps_are_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert command(tmp_path, "--minutes", "1e-6", rows=("SR, 10 steps",)) == 0
+    assert not lines_of(tmp_path, "whole") and len(lines_of(tmp_path, "steps")) == 2
+    said = capsys.readouterr().out
+    assert "more than all of 1e-06 minutes; left out" in said and "from steps alone" in said
+
+
+def test_a_row_that_would_not_end_in_time_is_left_for_another_start_and_a_shorter_one_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    median = speed_table.Found.median
+    monkeypatch.setattr(speed_table.Found, "median", lambda found: 500 if "16" in found.row.name else median(found))
+    monkeypatch.setattr(speed, "STARTED", time.monotonic() - 200)
+    assert command(tmp_path, "--minutes", "10", rows=("SR, 10 steps", "SR, 16 steps", "render only")) == 0
+    assert [line["row"] for line in lines_of(tmp_path, "whole")] == ["SR, 10 steps", "render only"]
+    assert "SR, 16 steps: about 500 s, more than is left of the minutes" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("error", [KeyError("a kernel"), AssertionError("a head of 100"), subprocess.CalledProcessError(1, "cc")])
+def test_whatever_one_row_fails_with_the_others_are_measured(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    prepared = speed_rows.prepared
+
+    def broken(row: Any, *args: Any) -> Any:
+        if row.name == "SR, 10 steps":
+            raise error
+        return prepared(row, *args)
+
+    monkeypatch.setattr(speed_rows, "prepared", broken)
+    assert command(tmp_path, rows=("SR, 10 steps", "render only")) == 0
+    assert [line["row"] for line in lines_of(tmp_path, "whole")] == ["render only"]
+    ((row, reason),) = [(line["row"], line["reason"]) for line in lines_of(tmp_path, "unavailable")]
+    assert row == "SR, 10 steps" and reason.startswith(type(error).__name__) and "Traceback" in capsys.readouterr().err
+
+
+def test_a_row_of_teacache_that_reuses_nothing_is_not_that_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(speed_rows, "threshold_for", lambda *_: 1e-9)
+    assert command(tmp_path, rows=("SR, 10 steps, TeaCache 0.14",)) == 0
+    (line,) = lines_of(tmp_path, "unavailable")
+    assert "reused no step" in line["reason"] and not lines_of(tmp_path, "whole")
+
+
+def test_main_memory_that_can_t_hold_all_weights_holds_one_pair_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    make_room, let_go = speed_rows.Bench._make_room, []
+
+    def in_a_small_memory(bench: Any, weights: str) -> None:
+        held = list(bench._pairs)
+        free = lambda: SimpleNamespace(available=0 if bench._pairs else 1 << 40)  # noqa: E731
+        with monkeypatch.context() as patch:
+            patch.setattr(speed_rows.psutil, "virtual_memory", free)
+            make_room(bench, weights)
+        assert not bench._pairs
+        let_go.extend(held)
+
+    monkeypatch.setattr(speed_rows.Bench, "_make_room", in_a_small_memory)
+    rows = ("SR, 10 steps", "SR, 10 steps, fp8", "render only")
+    assert command(tmp_path, "--rounds", "2", rows=rows) == 0
+    assert [line["row"] for line in lines_of(tmp_path, "whole")] == [rows[0], rows[2], rows[1]] * 2
+    assert let_go == ["default", "fp8", "default", "fp8"] and not lines_of(tmp_path, "unavailable")
+
+
+def test_weights_that_main_memory_can_t_hold_at_all_are_named(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(speed_rows.psutil, "virtual_memory", lambda: SimpleNamespace(available=0))
+    with pytest.raises(RuntimeError, match="GB of weights don't fit into main memory: 0 GB are free"):
+        bench().pair(speed_rows.PLAIN)
+
+
+def test_on_the_device_is_what_the_row_needs_and_nothing_of_other_rows():
+    ready = bench()
+    rows = speed_rows.named(cost.WAN)
+    pairs = {name: ready.pair(rows[name].variant) for name in ("SR, 10 steps", "SR, 10 steps, fp8")}
+
+    def on_device() -> set[str]:
+        loaded = comfy.model_management.loaded_models()
+        return {f"{name}: {stage}" for name, pair in pairs.items() for stage, model in zip(("sketch", "render"), pair)
+                if any(model.is_clone(one) for one in loaded)}  # fmt: skip
+
+    for row, expected in (("SR, 10 steps, fp8", {"SR, 10 steps, fp8: sketch"}), ("SR, 10 steps", {"SR, 10 steps: sketch"}),
+                          ("render only", {"SR, 10 steps: render"}), ("SR, 10 steps", {"SR, 10 steps: sketch", "SR, 10 steps: render"}),
+                          ("sketch only", {"SR, 10 steps: sketch"})):  # fmt: skip
+        ready.put_on_device(rows[row])
+        assert on_device() == expected
 
 
 def test_a_row_s_steps_are_measured_right_before_it(made: Path):
@@ -129,7 +222,7 @@ def test_a_row_s_steps_are_measured_right_before_it(made: Path):
 def test_what_was_measured_in_another_setting_is_measured_again_and_told_apart(fact: str, made: Path, tmp_path: Path):
     changed(made, tmp_path, **{fact: "another"})
     assert command(tmp_path, rows=("render only",)) == 0
-    assert [line["row"] for line in lines_of(tmp_path, "whole") if line["session"] == 1] == ["sketch only", "render only"]
+    assert [line["row"] for line in lines_of(tmp_path, "whole") if line["session"] == 1] == ["render only"]
     parts = speed_store.parts(data_of(tmp_path))
     (before, now) = (speed_table.Case(part, speed_table.cases(part)[0]) for part in parts)
     assert len(before.rows["render only"].seconds) == len(now.rows["render only"].seconds) == 1
@@ -168,7 +261,7 @@ def test_the_table_has_every_row_with_its_numbers(made: Path):
 def test_cogvideox_runs_from_start_to_table(tmp_path: Path):
     rows = ("SR, 15 steps, TeaCache 0.1", "two chained samplers, 15 steps")
     assert command(tmp_path, "--family", "cogvideox", rows=rows) == 0
-    assert {line["row"] for line in lines_of(tmp_path, "whole")} == {"sketch only", *rows}
+    assert {line["row"] for line in lines_of(tmp_path, "whole")} == set(rows)
 
 
 def test_steps_at_several_sizes_are_compared_with_the_cost_model(tmp_path: Path):
@@ -219,7 +312,7 @@ def test_it_starts_as_a_module_from_the_repository(tmp_path: Path):
              "--rows", "render only", "--threads", "1", "--results", str(tmp_path / "speed.json")]  # fmt: skip
     done = subprocess.run([sys.executable, *words], cwd=REPOSITORY, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr
-    assert "| render only |" in done.stdout and {line["row"] for line in lines_of(tmp_path, "whole")} == {"sketch only", "render only"}
+    assert "| render only |" in done.stdout and {line["row"] for line in lines_of(tmp_path, "whole")} == {"render only"}
 
 
 @pytest.mark.one_host
@@ -286,9 +379,9 @@ def test_what_can_t_be_is_refused_before_anything_is_built(
 
 
 def test_a_row_s_whole_name_means_that_row_alone():
-    assert [row.name for row in speed_rows.chosen(cost.WAN, "SR, 10 steps")] == ["sketch only", "SR, 10 steps"]
+    assert [row.name for row in speed_rows.chosen(cost.WAN, "SR, 10 steps")] == ["SR, 10 steps"]
     (example,) = re.findall(r'--rows "(.*)"', speed.__doc__ or "")
-    assert [row.name for row in speed_rows.chosen(cost.WAN, example)] == ["sketch only", *example.split("|")]
+    assert [row.name for row in speed_rows.chosen(cost.WAN, example)] == example.split("|")
     assert len(speed_rows.chosen(cost.WAN, "TeaCache")) > 4
     assert len(speed_rows.chosen(cost.WAN, "")) == len(speed_rows.rows(cost.WAN))
 
@@ -354,27 +447,58 @@ def test_in_a_render_step_the_pack_reads_nothing_but_whether_its_prediction_is_f
     assert found["render alone"]["own_waits"] == {}
     for name in ("cooperation", "cooperation with TeaCache"):
         ((place, times),) = found[name]["own_waits"].items()
-        assert times == 1 and place.startswith("_local_scalar_dense, srd_core/finite.py:")
+        assert times == 1 and place.startswith("is_nonzero, srd_core/finite.py:")
 
 
-def test_copies_that_nobody_waits_for_and_reads_of_another_device_are_no_waits():
+MODES = pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+
+
+@MODES
+def test_copies_that_nobody_waits_for_and_reads_of_another_device_are_no_waits(mode: Any):
     def named(device: str, work: Any) -> set[str]:
-        with speed_measure.Waits(torch.device(device)) as waits:
+        with mode(), speed_measure.Waits(torch.device(device)) as waits:
             work()
         return {name for name, _ in waits.places}
 
     assert named("meta", lambda: torch.ones(2).to("meta", non_blocking=True)) == set()
-    assert named("meta", lambda: torch.ones(2).to("meta")) == {"_to_copy"}
+    assert named("meta", lambda: torch.ones(2).to("meta", torch.float16, True)) == set()
+    assert named("meta", lambda: torch.ones(2).to("meta")) in ({"_to_copy"}, {"to"})
     assert named("cuda", lambda: torch.ones(1).item()) == set()
 
 
-def test_the_waits_are_seen_and_named_by_who_asks():
-    with speed_measure.Waits() as waits:
+@MODES
+def test_the_waits_are_seen_and_named_by_who_asks(mode: Any):
+    with mode(), speed_measure.Waits() as waits:
         torch.ones(2).sum().item()
         bool(torch.ones(1) > 0)
-    assert {(name, Path(place.rsplit(":", 1)[0]).name) for name, place in waits.places} == {("_local_scalar_dense", Path(__file__).name)}
-    assert sum(waits.places.values()) == 2
+        float(torch.ones(1))
+    assert {Path(place.rsplit(":", 1)[0]).name for _, place in waits.places} == {Path(__file__).name}
+    assert sum(waits.places.values()) == 3
     assert waits.of_pack() == {}
+
+
+def test_a_gpu_s_profile_counts_each_kernel_once_and_not_the_operator_that_started_it_too():
+    def event(key: str, on: str, seconds: float, count: int = 1, annotation: bool = False) -> Any:
+        return SimpleNamespace(key=key, count=count, device_type=getattr(DeviceType, on), is_user_annotation=annotation,
+                               self_device_time_total=seconds * 1e6, self_cpu_time_total=1.0)  # fmt: skip
+
+    events = [event("aten::mm", "CPU", 3.0), event("gemm", "CUDA", 3.0), event("add", "CUDA", 1.0), event("step", "CUDA", 4.0, 1, True),
+              event("cudaDeviceSynchronize", "CPU", 0.0), event("cudaStreamSynchronize", "CPU", 0.0, 2)]  # fmt: skip
+    profiler = SimpleNamespace(key_averages=lambda: events)
+    found = speed_measure.profile_table(profiler, torch.device("cuda"), own_waits=1)
+    assert found["seconds"] == pytest.approx(4) and {key: part["share"] for key, part in found["kernels"].items()} == {
+        "gemm": pytest.approx(0.75), "add": pytest.approx(0.25)}  # fmt: skip
+    assert found["waits"] == {"cudaStreamSynchronize": 2}
+
+
+def test_a_backend_that_the_host_replaces_by_pytorch_s_is_no_row_of_its_own(monkeypatch: pytest.MonkeyPatch):
+    host = module("srd_core.attention").attention
+    monkeypatch.setitem(host.REGISTERED_ATTENTION_FUNCTIONS, "sage", host.attention_pytorch)
+    row = speed_rows.named(cost.WAN)["SR, 10 steps, sage attention"]
+    assert "takes pytorch's instead" in speed_rows.unavailable(row, bench())
+    assert "sage" not in speed_measure.attention_seconds(TINY[cost.WAN][0], 16, CPU, ["pytorch", "sage"])
+    monkeypatch.setitem(host.REGISTERED_ATTENTION_FUNCTIONS, "sage", lambda *args, **how: host.attention_pytorch(*args, **how) * 1.01)
+    assert speed_rows.unavailable(row, bench()) == ""
 
 
 def test_the_profile_names_kernels_with_their_shares():
@@ -409,7 +533,7 @@ def test_a_start_is_compared_with_what_earlier_ones_in_its_setting_measured():
     data["lines"][-1]["session"] = 1
     (part,) = speed_store.parts(data)
     found = speed_table.Case(part, CASE).rows["SR, 10 steps"]
-    assert found.speed_ups == [pytest.approx(505 / 184)] and found.ideals == [pytest.approx((10 * 10 + 40 * 2) / (184 - 3))]
+    assert found.speed_ups == [pytest.approx(505 / 184)] and found.ideals == [pytest.approx((10 * 10.1 + 40 * 2) / (184 - 3))]
 
 
 def test_speed_up_and_shares_are_of_the_same_session_where_it_has_them():
@@ -417,9 +541,9 @@ def test_speed_up_and_shares_are_of_the_same_session_where_it_has_them():
     case = speed_table.Case(data, CASE)
     plain, cached = case.rows["SR, 10 steps"], case.rows["SR, 10 steps, TeaCache 0.14"]
     assert plain.speed_ups == [pytest.approx(505 / 184)]
-    assert plain.ideals == [pytest.approx((10 * 10 + 40 * 2) / (184 - 3))]
-    assert plain.models == [pytest.approx((10 * 10 + 40 * 2 + 3) / 184)]
-    assert cached.ideals == [pytest.approx((10 * 10 + 14 * 2) / (133 - 3))]
+    assert plain.ideals == [pytest.approx((10 * 10.1 + 40 * 2) / (184 - 3))]
+    assert plain.models == [pytest.approx((10 * 10.1 + 40 * 2 + 3) / 184)]
+    assert cached.ideals == [pytest.approx((10 * 10.1 + 14 * 2) / (133 - 3))]
     assert plain.flops == cost.run_flops(cost.Plan(50, 10), cost.WAN_14B, cost.WAN_1_3B, cost.Size(832, 480, 81)).total
 
 
@@ -431,8 +555,22 @@ def test_a_machine_that_is_slower_in_one_round_changes_no_ratio():
     data["lines"] += slower
     row = speed_table.Case(data, CASE).rows["SR, 10 steps"]
     assert row.speed_ups == [pytest.approx(505 / 184)] * 2
-    assert row.ideals == [pytest.approx((10 * 10 + 40 * 2) / (184 - 3))] * 2
-    assert row.models == [pytest.approx((10 * 10 + 40 * 2 + 3) / 184)] * 2
+    assert row.ideals == [pytest.approx((10 * 10.1 + 40 * 2) / (184 - 3))] * 2
+    assert row.models == [pytest.approx((10 * 10.1 + 40 * 2 + 3) / 184)] * 2
+
+
+def test_the_ideal_is_of_whole_runs_of_one_model_which_are_as_warm_else_of_single_steps():
+    def ideal(**seconds: float) -> float:
+        (found,) = speed_table.Case(results(**seconds), CASE).rows["SR, 10 steps"].ideals
+        return found * (184 - 3)
+
+    row = {"SR, 10 steps": 184.0}
+    assert ideal(**row) == pytest.approx(10 * 10 + 40 * 2)
+    assert ideal(**row, **{"render only": 110.0}) == pytest.approx(10 * 10 + 40 * 2.2)
+    both = {"sketch only": 505.0, "render only": 110.0}
+    assert ideal(**row, **both) == pytest.approx(10 * 10.1 + 40 * 2.2)
+    alone = speed_table.Case(results(**row, **both), CASE).rows
+    assert alone["sketch only"].ideals == [pytest.approx(50 * 10 / 505)] and alone["render only"].ideals == [pytest.approx(50 * 2 / 110)]
 
 
 def test_a_row_without_a_whole_run_is_composed_of_steps_and_says_so():
