@@ -12,6 +12,7 @@ from comfy.patcher_extension import WrappersMP
 from hosting import module
 from test_cogvideox import cogvideox, folders, native, networks, oracle, random, relative, sample, text  # noqa: F401
 from test_cooperation import sr_model
+from test_reuse import compiled_whole
 
 Report = module("srd_core.report").Report
 reuse, teacache = module("srd_core.reuse"), module("srd_core.teacache")
@@ -178,3 +179,17 @@ def test_the_plan_of_a_render_in_another_space_is_made_from_the_noise_levels_tha
     expected = teacache.skip_plan(d, teacache.COGVIDEOX[0].e, 0.3)
     assert any(expected)
     assert [s.reused for s in report.steps] == [False] * after + expected
+
+
+@pytest.mark.parametrize("kind", ["2b", "5b"])
+def test_a_network_that_was_compiled_and_ran_without_the_cache_reuses_the_same_steps_with_it(
+    kind: str, folders: dict[str, Path]  # noqa: F811
+):
+    torch._dynamo.reset()
+    model, _ = slow(cogvideox.load(folders[kind]))
+    model = module("srd_core.attention").with_attention(model, "pytorch")
+    plain, expected = sample(model, noise(), STEPS), sample(cached(model), noise(), STEPS)
+    compiled = compiled_whole(model)
+    assert relative(sample(compiled, noise(), STEPS), plain) <= 1e-4
+    assert relative(sample(cached(compiled), noise(), STEPS), expected) <= 1e-4
+    assert relative(expected, plain) > 1e-3
