@@ -12,9 +12,8 @@ All rows are measured in one process, one after the other and then all again, ea
 measurement goes to the results file at once; a command that was stopped, or that its minutes ended, goes on there, on the
 same machine with the same versions and threads. What can't be measured is kept with why.
 
---minutes counts from the start. A row that would not end within them, by the steps that were measured, is left for another
-start; one that takes longer than all of them is never begun, and its seconds are then those of its steps. Compiling is not
-foreseen. Else each start measures at least one whole row.
+--minutes counts from the start. A row that would not end within them, by the steps that were measured, is left out: another
+start may have the time, and until then its seconds are those of its steps. Compiling is not foreseen.
 
 The models stay in main memory, in bf16 on a GPU: 32 GB for the Wan pair, 15 GB for CogVideoX, half as much more for the rows
 with fp8 and again for those with fp8 scaled; twice the first on the CPU. Where that is too much, one pair is built after the
@@ -65,7 +64,7 @@ class Session:
     store: speed_store.Store
     case: str  # family, size, shapes and steps, which rows are compared within
     ends: float  # time.monotonic
-    gained: bool = False  # whether this start has measured what it came for: a whole row, or one of --scaling or --profile
+    gained: bool = False  # whether this start has measured anything
     out: Callable[[str], Any] = field(default=lambda text: print(text, flush=True))
 
     def over(self) -> bool:
@@ -78,13 +77,10 @@ class Session:
         """Whether the row would not end within the minutes, by what its run or its steps took before."""
         import speed_table
 
-        seconds, minutes = speed_table.Case(self.store.alike(), self.case).rows[row.name].median() or 0.0, self.options.minutes
-        too_long = 0 < 60 * minutes < seconds
-        too_late = self.gained and time.monotonic() + seconds > self.ends
-        if too_long or too_late:
-            why = f"more than all of {minutes:g} minutes" if too_long else "more than is left of the minutes"
-            self.out(f"  {row.name}: about {seconds:.0f} s, {why}; left out")
-        return too_long or too_late
+        seconds, left = speed_table.Case(self.store.alike(), self.case).rows[row.name].median() or 0.0, self.ends - time.monotonic()
+        if seconds > left:
+            self.out(f"  {row.name}: about {seconds:.0f} s, and {max(left, 0):.0f} s are left; left out")
+        return seconds > left
 
     def missing(self, kind: str, **wanted: Any) -> bool:
         """Whether no line of this case has these values yet."""
@@ -145,7 +141,7 @@ def measure_rows(session: Session, selected: Sequence[Any]) -> None:
                 return
             if row.name not in failed and not _measure_row(session, row, number):
                 failed.add(row.name)
-    if not session.over():
+    if time.monotonic() < session.ends:
         measure_hand_over(session)
 
 
@@ -165,9 +161,19 @@ def _measure_row(session: Session, row: Any, number: int) -> bool:
         bench.put_on_device(row)
         with speed_measure.gauge(bench.device) as gauge:
             ran = run()
+    except OSError:  # the results can't be written
+        raise
     except Exception as error:  # noqa: BLE001  too little memory, or a kernel or a compiler that can't
         keep_error(session, row.name, error)
         return False
+    return _keep_run(session, row, number, ran, gauge)
+
+
+def _keep_run(session: Session, row: Any, number: int, ran: Any, gauge: dict[str, Any]) -> bool:
+    """A whole run into the results; False: it is not what was meant."""
+    import speed_rows
+
+    bench = session.bench
     if sum(row.reuse) * bench.steps / speed_rows.STEPS >= 1 and not any(ran.reused.values()):
         keep_reason(session, row.name, "TeaCache reused no step here, so it is not the row that was meant.")
         return False
@@ -190,6 +196,7 @@ def measure_steps(session: Session, row: Any, number: int) -> None:
             model = session.bench.pair(row.variant)[stage == speed_rows.RENDER]
             seconds = _probe(session, model, scale)
             session.store.add("steps", case=session.case, **what, seconds=seconds)
+            session.gained = True
             session.out(f"  a {stage} step, {row.variant}{', cfg 1' if scale == 1 else ''}: {min(seconds):.3g} s")
 
 

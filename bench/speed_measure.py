@@ -25,13 +25,14 @@ from comfy.ldm.modules.attention import get_attention_function
 from torch.autograd import DeviceType
 from torch.utils._python_dispatch import TorchDispatchMode
 
+RECIPE = 2  # raise when rows are measured in another way: older seconds are then not put together with newer ones
 TORCH = str(Path(torch.__file__).parent)
 # What makes the program wait for a GPU, as the profiler names it. A copy that waits shows as cudaStreamSynchronize.
 DEVICE_WAIT = "cudaDeviceSynchronize"
 CUDA_WAITS = ("cudaStreamSynchronize", DEVICE_WAIT, "cudaEventSynchronize", "cudaMemcpy")
 # Reads of a value and copies, as torch names them; in inference mode it shows the first name, not what that is made of.
 READS, COPIES = ("item", "is_nonzero", "_local_scalar_dense"), ("to", "_to_copy")
-PACKAGED = ("sage", "sage3", "flash", "xformers")  # attention backends that are not torch's own
+QUANTISED = ("sage", "sage3")  # attention backends that never give the bits of pytorch's, unless that stands in for them
 PEAK_SIDE = {"cuda": 8192, "cpu": 1024}  # of the square matrices of the peak
 COPY_BYTES = {"cuda": 2 << 30, "cpu": 64 << 20}
 NVML = "libnvidia-ml.so.1"
@@ -73,6 +74,7 @@ def facts(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "clock": "processor time" if by_processor(device) else "wall time",
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "recipe": RECIPE,
         "fp8_products": bool(comfy.model_management.supports_fp8_compute(device)),
     }
 
@@ -132,8 +134,8 @@ def attention_seconds(network: Any, tokens: int, device: torch.device, names: li
 
 
 def falls_back(name: str, network: Any, device: torch.device) -> bool:
-    """Whether a backend is pytorch's under another name here, bit for bit: the host turns to that where one fails."""
-    if name not in PACKAGED:
+    """Whether a backend of QUANTISED is pytorch's under another name here: the host turns to that where one fails."""
+    if name not in QUANTISED:
         return False
     q, k, v = _projected(network, 512, device)
     ours, theirs = (get_attention_function(which)(q, k, v, network.heads) for which in (name, "pytorch"))
@@ -210,7 +212,7 @@ class Waits(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
         read = name in READS and args[0].device.type == self.device.type
-        if read or (_changes_device(args, out) and not _in_passing(func, args, kwargs or {})):
+        if read or (_changes_device(args, out) and not _in_passing(func, args, kwargs or {}, out)):
             self.places[name, _asked_by()] += 1
         return out
 
@@ -226,10 +228,10 @@ def _changes_device(args: Any, out: Any) -> bool:
     return len(devices) > 1
 
 
-def _in_passing(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
-    """Whether a copy is .to(..., non_blocking=True): torch takes page-locked memory for it, so nobody waits."""
+def _in_passing(func: Any, args: Any, kwargs: dict[str, Any], out: Any) -> bool:
+    """Whether a copy is .to("cpu", ..., non_blocking=True): torch takes page-locked memory for it, so nobody waits."""
     by_name = dict(zip([argument.name for argument in func._schema.arguments], args)) | kwargs
-    return func.overloadpacket.__name__ in COPIES and bool(by_name.get("non_blocking"))
+    return func.overloadpacket.__name__ in COPIES and bool(by_name.get("non_blocking")) and out.device.type == "cpu"
 
 
 def _asked_by() -> str:

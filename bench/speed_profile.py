@@ -30,8 +30,7 @@ class StepProfile:
             speed_measure.wait(self.device)
             self.profiler.start()
         elif step == self.first + 1:
-            speed_measure.wait(self.device)
-            self.profiler.stop()
+            self.profiler.stop()  # waits for the device
             self.waits.__enter__()
         elif step == self.first + 2:
             self.waits.__exit__(None, None, None)

@@ -148,18 +148,18 @@ class Bench:
             raise RuntimeError(f"{needed / 1e9:.0f} GB of weights don't fit into main memory: {free / 1e9:.0f} GB are free.")
 
     def put_on_device(self, row: Row) -> None:
-        """As a run finds the device after one of the same row: the row's first model is there, with room for a step, and of
-        others only its second one."""
+        """As a run finds the device after one of the same row: the row's models are there as far as both fit with room for a
+        step, the first one before the second; no others."""
         sketch, render = self.pair(row.variant)
-        first = sketch if row.sketch else render
-        used = (sketch, render) if row.kind in ("cooperation", "chained") else (first,)
+        used = (sketch, render) if row.kind in ("cooperation", "chained") else (sketch if row.sketch else render,)
         memory = module("srd_core.memory")
         for model in [model for pair in self._pairs.values() for model in pair]:
             if not any(model.is_clone(mine) for mine in used):
                 memory.release(model)
         conds = {role: comfy.sampler_helpers.convert_cond(cond)
                  for role, cond in zip(("positive", "negative"), conditioning(self.sketch))}  # fmt: skip
-        comfy.sampler_helpers.prepare_sampling(first, self.latent().shape, conds, first.model_options)
+        for model in reversed(used):
+            comfy.sampler_helpers.prepare_sampling(model, self.latent().shape, conds, model.model_options)
 
     def latent(self) -> torch.Tensor:
         """An empty one, [1, 16, frames, height, width]."""

@@ -12,7 +12,7 @@ Line = dict[str, Any]
 Data = dict[str, list[Line]]
 HAND_OVER = "a hand-over after which the render comes from main memory"
 # What must be the same of two sessions before their seconds may be put together.
-SETTING = ("card", "device", "machine", "host", "versions", "threads", "clock")
+SETTING = ("card", "device", "machine", "host", "versions", "threads", "clock", "recipe")
 
 
 def setting(session: Line) -> tuple[Any, ...]:

@@ -416,7 +416,7 @@ def _add_positions(
     return embeddings
 
 
-@functools.lru_cache(maxsize=32)  # with the device: copying to it in every forward would wait for it
+@functools.lru_cache(maxsize=32)  # on the device: a copy in every forward would wait for it
 def _sines(length: int, channels: int, scale: float, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
     """[length, channels], computed in float64 on the CPU: sines, then cosines, of the positions divided by ``scale``."""
     rates = 1.0 / 10000 ** (torch.arange(channels // 2, dtype=torch.float64) / (channels / 2))

@@ -45,12 +45,13 @@ class FiniteGuard:
         self._asked.append((ask(prediction), complaint))
 
     def check(self, wait: bool = False) -> None:
-        """Raises RuntimeError with its complaint for the first prediction that is known not to be finite; ``wait``: all
-        are known."""
+        """Raises RuntimeError with its complaint for the first prediction that is known not to be finite. All but the newest
+        are known: a device that has two calls to do is waited for until it has one, which keeps it busy meanwhile. ``wait``:
+        all are known."""
         while self._asked:
             answer, complaint = self._asked[0]
             if answer.event is not None and not answer.event.query():
-                if not wait:
+                if len(self._asked) == 1 and not wait:
                     return
                 answer.event.synchronize()
             self._asked.popleft()

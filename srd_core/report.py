@@ -23,7 +23,7 @@ class Step:
     step: int  # 1-based
     sigma: float  # noise level at which the step starts
     stage: str  # sketch or render
-    seconds: float | None = None  # wall time from the step before to this one, without loading
+    seconds: float | None = None  # wall time from the step before to this one (the last: to the run's end), without loading
     d: float | None = None  # Eq. 3, sketch steps only; of a batch the largest
     derivative: float | None = None  # D of the step before minus D of this step; of a batch the largest
     reused: bool = False  # TeaCache: no transformer block ran

@@ -41,6 +41,8 @@ from .teacache import (
 
 KEY = "srdiffusion_teacache"
 TORCH_COMPILE_KWARGS = "torch_compile_kwargs"  # the host's model option for how it compiles
+NOT_FOR_BLOCKS = ("guard_filter_fn", "triton.cudagraphs")  # options of torch.compile
+WITHOUT_CUDA_GRAPHS: dict[str | None, str | None] = {"reduce-overhead": None, "max-autotune": "max-autotune-no-cudagraphs"}  # its modes
 OUTER_SAMPLE = inspect.signature(comfy.samplers.CFGGuider.outer_sample)
 PREDICT_NOISE = inspect.signature(comfy.samplers.CFGGuider.outer_predict_noise)
 
@@ -118,7 +120,7 @@ class CompiledBlocks:
     """The host compiles a network as a whole and does not look again at what stands in transformer_options: what was compiled
     without a cache would not see this one. So the blocks are compiled, one by one, and the way from one to the next is not."""
 
-    settings: dict[str, Any] = field(default_factory=dict)  # of torch.compile, as the host keeps them with a compiled MODEL
+    settings: dict[str, Any]  # of torch.compile, as the host keeps them with a compiled MODEL
     blocks: list[Any] = field(default_factory=list)
 
     @contextlib.contextmanager
@@ -130,14 +132,35 @@ class CompiledBlocks:
             yield
             return
         plain = list(network.blocks)
-        self.blocks = self.blocks or [torch.compile(block, **self.settings) for block in plain]
+        self.blocks = self.blocks or [torch.compile(block, **self._for_blocks()) for block in plain]
         model.diffusion_model = network
         _put(network.blocks, self.blocks)
         try:
-            yield
+            with _graphs_for(len(plain)):
+                yield
         finally:
             _put(network.blocks, plain)
             model.diffusion_model = whole
+
+    def _for_blocks(self) -> dict[str, Any]:
+        """Of the settings those that hold for a block too. Every guard is asked: what tells one block from another, as its
+        patches do, may not be compiled in. No CUDA graphs: each block's would write over what the one before has left."""
+        options = {key: value for key, value in (self.settings.get("options") or {}).items() if key not in NOT_FOR_BLOCKS}
+        backend, mode = (self.settings.get(name) for name in ("backend", "mode"))
+        changed = {
+            "options": options or None,
+            "backend": "inductor" if backend == "cudagraphs" else backend,
+            "mode": WITHOUT_CUDA_GRAPHS.get(mode, mode),
+        }
+        return {name: value for name, value in (self.settings | changed).items() if value is not None}
+
+
+def _graphs_for(blocks: int) -> contextlib.AbstractContextManager[None]:
+    """Torch stops compiling after 8 versions of the same code; blocks that differ (a LoRA that is applied as they run) need
+    one each."""
+    config = torch._dynamo.config
+    name = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"  # before torch 2.6
+    return config.patch({name: getattr(config, name) + blocks})
 
 
 def _put(blocks: torch.nn.ModuleList, others: Sequence[Any]) -> None:
@@ -155,7 +178,7 @@ class CachedRun:
     host_callback: Callable[..., Any] | None
     plan: Plan | None = None
     residuals: Residuals = field(default_factory=Residuals)
-    _compiled: CompiledBlocks = field(default_factory=CompiledBlocks)
+    _compiled: CompiledBlocks = field(default_factory=lambda: CompiledBlocks({}))
     _step: int = -2  # of the last call
     _reuse: bool = False  # the plan's word for the present call
     _call: dict[Hashable, int] = field(default_factory=dict)  # how often a cond came within the present call
@@ -178,7 +201,7 @@ class CachedRun:
         add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, self.apply_model, options, is_model_options=True)
         add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, self.forward, options, is_model_options=True)
         options["transformer_options"][KEY] = self
-        self._compiled.settings = options.get(TORCH_COMPILE_KWARGS, {})
+        self._compiled = CompiledBlocks(options.get(TORCH_COMPILE_KWARGS, {}))
         return options
 
     def callback(self, step: int, *args: Any, **kwargs: Any) -> Any:
@@ -207,8 +230,8 @@ class CachedRun:
 
     def apply_model(self, executor: WrapperExecutor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """APPLY_MODEL wrapper, inside the host's own for torch.compile: what that has put in the network's place."""
-        whole = self.plan is None or not any(self.plan.reuse)
-        with contextlib.nullcontext() if whole else self._compiled.by_block(executor.class_obj):
+        reuses = self.plan is not None and any(self.plan.reuse)
+        with self._compiled.by_block(executor.class_obj) if reuses else contextlib.nullcontext():
             return executor(*args, **kwargs)
 
     def forward(self, executor: WrapperExecutor, *args: Any, **kwargs: Any) -> torch.Tensor:

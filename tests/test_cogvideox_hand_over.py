@@ -181,6 +181,7 @@ def test_the_plan_of_a_render_in_another_space_is_made_from_the_noise_levels_tha
     assert [s.reused for s in report.steps] == [False] * after + expected
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["2b", "5b"])
 def test_a_network_that_was_compiled_and_ran_without_the_cache_reuses_the_same_steps_with_it(
     kind: str, folders: dict[str, Path]  # noqa: F811

@@ -243,7 +243,7 @@ def test_what_the_device_still_does_when_the_sampler_has_counted_its_last_step_b
     monkeypatch.setattr(comfy.k_diffusion.sampling, "sample_euler", ahead_of_its_device)
     report = Report()
     helpers.ksampler(sr_model(wan(), wan(seed=1), 3, report), STEPS)
-    assert report.steps[-1].seconds >= 0.5 and report.seconds["render"] == pytest.approx(sum(s.seconds for s in report.steps[3:]), rel=0.1)
+    assert report.steps[-1].seconds >= 0.5 and report.seconds["render"] == pytest.approx(sum(s.seconds for s in report.steps[3:]), abs=0.3)
 
 
 def test_loading_is_not_counted_to_any_step(wan: Any):

@@ -248,15 +248,92 @@ def test_compiled_blocks_are_skipped_as_well():
     assert len(calls) <= expected
 
 
-def compiled_whole(model: Any) -> Any:
+def compiled_whole(model: Any, backend: Any = "eager", **how: Any) -> Any:
     """As the host's node TorchCompileModel does it: all of the network, and no second look at transformer_options. The eager
     backend needs no compiler."""
     from comfy_api.torch_helpers import set_torch_compile_wrapper
     from comfy_extras.nodes_torch_compile import skip_torch_compile_dict
 
     model = model.clone()
-    set_torch_compile_wrapper(model, backend="eager", options={"guard_filter_fn": skip_torch_compile_dict})
+    set_torch_compile_wrapper(model, backend=backend, options={"guard_filter_fn": skip_torch_compile_dict}, **how)
     return model
+
+
+def counting() -> tuple[Any, list[Any]]:
+    """(a backend of torch.compile that runs what it is given, list that gets every graph)."""
+    graphs: list[Any] = []
+
+    def backend(graph: Any, _: Any, **__: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    return backend, graphs
+
+
+def test_the_blocks_of_a_compiled_network_are_compiled_once_for_all_of_them_and_all_runs():
+    torch._dynamo.reset()
+    backend, graphs = counting()
+    model = compiled_whole(module("srd_core.attention").with_attention(slow_wan(), "pytorch"), backend)
+    helpers.ksampler(cached(model), STEPS)
+    assert 0 < len(graphs) < LAYERS
+    graphs.clear()
+    helpers.ksampler(cached(model), STEPS)
+    assert not graphs
+
+
+def test_a_plan_that_reuses_nothing_leaves_the_network_compiled_as_a_whole():
+    torch._dynamo.reset()
+    backend, graphs = counting()
+    model = compiled_whole(module("srd_core.attention").with_attention(slow_wan(), "pytorch"), backend)
+    plain = helpers.ksampler(model, STEPS)
+    graphs.clear()
+    assert torch.equal(helpers.ksampler(cached(model, 1e-9), STEPS), plain) and not graphs
+
+
+def test_blocks_that_differ_are_all_compiled_however_many_they_are():
+    """A LoRA that the host applies as the layers run makes every block another: the host keeps its key with each layer."""
+
+    class Doubled:
+        def __init__(self, key: str) -> None:
+            self.key, self.factors = key, {key: 2.0}
+
+        def __call__(self, weight: torch.Tensor) -> torch.Tensor:
+            return weight * self.factors[self.key]
+
+    torch._dynamo.reset()
+    many, (backend, graphs) = 12, counting()
+    build = lambda seed: helpers.wan_state_dict(seed=seed, layers=many)  # noqa: E731
+    model = comfy.sd.load_diffusion_model_state_dict(slow_state_dict(0, build))
+    model = module("srd_core.attention").with_attention(model, "pytorch")
+    layers = [block.ffn[0] for block in model.model.diffusion_model.blocks]
+
+    def patched(executor: Any, *args: Any, **kwargs: Any) -> Any:
+        for i, layer in enumerate(layers):
+            layer.weight_function = [Doubled(f"blocks.{i}")]
+        try:
+            return executor(*args, **kwargs)
+        finally:
+            for layer in layers:
+                layer.weight_function = []
+
+    model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "patched", patched)
+    expected = helpers.ksampler(cached(model), STEPS)
+    assert torch.allclose(helpers.ksampler(cached(compiled_whole(model, backend)), STEPS), expected, atol=1e-4)
+    assert len(graphs) >= many
+
+
+@pytest.mark.parametrize(
+    ("how", "expected"),
+    [({"backend": "cudagraphs"}, ("inductor", None)), ({"mode": "reduce-overhead"}, ("eager", None)),
+     ({"mode": "max-autotune"}, ("eager", "max-autotune-no-cudagraphs")), ({"mode": "default"}, ("eager", "default"))],
+)  # fmt: skip
+def test_blocks_are_compiled_without_cuda_graphs_and_with_all_guards(how: dict[str, str], expected: tuple[Any, Any]):
+    settings = {"backend": "eager", "options": {"guard_filter_fn": print, "max_autotune": True}, "fullgraph": False, **how}
+    found = reuse.CompiledBlocks(settings)._for_blocks()
+    assert (found["backend"], found.get("mode")) == expected
+    assert found["options"] == {"max_autotune": True} and found["fullgraph"] is False
+    assert "guard_filter_fn" in settings["options"], "the host's own are left as they are"
+    assert reuse.CompiledBlocks({})._for_blocks() == {}, "whoever compiled it: torch's defaults"
 
 
 @pytest.mark.parametrize("order", ["compiled, then cached", "cached, then compiled"])

@@ -18,6 +18,7 @@ import comfy.supported_models
 import pytest
 import torch
 from hosting import REPOSITORY, module
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import DeviceType
 
 sys.path.append(str(REPOSITORY / "bench"))
@@ -114,34 +115,43 @@ def test_the_same_command_goes_on_where_it_stopped(made: Path, tmp_path: Path):
     assert len(again) == len(lines_of(made, "whole"))
 
 
-def test_every_start_gets_a_row_further_when_its_minutes_are_over_by_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(speed, "STARTED", time.monotonic() - 3600)
-    for number, row in enumerate(ROWS[:3], 1):
-        assert command(tmp_path, "--minutes", "10", rows=ROWS[:3]) == 0
-        done = lines_of(tmp_path, "whole")
-        assert len(done) == number and done[-1]["row"] == row and not lines_of(tmp_path, "hand_over")
-    assert command(tmp_path, "--minutes", "10", rows=ROWS[:3]) == 0
+def test_rows_that_would_not_end_within_the_minutes_are_left_for_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """A clock that each whole run moves on by 250 s of 600; every row is expected to take as long."""
+    monkeypatch.setattr(speed, "STARTED", 0.0)
+    monkeypatch.setattr(speed_table.Found, "median", lambda _: 250.0)
+    for start in range(2):
+        monkeypatch.setattr(speed, "time", SimpleNamespace(monotonic=lambda n=start: 250.0 * (wholes(tmp_path) - 2 * n)))
+        assert command(tmp_path, "--minutes", "10", rows=ROWS[:4]) == 0
+        assert wholes(tmp_path) == 2 * (start + 1)
+        left_out = f"  {ROWS[2]}: about 250 s, and 100 s are left; left out"
+        assert (left_out in capsys.readouterr().out) == (start == 0)
+    assert [line["row"] for line in lines_of(tmp_path, "whole")] == list(ROWS[:4])
     assert len(lines_of(tmp_path, "steps")) == 2 and len(lines_of(tmp_path, "hand_over")) == 1  # found, not measured again
 
 
-def test_a_row_that_takes_longer_than_all_of_the_minutes_is_never_begun_but_its_steps_are_measured(
+def wholes(folder: Path) -> int:
+    return len(lines_of(folder, "whole")) if (folder / "speed.json").exists() else 0
+
+
+def test_a_row_that_takes_longer_than_all_of_the_minutes_has_the_seconds_of_its_steps(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     assert command(tmp_path, "--minutes", "1e-6", rows=("SR, 10 steps",)) == 0
-    assert not lines_of(tmp_path, "whole") and len(lines_of(tmp_path, "steps")) == 2
+    assert not lines_of(tmp_path, "whole") and not lines_of(tmp_path, "hand_over") and len(lines_of(tmp_path, "steps")) == 2
     said = capsys.readouterr().out
-    assert "more than all of 1e-06 minutes; left out" in said and "from steps alone" in said
+    assert "and 0 s are left; left out" in said and "from steps alone" in said
 
 
-def test_a_row_that_would_not_end_in_time_is_left_for_another_start_and_a_shorter_one_is_measured(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_longer_row_that_does_not_fit_does_not_keep_a_shorter_one_from_being_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     median = speed_table.Found.median
-    monkeypatch.setattr(speed_table.Found, "median", lambda found: 500 if "16" in found.row.name else median(found))
+    monkeypatch.setattr(speed_table.Found, "median", lambda found: 500.0 if "16" in found.row.name else median(found))
     monkeypatch.setattr(speed, "STARTED", time.monotonic() - 200)
-    assert command(tmp_path, "--minutes", "10", rows=("SR, 10 steps", "SR, 16 steps", "render only")) == 0
-    assert [line["row"] for line in lines_of(tmp_path, "whole")] == ["SR, 10 steps", "render only"]
-    assert "SR, 16 steps: about 500 s, more than is left of the minutes" in capsys.readouterr().out
+    assert command(tmp_path, "--minutes", "10", rows=("SR, 10 steps", "SR, 16 steps", "two chained samplers, 10 steps")) == 0
+    assert [line["row"] for line in lines_of(tmp_path, "whole")] == ["SR, 10 steps", "two chained samplers, 10 steps"]
 
 
 @pytest.mark.parametrize("error", [KeyError("a kernel"), AssertionError("a head of 100"), subprocess.CalledProcessError(1, "cc")])
@@ -204,8 +214,9 @@ def test_on_the_device_is_what_the_row_needs_and_nothing_of_other_rows():
         return {f"{name}: {stage}" for name, pair in pairs.items() for stage, model in zip(("sketch", "render"), pair)
                 if any(model.is_clone(one) for one in loaded)}  # fmt: skip
 
-    for row, expected in (("SR, 10 steps, fp8", {"SR, 10 steps, fp8: sketch"}), ("SR, 10 steps", {"SR, 10 steps: sketch"}),
-                          ("render only", {"SR, 10 steps: render"}), ("SR, 10 steps", {"SR, 10 steps: sketch", "SR, 10 steps: render"}),
+    both = {name: {f"{name}: sketch", f"{name}: render"} for name in pairs}
+    for row, expected in (("SR, 10 steps, fp8", both["SR, 10 steps, fp8"]), ("SR, 10 steps", both["SR, 10 steps"]),
+                          ("render only", {"SR, 10 steps: render"}), ("two chained samplers, 10 steps", both["SR, 10 steps"]),
                           ("sketch only", {"SR, 10 steps: sketch"})):  # fmt: skip
         ready.put_on_device(rows[row])
         assert on_device() == expected
@@ -441,7 +452,7 @@ def test_teacache_reuses_as_many_steps_as_with_real_weights(made: Path):
 
 
 def test_in_a_render_step_the_pack_reads_nothing_but_whether_its_prediction_is_finite():
-    """And that a GPU has answered by then: tests/test_finite.py."""
+    """A GPU's answer is read only after it has come: tests/test_finite.py."""
     prepared = bench()
     found = {name: speed_profile.profiled(prepared, name) for name in speed_profile.NAMES}
     assert found["render alone"]["own_waits"] == {}
@@ -454,16 +465,21 @@ MODES = pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 
 
 @MODES
-def test_copies_that_nobody_waits_for_and_reads_of_another_device_are_no_waits(mode: Any):
-    def named(device: str, work: Any) -> set[str]:
-        with mode(), speed_measure.Waits(torch.device(device)) as waits:
-            work()
-        return {name for name, _ in waits.places}
+def test_copies_to_the_cpu_that_nobody_waits_for_and_reads_of_another_device_are_no_waits(mode: Any):
+    """Tensors without data stand for those of a GPU."""
 
-    assert named("meta", lambda: torch.ones(2).to("meta", non_blocking=True)) == set()
-    assert named("meta", lambda: torch.ones(2).to("meta", torch.float16, True)) == set()
-    assert named("meta", lambda: torch.ones(2).to("meta")) in ({"_to_copy"}, {"to"})
-    assert named("cuda", lambda: torch.ones(1).item()) == set()
+    def named(work: Any) -> set[str]:
+        with FakeTensorMode(), mode(), speed_measure.Waits(torch.device("cuda")) as waits:
+            work(torch.empty(2, device="cuda"), torch.ones(2))
+        return {"copy" if name in speed_measure.COPIES else name for name, _ in waits.places}
+
+    assert named(lambda gpu, _: gpu.to("cpu", non_blocking=True)) == set()
+    assert named(lambda gpu, _: gpu.to("cpu", torch.float16, True)) == set()
+    assert named(lambda gpu, _: gpu.to("cpu")) == {"copy"}
+    assert named(lambda _, cpu: cpu.to("cuda", non_blocking=True)) == {"copy"}  # from memory that is not page-locked
+    with mode(), speed_measure.Waits(torch.device("cuda")) as waits:
+        torch.ones(1).item()
+    assert not waits.places
 
 
 @MODES
