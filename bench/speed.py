@@ -305,7 +305,8 @@ def main(words: Sequence[str] | None = None) -> int:
         return 2
     session.store.begin(case=session.case, **speed_measure.facts(device))
     session.out(f"{session.case} on {speed_measure.card(device)}, results in {session.store.path.name}")
-    measure(session, selected)
+    with torch.inference_mode():  # as the host runs its nodes, those that load models too
+        measure(session, selected)
     session.out("\n".join(speed_table.case_table(session.store.alike(), session.case)))
     return 0
 

@@ -253,9 +253,8 @@ def sample(model: Any, bench: Bench, cfg: float, callback: Any = None, **how: An
     positive, negative = conditioning(bench.sketch)
     latent = how.pop("latent", bench.latent())
     noise = torch.zeros_like(latent) if how.get("disable_noise") else comfy.sample.prepare_noise(latent, SEED)
-    with torch.inference_mode():  # as the host runs its nodes
-        return comfy.sample.sample(model, noise, bench.steps, cfg, SAMPLER, SCHEDULER, positive, negative, latent,
-                                   callback=callback, disable_pbar=True, seed=SEED, **how)  # fmt: skip
+    return comfy.sample.sample(model, noise, bench.steps, cfg, SAMPLER, SCHEDULER, positive, negative, latent,
+                               callback=callback, disable_pbar=True, seed=SEED, **how)  # fmt: skip
 
 
 def probe(model: Any, bench: Bench, cfg: float, steps: int) -> list[float]:

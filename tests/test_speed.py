@@ -39,7 +39,8 @@ CPU = torch.device("cpu")
 TINY = speed_models.SHAPES["tiny"]
 STEPS = 12
 ROWS = ("sketch only", "SR, 10 steps", "SR, 10 steps, TeaCache 0.14", "render only", "two chained samplers, 10 steps",
-        "SR, 10 steps, fp8", "EasyCache 0.2 on the sketch", "TeaCache 0.2 on the sketch", "SR, 10 steps, sage attention")  # fmt: skip
+        "SR, 10 steps, fp8", "SR, 10 steps, fp8 scaled", "EasyCache 0.2 on the sketch", "TeaCache 0.2 on the sketch",
+        "SR, 10 steps, sage attention")  # fmt: skip
 
 
 def command(folder: Path, *words: str, rows: tuple[str, ...] = ROWS) -> int:
@@ -87,7 +88,7 @@ def test_every_row_is_a_whole_run_or_says_why_it_is_not(made: Path):
 
 def test_steps_of_both_models_are_measured_for_every_way_of_computing(made: Path):
     found = {(line["variant"]["weights"], line["stage"]) for line in lines_of(made, "steps")}
-    assert found == {(w, stage) for w in ("default", "fp8") for stage in ("sketch", "render")}
+    assert found == {(w, stage) for w in ("default", "fp8", "fp8 scaled") for stage in ("sketch", "render")}
     assert all(seconds > 0 for line in lines_of(made, "steps") for seconds in line["seconds"])
 
 
@@ -454,7 +455,8 @@ def test_teacache_reuses_as_many_steps_as_with_real_weights(made: Path):
 def test_in_a_render_step_the_pack_reads_nothing_but_whether_its_prediction_is_finite():
     """A GPU's answer is read only after it has come: tests/test_finite.py."""
     prepared = bench()
-    found = {name: speed_profile.profiled(prepared, name) for name in speed_profile.NAMES}
+    with torch.inference_mode():
+        found = {name: speed_profile.profiled(prepared, name) for name in speed_profile.NAMES}
     assert found["render alone"]["own_waits"] == {}
     for name in ("cooperation", "cooperation with TeaCache"):
         ((place, times),) = found[name]["own_waits"].items()
