@@ -114,6 +114,7 @@ def test_the_sketch_understands_and_the_render_draws():
     assert all(e < 0.2 for e in (sketch["0.90"], render["0.90"]))  # 1 is what an untrained model gets
 
 
+@pytest.mark.long
 def test_the_family_can_be_trained_again_from_nothing(tmp_path: Path):
     """Every stage of the one command, for a few steps; the exported files are checked against the host by it."""
     host = host_module.find_or_make(os.environ.get("SRD_HOST_VERSION"))

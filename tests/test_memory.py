@@ -447,7 +447,7 @@ def test_a_report_of_before_there_was_memory_in_it_is_still_read():
 # --- in a server, started as users start it ------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=["--disable-smart-memory", "--reserve-vram"])
+@pytest.fixture(scope="module", params=[pytest.param("--disable-smart-memory", marks=pytest.mark.long), "--reserve-vram"])
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A real server of the tiny family with one of the host's memory flags."""
     flags = [request.param, *(["1000000"] if request.param == "--reserve-vram" else [])]

@@ -406,6 +406,7 @@ def test_per_sigma_a_delta_means_the_same_at_any_number_of_steps():
 # --- videos for VBench ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_the_export_writes_the_names_that_vbench_reads_and_goes_on_where_it_stopped(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -290,6 +290,7 @@ def test_a_plan_that_reuses_nothing_leaves_the_network_compiled_as_a_whole():
     assert torch.equal(helpers.ksampler(cached(model, 1e-9), STEPS), plain) and not graphs
 
 
+@pytest.mark.long
 def test_blocks_that_differ_are_all_compiled_however_many_they_are():
     """A LoRA that the host applies as the layers run makes every block another: the host keeps its key with each layer."""
 
@@ -351,6 +352,7 @@ def test_a_network_that_was_compiled_and_ran_without_the_cache_reuses_the_same_s
     assert not torch.allclose(expected, plain, atol=1e-2)
 
 
+@pytest.mark.long
 def test_a_compiled_network_is_whole_again_after_a_cached_run_also_after_one_that_failed():
     model = compiled_whole(slow_wan())
     network, blocks = model.model.diffusion_model, list(model.model.diffusion_model.blocks)
