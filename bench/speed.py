@@ -77,6 +77,8 @@ class Session:
         """Whether the row would not end within the minutes, by what its run or its steps took before."""
         import speed_table
 
+        if not self.options.minutes:
+            return False
         seconds, left = speed_table.Case(self.store.alike(), self.case).rows[row.name].median() or 0.0, self.ends - time.monotonic()
         if seconds > left:
             self.out(f"  {row.name}: about {seconds:.0f} s, and {max(left, 0):.0f} s are left; left out")

@@ -15,6 +15,7 @@ import comfy.supported_models
 import torch
 import torch.utils._python_dispatch
 from quality_host import module
+from speed_measure import compute_dtype
 
 cost = module("srd_core.cost")
 Network, Size = cost.Network, cost.Size
@@ -52,7 +53,7 @@ def build(network: Any, weights: str, device: torch.device) -> Any:
 
     Raises ValueError where the host has no such network.
     """
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    dtype = compute_dtype(device)
     shapes = dict(_empty(network, dtype).named_parameters())
     if weights == "fp8 scaled":
         state_dict, options = _scaled(shapes, network), {}
@@ -71,7 +72,7 @@ def build(network: Any, weights: str, device: torch.device) -> Any:
 
 def bytes_of(networks: tuple[Any, ...], weights: str, device: torch.device) -> int:
     """Main memory that these networks take."""
-    each = 1 if weights != "default" else 2 if device.type == "cuda" else 4
+    each = 1 if weights != "default" else compute_dtype(device).itemsize
     return each * sum(map(cost.weights, networks))
 
 

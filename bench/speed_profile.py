@@ -7,8 +7,7 @@ from typing import Any
 
 import speed_measure
 import torch
-from quality_host import module
-from speed_rows import CFG, PLAIN, Bench, sample
+from speed_rows import CFG, PLAIN, Bench, cooperating, sample
 
 NAMES = ALONE, TOGETHER, CACHED = "render alone", "cooperation", "cooperation with TeaCache"
 STEPS = 12  # of a run; enough that the hand-over and the counting of calls lie behind the recorded steps
@@ -45,10 +44,7 @@ def profiled(bench: Bench, name: str) -> dict[str, Any]:
     bench = dataclasses.replace(bench, steps=min(bench.steps, STEPS))
     sketch, model = bench.pair(PLAIN)
     if name != ALONE:
-        cooperation, criterion = module("srd_core.cooperation"), module("srd_core.criterion")
-        settings = cooperation.RenderSettings(teacache=1e-9 if name == CACHED else 0.0)
-        switch = criterion.Switch(mode="step", switch_step=1)
-        model = cooperation.cooperate(sketch, model, switch, settings, module("srd_core.report").Report())
+        model, _ = cooperating(sketch, model, 1, teacache=1e-9 if name == CACHED else 0.0)
     profile = StepProfile(bench.device, bench.steps - 4)
     sample(model, bench, CFG[bench.sketch.family], profile)
     return profile.found()

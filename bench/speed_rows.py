@@ -194,7 +194,7 @@ def unavailable(row: Row, bench: Bench) -> str:
             return f"The fastest backend here is {default}, which ComfyUI takes anyhow: the row is the one without it."
     elif (wanted := row.variant.attention) not in attention.backends():
         return f"ComfyUI has not registered {wanted} attention: pip install {attention.PACKAGES.get(wanted, wanted)}."
-    elif wanted != "auto" and falls_back(wanted, bench.sketch, bench.device):
+    elif falls_back(wanted, bench.sketch, bench.device):
         return f"{wanted} attention does not work here: ComfyUI takes pytorch's instead."
     return compiler_missing(bench.device) if row.variant.compiled else ""
 
@@ -334,15 +334,19 @@ def _chained(sketch: Any, render: Any, k: int, bench: Bench, cfg: float) -> Ran:
 
 
 def _cooperation(sketch: Any, render: Any, k: int, threshold: float, row: Row, bench: Bench) -> Ran:
-    cooperation, criterion = module("srd_core.cooperation"), module("srd_core.criterion")
-    report = module("srd_core.report").Report()
-    settings = cooperation.RenderSettings(cfg=1.0 if row.cfg_1 else 0.0, teacache=threshold)
-    switch = criterion.Switch(mode="step", switch_step=k)
-    sample(cooperation.cooperate(sketch, render, switch, settings, report), bench, CFG[bench.sketch.family])
+    model, report = cooperating(sketch, render, k, cfg=1.0 if row.cfg_1 else 0.0, teacache=threshold)
+    sample(model, bench, CFG[bench.sketch.family])
     ran = Ran(reused={stage: report.reused(stage) for stage in (SKETCH, RENDER)})
     if report.hand_overs:
         ran.hand_over = _moved(report.hand_overs[0], bench)
     return ran
+
+
+def cooperating(sketch: Any, render: Any, k: int, **settings: Any) -> tuple[Any, Any]:
+    """(the pair as one MODEL that hands over after ``k`` steps, its report)."""
+    cooperation, criterion = module("srd_core.cooperation"), module("srd_core.criterion")
+    switch, report = criterion.Switch(mode="step", switch_step=k), module("srd_core.report").Report()
+    return cooperation.cooperate(sketch, render, switch, cooperation.RenderSettings(**settings), report), report
 
 
 def _moved(hand_over: Any, bench: Bench) -> dict[str, float]:
@@ -400,10 +404,7 @@ def as_dict(variant: Variant) -> dict[str, Any]:
 
 def cold_hand_over(bench: Bench) -> dict[str, float]:
     """Seconds and bytes (in, out) of a hand-over in a run that starts with nothing on the device."""
-    cooperation, criterion = module("srd_core.cooperation"), module("srd_core.criterion")
-    sketch, render = bench.pair(PLAIN)
+    model, report = cooperating(*bench.pair(PLAIN), 1)
     unload()
-    report = module("srd_core.report").Report()
-    model = cooperation.cooperate(sketch, render, criterion.Switch(mode="step", switch_step=1), cooperation.RenderSettings(), report)
     sample(model, bench, CFG[bench.sketch.family], last_step=2, force_full_denoise=True)
     return _moved(report.hand_overs[0], bench)

@@ -217,7 +217,7 @@ def _hand_over(found: dict[str, float] | None) -> str:
 def step_lines(case: Case) -> list[str]:
     """What the shares rest on: seconds of a step, the peak, a hand-over from main memory."""
     plain = speed_rows.rows(case.family)[0]
-    out = [f"- computed in {', '.join(dtypes)}." for dtypes in [computed_in(case)] if dtypes]
+    out = dtype_lines(case)
     if step := case.step(plain):
         out.append(f"- a step (median): sketch {step.sketch:.4g} s, render {step.render:.4g} s, ratio "
                    f"{step.sketch / step.render:.2f}; by operations "
@@ -226,13 +226,11 @@ def step_lines(case: Case) -> list[str]:
     return [*out, *session_lines(case), *(f"- {HAND_OVER}: {_hand_over(line)}." for line in cold[-1:])]
 
 
-def computed_in(case: Case) -> list[str]:
-    """What the networks' products had, of each kind of weights: "bfloat16", "fp8: float16"."""
-    found = {}
-    for row in case.rows.values():
-        if row.last("dtype"):
-            found[row.row.variant.weights] = " and ".join(row.last("dtype"))
-    return [dtype if weights == "default" else f"{weights}: {dtype}" for weights, dtype in found.items()]
+def dtype_lines(case: Case) -> list[str]:
+    """In what the networks' products were computed, for each kind of weights."""
+    found = {row.row.variant.weights: " and ".join(dtype) for row in case.rows.values() if (dtype := row.last("dtype"))}
+    words = [dtype if weights == "default" else f"{weights}: {dtype}" for weights, dtype in found.items()]
+    return [f"- computed in {', '.join(words)}."] if words else []
 
 
 def session_lines(case: Case) -> list[str]:
@@ -247,7 +245,7 @@ def session_lines(case: Case) -> list[str]:
             out.append("- ComfyUI's memory management without its dynamic part, as with --disable-dynamic-vram.")
             if not session.get("fp8_products", True):
                 out.append("- This card has no fp8 products: rows with fp8 have their weights in it and compute in another.")
-        if session["device"] == "cpu" and (session["load"] or 0) > 1:
+        elif (session["load"] or 0) > 1:
             out.append("- Other programs were busy meanwhile: these seconds show that the bench works, no more.")
     return out
 
@@ -317,12 +315,13 @@ def scaling_points(lines: Sequence[Line], stage: str, network: Any) -> list[tupl
 def profile_table(case: Case) -> list[str]:
     """Kernels and waits of one render step."""
     out: list[str] = []
-    for line in profiles(case).values():
+    found = profiles(case).values()
+    for line in found:
         largest = ", ".join(f"{name} {part['share']:.0%}" for name, part in list(line["kernels"].items())[:6])
         waits = ", ".join(f"{name} {count}" for name, count in line["waits"].items()) or "none"
         own = ", ".join(f"{place} {count}" for place, count in line["own_waits"].items()) or "none"
         out += [f"- one step, {line['what']}: {largest}. Waits: {waits}. Asked for by the pack: {own}."]
-    if any("srd_core/finite.py" in place for line in profiles(case).values() for place in line["own_waits"]):
+    if any("srd_core/finite.py" in place for line in found for place in line["own_waits"]):
         out += ["- srd_core/finite.py asks whether a prediction is finite. On the CPU the answer is there when it is read; a GPU's "
                 "is read once it has come."]  # fmt: skip
     return ["", *out] if out else []

@@ -26,13 +26,13 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrapperExecutor, WrappersMP
 
+from .calls import OUTER_SAMPLE, PREDICT_NOISE
 from .cooperation import KEY, RenderSettings, Run, Stage, begin_run, carry_out, check_plain, check_run, cooperate
 from .criterion import RENDER, SKETCH, Switch
 from .handover import NOTED, Call, Schedule, SketchRecord, damaged, difference, merge_reports, read, samples_of
 from .latent_map import LatentMap
 from .latent_space import FULL_NAME, check_pair, latent_facts, name_of
 from .report import Report
-from .reuse import OUTER_SAMPLE, PREDICT_NOISE
 from .steps import StepCounter
 
 POST_CFG = "sampler_post_cfg_function"  # model option: what *_cfg_pp samplers add a function to

@@ -30,12 +30,13 @@ from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrapper
 
 from . import memory
 from .attention import backend_of
+from .calls import OUTER_SAMPLE, PREDICT_NOISE
 from .criterion import RENDER, SKETCH, Switch, SwitchRule
 from .finite import FiniteGuard
 from .latent_map import LatentMap
 from .latent_space import check_latent, check_pair, check_same_prompts, name_of
 from .report import HandOver, Report, Step, describe_hand_over
-from .reuse import OUTER_SAMPLE, PREDICT_NOISE, CachedRun, TeaCache, is_cached, run_of, with_teacache
+from .reuse import CachedRun, TeaCache, is_cached, run_of, with_teacache
 from .steps import StepCounter, counter_for, sampler_name
 
 KEY = "srdiffusion"
@@ -424,8 +425,7 @@ class Run:
             following = self.report.steps[-1].step  # 0-based index of the step after the last recorded one
             if not self._step_open and self.rule.final(self.in_charge) and following < self.counter.steps:
                 self._record_step(following)
-            now, last = time.perf_counter(), self.report.steps[-1]
-            last.seconds, self._step_clock = (last.seconds or 0) + now - self._step_clock, now
+            last = self._add_seconds()
             last.reused = self._reused(last)
             self._step_open = False
             self.report.changed()
@@ -433,9 +433,8 @@ class Run:
 
     def end_last_step(self) -> None:
         """After the device is done: a sampler may be ahead of it by up to a step."""
-        if self.report.steps and (last := self.report.steps[-1]).seconds is not None:
-            now = time.perf_counter()
-            last.seconds, self._step_clock = last.seconds + now - self._step_clock, now
+        if self.report.steps and self.report.steps[-1].seconds is not None:
+            self._add_seconds()
 
     def finish(self) -> None:
         """Close the books."""
@@ -469,6 +468,12 @@ class Run:
     def _record_step(self, step: int) -> None:
         self.report.steps.append(Step(step + 1, self.counter.sigmas[step], self.in_charge))
         self._step_open = True
+
+    def _add_seconds(self) -> Step:
+        """The last recorded step, with the time since the seconds of a step were last added to."""
+        now, last = time.perf_counter(), self.report.steps[-1]
+        last.seconds, self._step_clock = (last.seconds or 0) + now - self._step_clock, now
+        return last
 
     def _observe(self, prediction: torch.Tensor) -> None:
         """Feed the criterion with the guided x0 prediction of the step's first call (Eq. 3)."""

@@ -22,8 +22,8 @@ HOOKS = {
     "comfy.model_patcher": "ModelPatcher create_model_options_clone",
     "comfy.model_sampling": "ModelSamplingDiscrete V_PREDICTION rescale_zero_terminal_snr_sigmas",
     "comfy.ops": "fp8_ops.Linear manual_cast.Linear",
-    "comfy.patcher_extension": "WrapperExecutor.new_class_executor WrappersMP.APPLY_MODEL WrappersMP.DIFFUSION_MODEL WrappersMP.OUTER_SAMPLE "
-    "WrappersMP.PREDICT_NOISE WrappersMP.PREPARE_SAMPLING add_wrapper_with_key get_all_wrappers",
+    "comfy.patcher_extension": "WrapperExecutor.new_class_executor WrappersMP.APPLY_MODEL WrappersMP.DIFFUSION_MODEL "
+    "WrappersMP.OUTER_SAMPLE WrappersMP.PREDICT_NOISE WrappersMP.PREPARE_SAMPLING add_wrapper_with_key get_all_wrappers",
     "comfy.sample": "prepare_noise sample_custom",
     "comfy.sampler_helpers": "cleanup_models convert_cond estimate_memory get_additional_models "
     "prepare_model_patcher prepare_sampling",

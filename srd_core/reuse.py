@@ -20,11 +20,11 @@ from typing import Any
 import comfy.ldm.wan.model
 import comfy.model_patcher
 import comfy.ops
-import comfy.samplers
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, add_wrapper_with_key
 
+from .calls import OUTER_SAMPLE, PREDICT_NOISE
 from .steps import StepCounter, counter_for
 from .teacache import (
     FORMS,
@@ -43,8 +43,7 @@ KEY = "srdiffusion_teacache"
 TORCH_COMPILE_KWARGS = "torch_compile_kwargs"  # the host's model option for how it compiles
 NOT_FOR_BLOCKS = ("guard_filter_fn", "triton.cudagraphs")  # options of torch.compile
 WITHOUT_CUDA_GRAPHS: dict[str | None, str | None] = {"reduce-overhead": None, "max-autotune": "max-autotune-no-cudagraphs"}  # its modes
-OUTER_SAMPLE = inspect.signature(comfy.samplers.CFGGuider.outer_sample)
-PREDICT_NOISE = inspect.signature(comfy.samplers.CFGGuider.outer_predict_noise)
+
 
 @dataclass(frozen=True)
 class TeaCache:
@@ -120,7 +119,7 @@ class CompiledBlocks:
     """The host compiles a network as a whole and does not look again at what stands in transformer_options: what was compiled
     without a cache would not see this one. So the blocks are compiled, one by one, and the way from one to the next is not."""
 
-    settings: dict[str, Any]  # of torch.compile, as the host keeps them with a compiled MODEL
+    settings: dict[str, Any] = field(default_factory=dict)  # of torch.compile, as the host keeps them with a compiled MODEL
     blocks: list[Any] = field(default_factory=list)
 
     @contextlib.contextmanager
@@ -178,7 +177,7 @@ class CachedRun:
     host_callback: Callable[..., Any] | None
     plan: Plan | None = None
     residuals: Residuals = field(default_factory=Residuals)
-    _compiled: CompiledBlocks = field(default_factory=lambda: CompiledBlocks({}))
+    _compiled: CompiledBlocks = field(default_factory=CompiledBlocks)
     _step: int = -2  # of the last call
     _reuse: bool = False  # the plan's word for the present call
     _call: dict[Hashable, int] = field(default_factory=dict)  # how often a cond came within the present call

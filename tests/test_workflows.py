@@ -21,6 +21,7 @@ import comfy.ldm.wan.vae
 import comfy.ops
 import comfy.supported_models
 import comfy.utils
+import comfyui_workflow_templates_core
 import helpers
 import numpy as np
 import pytest
@@ -262,8 +263,7 @@ def test_every_model_folder_comes_with_its_official_address_in_the_note(name: st
 
 
 def test_the_file_names_and_addresses_are_those_of_the_host_s_own_templates() -> None:
-    templates = pytest.importorskip("comfyui_workflow_templates_core", reason="this host has no templates package")
-    folders = [Path(path).parent for path in templates.__path__]
+    folders = [Path(path).parent for path in comfyui_workflow_templates_core.__path__]
     subjects = {WAN21: "wan", WAN22: "wan", COG: "void"}  # void: made of CogVideoX, with its VAE and text encoder
     for name in subjects.keys() & set(RUNNABLE):
         pattern = f"comfyui_workflow_templates*/**/*{subjects[name]}*.json"
