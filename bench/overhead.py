@@ -42,9 +42,9 @@ def main() -> None:
     sketch, render = (
         comfy.sd.load_diffusion_model_state_dict(helpers.wan_state_dict(**how)) for how in (SKETCH, RENDER)
     )
-    cooperation, criterion = hosting.module("srd_core.cooperation"), hosting.module("srd_core.criterion")
+    cooperation, criterion = hosting.module("srd_core.run"), hosting.module("srd_core.route")
     switch = criterion.Switch(mode="step", switch_step=options.switch_step)
-    report = hosting.module("srd_core.report").Report()
+    report = hosting.module("srd_core.report.data").Report()
     model = cooperation.cooperate(sketch, render, switch, cooperation.RenderSettings(), report)
     for warm in (sketch, render, model):
         seconds(warm, 2)

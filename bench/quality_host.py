@@ -60,7 +60,7 @@ def family() -> None:
 
 
 def module(name: str) -> ModuleType:
-    """A module of the pack, e.g. module("srd_core.criterion")."""
+    """A module of the pack, e.g. module("srd_core.route")."""
     return importlib.import_module(f"{PACK}.{name}")
 
 

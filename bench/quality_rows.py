@@ -142,7 +142,7 @@ def steps_above(sigmas: Sequence[float], boundary: float) -> int:
 
 def adaptive_step(curve: Sequence[float | None], steps: int, delta: float, fix_step: int) -> tuple[int, str]:
     """(completed sketch steps at the hand-over, reason) by the pack's own rule, fed with D after each step."""
-    criterion = module("srd_core.criterion")
+    criterion = module("srd_core.route")
     rule = criterion.SwitchRule(criterion.Switch(delta=delta, fix_step=fix_step), steps)
     for completed in range(steps):
         stage, reason = rule.stage(completed, math.nan)

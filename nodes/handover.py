@@ -13,12 +13,13 @@ import nodes
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
-from ..srd_core import handover
-from ..srd_core.apart import load, preview_of, render_from, sketch_alone
-from ..srd_core.cooperation import RenderSettings
-from ..srd_core.criterion import Switch
-from ..srd_core.handover import Settings, SketchRecord
-from ..srd_core.report import Report
+from ..srd_core.handover import file
+from ..srd_core.handover.record import Settings, SketchRecord
+from ..srd_core.handover.render import load, render_from
+from ..srd_core.handover.sketch import preview_of, sketch_alone
+from ..srd_core.report.data import Report
+from ..srd_core.route import Switch
+from ..srd_core.stage import RenderSettings
 from . import live
 from .common import CATEGORY, SEARCH_ALIASES, SRReport, out_of_range
 from .sampler import SRSampler
@@ -179,8 +180,8 @@ class SRSaveHandOver(io.ComfyNode):
     @classmethod
     def execute(cls, hand_over: SketchRecord, filename_prefix: str) -> io.NodeOutput:
         folder, name, counter, subfolder, _ = _place(filename_prefix)
-        path = Path(folder, f"{name}_{counter:05}_{handover.SUFFIX}")
-        handover.write(hand_over, path)
+        path = Path(folder, f"{name}_{counter:05}_{file.SUFFIX}")
+        file.write(hand_over, path)
         return io.NodeOutput(
             hand_over, ui={"hand_overs": [{"filename": path.name, "subfolder": subfolder, "type": "output"}]}
         )
@@ -215,7 +216,7 @@ class SRLoadHandOver(io.ComfyNode):
         if hand_over is None:  # from another node: known when it runs
             return True
         try:
-            handover.check(_path(hand_over))
+            file.check(_path(hand_over))
         except (ValueError, OSError) as error:
             return str(error)
         return True
@@ -244,13 +245,13 @@ def _place(prefix: str) -> tuple[str, str, int, str, str]:
 def _files() -> list[str]:
     """The names of all hand-over files, as Load Hand-over lists them."""
     inputs, outputs = Path(folder_paths.get_input_directory()), Path(folder_paths.get_output_directory())
-    found = [(path, inputs, "") for path in [*inputs.glob(f"*{handover.SUFFIX}"), *_below(inputs / FOLDER)]]
+    found = [(path, inputs, "") for path in [*inputs.glob(f"*{file.SUFFIX}"), *_below(inputs / FOLDER)]]
     found += [(path, outputs, " [output]") for path in _below(outputs / FOLDER)]
     return sorted(path.relative_to(base).as_posix() + mark for path, base, mark in found)
 
 
 def _below(folder: Path) -> list[Path]:
-    return list(folder.rglob(f"*{handover.SUFFIX}"))
+    return list(folder.rglob(f"*{file.SUFFIX}"))
 
 
 def _path(name: str) -> Path:

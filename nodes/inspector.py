@@ -6,8 +6,9 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
-from ..srd_core.plot import draw
-from ..srd_core.report import Report, summarize
+from ..srd_core.report.data import Report
+from ..srd_core.report.plot import draw
+from ..srd_core.report.text import summarize
 from . import live
 from .common import CATEGORY, SEARCH_ALIASES, SRReport, as_image
 

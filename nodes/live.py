@@ -16,7 +16,7 @@ from aiohttp import web
 from comfy_api.latest import io
 from comfy_execution.utils import get_executing_context
 
-from ..srd_core.report import Report
+from ..srd_core.report.data import Report
 from .common import server
 
 EVENT = "srdiffusion.run"

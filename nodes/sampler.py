@@ -9,10 +9,11 @@ import nodes
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
-from ..srd_core.cooperation import RenderSettings, cooperate
-from ..srd_core.criterion import MODES, Switch
 from ..srd_core.memory import AUTO, POLICIES
-from ..srd_core.report import Report
+from ..srd_core.report.data import Report
+from ..srd_core.route import MODES, Switch
+from ..srd_core.run import cooperate
+from ..srd_core.stage import RenderSettings
 from . import live
 from .common import CATEGORY, SEARCH_ALIASES, SRReport, out_of_range
 
@@ -30,8 +31,8 @@ def _switching() -> list[io.Input]:
             "switch_mode",
             options=list(MODES),
             default="adaptive",
-            tooltip="adaptive: hand over when the composition has settled (delta, fix_step). step: after switch_step "
-            "steps. sigma: below switch_sigma.",
+            tooltip="adaptive: hand over when the composition has settled (delta, fix_step; at the latest below switch_sigma). "
+            "step: after switch_step steps. sigma: below switch_sigma.",
         ),
         io.Float.Input(
             "delta",
@@ -41,15 +42,15 @@ def _switching() -> list[io.Input]:
             step=0.001,
             round=0.0001,
             tooltip="adaptive: smaller hands over later (closer to the sketch alone), larger earlier (faster). "
-            "The paper uses 0.002 to 0.03 at 50 steps; at other step counts it is scaled to mean the same.",
+            "The paper uses 0.002 to 0.03. It means the same noise level at any step count, shift and scheduler.",
         ),
         io.Int.Input(
             "fix_step",
             default=5,
             min=0,
             max=10000,
-            tooltip="adaptive: the sketch runs more than this many steps; the earliest hand-over is after step "
-            "fix_step + 1. Short runs limit it to less than half of their steps.",
+            tooltip="adaptive: the sketch runs more than this many of 50 steps. Other step counts hand over at the same noise "
+            "level at the earliest: 5 is a tenth of the way.",
         ),
         io.Int.Input(
             "max_step",
@@ -57,8 +58,7 @@ def _switching() -> list[io.Input]:
             min=0,
             max=10000,
             advanced=True,
-            tooltip="adaptive: hand over after this step at the latest. 0: no limit (runs of fewer than 50 steps: 60 % "
-            "of them, so that they render at all).",
+            tooltip="adaptive: hand over after this step at the latest. 0: below switch_sigma at the latest.",
         ),
         io.Int.Input(
             "switch_step",
@@ -76,7 +76,8 @@ def _switching() -> list[io.Input]:
             step=0.005,
             round=0.0001,
             advanced=True,
-            tooltip="sigma: the render runs the steps that start below this noise level (1 is pure noise for Wan).",
+            tooltip="sigma: the render runs the steps that start below this noise level (1 is pure noise for Wan). adaptive, "
+            "with max_step 0: below it the render takes over in any case.",
         ),
         io.Float.Input(
             "render_cfg",
@@ -86,7 +87,8 @@ def _switching() -> list[io.Input]:
             step=0.1,
             round=0.01,
             advanced=True,
-            tooltip="Guidance scale of the render. 0: the same as the sketch. 1: no guidance, twice as fast.",
+            tooltip="Guidance scale of the render. 0: the same as the sketch. 1: no guidance, twice as fast. For a real 0 "
+            "(the negative prompt alone), set 1 and connect the negative prompt to render_positive.",
         ),
         io.Float.Input(
             "teacache",
@@ -105,8 +107,8 @@ def _switching() -> list[io.Input]:
             options=list(POLICIES),
             default=AUTO,
             advanced=True,
-            tooltip="What happens to the sketch's memory when the render comes. auto: it stays where ComfyUI reckons that both "
-            "fit, else it leaves the GPU first. always: it leaves. never: it stays, and what does not fit is loaded in part.",
+            tooltip="What happens to the sketch's memory when the render comes. auto: ComfyUI frees as much of it as the render "
+            "needs. always: all of it leaves the GPU. never: it stays, and what does not fit is loaded in part.",
         ),
         io.Conditioning.Input(
             "render_positive", optional=True, tooltip="Conditioning for the render; not connected: the sketch's."
@@ -119,24 +121,14 @@ def _switching() -> list[io.Input]:
     ]
 
 
-def _contradiction(
-    steps: int | None, mode: str | None, fix_step: int | None, max_step: int | None, switch_step: int | None
-) -> str | None:
+def _contradiction(steps: int | None, mode: str | None, switch_step: int | None) -> str | None:
     """Why these settings can't all be meant; None: they can, or the values come from another node and are not known yet."""
     if mode == "step" and switch_step is not None and steps is not None and switch_step > steps:
         return (
             f"switch_step is {switch_step}, but the run has {steps} steps: the render would run none. "
             f"Set switch_step below {steps} ({steps}: the sketch alone)."
         )
-    if mode != "adaptive" or steps is None or fix_step is None or not max_step:
-        return None
-    earliest = Switch(fix_step=fix_step).fix_step_for(steps) + 1
-    if max_step >= earliest:
-        return None
-    return (
-        f"max_step is {max_step}, but the rule of adaptive decides after step {earliest} at the earliest (fix_step {fix_step}). "
-        f"Lower fix_step, or set switch_mode to step and switch_step to {max_step}."
-    )
+    return None
 
 
 def _cooperate(
@@ -236,7 +228,7 @@ class SRSampler(io.ComfyNode):
             cls, steps=steps, switch_mode=switch_mode, fix_step=fix_step, max_step=max_step, switch_step=switch_step, cfg=cfg,
             render_cfg=render_cfg,
         )  # fmt: skip
-        return fault or _contradiction(steps, switch_mode, fix_step, max_step, switch_step) or True
+        return fault or _contradiction(steps, switch_mode, switch_step) or True
 
     @classmethod
     def execute(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
-from ..srd_core.cooperation import check_plain
 from ..srd_core.reuse import TeaCache, with_teacache
+from ..srd_core.run import check_plain
 from ..srd_core.teacache import FORMS
 from .common import CATEGORY, SEARCH_ALIASES
 

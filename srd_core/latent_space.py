@@ -13,7 +13,8 @@ from .latent_map import FLOW, VARIANCE_EXPLODING, LatentMap
 
 # The host's kinds of noise schedule, by class name: between two of them a sigma does not mean the same.
 DDPM = "DDPM"
-KINDS = {"CONST": FLOW, "COSMOS_RFLOW": "flow (Cosmos)", "V_PREDICTION_DDPM": DDPM, "EPS": VARIANCE_EXPLODING}
+FLOW_COSMOS = "flow (Cosmos)"
+KINDS = {"CONST": FLOW, "COSMOS_RFLOW": FLOW_COSMOS, "V_PREDICTION_DDPM": DDPM, "EPS": VARIANCE_EXPLODING}
 
 
 # Attachment under which our loaders leave the file's name on a MODEL.
@@ -26,9 +27,14 @@ def name_of(model: ModelPatcher) -> str:
     """How messages and reports call a MODEL: the file if our loader loaded it, else the class; with its size."""
     if FULL_NAME in model.attachments:
         return str(model.attachments[FULL_NAME])
-    parameters = sum(p.numel() for p in model.model.diffusion_model.parameters())
+    parameters = parameters_of(model)
     size = f"{parameters / 1e9:.1f}B" if parameters >= 5e7 else f"{parameters / 1e6:.2f}M"
     return f"{model.attachments.get(FILE_NAME) or type(model.model).__name__} ({size} parameters)"
+
+
+def parameters_of(model: ModelPatcher) -> int:
+    """Values in the network's weights."""
+    return sum(p.numel() for p in model.model.diffusion_model.parameters())
 
 
 def check_pair(sketch: ModelPatcher, render: ModelPatcher) -> LatentMap:
@@ -118,11 +124,12 @@ def latent_facts(model: ModelPatcher) -> list[tuple[str, Any]]:
         ("scale", latent_format.scale_factor),
         ("channel means", _values(latent_format, "latents_mean")),
         ("channel deviations", _values(latent_format, "latents_std")),
-        ("noise schedule", _kind(sampling)),
+        ("noise schedule", kind_of(sampling)),
     ]
 
 
-def _kind(sampling: Any) -> str:
+def kind_of(sampling: Any) -> str:
+    """The kind of the host's noise schedule, one of KINDS; unknown for any other."""
     bases = {base.__name__ for base in type(sampling).__mro__}
     return next((kind for name, kind in KINDS.items() if name in bases), "unknown")
 

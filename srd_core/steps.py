@@ -1,4 +1,4 @@
-"""Which scheduler step a model call belongs to, for any sampler: counted from the noise level of each call."""
+"""Which scheduler step a model call belongs to, for any sampler: by the sampler's callbacks, and its noise levels between."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ LOOK_AHEAD: dict[str, tuple[tuple[int, ...], tuple[str, float, float] | None]] =
     "sample_dpm_2_ancestral": ((1,), ("eta", 1.0, 1.0)),  # its midpoint is then the next level
     "sample_dpmpp_2s_ancestral_cfg_pp": ((1,), ("eta", 1.0, 1.0)),
 }
+OWN_LEVELS = ("dpm_fast_function", "dpm_adaptive_function")  # they take only the first and the last level of the schedule
 
 # So many whole intervals between callbacks have to be one call before every step is taken to be one. Some samplers
 # (sa_solver_pece) begin with a step that is.
@@ -38,77 +39,131 @@ def sampler_name(sampler: Any) -> str:
     return getattr(getattr(sampler, "sampler_function", None), "__name__", type(sampler).__name__)
 
 
+def _innermost(sampler: Any) -> Any:
+    """The sampler that another one is wrapped around (Detail Daemon keeps it among its options); else itself."""
+    inner = [value for value in getattr(sampler, "extra_options", {}).values() if hasattr(value, "sampler_function")]
+    return _innermost(inner[0]) if inner else sampler
+
+
 def counter_for(sampler: Any, sigmas: Iterable[Any]) -> StepCounter:
     """The counter of a run of a host's sampler object over ``sigmas``, a tensor [steps + 1] or numbers.
 
     The levels are copied: uni_pc writes 0.001 into the last sigma of the host's tensor.
     """
-    ahead = look_ahead(sampler_name(sampler), getattr(sampler, "extra_options", {}))
-    return StepCounter([float(s) for s in sigmas], ahead)
+    sampler = _innermost(sampler)
+    name = sampler_name(sampler)
+    ahead = look_ahead(name, getattr(sampler, "extra_options", {}))
+    return StepCounter([float(s) for s in sigmas], ahead, own_levels=name in OWN_LEVELS)
 
 
 @dataclass
 class StepCounter:
-    """Follows a sampler through its sigma list. A step begins with a call at its own noise level, sigmas[i].
+    """Follows a sampler through its steps. A step ends no earlier than its callback, so the next one begins after it.
 
-    dpm_2, the sde samplers and seeds make further calls at levels between those of the schedule; heun calls again at
-    sigmas[i+1], where only counting tells its second call from the next step's first. dpm_fast and dpm_adaptive choose
-    their own levels: there a step is an interval of the schedule.
+    The host's samplers call back after a step's first call. What follows until the next step's first call is told from it by
+    the noise level, where that is one of the schedule, else by the number of calls of the step before: nodes around a sampler
+    (Detail Daemon) tell the model other levels. Other packs' samplers (RES4LYF) call back after a step's last call. dpm_fast
+    and dpm_adaptive choose their own levels: there a step is an interval of the schedule.
     """
 
     sigmas: Sequence[float]  # of the run, falling, length steps + 1
     look_ahead: tuple[int, ...] = ()  # offsets at which every step makes further calls
-    step: int = -1  # 0-based; -1 before the first call
-    own_levels: bool = False  # the sampler does not begin its steps at the schedule's levels
-    needs_sigma: bool = True  # False once it is known that every step is one call: callbacks then count the steps
-    _completed: int = -1  # the last callback's step
-    _single: int = -1  # intervals in a row that were one call; -1 while no whole interval has been seen
+    own_levels: bool = False  # the sampler takes only the ends of the schedule
+    step: int = -1  # 0-based, of the newest call; -1 before the first
+    needs_sigma: bool = True  # False once every step is known to be one call: callbacks then count the steps
+    callbacks: int = 0
+    _completed: int = -1  # the step of the last callback
+    _number: int = -1  # that the sampler gave it
+    _calls: list[tuple[int, bool]] = field(default_factory=list)  # since it: (index in the schedule, on a level)
+    _each: int = 0  # calls between the last two callbacks; 0 while unknown
+    _first_calls: int = 0  # before the first callback
+    _at_end: bool = False  # the sampler calls back after a step's last call
+    _single: int = 0  # intervals in a row that were one call
+    _silent: bool = False  # the sampler has come two levels further without a callback: the levels alone count its steps
     _expected: list[int] = field(default_factory=list)  # look_ahead calls that this step has still to make
-    _calls: list[tuple[int, bool]] = field(default_factory=list)  # since the last callback: (index, on the schedule)
 
     @property
     def steps(self) -> int:
         return len(self.sigmas) - 1
 
+    @property
+    def other_steps(self) -> bool:
+        """At the end of a run: whether the sampler's steps were others than those of the schedule."""
+        return self.own_levels or self.callbacks not in (0, self.steps)
+
     def on_call(self, sigma: float | None) -> bool:
         """Note a model call at ``sigma`` (None where ``needs_sigma`` is False); True when it begins a new step (then
         ``step`` is its index)."""
-        if sigma is None:
-            begins = self.step != self._completed + 1
-            self.step = self._completed + 1
-            return begins
-        index, on_schedule = self._locate(sigma)
-        self._calls.append((index, on_schedule))
-        if self.step >= 0:
-            if index <= self.step or not (on_schedule or self.own_levels):
-                return False
-            if self._expected and index == self.step + self._expected[0]:
-                self._expected.pop(0)
-                return False
-        self.step = index
-        self._expected = list(self.look_ahead)
-        return True
+        place = (self.step, False) if sigma is None else self._locate(sigma)
+        self._calls.append(place)
+        if self.step < 0:
+            return self._begin(0)
+        if self.own_levels:
+            return place[0] > self.step and self._begin(place[0])
+        self._silent |= self.callbacks == 0 and place[1] and place[0] > self.step + 1
+        if self._silent:
+            return place[1] and place[0] > self.step and self._begin(place[0])
+        if self._completed < self.step or self.step + 1 >= self.steps:
+            return False
+        return self._next_step(sigma, *place) and self._begin(self._completed + 1)
 
-    def on_callback(self, i: int) -> None:
-        """Note the sampler's callback for step ``i``. It follows that step's first call: the calls since the callback
-        before, but for the newest, closed step i - 1 and show how this sampler's steps end."""
-        calls, self._calls = self._calls, []
-        if self.needs_sigma and calls:  # the first calls that are seen may be the rest of an interval
-            self._single = self._single + 1 if self._single < 0 or calls == [(i, True)] else 0
-            self.needs_sigma = self._single < SINGLE_CALLS
-        self._completed = i
-        if i != 1 or not calls:
+    def on_callback(self, number: int) -> None:
+        """Note the sampler's callback, with the number that it gives the step. A repeated number is the same step."""
+        if number == self._number:
             return
-        *closing, (_, begins_on_schedule) = calls
-        self.own_levels = not begins_on_schedule
-        ahead = tuple(index for index, on_schedule in closing if on_schedule and index > 0)
-        if ahead and ahead != self.look_ahead:
-            self.step, self._expected = 1, list(ahead)
-        self.look_ahead = ahead
+        self.callbacks += 1
+        calls, self._calls = self._calls, []
+        self._number = number
+        if self.own_levels or not calls:  # nobody told of the calls: one step further
+            self.step = self._completed = min(self.step + (not calls or self.step < 0), self.steps - 1)
+            return
+        self._completed = max(self._completed + 1, min(number, self.steps - 1))
+        if self.callbacks == 1:
+            self._first_calls, self._silent = len(calls), False
+        else:
+            self._learn(calls)
+        self.step = max(self.step, self._completed)
 
     def interval(self, sigma: float) -> int:
         """The step (0-based) whose part of the schedule ``sigma`` lies in."""
         return self._locate(sigma)[0]
+
+    def _begin(self, step: int) -> bool:
+        self.step, self._expected = step, list(self.look_ahead)
+        return True
+
+    def _next_step(self, sigma: float | None, index: int, on_level: bool) -> bool:
+        """Whether a call after the step's callback belongs to the next step."""
+        if sigma is None or self._at_end:
+            return True
+        early = not self._each or len(self._calls) < self._each
+        if on_level and index > self.step:
+            if early and self._expected and index == self.step + self._expected[0]:
+                self._expected.pop(0)
+                return False
+            return True
+        if on_level:
+            return False
+        if self._each:
+            return not early
+        return not self.sigmas[self.step + 1] <= sigma <= self.sigmas[self.step]
+
+    def _learn(self, calls: list[tuple[int, bool]]) -> None:
+        """From the calls between the last two callbacks: how this sampler's steps end."""
+        self._single = self._single + 1 if len(calls) == 1 else 0
+        self.needs_sigma = self._single < SINGLE_CALLS
+        *closing, newest = calls
+        if self._each == 0 and len(calls) > 1:
+            starts_last = newest == (self._completed, True)  # the host's way: the newest call is the step's first
+            starts_first = calls[0] == (self._completed, True)
+            self._at_end = not starts_last and (starts_first or self._first_calls == len(calls))
+            if not self._at_end and any(on_level for _, on_level in calls):
+                ahead = tuple(i - self._completed + 1 for i, on_level in closing if on_level and i >= self._completed)
+                if ahead != self.look_ahead:
+                    self.look_ahead, self._expected = ahead, list(ahead)
+        elif self._each == 0:
+            self.look_ahead = ()
+        self._each = len(calls)
 
     def _locate(self, sigma: float) -> tuple[int, bool]:
         """(i with sigmas[i] >= sigma > sigmas[i+1], whether sigma is sigmas[i] up to rounding)."""

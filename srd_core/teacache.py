@@ -127,11 +127,16 @@ def skip_plan(d: Sequence[float], coefficients: Sequence[float], threshold: floa
     ``computed_first`` steps at the start and the last step are computed in any case, at most MAX_REUSES steps in a row
     are reused. Fewer than MIN_STEPS steps are all computed.
     """
-    steps = len(d) + 1
+    return reuse_plan(growth(d, coefficients), threshold, computed_first)
+
+
+def reuse_plan(growth: Sequence[float], threshold: float, computed_first: int = 1) -> list[bool]:
+    """The same from what every step but the first adds to the sum."""
+    steps = len(growth) + 1
     if steps < MIN_STEPS:
         return [False] * steps
     plan, accumulated, in_a_row = [False], 0.0, 0
-    for step, added in enumerate(growth(d, coefficients), start=1):
+    for step, added in enumerate(growth, start=1):
         accumulated += added
         forced = step < computed_first or step == steps - 1 or in_a_row == MAX_REUSES
         reuse = not forced and accumulated < threshold

@@ -28,7 +28,7 @@ def load_by_path(name: str, path: Path) -> ModuleType:
 
 
 def module(name: str) -> ModuleType:
-    """A module of the pack, e.g. module("srd_core.criterion")."""
+    """A module of the pack, e.g. module("srd_core.route")."""
     return importlib.import_module(f"{PACK}.{name}")
 
 

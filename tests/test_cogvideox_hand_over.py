@@ -14,7 +14,7 @@ from test_cogvideox import cogvideox, folders, native, networks, oracle, random,
 from test_cooperation import sr_model
 from test_reuse import compiled_whole
 
-Report = module("srd_core.report").Report
+Report = module("srd_core.report.data").Report
 reuse, teacache = module("srd_core.reuse"), module("srd_core.teacache")
 R = oracle.SCALE["2b"] / oracle.SCALE["5b"]
 STEPS = 20

@@ -25,8 +25,8 @@ from comfy_extras.nodes_custom_sampler import (
 from hosting import module
 from nodes import KSamplerAdvanced
 
-cooperation, criterion = module("srd_core.cooperation"), module("srd_core.criterion")
-report_module, sampler_nodes = module("srd_core.report"), module("nodes.sampler")
+cooperation, criterion = module("srd_core.run"), module("srd_core.route")
+report_module, sampler_nodes = module("srd_core.report.data"), module("nodes.sampler")
 RenderSettings, Report, Switch = cooperation.RenderSettings, report_module.Report, criterion.Switch
 
 SAMPLERS = comfy.samplers.KSampler.SAMPLERS
@@ -68,7 +68,7 @@ def test_for_every_sampler_the_hand_over_itself_changes_nothing(sampler: str, wa
         report = Report()
         latent = helpers.ksampler(sr_model(sketch, same, step, report), STEPS, sampler_name=sampler)
         assert torch.equal(latent, plain), f"switch after step {step}"
-        assert sum(report.calls.values()) == len(calls)
+        assert sum(stage.calls for stage in report.stages) == len(calls)
         assert bool(report.hand_overs) == (step < STEPS)
     assert torch.equal(helpers.ksampler(sr_model(sketch, render, 0), STEPS, sampler_name=sampler), plain_render)
     mixed = helpers.ksampler(sr_model(sketch, render, 3), STEPS, sampler_name=sampler)
@@ -150,14 +150,14 @@ def test_every_way_of_sampling_is_bit_identical_with_the_same_weights_in_both_st
 
 
 def test_a_route_that_returns_to_the_sketch_is_bit_identical_too(wan: Any, monkeypatch: pytest.MonkeyPatch):
-    """Nothing assumes a single switch: sketch, render, sketch, render."""
-    route = ["sketch", "render", "render", "sketch", "sketch", "render"]
-    monkeypatch.setattr(criterion.SwitchRule, "stage", lambda self, step, sigma: (route[step], "table"))
-    monkeypatch.setattr(criterion.SwitchRule, "final", lambda self, stage: False)
+    """Nothing assumes a single switch: four legs of two stages."""
+    until = [Switch("step", switch_step=step) for step in (1, 3, 5)]
+    legs = [criterion.Leg(stage, end) for stage, end in zip(("sketch", "render") * 2, [*until, None])]
+    monkeypatch.setattr(cooperation, "two_legs", lambda switch: tuple(legs))
     sketch, report = wan(), Report()
     latent = helpers.ksampler(sr_model(sketch, wan(), report=report), STEPS, sampler_name="dpmpp_2m")
     assert torch.equal(latent, helpers.ksampler(sketch, STEPS, sampler_name="dpmpp_2m"))
-    assert [s.stage for s in report.steps] == route
+    assert [s.stage for s in report.steps] == ["sketch", "render", "render", "sketch", "sketch", "render"]
     assert [(h.after_step, h.to) for h in report.hand_overs] == [(1, "render"), (3, "sketch"), (5, "render")]
 
 
@@ -179,10 +179,10 @@ def test_an_adaptive_run_of_any_length_renders(steps: int, wan: Any):
     helpers.ksampler(model, steps)
     assert report.count("render") >= 1 and report.count("sketch") >= 1
     (hand_over,) = report.hand_overs
-    assert hand_over.after_step > report.fix_step
-    assert hand_over.reason in ("criterion", "max_step")
-    if hand_over.reason == "criterion":
-        assert 0 < hand_over.derivative < 0.01
+    assert min(report.earliest, report.latest) <= hand_over.after_step <= report.latest
+    assert hand_over.reason in ("criterion", "earliest", "latest")
+    if hand_over.reason != "latest":
+        assert 0 < hand_over.fall < 0.01
 
 
 def test_the_criterion_reads_the_guided_prediction_that_the_sampler_gets(wan: Any):
@@ -195,7 +195,7 @@ def test_the_criterion_reads_the_guided_prediction_that_the_sampler_gets(wan: An
                    callback=lambda i, denoised, x, total: seen.append(denoised.clone()))  # fmt: skip
     never = cooperation.cooperate(sketch, wan(), Switch(mode="step", switch_step=99), RenderSettings(), report)
     helpers.ksampler(never, 8)
-    expected = [float(criterion.relative_change(b, a)) for a, b in zip(seen, seen[1:])]
+    expected = [float(module("srd_core.criterion").relative_change(b, a)) for a, b in zip(seen, seen[1:])]
     assert [s.d for s in report.steps[1:]] == pytest.approx(expected, rel=1e-6)
 
 
@@ -210,23 +210,23 @@ def test_switch_sigma_hands_over_at_the_first_step_below_it(wan: Any):
 def test_switch_step_beyond_the_run_reports_never(wan: Any):
     report = Report()
     helpers.ksampler(sr_model(wan(), wan(seed=1), 99, report))
-    assert not report.hand_overs and "never" in report_module.summarize(report)
+    assert not report.hand_overs and "never" in module("srd_core.report.text").summarize(report)
 
 
 @pytest.mark.parametrize(("sampler", "calls"), [("heun", 2 * 8 - 1), ("dpm_2", 2 * 8 - 1), ("euler", 8)])
 def test_samplers_with_two_calls_count_scheduler_steps(sampler: str, calls: int, wan: Any):
     report = Report()
     helpers.ksampler(sr_model(wan(), wan(seed=1), 3, report), 8, sampler_name=sampler)
-    assert sum(report.calls.values()) == calls
+    assert sum(stage.calls for stage in report.stages) == calls
     assert (report.count("sketch"), report.count("render")) == (3, 5)
-    assert report.calls["sketch"] == 3 * (1 if sampler == "euler" else 2)
+    assert report.stage("sketch").calls == 3 * (1 if sampler == "euler" else 2)
 
 
 def test_seconds_of_the_stages_add_up_to_the_run(wan: Any):
     report = Report()
     helpers.ksampler(sr_model(wan(), wan(seed=1), 3, report), 8)
     loading = sum(h.seconds for h in report.hand_overs)
-    assert 0 < sum(report.seconds.values()) + loading <= report.total_seconds
+    assert 0 < sum(stage.seconds for stage in report.stages) + loading <= report.total_seconds
     assert all(s.seconds and s.seconds > 0 for s in report.steps)
 
 
@@ -243,7 +243,7 @@ def test_what_the_device_still_does_when_the_sampler_has_counted_its_last_step_b
     monkeypatch.setattr(comfy.k_diffusion.sampling, "sample_euler", ahead_of_its_device)
     report = Report()
     helpers.ksampler(sr_model(wan(), wan(seed=1), 3, report), STEPS)
-    assert report.steps[-1].seconds >= 0.5 and report.seconds["render"] == pytest.approx(sum(s.seconds for s in report.steps[3:]), abs=0.3)
+    assert report.steps[-1].seconds >= 0.5 and report.stage("render").seconds == pytest.approx(sum(s.seconds for s in report.steps[3:]), abs=0.3)
 
 
 def test_loading_is_not_counted_to_any_step(wan: Any):
@@ -257,7 +257,7 @@ def test_loading_is_not_counted_to_any_step(wan: Any):
 
     report = Report()
     helpers.ksampler(sr_model(slowly(wan()), slowly(wan(seed=1)), 3, report), STEPS)
-    assert max(s.seconds for s in report.steps) < 0.4 and sum(report.seconds.values()) < 0.9
+    assert max(s.seconds for s in report.steps) < 0.4 and sum(stage.seconds for stage in report.stages) < 0.9
     assert report.hand_overs[0].seconds >= 0.5 and report.total_seconds >= 1.0
 
 
@@ -283,7 +283,7 @@ def test_the_hand_over_never_falls_inside_a_step_whatever_the_samplers_options(
     report = Report()
     model = sr_model(wan(), wan(seed=1), 1, report)
     sampler_custom(model, sampler.execute(**options).args[0])
-    assert report.calls["sketch"] == sketch_calls and report.count("sketch") == 1
+    assert report.stage("sketch").calls == sketch_calls and report.count("sketch") == 1
 
 
 def test_ancestral_samplers_with_another_eta_hand_over_at_the_same_step(wan: Any):
@@ -291,7 +291,7 @@ def test_ancestral_samplers_with_another_eta_hand_over_at_the_same_step(wan: Any
         report = Report()
         sampler = comfy.samplers.ksampler("dpm_2_ancestral", {"eta": eta})
         sampler_custom(sr_model(wan(), wan(seed=1), 1, report), sampler)
-        assert report.calls["sketch"] == 2 and [s.step for s in report.steps] == list(range(1, STEPS + 1))
+        assert report.stage("sketch").calls == 2 and [s.step for s in report.steps] == list(range(1, STEPS + 1))
 
 
 def test_the_hand_over_is_one_log_line(wan: Any, caplog: pytest.LogCaptureFixture):

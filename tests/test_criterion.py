@@ -8,8 +8,8 @@ import pytest
 import torch
 from hosting import module
 
-criterion = module("srd_core.criterion")
-Switch, SwitchRule, relative_change = criterion.Switch, criterion.SwitchRule, criterion.relative_change
+criterion = module("srd_core.route")
+Switch, SwitchRule, relative_change = criterion.Switch, criterion.Route, criterion.relative_change
 SKETCH, RENDER = criterion.SKETCH, criterion.RENDER
 
 

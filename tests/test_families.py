@@ -20,9 +20,9 @@ from test_faults import Broken, state_of
 
 pytestmark = pytest.mark.long
 
-cooperation, latent_space = module("srd_core.cooperation"), module("srd_core.latent_space")
+cooperation, latent_space = module("srd_core.run"), module("srd_core.latent_space")
 families = module("srd_core.families")
-Report = module("srd_core.report").Report
+Report = module("srd_core.report.data").Report
 
 SAMPLERS = ("euler", "heun", "uni_pc", "euler_ancestral", "euler_cfg_pp")
 NORMS = ("norm", "ln_q", "ln_k")  # layers whose weights are around one
@@ -192,7 +192,7 @@ def test_the_hand_over_itself_changes_nothing_in_any_family(sampler: str, family
         report = Report()
         latent = family.run(sr_model(sketch, same, step, report), sampler)
         assert torch.equal(latent, plain), f"switch after step {step}"
-        assert sum(report.calls.values()) == len(calls)
+        assert sum(stage.calls for stage in report.stages) == len(calls)
         assert bool(report.hand_overs) == (step < STEPS)
     assert torch.equal(family.run(sr_model(sketch, render, 0, **own), sampler), plain_render)
     assert torch.equal(family.run(sr_model(sketch, render, STEPS, **own), sampler), plain)

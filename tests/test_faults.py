@@ -27,9 +27,9 @@ from comfy_extras.nodes_custom_sampler import (
 from hosting import module
 from test_cooperation import SWITCHING, sr_model, sr_sampler
 
-cooperation, criterion = module("srd_core.cooperation"), module("srd_core.criterion")
+cooperation, criterion = module("srd_core.run"), module("srd_core.route")
 checkpoint, loaders = module("srd_core.checkpoint"), module("nodes.loaders")
-Report = module("srd_core.report").Report
+Report = module("srd_core.report.data").Report
 STEPS = 6
 
 
@@ -253,7 +253,7 @@ def test_the_report_of_a_run_that_failed_in_the_sketch_does_not_claim_that_it_ra
     report = Report()
     with pytest.raises(Broken):
         helpers.ksampler(sr_model(failing(wan(), 2), wan(seed=1), 3, report), STEPS)
-    summary = module("srd_core.report").summarize(report)
+    summary = module("srd_core.report.text").summarize(report)
     assert "Status: failed Broken: call 2" in summary and "Hand-over: not reached" in summary
 
 

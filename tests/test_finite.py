@@ -13,7 +13,7 @@ from test_cooperation import sr_model
 from test_faults import STEPS, broken_from
 
 finite = module("srd_core.finite")
-Report = module("srd_core.report").Report
+Report = module("srd_core.report.data").Report
 
 
 class Late:

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.long
 
 checkpoint, handover, loaders = module("srd_core.checkpoint"), module("srd_core.handover"), module("nodes.loaders")
 handover_nodes = module("nodes.handover")
-Report = module("srd_core.report").Report
+Report = module("srd_core.report.data").Report
 
 MEMORY = 500_000_000  # bytes that a refusal may take on top of what the process has
 SECONDS = 2.0  # of this process's own CPU time, so that a busy machine changes nothing

@@ -74,7 +74,7 @@ def test_for_every_sampler_sketch_and_render_through_a_file_are_sr_sampler_bit_f
     latent, report = rendered(through_a_file(record, tmp_path), render)
     assert torch.equal(latent["samples"], sr_sampler(sketch, render, sampler_name=sampler))
     assert not report.notes or "its own noise levels" in report.notes[0]
-    assert report.status == "done" and report.calls["sketch"] == len(record.calls)
+    assert report.status == "done" and report.stage("sketch").calls == len(record.calls)
 
 
 @pytest.mark.parametrize("sampler", ["uni_pc", "dpmpp_2m_sde", "euler_cfg_pp", "heun"])
@@ -127,7 +127,7 @@ def test_render_cfg_teacache_and_other_prompts_of_the_render_work_as_in_sr_sampl
     latent, report = rendered(sketched(sketch, steps=12, sampler_name=sampler)[0], render, **own, **how)
     whole = sr_sampler(sketch, render, 12, sampler_name=sampler, **how,
                        render_positive=own["positive"], render_negative=own["negative"])  # fmt: skip
-    assert torch.equal(latent["samples"], whole) and report.teacache["render"]["threshold"] == 0.3
+    assert torch.equal(latent["samples"], whole) and report.stage("render").teacache["threshold"] == 0.3
 
 
 def test_one_sketch_serves_many_renders_and_stays_as_it_was(wan: Any):
@@ -237,22 +237,22 @@ def test_the_reports_of_both_halves_together_are_that_of_one_run(wan: Any, tmp_p
     ).args[1]  # fmt: skip
     for name in ("sketch", "render", "switch", "delta", "fix_step", "limit", "sampler", "shape", "sigmas", "calls", "status"):
         assert getattr(report, name) == getattr(whole, name), name
-    assert [(s.step, s.sigma, s.stage, s.d, s.derivative) for s in report.steps] == [
-        (s.step, s.sigma, s.stage, s.d, s.derivative) for s in whole.steps
+    assert [(s.step, s.sigma, s.stage, s.d, s.fall) for s in report.steps] == [
+        (s.step, s.sigma, s.stage, s.d, s.fall) for s in whole.steps
     ]
     ours, theirs = report.hand_overs[0], whole.hand_overs[0]
     assert (ours.after_step, ours.reason, ours.d, ours.sigma) == (theirs.after_step, theirs.reason, theirs.d, theirs.sigma)
     assert report.total_seconds > first.total_seconds > 0 and first.status == "done"
-    assert report.seconds["sketch"] == first.seconds["sketch"]
+    assert report.stage("sketch").seconds == first.stage("sketch").seconds
 
 
 def test_while_it_renders_those_who_look_see_the_sketchs_own_seconds_and_reason(wan: Any):
     record, _, first = sketched(wan(), switch_mode="adaptive", delta=1.0, fix_step=1, steps=10)
     seen: list[tuple[float, str]] = []
-    report = module("srd_core.report").Report()
-    report.watch = lambda now: now.hand_overs and seen.append((now.seconds["sketch"], now.hand_overs[0].reason))
+    report = module("srd_core.report.data").Report()
+    report.watch = lambda now: now.hand_overs and seen.append((now.stage("sketch").seconds, now.hand_overs[0].reason))
     apart.render_from(record, wan(seed=1), apart.RenderSettings(0.0, helpers.prompt(1), helpers.prompt(2), 0.0), report)
-    assert len(seen) > 3 and set(seen) == {(first.seconds["sketch"], "criterion")}
+    assert len(seen) > 3 and set(seen) == {(first.stage("sketch").seconds, "criterion")}
 
 
 def test_samples_of_a_tensor_too_large_for_float32_places_end_at_its_last_value():
@@ -393,9 +393,9 @@ def test_a_render_cfg_that_is_no_number_is_refused_before_any_step(wan: Any):
 
 
 def test_neither_half_takes_a_sketch_render_model(wan: Any):
-    both = module("srd_core.cooperation").cooperate(
-        wan(), wan(seed=1), module("srd_core.criterion").Switch(), module("srd_core.cooperation").RenderSettings(),
-        module("srd_core.report").Report(),
+    both = module("srd_core.run").cooperate(
+        wan(), wan(seed=1), module("srd_core.route").Switch(), module("srd_core.run").RenderSettings(),
+        module("srd_core.report.data").Report(),
     )  # fmt: skip
     record = sketched(wan())[0]
     for half in (lambda: sketched(both), lambda: rendered(record, both)):

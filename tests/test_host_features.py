@@ -19,7 +19,7 @@ from comfy_extras.nodes_model_advanced import ModelSamplingSD3, RescaleCFG
 from hosting import module
 from test_cooperation import sr_model, sr_sampler
 
-Report = module("srd_core.report").Report
+Report = module("srd_core.report.data").Report
 STEPS = 6
 
 
@@ -166,7 +166,7 @@ def test_differential_diffusion_of_the_stage_that_begins_decides(wan: Any):
 
 
 def test_options_that_the_host_sets_for_several_gpus_do_not_reach_the_render():
-    merge = module("srd_core.cooperation").with_sampler_additions
+    merge = module("srd_core.stage").with_sampler_additions
     clones = {"cuda:0": object()}
     passed = {"multigpu_clones": clones, "transformer_options": {"sample_sigmas": 1}}
     assert merge({}, passed, {"multigpu_clones": clones}) == {"transformer_options": {"sample_sigmas": 1}}

@@ -15,7 +15,7 @@ from hosting import REPOSITORY, host_module, load_by_path, module
 client = load_by_path("srd_client", REPOSITORY / "demo" / "client.py")
 workflow = load_by_path("srd_workflow", REPOSITORY / "demo" / "workflow.py")
 live = module("nodes.live")
-report_module = module("srd_core.report")
+report_module = module("srd_core.report.data")
 
 STEPS = 8
 

@@ -22,7 +22,7 @@ from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete, ModelSampli
 from hosting import REPOSITORY, host_module, load_by_path, module
 from test_cooperation import STEPS, sr_model, sr_sampler
 
-memory, reports = module("srd_core.memory"), module("srd_core.report")
+memory, reports = module("srd_core.memory"), module("srd_core.report.data")
 Report = reports.Report
 workflow = load_by_path("srd_workflow", REPOSITORY / "demo" / "workflow.py")
 
@@ -293,7 +293,7 @@ def test_a_render_that_runs_out_of_memory_is_tried_again_without_the_sketch(
     (note,) = report.notes
     assert note == memory.RETRIED["gone" if policy == "always" else "loaded"]
     assert ("Set offload_sketch to always" in note) == (policy != "always")
-    assert note in reports.summarize(report)
+    assert note in module("srd_core.report.text").summarize(report)
 
 
 @pytest.mark.parametrize("where", WHERE, ids=["loading", "first call"])
@@ -424,7 +424,7 @@ def test_the_report_has_loading_seconds_and_memory_of_both_stages(wan: Any):
     assert [before["sketch"], at["sketch"], after["sketch"]] == [sketch.model_size(), 0, 0]
     assert [before["render"], at["render"], after["render"]] == [0, 0, render.model_size()]
     assert min(before["free"], at["free"], after["free"]) > 0
-    assert report.load_seconds["sketch"] > 0 and report.load_seconds["render"] == hand_over.seconds > 0
+    assert report.stage("sketch").load_seconds > 0 and report.stage("render").load_seconds == hand_over.seconds > 0
 
 
 def test_the_summary_says_it_in_one_line():
@@ -434,14 +434,14 @@ def test_the_summary_says_it_in_one_line():
     report.hand_overs = [reports.HandOver(1, "render", "step", 0.5, 50.0, memory=moments)]
     assert (
         "Memory, GB (free / sketch / render): before 1.2 / 26.5 / 0.0, at the hand-over 27.7 / 0.0 / 0.0, "
-        "after it 24.9 / 0.0 / 2.8" in reports.summarize(report).splitlines()
+        "after it 24.9 / 0.0 / 2.8" in module("srd_core.report.text").summarize(report).splitlines()
     )
 
 
 def test_a_report_of_before_there_was_memory_in_it_is_still_read():
     report = Report.from_json('{"version": 1, "hand_overs": [{"after_step": 1, "to": "render", "reason": "step", '
                               '"sigma": 0.5, "percent": 50.0}], "sigmas": [1.0, 0.5, 0.0]}')  # fmt: skip
-    assert report.hand_overs[0].memory == {} and "Memory" not in reports.summarize(report)
+    assert report.hand_overs[0].memory == {} and "Memory" not in module("srd_core.report.text").summarize(report)
 
 
 # --- in a server, started as users start it ------------------------------------------------------------------------------

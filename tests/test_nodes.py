@@ -102,11 +102,11 @@ def test_the_inspector_gives_picture_and_summary_and_shows_both_on_the_node(tmp_
     import folder_paths
 
     monkeypatch.setattr(folder_paths, "temp_directory", str(tmp_path))
-    report = module("srd_core.report").Report()
+    report = module("srd_core.report.data").Report()
     inspector = module("nodes.inspector").SRSwitchInspector.PREPARE_CLASS_CLONE({})
     output = inspector.execute(report)
     plot, summary = output.args
-    assert plot.shape == (1, module("srd_core.plot").HEIGHT, module("srd_core.plot").WIDTH, 3)
+    assert plot.shape == (1, module("srd_core.report.plot").HEIGHT, module("srd_core.report.plot").WIDTH, 3)
     assert plot.min() >= 0 and plot.max() <= 1 and "No run yet" in summary
     assert output.ui["text"] == (summary,) and len(list(tmp_path.glob("*.png"))) == len(output.ui["plot"]) == 1
 

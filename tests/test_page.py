@@ -17,8 +17,8 @@ import pytest
 from hosting import REPOSITORY, host_module, load_by_path, module
 
 page_module = load_by_path("srd_page", REPOSITORY / "demo" / "page.py")
-criterion = module("srd_core.criterion")
-report_module = module("srd_core.report")
+criterion = module("srd_core.route")
+report_module = module("srd_core.report.data")
 teacache, cost = module("srd_core.teacache"), module("srd_core.cost")
 
 DEMO = REPOSITORY / "workflows" / "demo.json"
@@ -341,7 +341,7 @@ def recorded(switch: Any, curve: list[list[float]]) -> dict[str, Any]:
 
 def decided(switch: Any, curve: list[list[float]]) -> dict[str, Any] | None:
     """Where the pack's own rule hands over on that curve."""
-    rule = criterion.SwitchRule(switch, len(curve))
+    rule = criterion.Route(switch, len(curve))
     for i in range(1, len(curve)):
         rule.derivative = None if i < 3 else curve[i - 1]
         stage, reason = rule.stage(i, 0.5)

@@ -21,13 +21,13 @@ from test_faults import other_format
 
 configuration.set_hypothesis_home_dir(Path(tempfile.gettempdir(), "srdiffusion-hypothesis"))
 
-criterion, latent_map = module("srd_core.criterion"), module("srd_core.latent_map")
+criterion, latent_map = module("srd_core.route"), module("srd_core.latent_map")
 handover = module("srd_core.handover")
-latent_space, plot = module("srd_core.latent_space"), module("srd_core.plot")
-report_module, steps_module = module("srd_core.report"), module("srd_core.steps")
+latent_space, plot = module("srd_core.latent_space"), module("srd_core.report.plot")
+report_module, steps_module = module("srd_core.report.data"), module("srd_core.steps")
 teacache = module("srd_core.teacache")
 Report, Step, HandOver, Switch = report_module.Report, report_module.Step, report_module.HandOver, criterion.Switch
-LatentMap, SwitchRule, StepCounter = latent_map.LatentMap, criterion.SwitchRule, steps_module.StepCounter
+LatentMap, SwitchRule, StepCounter = latent_map.LatentMap, criterion.Route, steps_module.StepCounter
 SKETCH, RENDER = criterion.SKETCH, criterion.RENDER
 
 pytestmark = pytest.mark.long
@@ -338,7 +338,7 @@ json_values = st.recursive(
 
 def usable(report: Any, picture: bool = False) -> None:
     """Whatever is taken for a report can be shown and written again."""
-    assert isinstance(report_module.summarize(report), str)
+    assert isinstance(module("srd_core.report.text").summarize(report), str)
     assert report.speed_up() is None or report.speed_up() >= 0
     assert Report.from_json(report.to_json()) == report
     if picture:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hosting import module
 
-report_module, plot = module("srd_core.report"), module("srd_core.plot")
+report_module, plot = module("srd_core.report.data"), module("srd_core.report.plot")
 Report, Step, HandOver = report_module.Report, report_module.Step, report_module.HandOver
 
 
@@ -67,17 +67,17 @@ def test_no_speed_up_is_claimed_where_a_stage_did_not_run(stages: str):
 
 
 def test_the_summary_names_step_sigma_percent_reason_and_seconds():
-    text = report_module.summarize(run_of("sssrr"))
+    text = module("srd_core.report.text").summarize(run_of("sssrr"))
     for part in ("after step 3 of 5", "sigma 0.9", "60 %", "criterion", "delta is 0.01", "0.50 s", "Sketch: 3 steps"):
         assert part in text
 
 
 def test_the_summary_of_a_run_that_never_handed_over_says_so():
-    assert "never" in report_module.summarize(run_of("sss"))
+    assert "never" in module("srd_core.report.text").summarize(run_of("sss"))
 
 
 def test_the_summary_without_a_run_says_what_to_connect():
-    assert "`after`" in report_module.summarize(Report())
+    assert "`after`" in module("srd_core.report.text").summarize(Report())
 
 
 def test_a_new_run_forgets_the_one_before():
@@ -99,7 +99,7 @@ def test_the_picture_can_be_drawn_for_any_route(stages: str):
 def test_steps_that_teacache_reused_are_counted_and_hatched_in_the_picture():
     report = run_of("ssrrrr")
     plain = plot.draw(report)
-    report.teacache["render"] = {"threshold": 0.14, "table": "Wan 2.1 t2v 1.3B"}
+    report.stage("render").teacache = {"threshold": 0.14, "table": "Wan 2.1 t2v 1.3B"}
     for step in report.steps[3:5]:
         step.reused = True
     hatched = plot.draw(report)
@@ -113,7 +113,7 @@ def test_steps_that_teacache_reused_are_counted_and_hatched_in_the_picture():
     assert report.reused("render") == 2 and report.reused("sketch") == 0
     assert toned(hatched, 4) > toned(plain, 4) and toned(hatched, 5) > toned(plain, 5)
     assert toned(hatched, 3) == toned(plain, 3) and toned(hatched, 6) == toned(plain, 6)
-    summary = report_module.summarize(report)
+    summary = module("srd_core.report.text").summarize(report)
     assert "TeaCache on the render: 2 of 4 steps reused, threshold 0.14, coefficients of Wan 2.1 t2v 1.3B" in summary
     assert "TeaCache on the sketch" not in summary
     assert Report.from_json(report.to_json()) == report
@@ -122,5 +122,5 @@ def test_steps_that_teacache_reused_are_counted_and_hatched_in_the_picture():
 def test_the_picture_of_an_empty_report_and_of_wild_values_can_be_drawn():
     plot.draw(Report())
     report = run_of("ssr")
-    report.steps[0].d, report.steps[1].derivative, report.steps[2].seconds = float("nan"), float("inf"), None
+    report.steps[0].d, report.steps[1].fall, report.steps[2].seconds = float("nan"), float("inf"), None
     plot.draw(report)

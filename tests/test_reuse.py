@@ -23,8 +23,8 @@ from test_cooperation import sr_model, sr_sampler
 from test_host_features import lora, windows
 
 reuse, teacache = module("srd_core.reuse"), module("srd_core.teacache")
-Report = module("srd_core.report").Report
-summarize = module("srd_core.report").summarize
+Report = module("srd_core.report.data").Report
+summarize = module("srd_core.report.text").summarize
 SRTeaCache = module("nodes.teacache").SRTeaCache
 
 LAYERS, STEPS, THRESHOLD = 3, 12, 0.2
@@ -417,7 +417,7 @@ def test_sr_sampler_reuses_render_steps_alone_and_reports_which():
     helpers.ksampler(sr_model(sketch, render, after, report, teacache=THRESHOLD), STEPS)
     plan = plan_of(render, first=after)
     assert [s.reused for s in report.steps] == [False] * after + plan
-    assert report.teacache["render"]["reuse"] == plan and report.teacache["render"]["first_step"] == after
+    assert report.stage("render").teacache["reuse"] == plan and report.stage("render").teacache["first_step"] == after
     assert set(report.teacache) == {"render"}
     assert len(sketch_calls) == after * LAYERS * PER_BLOCK
     assert sum(plan) > 0 and len(render_calls) == plan.count(False) * LAYERS * PER_BLOCK
@@ -595,7 +595,7 @@ def test_a_family_with_one_form_is_planned_in_that_form_whatever_is_asked_for(mo
     one_form = dataclasses.replace(teacache.WAN_T2V[0], e0=())
     monkeypatch.setattr(teacache, "WAN_T2V", (one_form,))
     helpers.ksampler(sr_model(slow_wan(), cached(model, form="e0"), 3, report), STEPS)
-    assert report.teacache["render"]["form"] == "e" and report.teacache["render"]["reuse"] == plan_of(model, first=3)
+    assert report.stage("render").teacache["form"] == "e" and report.stage("render").teacache["reuse"] == plan_of(model, first=3)
 
 
 def test_the_node_refuses_a_sketch_render_model_whose_sketch_it_would_cache():

@@ -9,8 +9,8 @@ import helpers
 import pytest
 from hosting import module
 
-steps_module, cooperation = module("srd_core.steps"), module("srd_core.cooperation")
-criterion, report_module = module("srd_core.criterion"), module("srd_core.report")
+steps_module, cooperation = module("srd_core.steps"), module("srd_core.run")
+criterion, report_module = module("srd_core.route"), module("srd_core.report.data")
 
 # These two choose their own noise levels: they take only the first and the last of the schedule.
 OWN_SCHEDULE = {"dpm_fast", "dpm_adaptive"}

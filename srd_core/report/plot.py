@@ -7,17 +7,18 @@ from collections.abc import Callable
 
 from PIL import Image, ImageDraw, ImageFont
 
-from .criterion import RENDER, SKETCH
-from .report import Report, describe_hand_over
+from .data import Report, StageReport
+from .text import describe_hand_over, describe_speed_up
 
 WIDTH, HEIGHT = 1120, 720
 LEFT, RIGHT = 84, WIDTH - 28  # of all panels
-PANELS = {"d": (136, 310), "derivative": (350, 510), "seconds": (550, 664)}  # top and bottom of each
+PANELS = {"d": (136, 310), "fall": (350, 510), "seconds": (550, 664)}  # top and bottom of each
 INK, FAINT, PAPER = "#22252b", "#8a919c", "#ffffff"
-TINT = {SKETCH: "#e8effb", RENDER: "#fdf0e3"}
-TONE = {SKETCH: "#2f6bd8", RENDER: "#e08423"}
+# By the stage's place in the route; further stages begin anew.
+TINTS = ("#e8effb", "#fdf0e3", "#e9f5ec", "#f3e9f7")
+TONES = ("#2f6bd8", "#e08423", "#3b9150", "#8b4fa8")
+FIXED = ("#ccd4e2", "#e0d6cb", "#cfe0d3", "#dccfe2")  # the tints where the rule may not decide yet
 BAND, MARK = "#bfe3c4", "#b3261e"
-FIXED = {SKETCH: "#ccd4e2", RENDER: "#e0d6cb"}  # the tints where fix_step keeps the sketch
 
 Scale = Callable[[float], float]
 
@@ -32,41 +33,47 @@ def draw(report: Report) -> Image.Image:
             _stages(canvas, report, panel, fixed=name != "seconds")
         _curve(canvas, report, "d", "D (change of the prediction)", None)
         adaptive = report.switch.get("mode") == "adaptive"
-        _curve(canvas, report, "derivative", "fall of D per step", report.delta or report.switch.get("delta") if adaptive else None)
+        _curve(canvas, report, "fall", "fall of D", report.switch.get("delta") if adaptive else None)
         _seconds(canvas, report)
         _hand_overs(canvas, report)
     return image
 
 
 def _headline(canvas: ImageDraw.ImageDraw, report: Report) -> None:
-    title = _one_line(f"{report.sketch or 'no run yet'}  ->  {report.render}")
+    title = _one_line("  ->  ".join(stage.model for stage in report.stages)) or "no run yet"
     size = next((s for s in range(22, 10, -1) if canvas.textlength(title, font=font(s)) <= RIGHT - LEFT), 10)
     canvas.text((LEFT, 42), title, fill=INK, font=font(size), anchor="ls")
     if report.steps:
         lines = [describe_hand_over(h, report) for h in report.hand_overs] or [f"hand-over: {report.never()}"]
         canvas.text((LEFT, 52), _one_line(lines[-1]), fill=INK, font=font(16))
-    legend = {stage: _legend(report, stage) for stage in TONE}
     x = LEFT
-    for stage, text in legend.items():
-        canvas.rectangle((x, 84, x + 14, 98), fill=TONE[stage])
+    for stage in report.stages:
+        text = _legend(report, stage)
+        canvas.rectangle((x, 84, x + 14, 98), fill=colour(report, stage.name, TONES))
         canvas.text((x + 20, 82), text, fill=INK, font=font(15))
         x += 44 + int(canvas.textlength(text, font=font(15)))
-    if speed_up := report.speed_up():
-        canvas.text((x, 82), f"{speed_up:.2f}x over the sketch alone", fill=INK, font=font(15))
+    canvas.text((x, 82), describe_speed_up(report), fill=INK, font=font(15))
 
 
-def _legend(report: Report, stage: str) -> str:
-    reused = f" ({report.reused(stage)} reused, hatched)" if report.teacache.get(stage, {}).get("table") else ""
-    return f"{stage}: {report.count(stage)} steps{reused}, {report.seconds[stage]:.3g} s"
+def colour(report: Report, stage: str, colours: tuple[str, ...]) -> str:
+    """Of these, the one of ``stage``."""
+    names = [s.name for s in report.stages]
+    return colours[names.index(stage) % len(colours)]
+
+
+def _legend(report: Report, stage: StageReport) -> str:
+    reused = f" ({report.reused(stage.name)} reused, hatched)" if stage.teacache.get("table") else ""
+    return f"{stage.name}: {report.count(stage.name)} steps{reused}, {stage.seconds:.3g} s"
 
 
 def _stages(canvas: ImageDraw.ImageDraw, report: Report, panel: tuple[int, int], fixed: bool) -> None:
     """Every step on the colour of its stage, darker where an adaptive switch may not hand over yet."""
     top, bottom = panel
-    fix_step = report.fix_step if fixed and report.switch.get("mode") == "adaptive" else 0
+    earliest = report.earliest if fixed and report.switch.get("mode") == "adaptive" else 0
     for step in report.steps:
         left, right = _column(report, step.step)
-        canvas.rectangle((left, top, right, bottom), fill=(FIXED if step.step <= fix_step else TINT)[step.stage])
+        tints = FIXED if step.step < earliest else TINTS
+        canvas.rectangle((left, top, right, bottom), fill=colour(report, step.stage, tints))
     canvas.line((LEFT, bottom, RIGHT, bottom), fill=FAINT)
 
 
@@ -83,7 +90,7 @@ def _curve(canvas: ImageDraw.ImageDraw, report: Report, field: str, title: str, 
     if delta:
         canvas.rectangle((LEFT, y(delta), RIGHT, y(0)), fill=BAND)
         canvas.text((RIGHT - 150, y(delta) - 18), f"delta {delta:g}", fill=FAINT, font=font(14))
-        if report.fix_step:
+        if report.earliest > 1:
             canvas.text((LEFT + 4, PANELS["d"][1] - 18), "fix_step", fill=FAINT, font=font(14))
     line = [(sum(_column(report, step)) / 2, min(max(y(value), top), bottom)) for step, value in points]
     if len(line) > 1:
@@ -100,9 +107,9 @@ def _seconds(canvas: ImageDraw.ImageDraw, report: Report) -> None:
     for step in report.steps:
         left, right = _column(report, step.step)
         if step.seconds:
-            canvas.rectangle((left + 1, min(y(step.seconds), bottom), right - 1, bottom), fill=TONE[step.stage])
+            canvas.rectangle((left + 1, min(y(step.seconds), bottom), right - 1, bottom), fill=colour(report, step.stage, TONES))
         if step.reused:  # TeaCache
-            _hatch(canvas, (left + 1, top, right - 1, bottom), TONE[step.stage])
+            _hatch(canvas, (left + 1, top, right - 1, bottom), colour(report, step.stage, TONES))
     _axis(canvas, "seconds per step", (top, bottom), 0, high)
     every = max(1, round((len(report.sigmas) - 1) / 10))
     for step in report.steps:

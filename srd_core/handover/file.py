@@ -1,11 +1,4 @@
-"""A finished sketch stage as data, and as one safetensors file: all that is needed to go on from it later or elsewhere.
-
-What a sampler does follows from the noise, the latent, the noise levels, the seed and what its model calls return. So a
-sketch is kept as the predictions that its calls returned, one after the other, beside the settings of the run. Whoever
-goes on lets the sampler run over all steps, answers the sketch's calls from here and the rest by the render: history of
-multistep samplers and noise of stochastic ones need no words of their own, and the result is that of one run, bit for bit.
-Data only: tensors and JSON, nothing that could be executed.
-"""
+"""A sketch record as one safetensors file. Data only: tensors and JSON, nothing that could be executed."""
 
 from __future__ import annotations
 
@@ -14,7 +7,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,102 +15,19 @@ import safetensors
 import safetensors.torch
 import torch
 
-from .checkpoint import read_header
-from .criterion import RENDER, SKETCH
-from .report import Report
+from ..checkpoint import read_header
+from ..report.data import Report
+from ..route import RENDER, SKETCH
+from .record import NOTED, SAMPLES, Call, Schedule, Settings, SketchRecord
 
 VERSION = 1
 SUFFIX = ".sketch.safetensors"  # of a file's name
 PARTIAL = ".partial"  # after it, while the file is written
 LEFT_AFTER = 24 * 3600.0  # seconds after which nobody writes a file any more
 MARK = "srdiffusion_hand_over"  # metadata: the version
-FACTS = "facts"  # metadata: all that is no tensor, as JSON
+FACTS = "facts"  # metadata: all that is not a tensor, as JSON
 HEADER_LIMIT = 20_000_000  # bytes; a run of 10000 steps stays below
 FLOATS = ("F32", "F16", "BF16", "F64")  # the kinds of numbers that a hand-over may hold
-SAMPLES = 256  # values of x that are kept of each call
-# What the functions that *_cfg_pp samplers add to the guidance are given and read.
-NOTED = ("denoised", "cond_denoised", "uncond_denoised")
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Of the sampling run, as the artist set them."""
-
-    seed: int
-    sampler_name: str
-    scheduler: str
-    steps: int
-    cfg: float
-    denoise: float
-    batch_index: list[int] | None = None  # which noise of the seed each latent of a batch gets; None: one after the other
-
-
-@dataclass(frozen=True)
-class Call:
-    """One call of the sketch, tensors on the CPU."""
-
-    sigma: float
-    prediction: torch.Tensor  # the guided x0 prediction [B, C, ...], in the sketch's space
-    x: torch.Tensor  # [SAMPLES] values of the call's x, float32, see ``samples_of``
-    noted: dict[str, torch.Tensor] = field(default_factory=dict)  # by NOTED; empty: the sampler added no function
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """A model's noise schedule: the host's object as plain data."""
-
-    kinds: list[str]  # the host's classes that it is made of
-    values: dict[str, float | int | bool]
-    tables: dict[str, torch.Tensor]
-
-
-@dataclass
-class SketchRecord:
-    """A sketch stage; filled while it runs, complete afterwards."""
-
-    settings: Settings
-    report: Report = field(default_factory=Report)
-    noise_mask: torch.Tensor | None = None  # as the LATENT had it
-    latent_image: torch.Tensor = field(default_factory=lambda: torch.zeros(0))  # [B, C, ...], as the LATENT had it
-    sigmas: torch.Tensor = field(default_factory=lambda: torch.zeros(0))  # [steps + 1], of the whole run
-    x: torch.Tensor | None = None  # the latent at the hand-over, in the sketch's space; None: the sketch ran to the end
-    calls: list[Call] = field(default_factory=list)
-    latent_facts: dict[str, Any] = field(default_factory=dict)  # see latent_space.latent_facts
-    extra: dict[str, Any] = field(default_factory=dict)  # what else the LATENT has; in memory only, a file does not hold it
-    schedule: Schedule = field(default_factory=lambda: Schedule([], {}, {}))
-    host: str = ""  # version of the ComfyUI that sketched
-
-    @property
-    def steps(self) -> int:
-        """Scheduler steps that the sketch ran."""
-        return self.report.hand_overs[0].after_step if self.report.hand_overs else len(self.sigmas) - 1
-
-
-def samples_of(x: torch.Tensor) -> torch.Tensor:
-    """[SAMPLES] values of a tensor of any shape, evenly spread, float32 on the CPU: enough to recognise it."""
-    places = torch.arange(SAMPLES, device=x.device) * (x.numel() - 1) // (SAMPLES - 1)  # in integers: no rounding
-    return x.flatten()[places].float().cpu()
-
-
-def difference(samples: torch.Tensor, others: torch.Tensor) -> float:
-    """The largest difference of two sets of samples, over the largest value of the first; 0 for two zeros."""
-    return float((samples - others).abs().max() / samples.abs().max().clamp(min=1e-30))
-
-
-def merge_reports(sketched: Report, report: Report) -> None:
-    """Put what the sketch's own run reported into the ``report`` of the run that went on from it; may be done again."""
-    ran = [replace(step) for step in sketched.steps if step.stage == SKETCH]
-    report.steps[: len(ran)] = ran
-    for name in ("switch", "delta", "fix_step", "limit"):
-        setattr(report, name, getattr(sketched, name))
-    for before, now in zip(sketched.hand_overs, report.hand_overs):
-        now.reason, now.d, now.derivative = before.reason, before.d, before.derivative
-    for of_stages in ("seconds", "calls", "load_seconds"):
-        getattr(report, of_stages)[SKETCH] = getattr(sketched, of_stages)[SKETCH]
-    report.total_seconds += sketched.total_seconds
-    report.teacache |= {stage: plan for stage, plan in sketched.teacache.items() if stage != RENDER}
-    report.notes = [*sketched.notes, *(note for note in report.notes if note not in sketched.notes)]
-    report.changed()
 
 
 # --- writing ------------------------------------------------------------------------------------------------------------
@@ -307,8 +217,7 @@ def _report(facts: Any, steps: int) -> Report:
     for hand_over in report.hand_overs:
         _need(type(hand_over.after_step) is int and 0 < hand_over.after_step < steps, "its hand-over lies outside the run")
         _need(hand_over.to == RENDER, "its report does not hand over to a render")
-    stages = {frozenset(of_stages) for of_stages in (report.calls, report.seconds, report.load_seconds)}
-    _need(stages == {frozenset((SKETCH, RENDER))}, "its report is not of two stages")
+    _need([stage.name for stage in report.stages] == [SKETCH, RENDER], "its report is not of two stages")
     _need(len(report.steps) <= steps, "its report has more steps than the run")
     return report
 

@@ -1,0 +1,62 @@
+"""What no run can be made of: refused in a sentence, before any step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import comfy.samplers
+from comfy.model_patcher import ModelPatcher
+
+from .latent_space import check_latent, check_same_prompts
+from .route import Switch
+from .stage import RenderSettings
+
+
+def check_levels(sigmas: Sequence[float]) -> None:
+    """Raises ValueError for noise levels that are not finite."""
+    if not all(map(math.isfinite, sigmas)):
+        raise ValueError(
+            f"The scheduler gives noise levels that are not finite ({', '.join(f'{s:.4g}' for s in sigmas[:8])}). Take more steps "
+            "(kl_optimal needs 2) or another scheduler."
+        )
+
+
+def check_run(guider: comfy.samplers.CFGGuider, call: dict[str, Any], sigmas: Sequence[float]) -> None:
+    """Raises ValueError for a latent, a schedule or a guidance scale that no hand-over works with."""
+    packed = len(call.get("latent_shapes") or []) > 1  # several latents (video and sound) come as one row of values
+    check_latent(call["latent_image"], guider.model_patcher, any_shape=packed)
+    if any(b > a for a, b in zip(sigmas, sigmas[1:])):
+        raise ValueError(
+            "The hand-over needs a schedule whose noise level never rises (no FlipSigmas, no restarts); "
+            f"this one is {', '.join(f'{s:.4g}' for s in sigmas)}."
+        )
+    cfg = getattr(guider, "cfg", 1.0)  # a guider of another node may have none
+    if isinstance(cfg, float) and not math.isfinite(cfg):
+        raise ValueError(f"cfg is {cfg}; it must be a number (Wan: 5 to 6, and 1 for no guidance).")
+
+
+def check_switch(switch: Switch, places: Sequence[float]) -> None:
+    """Raises ValueError for an adaptive rule that could never decide in a run whose steps begin at ``places``."""
+    earliest = switch.earliest(places)
+    if switch.mode == "adaptive" and 0 < switch.max_step < earliest <= len(places):
+        raise ValueError(
+            f"max_step is {switch.max_step}, but the rule of adaptive decides after step {earliest} of {len(places)} at the "
+            f"earliest (fix_step {switch.fix_step} of 50). Raise max_step, lower fix_step, or set switch_mode to step."
+        )
+
+
+def check_settings(guider: comfy.samplers.CFGGuider, render: ModelPatcher, settings: RenderSettings) -> None:
+    """Raises ValueError for settings of the render that the guider can't follow."""
+    for role, own in (("positive", settings.positive), ("negative", settings.negative)):
+        if own is None and role in guider.original_conds:
+            check_same_prompts(guider.model_patcher, render, role)
+        if own is not None and role not in guider.original_conds:
+            raise ValueError(f"render_{role} is connected, but the guider ({type(guider).__name__}) takes none.")
+    plain_cfg = type(guider).set_cfg is comfy.samplers.CFGGuider.set_cfg
+    if settings.cfg and not (plain_cfg and "negative" in guider.original_conds):
+        raise ValueError(
+            f"render_cfg is {settings.cfg}, but {type(guider).__name__} has no single guidance scale with a negative "
+            "prompt. Set render_cfg to 0 or use CFGGuider."
+        )

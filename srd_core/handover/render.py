@@ -1,0 +1,233 @@
+"""SR Render: a whole run of the host's sampler that continues from a record of the sketch.
+
+It is a run like any other (run.py), in which a model without weights, which answers from the record, stands for the sketch.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import comfy.sample
+import comfy.samplers
+import comfy.utils
+import latent_preview
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrapperExecutor, WrappersMP
+
+from ..calls import PREDICT_NOISE
+from ..latent_space import FULL_NAME, check_pair, latent_facts, name_of
+from ..report.data import Report
+from ..route import Switch
+from ..run import KEY, cooperate
+from ..stage import RenderSettings
+from ..steps import StepCounter
+from .file import damaged, read
+from .record import Call, Schedule, SketchRecord, difference, merge_reports, samples_of
+from .sketch import POST_CFG, latent_format_of, layout_of, schedule_of, what_to_do
+
+SAME_LEVEL = 1e-4  # relative difference of two noise levels, by rounding
+SAME_NOISE = 0.02  # relative difference of x up to which another machine's rounding explains it
+
+
+def load(path: Path) -> SketchRecord:
+    """The record of a hand-over file whose parts are those of one run. Raises ValueError as ``handover.read`` does."""
+    record = read(path)
+    facts, indices = record.latent_facts, record.settings.batch_index
+    first, highest = record.calls[0], float(record.sigmas[0]) * (1 + SAME_LEVEL)
+    schedule = StepCounter(record.sigmas.tolist())
+    table = record.schedule.tables.get("sigmas")
+    for what, holds in {  # only what holds for every sampler: some call twice a step, between the levels, or ahead
+        "its latent is not of its latent format": layout_of(first.prediction) == (facts.get("channels"), facts.get("dimensions")),
+        "its batch_index is not of its batch": indices is None or len(indices) == len(first.prediction),
+        "its calls are not those of its report": [stage.calls for stage in record.report.stages] == [len(record.calls), 0],
+        "its calls are not at its noise levels": first.sigma > 0 and all(0 <= call.sigma <= highest for call in record.calls),
+        "its hand-over is not at its noise level": all(
+            schedule.interval(hand_over.sigma) == hand_over.after_step for hand_over in record.report.hand_overs
+        ),
+        "its noise schedule is not above 0": table is None or bool((table > 0).all()),
+    }.items():
+        if not holds:
+            raise damaged(path, what)
+    return record
+
+
+def render_from(record: SketchRecord, render: ModelPatcher, settings: RenderSettings, report: Report) -> dict[str, Any]:
+    """Continue from ``record`` with ``render``; returns the host's LATENT, what one run of both would have given.
+
+    A sketch that ran to the end needs no render; its latent is returned. Raises ValueError, before anything is loaded,
+    when the render does not share the record's latent or this host can't repeat its settings.
+    """
+    if record.settings.sampler_name not in comfy.samplers.KSampler.SAMPLERS:
+        raise ValueError(
+            f"The hand-over was sketched with the sampler {record.settings.sampler_name[:40]!r}, which this ComfyUI "
+            f"does not have (sketched with ComfyUI {record.host})."
+        )
+    stand_in = _stand_in(record, render)
+    stand_in.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, KEY, _load_nothing)
+    replay = Replay(record, report)
+    stand_in.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, f"{KEY}_record", replay.predict)
+    model = cooperate(stand_in, render, Switch("step", switch_step=record.steps), settings, report, replay.check_latent)
+    watch, report.watch = report.watch, partial(_tell_merged, record.report, report.watch, [])
+    try:
+        samples = _run_sampler(model, record)
+    finally:
+        report.watch = watch
+        merge_reports(record.report, report)
+    kept = {"noise_mask": record.noise_mask, "batch_index": record.settings.batch_index}
+    return record.extra | {"samples": samples} | {name: value for name, value in kept.items() if value is not None}
+
+
+def _tell_merged(sketched: Report, watch: Callable[[Report], None] | None, merged: list[bool], report: Report) -> None:
+    """Watcher of a run that continues: from the hand-over on, those who look see the sketch's own seconds and reason."""
+    if report.hand_overs and not merged:
+        merged.append(True)
+        merge_reports(sketched, report)  # tells again
+    elif watch:
+        watch(report)
+
+
+def _run_sampler(model: ModelPatcher, record: SketchRecord) -> torch.Tensor:
+    """What the host's KSampler does, over the noise levels of the record."""
+    settings, latent = record.settings, record.latent_image
+    return comfy.sample.sample_custom(
+        model,
+        comfy.sample.prepare_noise(latent, settings.seed, settings.batch_index),
+        settings.cfg,
+        comfy.samplers.sampler_object(settings.sampler_name),
+        record.sigmas.clone(),  # uni_pc writes into it
+        [],
+        [],
+        latent,
+        noise_mask=record.noise_mask,
+        callback=latent_preview.prepare_callback(model, len(record.sigmas) - 1),
+        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+        seed=settings.seed,
+    )
+
+
+def _load_nothing(executor: Any, model: ModelPatcher, noise_shape: Any, conds: Any, *args: Any, **kwargs: Any) -> Any:
+    """PREPARE_SAMPLING wrapper of the stand-in: it has no weights."""
+    return model.model, conds, []
+
+
+@dataclass
+class Replay:
+    """Answers the sketch's calls from a record, in their order."""
+
+    record: SketchRecord
+    report: Report
+    _calls: Iterator[Call] = field(init=False)
+    _warned: bool = False
+
+    def __post_init__(self) -> None:
+        self._calls = iter(self.record.calls)
+
+    def predict(
+        self, executor: WrapperExecutor, x: torch.Tensor, timestep: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
+        """PREDICT_NOISE wrapper: x [B, C, ...], timestep [B]; returns the recorded x0 like x. Raises RuntimeError when the
+        sampler makes other calls than it made for the sketch."""
+        guider, call = executor.class_obj, next(self._calls, None)
+        sigma = float(timestep[0])
+        if call is None or call.prediction.shape != x.shape or abs(call.sigma - sigma) > SAME_LEVEL * call.sigma:
+            raise RuntimeError(
+                f"{self.record.settings.sampler_name} makes other calls here than it made for the sketch (at sigma "
+                f"{sigma:.4g}). {what_to_do(self.record)}"
+            )
+        self._compare(call, x)
+        options = PREDICT_NOISE.bind(guider, x, timestep, *args, **kwargs).arguments.get("model_options", {})
+        for function in options.get(POST_CFG, [])[len(guider.model_options.get(POST_CFG, [])) :]:
+            self._tell(function, call, guider, options, x, timestep)
+        return call.prediction.to(x.device, copy=True)
+
+    def _tell(
+        self, function: Callable[[dict[str, Any]], Any], call: Call, guider: Any, options: Any, x: Any, sigma: Any
+    ) -> None:
+        """Give a function that the sampler added what it was given while sketching: it keeps what it needs."""
+        if not call.noted:
+            raise RuntimeError(f"The hand-over misses what {self.record.settings.sampler_name} needs: sketch again.")
+        noted = {name: value.to(x.device) for name, value in call.noted.items()}
+        function({**noted, "model": guider.inner_model, "model_options": options, "cond_scale": guider.cfg,
+                  "cond": [], "uncond": [], "input": x, "sigma": sigma})  # fmt: skip
+
+    def check_latent(self, x: torch.Tensor, to: str, reason: str) -> None:
+        """At the hand-over. Raises RuntimeError where the record's latent is not the one that its calls lead to."""
+        kept = self.record.x
+        if self._warned or kept is None:
+            return
+        if kept.shape != x.shape or difference(samples_of(kept), samples_of(x)) > SAME_NOISE:
+            raise RuntimeError(f"The hand-over's latent is not the one that its predictions lead to. {what_to_do(self.record)}")
+
+    def _compare(self, call: Call, x: torch.Tensor) -> None:
+        """Note in the report where this machine's noise is not that of the sketch's."""
+        if self._warned or difference(call.x, samples_of(x)) <= SAME_NOISE:
+            return
+        self._warned = True
+        self.report.notes.append(
+            "The noise here differs from that of the sketch's machine (another device or version of torch draws it), so the "
+            "video is not exactly that of one run. Samplers without noise of their own (euler, uni_pc, dpmpp_2m) avoid that."
+        )
+
+
+def _stand_in(record: SketchRecord, render: ModelPatcher) -> ModelPatcher:
+    """A MODEL without weights that is, to the host's samplers and to the pair's check, the sketch of ``record``: of the
+    render's class, for its ways of masking, with the sketch's latent and schedule."""
+    config = copy.copy(render.model.model_config)
+    config.unet_config = {**config.unet_config, "disable_unet_model_creation": True}
+    model = type(render.model)(config, model_type=render.model.model_type, device=render.offload_device)
+    model.diffusion_model = torch.nn.Module()
+    model.diffusion_model.dtype = render.model_dtype()
+    model.latent_format = latent_format_of(record)
+    _check_family(record, model.latent_format, render)
+    model.model_sampling = _sampling(record, render)
+    patcher = ModelPatcher(model, render.load_device, render.offload_device)
+    patcher.attachments[FULL_NAME] = record.report.sketch
+    check_pair(patcher, render)
+    if (found := dict(latent_facts(patcher))) != record.latent_facts:
+        names = [*found, *(name[:40] for name in record.latent_facts if name not in found)]
+        what = [name for name in names if name not in found or found[name] != record.latent_facts.get(name)]
+        raise ValueError(
+            f"The hand-over's latent is {record.latent_facts['latent format']}, but not as this ComfyUI knows it "
+            f"(different: {', '.join(what[:9])}). {what_to_do(record)}"
+        )
+    return patcher
+
+
+def _name_of_schedule(schedule: Schedule) -> str:
+    """The kinds of a noise schedule and the shapes of its tables."""
+    return " ".join([*schedule.kinds, *(f"{name} {list(table.shape)}" for name, table in sorted(schedule.tables.items()))])
+
+
+def _check_family(record: SketchRecord, latent_format: Any, render: ModelPatcher) -> None:
+    """Raises ValueError when the record's latent is of another family than the render's."""
+    ours, theirs = type(latent_format), type(render.get_model_object("latent_format"))
+    if not (issubclass(ours, theirs) or issubclass(theirs, ours)):
+        raise ValueError(
+            f"The hand-over holds a latent of {ours.__name__} (sketched by {record.report.sketch}), but the render "
+            f"{name_of(render)} works on {theirs.__name__}. Choose a render of the sketch's family."
+        )
+
+
+def _sampling(record: SketchRecord, render: ModelPatcher) -> Any:
+    """The sketch's noise schedule: the render's object with the record's values. Raises ValueError if it is another kind."""
+    sampling, schedule = copy.deepcopy(render.get_model_object("model_sampling")), record.schedule
+    own = schedule_of(sampling)
+    ours, theirs = _name_of_schedule(schedule), _name_of_schedule(own)
+    if ours != theirs:
+        raise ValueError(
+            f"The hand-over was sketched by {record.report.sketch} with the noise schedule {ours[:120]}, but the render "
+            f"{name_of(render)} has {theirs}. Put the same sampling node (ModelSamplingSD3, CogVideoX Sampling Fix ...) on the "
+            "render as on the sketch."
+        )
+    for name, value in schedule.values.items():
+        if type(own.values.get(name)) in (int, float, bool):
+            setattr(sampling, name, value)
+    for name, table in schedule.tables.items():
+        sampling.register_buffer(name, table.clone())
+    return sampling.to(render.load_device)

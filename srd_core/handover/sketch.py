@@ -1,0 +1,185 @@
+"""SR Sketch: a run of the sketch alone that stops where the rule hands over, with a record of its calls."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import comfy.latent_formats
+import comfy.model_sampling
+import comfy.sampler_helpers
+import comfy.utils
+import comfyui_version
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrapperExecutor, WrappersMP
+
+from ..calls import OUTER_SAMPLE, PREDICT_NOISE
+from ..checks import check_run, check_switch
+from ..latent_space import latent_facts
+from ..report.data import StageReport
+from ..route import RENDER, SKETCH, Switch, two_legs
+from ..run import KEY, Run, begin_run, carry_out, check_plain
+from .record import NOTED, Call, Schedule, SketchRecord, samples_of
+
+POST_CFG = "sampler_post_cfg_function"  # model option: what *_cfg_pp samplers add a function to
+
+
+class HandedOver(BaseException):
+    """Ends the sampler where the sketch hands over. No Exception, so that nobody on the way takes it for an error."""
+
+
+def sketch_alone(sketch: ModelPatcher, switch: Switch, record: SketchRecord) -> ModelPatcher:
+    """A MODEL that samples as ``sketch`` until ``switch`` hands over and then ends the run with the x0 prediction for the
+    latent; ``record`` is filled meanwhile. Raises ValueError for a MODEL that already cooperates."""
+    check_plain(SKETCH, sketch)
+    model = sketch.clone()
+    model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, partial(_sample, switch=switch, record=record))
+    return model
+
+
+def _sample(
+    executor: WrapperExecutor, *args: Any, switch: Switch, record: SketchRecord, **kwargs: Any
+) -> torch.Tensor:
+    """OUTER_SAMPLE wrapper: one sampling run of the host, or the beginning of one."""
+    guider = executor.class_obj
+    call = OUTER_SAMPLE.bind(guider, *args, **kwargs)
+    run = begin_run(guider, call.arguments, {}, two_legs(switch), record.report)
+    record.report.stages.append(StageReport(RENDER, "not yet, see SR Render"))
+    recorder = Recorder(record, run)
+    run.outside, run.at_hand_over = [recorder.predict], recorder.hand_over
+
+    def prepare() -> None:
+        check_run(guider, call.arguments, run.steps.sigmas)
+        check_switch(switch, run.route.places)
+        if len(call.arguments.get("latent_shapes") or []) > 1:
+            raise ValueError("A latent of several parts (video with sound) can't be sketched alone; use SR Sampler.")
+        if run.route.start()[0] == RENDER:
+            raise ValueError("The sketch would run no step. Set switch_step to 1 or more, or switch_sigma lower.")
+        _begin_record(record, guider.model_patcher, call.arguments)
+
+    try:
+        return carry_out(run, executor, call, prepare)
+    except HandedOver:  # what the host does after a run; it has cleaned up the model already
+        comfy.sampler_helpers.cleanup_models(guider.conds, guider.loaded_models)
+        del guider.inner_model, guider.loaded_models
+        record.report.status = "done"
+        record.report.changed()
+        return preview_of(record)
+
+
+def _begin_record(record: SketchRecord, sketch: ModelPatcher, call: dict[str, Any]) -> None:
+    record.sigmas, record.latent_image = call["sigmas"].detach().cpu().clone(), call["latent_image"].detach().cpu().clone()
+    record.calls, record.x = [], None
+    record.latent_facts = dict(latent_facts(sketch))
+    record.schedule = schedule_of(sketch.get_model_object("model_sampling"))
+    record.host = comfyui_version.__version__
+
+
+@dataclass
+class Recorder:
+    """Keeps a run's calls, and ends it where another would hand over."""
+
+    record: SketchRecord
+    run: Run
+
+    def predict(
+        self, executor: WrapperExecutor, x: torch.Tensor, timestep: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
+        """PREDICT_NOISE wrapper around the run's own: x [B, C, ...], timestep [B]; returns what the run returns."""
+        guider, noted = executor.class_obj, {}  # type: Any, dict[str, torch.Tensor]
+        call = PREDICT_NOISE.bind(guider, x, timestep, *args, **kwargs)
+        options = call.arguments.get("model_options", {})
+        added_from = len(guider.model_options.get(POST_CFG, []))
+        if functions := options.get(POST_CFG, [])[added_from:]:
+            own = options[POST_CFG][:added_from]
+            call.arguments["model_options"] = {**options, POST_CFG: [*own, partial(_note, noted), *functions]}
+        sampled = samples_of(x)
+        prediction = executor(*call.args[1:], **call.kwargs)
+        kept = prediction.detach().to("cpu", copy=True)
+        self.record.calls.append(Call(float(timestep[0]), kept, sampled, noted))
+        return prediction
+
+    def hand_over(self, x: torch.Tensor, to: str, reason: str) -> None:
+        """Raises HandedOver."""
+        self.run.books.hand_over(self.run.steps.step, to, reason, 0.0, {})
+        self.record.x = x.detach().to("cpu", copy=True)
+        raise HandedOver
+
+
+def _note(noted: dict[str, torch.Tensor], args: dict[str, Any]) -> torch.Tensor:
+    """In front of the functions that a sampler added to the guidance: keep what they are given."""
+    noted.update({name: args[name].detach().to("cpu", copy=True) for name in NOTED})
+    return args["denoised"]
+
+
+def preview_of(record: SketchRecord) -> torch.Tensor:
+    """The sketch's last x0 prediction as the host's LATENT holds it [B, C, ...], for VAE Decode. Raises ValueError for a
+    latent that this host does not know."""
+    latent_format, last, mask = latent_format_of(record), record.calls[-1].prediction.float(), record.noise_mask
+    if mask is not None and record.latent_image.shape == last.shape:
+        mask = comfy.utils.reshape_mask(mask.float(), last.shape)
+        last = last * mask + latent_format.process_in(record.latent_image.float()) * (1 - mask)
+    return latent_format.process_out(last)
+
+
+def latent_format_of(record: SketchRecord) -> Any:
+    """The host's latent format of the record's name, with the record's scale."""
+    name = record.latent_facts["latent format"]
+    kind = next((k for k in _descendants(comfy.latent_formats.LatentFormat) if k.__name__ == name), None)
+    if kind is None:
+        raise ValueError(
+            f"The hand-over holds a latent of {name[:40]!r}, which this ComfyUI does not know (it was sketched with "
+            f"ComfyUI {record.host[:20]})."
+        )
+    latent_format = kind()
+    theirs, ours = layout_of(record.calls[0].prediction), (latent_format.latent_channels, latent_format.latent_dimensions)
+    if theirs != ours:
+        raise ValueError(
+            f"The hand-over's latent has {theirs[0]} channels and {theirs[1]} dimensions, but {name[:40]} has {ours[0]} and "
+            f"{ours[1]}. {what_to_do(record)}"
+        )
+    if latent_format.scale_factor != record.latent_facts["scale"]:
+        latent_format.scale_factor = record.latent_facts["scale"]
+    return latent_format
+
+
+def layout_of(latent: torch.Tensor) -> tuple[int, int]:
+    """(channels, dimensions without batch and channels) of a latent [B, C, ...]."""
+    return latent.shape[1], latent.ndim - 2
+
+
+def _descendants(kind: type) -> Iterator[type]:
+    yield kind
+    for child in kind.__subclasses__():
+        yield from _descendants(child)
+
+
+def schedule_of(sampling: Any) -> Schedule:
+    """The host's noise schedule as data."""
+    plain = (bool, int, float)
+    values = {k: v for k, v in vars(sampling).items() if type(v) in plain and not k.startswith("_") and k != "training"}
+    tables = {k: v.detach().cpu().clone() for k, v in sampling.named_buffers() if v.is_floating_point()}
+    return Schedule(_kinds(sampling), values, tables)
+
+
+def _kinds(sampling: Any) -> list[str]:
+    """The host's classes that a noise schedule is made of."""
+    return [kind.__name__ for kind in type(sampling).__mro__ if _is_the_hosts(kind)]
+
+
+def _is_the_hosts(kind: type) -> bool:
+    return getattr(comfy.model_sampling, kind.__name__, None) is kind
+
+
+def what_to_do(record: SketchRecord) -> str:
+    """About a record that this host can't follow."""
+    here = comfyui_version.__version__
+    if record.host == here:
+        return (
+            f"Both are ComfyUI {here}: the hand-over is damaged, or was made with other nodes or on another kind of machine. "
+            "Sketch again here."
+        )
+    return f"The sketch is from ComfyUI {record.host[:20]}, this is {here}: use one version for both."

@@ -1,0 +1,72 @@
+"""A report in words: for the log, the picture and the summary."""
+
+from __future__ import annotations
+
+from .data import HandOver, Report
+from .figures import speed_up, step_seconds
+
+NOT_RUN = (
+    "No run yet, or one without steps (denoise 0). With Sketch-Render Model, connect the sampler's latent to the Inspector's "
+    "`after`, so that it waits for the run."
+)
+
+
+def describe_hand_over(hand_over: HandOver, report: Report) -> str:
+    """One sentence."""
+    steps, switch = len(report.sigmas) - 1, report.switch
+    latest = f"max_step is {switch['max_step']}" if switch.get("max_step") else f"below switch_sigma {switch.get('switch_sigma')}"
+    why = {
+        "criterion": f"criterion: D falls by {hand_over.fall or 0:.4g}, delta is {switch.get('delta', 0):g}",
+        "earliest": f"earliest step: the composition had settled before fix_step {switch.get('fix_step')} allowed it",
+        "latest": f"latest step: {latest}",
+        "step": f"step: switch_step is {switch.get('switch_step')}",
+        "sigma": f"sigma: below switch_sigma {switch.get('switch_sigma')}",
+    }.get(hand_over.reason, hand_over.reason)
+    return (
+        f"{hand_over.to} takes over after step {hand_over.after_step} of {steps} "
+        f"(sigma {hand_over.sigma:.4g}, {hand_over.percent:.0f} % of the steps; {why})"
+    )
+
+
+def describe_memory(hand_over: HandOver) -> str:
+    """One line: what was free and what was loaded around a hand-over, by the host's accounting."""
+    moments = {"before": "before", "at": "at the hand-over", "after": "after it"}
+    shown = [moment for moment in moments if moment in hand_over.memory]
+    names = list(dict.fromkeys(name for moment in shown for name in hand_over.memory[moment]))
+    sizes = (
+        f"{moments[moment]} {' / '.join(f'{hand_over.memory[moment].get(name, 0) / 1e9:.1f}' for name in names)}"
+        for moment in shown
+    )
+    return f"Memory, GB ({' / '.join(names)}): {', '.join(sizes)}"
+
+
+def describe_speed_up(report: Report) -> str:
+    """A few words; "" where it is not known."""
+    times = speed_up(report)
+    if times is None:
+        return ""
+    alone = f"the {report.stages[0].name} alone (estimated)"
+    return f"{times:.2f}x as fast as {alone}" if times >= 1 else f"{times:.2f}x: slower than {alone}"
+
+
+def summarize(report: Report) -> str:
+    """The run in a few lines."""
+    if report.status == "not run":
+        return NOT_RUN
+    lines = [f"{stage.name.capitalize()}: {stage.model}" for stage in report.stages]
+    lines.append(f"Status: {report.status} {report.error}".rstrip())
+    lines += [f"Hand-over: {describe_hand_over(h, report)}, loaded in {h.seconds:.2f} s" for h in report.hand_overs]
+    lines += [describe_memory(h) for h in report.hand_overs if h.memory]
+    if not report.hand_overs:
+        lines.append(f"Hand-over: {report.never()}")
+    for stage in report.stages:
+        count, each = report.count(stage.name), step_seconds(report, stage.name)
+        lines.append(f"{stage.name.capitalize()}: {count} steps, {stage.seconds:.3g} s" + (f", {each:.3g} s a step" if each else ""))
+        if table := stage.teacache.get("table"):
+            lines.append(
+                f"TeaCache on the {stage.name}: {report.reused(stage.name)} of {count} steps reused, "
+                f"threshold {stage.teacache['threshold']:g}, coefficients of {table}"
+            )
+    if speed := describe_speed_up(report):
+        lines.append(f"Speed: {speed}")
+    return "\n".join(lines + report.notes)

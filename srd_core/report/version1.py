@@ -1,0 +1,52 @@
+"""Reports of version 1, which knew two stages: what saved videos and copied reports of the first releases hold."""
+
+from __future__ import annotations
+
+from typing import Any
+
+STAGES = ("sketch", "render")
+RENAMED = {"derivative": "fall", "derivative_low": "fall_low"}
+REASONS = {"max_step": "latest"}
+FIELDS = {
+    "version", "status", *STAGES, "switch", "delta", "fix_step", "limit", "sampler", "shape", "sigmas", "steps", "hand_overs",
+    "teacache", "calls", "seconds", "total_seconds", "notes", "error", "load_seconds",
+}  # fmt: skip
+
+
+def upgraded(old: dict[str, Any]) -> dict[str, Any]:
+    """The same run as version 2 writes it. Raises KeyError, TypeError or AttributeError for what was no report."""
+    if unknown := set(old) - FIELDS:
+        raise KeyError(min(unknown))
+    set_to, used = old.get("switch", {}).get("delta", 0.0), old.get("delta", 0.0)
+    scale = used / set_to if set_to and used else 1.0  # version 1 scaled delta to the run, version 2 scales the fall
+    stages = [
+        {
+            "name": name,
+            "model": old.get(name, ""),
+            "calls": old.get("calls", {}).get(name, 0),
+            "seconds": old.get("seconds", {}).get(name, 0.0),
+            "load_seconds": old.get("load_seconds", {}).get(name, 0.0),
+            "teacache": old.get("teacache", {}).get(name, {}),
+        }
+        for name in STAGES
+    ]
+    kept = ("status", "switch", "sampler", "shape", "sigmas", "total_seconds", "notes", "error")
+    return {
+        **{name: old[name] for name in kept if name in old},
+        "version": 2,
+        "stages": stages,
+        "earliest": old.get("fix_step", 0) + 1,
+        "latest": old.get("limit", 0),
+        "steps": [_renamed(step, scale) for step in old.get("steps", [])],
+        "hand_overs": [_renamed(hand_over, scale) for hand_over in old.get("hand_overs", [])],
+    }
+
+
+def _renamed(part: dict[str, Any], scale: float) -> dict[str, Any]:
+    new = {RENAMED.get(name, name): value for name, value in part.items()}
+    for name in RENAMED.values():
+        if new.get(name) is not None:
+            new[name] /= scale
+    if "reason" in new:
+        new["reason"] = REASONS.get(new["reason"], new["reason"])
+    return new

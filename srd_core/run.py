@@ -1,0 +1,404 @@
+"""One sampling run over the legs of a route.
+
+``cooperate`` puts an OUTER_SAMPLE wrapper on a clone of the sketch. It runs once per sampling run and puts a PREDICT_NOISE
+wrapper, ``Run.predict``, into that run's own options. The sampler runs once over all noise levels, so its history survives
+every hand-over, and asks ``Run.predict`` for each prediction:
+
+    steps   which scheduler step is this call of?
+    route   who is in charge of that step?     a change: hand over
+    stage   makes the prediction
+    route   sees it, where a rule needs it
+    books   note it
+
+All state belongs to the run, and is cleaned up also after an interrupt or an error.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.samplers
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrapperExecutor, WrappersMP, add_wrapper_with_key, get_all_wrappers
+
+from . import memory
+from .attention import backend_of
+from .books import Books
+from .calls import OUTER_SAMPLE, PREDICT_NOISE
+from .checks import check_levels, check_run, check_settings, check_switch
+from .finite import FiniteGuard
+from .latent_map import LatentMap
+from .latent_space import check_pair, check_same_prompts, name_of, parameters_of
+from .levels import places_of
+from .report.data import Report, StageReport, Step
+from .reuse import CachedRun, TeaCache, is_cached, run_of, with_teacache
+from .route import RENDER, SKETCH, Leg, Route, Switch, two_legs
+from .stage import GuidersStage, RenderSettings, Stage
+from .steps import StepCounter, counter_for, sampler_name
+
+KEY = "srdiffusion"
+AtHandOver = Callable[[torch.Tensor, str, str], None]  # (x, the stage that takes over, why), before that stage is loaded
+LARGER = "The render is larger than the sketch. Are the two swapped?"
+
+
+def cooperate(
+    sketch: ModelPatcher,
+    render: ModelPatcher,
+    switch: Switch,
+    settings: RenderSettings,
+    report: Report,
+    at_hand_over: AtHandOver | None = None,
+) -> ModelPatcher:
+    """A MODEL that samples as ``sketch`` until ``switch`` says so, then as ``render``; ``report`` is filled meanwhile.
+
+    Raises ValueError when the two do not share a latent, would need other prompts, or one already is such a MODEL; and
+    for a TeaCache that is asked for twice.
+    """
+    for role, plain in ((SKETCH, sketch), (RENDER, render)):
+        check_plain(role, plain)
+    latent_map = check_pair(sketch, render)
+    if settings.positive is None:
+        check_same_prompts(sketch, render, "positive")
+    if settings.teacache:
+        if is_cached(render):
+            raise ValueError(
+                f"teacache is {settings.teacache:g}, but the render MODEL already comes from Render TeaCache. "
+                "Set teacache to 0 or leave that node out."
+            )
+        render = with_teacache(render, TeaCache(settings.teacache))
+    model = sketch.clone()
+    outer_sample = partial(
+        _sample,
+        render=render,
+        latent_map=latent_map,
+        switch=switch,
+        settings=settings,
+        report=report,
+        at_hand_over=at_hand_over,
+    )
+    model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, outer_sample)
+    return model
+
+
+def check_plain(role: str, model: ModelPatcher) -> None:
+    """Raises ValueError when the MODEL that is to be the ``role`` already cooperates."""
+    if KEY in model.wrappers.get(WrappersMP.OUTER_SAMPLE, {}):
+        raise ValueError(
+            f"The {role} already is a Sketch-Render Model; connect a plain MODEL (what changes one model goes before the two meet)."
+        )
+
+
+def _sample(
+    executor: WrapperExecutor,
+    *args: Any,
+    render: ModelPatcher,
+    latent_map: LatentMap,
+    switch: Switch,
+    settings: RenderSettings,
+    report: Report,
+    at_hand_over: AtHandOver | None,
+    **kwargs: Any,
+) -> torch.Tensor:
+    """OUTER_SAMPLE wrapper: one sampling run of the host, whatever guider and sampler it uses."""
+    guider = executor.class_obj
+    call = OUTER_SAMPLE.bind(guider, *args, **kwargs)
+    if settings.offload_sketch == memory.NEVER:
+        render = memory.with_beside(render, guider.model_patcher)
+    stage = Stage.beside(guider, render, settings, latent_map)
+    run = begin_run(guider, call.arguments, {RENDER: stage}, two_legs(switch), report, settings.offload_sketch)
+    run.at_hand_over = at_hand_over
+
+    def prepare() -> None:
+        check_run(guider, call.arguments, run.steps.sigmas)
+        check_switch(switch, run.route.places)
+        check_settings(guider, render, settings)
+        if 0 < parameters_of(guider.model_patcher) < parameters_of(render):  # 0: it stands for a sketch of another run
+            report.notes.append(LARGER)
+        stage.prepare()
+
+    return carry_out(run, executor, call, prepare)
+
+
+def begin_run(
+    guider: comfy.samplers.CFGGuider,
+    call: dict[str, Any],
+    others: dict[str, Stage],
+    legs: tuple[Leg, ...],
+    report: Report,
+    policy: str = memory.AUTO,
+) -> Run:
+    """The state of a sampling run with the arguments ``call``, of the guider's own model as the sketch and the ``others`` by
+    name; ``report`` starts anew. Raises ValueError for a schedule that is not finite."""
+    steps = counter_for(call["sampler"], call["sigmas"])
+    check_levels(steps.sigmas)  # before they go into the report, whose JSON holds numbers only
+    stages: dict[str, GuidersStage | Stage] = {SKETCH: GuidersStage(guider), **others}
+    schedule = guider.model_patcher.get_model_object("model_sampling")
+    route = Route(legs, steps.sigmas[:-1], places_of(schedule, steps.sigmas)[:-1])
+    switch = next((leg.until for leg in legs if leg.until), Switch())
+    report.begin(
+        stages=[StageReport(name, name_of(stage.model)) for name, stage in stages.items()],
+        switch=dict(vars(switch)),
+        earliest=switch.earliest(route.places),
+        latest=switch.latest(route.sigmas),
+        sampler=sampler_name(call["sampler"]).removeprefix("sample_"),
+        shape=list(call["noise"].shape),
+        sigmas=list(steps.sigmas),
+    )
+    return Run(
+        stages=stages,
+        route=route,
+        steps=steps,
+        books=Books(report, steps.sigmas, SKETCH),
+        request={k: call.get(k) for k in ("noise", "latent_image", "denoise_mask", "seed", "latent_shapes")},
+        host_callback=call["callback"],
+        policy=policy,
+    )
+
+
+def carry_out(
+    run: Run, executor: WrapperExecutor, call: inspect.BoundArguments, prepare: Callable[[], None]
+) -> torch.Tensor:
+    """The host's sampling run ``call`` with ``run`` in it, from ``prepare`` (checks, nothing loaded) to the clean-up.
+
+    Returns the latent [B, C, ...]; the report says how it ended, also when it did not end well.
+    """
+    guider, report = executor.class_obj, run.books.report
+    call.arguments["callback"] = run.callback
+    own_options = guider.model_options
+    try:
+        prepare()
+        guider.model_options = run.options_for(guider)
+        latent = _inside_wrappers(run, executor).execute(*call.args[1:], **call.kwargs)
+        latent.flatten()[:1].cpu()  # wait for the device once: what it still has to do belongs to the last step
+        if report.steps and report.steps[-1].seconds is not None:
+            run.books.add_seconds()
+        run.finite.check(wait=True)
+        report.status = "done"
+        return latent
+    except comfy.model_management.InterruptProcessingException:
+        report.status = "interrupted"
+        raise
+    except Exception as error:
+        report.status, report.error = "failed", f"{type(error).__name__}: {error}"
+        raise
+    finally:
+        guider.model_options = own_options
+        run.close()
+
+
+def _inside_wrappers(run: Run, executor: WrapperExecutor) -> WrapperExecutor:
+    """The run inside the other stages' wrappers around a whole run (EasyCache), which can't be entered in mid-run."""
+    for stage in run.others():
+        wrappers = get_all_wrappers(WrappersMP.OUTER_SAMPLE, stage.options, is_model_options=True)
+        executor = WrapperExecutor.new_class_executor(executor, stage.guider, wrappers)
+    return executor
+
+
+@dataclass
+class Run:
+    """State of one sampling run; dies with it."""
+
+    stages: dict[str, GuidersStage | Stage]  # by the names that the route's legs use
+    route: Route
+    steps: StepCounter
+    books: Books
+    request: dict[str, Any]  # the run's noise, latent_image, denoise_mask, seed, latent_shapes
+    host_callback: Callable[..., Any] | None
+    policy: str  # what happens to the memory of a stage that leaves, see memory.py
+    in_charge: str = SKETCH
+    finite: FiniteGuard = field(default_factory=FiniteGuard)
+    outside: Sequence[Callable[..., torch.Tensor]] = ()  # PREDICT_NOISE wrappers around every call of the run
+    at_hand_over: AtHandOver | None = None
+    _forwards: int = 0  # of a network, where a cache of another pack may keep calls from it
+    _caches: dict[str, CachedRun] = field(default_factory=dict)  # of the stages that TeaCache works on
+    _left: list[ModelPatcher] = field(default_factory=list)  # off the device, with patched objects that had to stay
+
+    def others(self) -> list[Stage]:
+        """The stages that the host does not prepare by itself."""
+        return [stage for stage in self.stages.values() if isinstance(stage, Stage)]
+
+    def options_for(self, guider: comfy.samplers.CFGGuider) -> dict[str, Any]:
+        """The run's options: the guider's, with our PREDICT_NOISE wrapper outermost, so that another stage's call meets no
+        wrapper of the guider's model. A run that one other stage does alone has that one's options around the sampler too."""
+        name, alone = self.route.start()
+        alone = alone and isinstance(self.stages[name], Stage)
+        options = comfy.model_patcher.create_model_options_clone(self.stages[name].options if alone else guider.model_options)
+        for each in (options, *(stage.options for stage in self.others())):
+            if _has_cache(each):
+                add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, self.count, each, is_model_options=True)
+        wrappers = options.setdefault("transformer_options", {}).setdefault("wrappers", {})
+        calls = [*self.outside, self.predict]
+        wrappers[WrappersMP.PREDICT_NOISE] = {KEY: calls, **wrappers.get(WrappersMP.PREDICT_NOISE, {})}
+        if alone:  # the host still loads the guider's model: by that model's own wrappers
+            own = guider.model_options.get("transformer_options", {}).get("wrappers", {})
+            wrappers[WrappersMP.PREPARE_SAMPLING] = own.get(WrappersMP.PREPARE_SAMPLING, {})
+        return options
+
+    def count(self, executor: WrapperExecutor, *args: Any, **kwargs: Any) -> Any:
+        """DIFFUSION_MODEL wrapper, inside all others: this call reached the network."""
+        self._forwards += 1
+        return executor(*args, **kwargs)
+
+    def predict(
+        self, executor: WrapperExecutor, x: torch.Tensor, timestep: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
+        """PREDICT_NOISE wrapper: one call of the sampler. x [B, C, ...], timestep [B]; returns the guided x0 like x."""
+        call = PREDICT_NOISE.bind(executor.class_obj, x, timestep, *args, **kwargs)
+        begins = self._begins_step(timestep)
+        self.finite.check()
+        self.books.tick(self.in_charge)
+        if begins:
+            self._choose_stage(x)
+        name, stage, forwards = self.in_charge, self.stages[self.in_charge], self._forwards
+        self.books.report.stage(name).calls += 1
+        prediction = memory.try_twice(partial(stage.predict, executor, call), self._make_room)
+        self._note_teacache(name)
+        self.finite.watch(prediction, partial(self._not_finite, name, self._known_step(), timestep))
+        if begins and not self.route.final and self._was_computed(forwards):
+            self._observe(prediction)
+        self.finite.check()
+        return prediction
+
+    def callback(self, step: int, *args: Any, **kwargs: Any) -> Any:
+        """The sampler's step callback: the host's own (progress, preview), with the step noted."""
+        self.steps.on_callback(step)
+        self.books.end_step(self.steps.step, self.in_charge, self._reused)
+        return self.host_callback(step, *args, **kwargs) if self.host_callback else None
+
+    def close(self) -> None:
+        """Give back what the run has, also after an interrupt or an error."""
+        for stage in self.others():
+            stage.close()
+        report = self.books.report
+        self.books.close(self.in_charge)
+        if self.steps.other_steps and report.status == "done":
+            report.notes.append(f"{report.sampler} chooses its own noise levels: its steps are not those of the schedule.")
+        for step in report.steps:
+            step.reused = self._reused(step)
+        report.notes += [cached.plan.note for cached in self._caches.values() if cached.plan and cached.plan.note]
+        self._caches.clear()
+        for model in self._left:
+            if not memory.is_loaded(model):
+                model.unpatch_model(unpatch_weights=False)
+        self._left.clear()
+        self.finite.forget()
+        self.route.criterion.forget()
+        self.request.clear()
+        self.host_callback = None
+        report.changed()
+
+    def _begins_step(self, timestep: torch.Tensor) -> bool:
+        """Whether this call begins a step. Reading the noise level waits for the device, so that the seconds before it are the
+        stage's own; it is read only while it can matter: once the route is final, nothing here waits."""
+        if self.route.final:
+            return False
+        return self.steps.on_call(float(timestep[0]) if self.steps.needs_sigma else None)
+
+    def _choose_stage(self, x: torch.Tensor) -> None:
+        name, reason = self.route.stage(self.steps.step)
+        if name != self.in_charge:
+            self._hand_over(x, name, reason)
+        self.books.begin_step(self.steps.step, name)
+
+    def _hand_over(self, x: torch.Tensor, to: str, reason: str) -> None:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        if self.at_hand_over:
+            self.at_hand_over(x, to, reason)
+        begin, leaving, coming = time.perf_counter(), self.stages[self.in_charge].model, self.stages[to].model
+        noise = self.request["noise"] if self.request["noise"].shape == x.shape else x
+        models = {name: stage.model for name, stage in self.stages.items()}
+        bytes_at = {"before": memory.snapshot(coming, models)}
+        memory.end_malloc_graph()
+        if memory.leaves(self.policy, leaving, coming):
+            memory.release(leaving)
+        bytes_at["at"] = memory.snapshot(coming, models)
+        schedule = self._schedules_model().get_model_object("model_sampling")
+        self.in_charge = to
+        memory.try_twice(partial(self.stages[to].load, noise, self.request, schedule), self._make_room)
+        self._keep_objects()
+        bytes_at["after"] = memory.snapshot(coming, models)
+        self.books.hand_over(self.steps.step, to, reason, time.perf_counter() - begin, bytes_at)
+
+    def _make_room(self) -> str:
+        """After the stage in charge ran out of memory: the others leave. Returns what to say if that does not help."""
+        others = {name: stage.model for name, stage in self.stages.items() if name != self.in_charge}
+        note, give_up = memory.make_room(self.in_charge, self.stages[self.in_charge].model, others)
+        self._keep_objects()
+        self.books.report.notes.append(note)
+        logging.warning("SRDiffusion: %s", note)
+        return give_up
+
+    def _schedules_model(self) -> ModelPatcher:
+        """The model whose noise schedule the sampler reads."""
+        return self.stages[SKETCH].model
+
+    def _keep_objects(self) -> None:
+        """A model that leaves takes its patched objects along (the noise schedule of ModelSamplingSD3), but the sampler still
+        reads them from the guider's model: they are put back, without weights, for the rest of the run."""
+        model = self._schedules_model()
+        gone = not memory.is_loaded(model) and not model.is_clone(self.stages[self.in_charge].model)
+        if gone and model.object_patches:
+            model.patch_model(load_weights=False)
+            self._left.append(model)
+
+    def _was_computed(self, forwards_before: int) -> bool:
+        """Whether the newest prediction is one that the network made: a cache repeats what it has."""
+        cached = self._caches.get(self.in_charge)
+        if cached is not None and self.steps.step in cached.reused:
+            return False
+        return self._forwards == 0 or self._forwards > forwards_before
+
+    def _observe(self, prediction: torch.Tensor) -> None:
+        mask = self.request["denoise_mask"]
+        if mask is not None:
+            mask = mask.to(prediction.device) if mask.shape[2:] == prediction.shape[2:] else None
+        self.route.observe(self.steps.step, prediction, mask)
+        self.books.observed(self.route.criterion.d, self.route.criterion.fall)
+
+    def _note_teacache(self, name: str) -> None:
+        """A skip plan goes into the report once it is made."""
+        cached = run_of(self.stages[name].options)
+        if cached and cached.plan and name not in self._caches:
+            self._caches[name] = cached
+            self.books.report.stage(name).teacache = asdict(cached.plan)
+
+    def _reused(self, step: Step) -> bool:
+        cached = self._caches.get(step.stage)
+        return cached is not None and step.step - 1 in cached.reused
+
+    def _known_step(self) -> int | None:
+        """The present step (0-based); None where calls are not counted any more."""
+        return None if self.route.final else self.steps.step
+
+    def _not_finite(self, name: str, step: int | None, timestep: torch.Tensor) -> str:
+        """What to say of a prediction with NaN or infinity in it, made by the stage ``name`` in ``step`` (0-based; None: as its
+        timestep [B] says), and what to try."""
+        sigma, stage = float(timestep[0]), self.stages[name]
+        step = self.steps.interval(sigma) if step is None else step
+        backend, weights = backend_of(stage.options), str(stage.model.model_dtype()).removeprefix("torch.")
+        advice = "Look for a broken LoRA, text encoder or model file."
+        if "float8" in weights:
+            advice = "Set weight_dtype to default, or use a file that is made for fp8 (fp8_scaled)."
+        if backend not in ("pytorch", "basic", "split", "sub_quad"):
+            advice = f"Set attention to pytorch on the {name}'s loader. If that does not help: {advice}"
+        return (
+            f"The {name}'s prediction has values that are not finite (NaN or infinity) at step "
+            f"{step + 1} of {self.steps.steps} (sigma {sigma:.4g}), so the run is stopped. Model: "
+            f"{name_of(stage.model)}, attention: {backend}, weights: {weights}. {advice}"
+        )
+
+
+def _has_cache(options: dict[str, Any]) -> bool:
+    """Whether wrappers stand between the sampler and the network that may answer in its place."""
+    wrappers = options.get("transformer_options", {}).get("wrappers", {})
+    kinds = (WrappersMP.PREDICT_NOISE, WrappersMP.CALC_COND_BATCH, WrappersMP.DIFFUSION_MODEL)
+    return any(key != KEY and found for kind in kinds for key, found in wrappers.get(kind, {}).items())

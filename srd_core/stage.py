@@ -1,0 +1,320 @@
+"""One model during a sampling run: prepare, load, predict, close. Every stage of a route answers to the same calls.
+
+The host itself prepares the model of its guider (``GuidersStage``); another stage gets what the host gives any model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib
+import inspect
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import comfy.hooks
+import comfy.model_management
+import comfy.model_patcher
+import comfy.sampler_helpers
+import comfy.samplers
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrapperExecutor
+
+from . import memory
+from .calls import PREDICT_NOISE
+from .latent_map import LatentMap
+
+Conds = dict[str, list[dict[str, Any]]]  # the host's conditioning by role: positive, negative, ...
+Request = dict[str, Any]  # the run's noise, latent_image, denoise_mask, seed, latent_shapes
+THREADS = "multigpu_thread_pool"  # the host's model option
+
+
+@dataclass(frozen=True)
+class RenderSettings:
+    """What the render does otherwise than the guider says for the sketch."""
+
+    cfg: float = 0.0  # guidance scale; 0: as the sketch
+    positive: list[Any] | None = None  # conditioning in the host's form [[tensor, dict], ...]; None: as the sketch
+    negative: list[Any] | None = None
+    teacache: float = 0.0  # TeaCache threshold of the render stage; 0: off
+    offload_sketch: str = memory.AUTO  # what happens to the sketch's memory when the render comes, see memory.py
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for settings that mean nothing."""
+        if self.offload_sketch not in memory.POLICIES:
+            raise ValueError(f"offload_sketch is {self.offload_sketch!r}; choose one of {', '.join(memory.POLICIES)}.")
+        if not math.isfinite(self.cfg):
+            raise ValueError(f"render_cfg is {self.cfg}; it must be a number (0: as the sketch).")
+
+    def conds(self, original: Conds) -> Conds:
+        """The render's conditioning for a guider with these ``original`` conds: copies, roles unchanged."""
+        conds = {role: [cond.copy() for cond in conds] for role, conds in original.items()}
+        for role, own in (("positive", self.positive), ("negative", self.negative)):
+            if own is not None and role in conds:
+                conds[role] = comfy.sampler_helpers.convert_cond(own)
+        return conds
+
+
+@dataclass
+class GuidersStage:
+    """The stage whose model the guider has: the host prepares, loads and cleans it up."""
+
+    guider: comfy.samplers.CFGGuider
+
+    @property
+    def model(self) -> ModelPatcher:
+        return self.guider.model_patcher
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return self.guider.model_options
+
+    def load(self, noise: torch.Tensor, request: Request, schedule: Any) -> None:
+        """Load it again: the host has done so once, and may have moved its weights meanwhile."""
+        load_again(self.guider, noise)
+
+    def predict(self, executor: WrapperExecutor, call: inspect.BoundArguments) -> torch.Tensor:
+        """The guided x0 prediction [B, C, ...] for the arguments of a PREDICT_NOISE ``call``."""
+        return executor(*call.args[1:], **call.kwargs)
+
+
+@dataclass
+class Stage:
+    """A stage with a model of its own, as the host keeps one during a sampling run."""
+
+    guider: comfy.samplers.CFGGuider  # a copy of the run's, with this stage's model, options and conds; its wrappers see it
+    latent_map: LatentMap  # from the run's space, which is the guider's, to this model's
+    cfg: float = 0.0  # guidance scale of its own; 0: the run's
+    _models: list[Any] = field(default_factory=list)  # that came along
+    _clones: list[ModelPatcher] = field(default_factory=list)  # of the model, on other GPUs
+    _loaded: bool = False
+    _hook_mode: Any = None  # of the patcher before the run; None: not prepared
+
+    @classmethod
+    def beside(cls, guider: comfy.samplers.CFGGuider, model: ModelPatcher, settings: RenderSettings, latent_map: LatentMap) -> Stage:
+        """The stage of ``model`` in a run of ``guider``."""
+        own = copy.copy(guider)
+        own.model_patcher, own.model_options = model, model.model_options
+        own.original_conds = settings.conds(guider.original_conds)
+        own.conds = {role: [cond.copy() for cond in conds] for role, conds in own.original_conds.items()}
+        if settings.cfg:
+            own.cfg = settings.cfg
+        return cls(own, latent_map, settings.cfg)
+
+    @property
+    def model(self) -> ModelPatcher:
+        return self.guider.model_patcher
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return self.guider.model_options
+
+    def prepare(self) -> None:
+        """What CFGGuider.sample does before a run: own options, hooks registered. Loads nothing."""
+        own = self.guider
+        comfy.samplers.preprocess_conds_hooks(own.conds)
+        if self.model.is_dynamic() and any("hooks" in cond for conds in own.conds.values() for cond in conds):
+            own.model_patcher = self.model.get_non_dynamic_delegate()
+        self._hook_mode = self.model.hook_mode
+        own.model_options = comfy.model_patcher.create_model_options_clone(self.model.model_options)
+        if comfy.samplers.get_total_hook_groups_in_conds(own.conds) <= 1:
+            self.model.hook_mode = comfy.hooks.EnumHookMode.MinVram
+        comfy.sampler_helpers.prepare_model_patcher(self.model, own.conds, own.model_options)
+        comfy.samplers.filter_registered_hooks_on_conds(own.conds, own.model_options)
+
+    def load(self, noise: torch.Tensor, request: Request, schedule: Any) -> None:
+        """What CFGGuider.outer_sample and inner_sample do before the sampler starts; the host decides what leaves. May be
+        called again, also when it failed.
+
+        Args: ``noise`` [B, C, ...] of the latent's present size; ``schedule`` the model_sampling that the run follows.
+        """
+        if self._loaded:
+            load_again(self.guider, noise)
+            for clone in self._clones:
+                clone.pre_run()
+            return
+        own = self.guider
+        own.inner_model, conds, models = comfy.sampler_helpers.prepare_sampling(self.model, noise.shape, own.conds, self.options)
+        self._models = [model for model in models if model not in memory.beside(self.model)]  # the others to clean up
+        comfy.samplers.cast_to_load_options(self.options, device=self.model.load_device, dtype=self.model.model_dtype())
+        self._start_clones()
+        for model in (self.model, *self._clones):
+            model.pre_run()
+        own.inner_model.latent_shapes = request["latent_shapes"]  # newer hosts: where the parts of a packed latent lie
+        own.conds = self._processed(conds, noise, request, schedule)
+        self._loaded = True
+
+    def predict(self, executor: WrapperExecutor, call: inspect.BoundArguments) -> torch.Tensor:
+        """The guided x0 prediction [B, C, ...] for the arguments of a PREDICT_NOISE ``call``, in the run's space."""
+        guider, x, sigma = (call.arguments[name] for name in ("self", "x", "timestep"))
+        device = self.model.load_device
+        options = with_sampler_additions(self.options, call.arguments.get("model_options", {}), guider.model_options)
+        if device != x.device or not self.latent_map.is_identity:
+            added_from = len(self.options.get("sampler_post_cfg_function", []))
+            _for_sampler(options, added_from, device, self.latent_map, x, sigma)
+        own = PREDICT_NOISE.bind(*call.args, **call.kwargs)
+        own.arguments["x"], own.arguments["timestep"] = self.latent_map.to_render(x.to(device), sigma.to(device))
+        own.arguments["model_options"] = options
+        with _pointed_at(guider, self), _device_context(device):
+            prediction = guider.outer_predict_noise(*own.args[1:], **own.kwargs)
+        return self.latent_map.clean_to_sketch(prediction).to(x.device)
+
+    def close(self) -> None:
+        """What the host does after a run, also for a stage that was only prepared."""
+        if self._hook_mode is None:
+            return
+        if (threads := self.options.pop(THREADS, None)) is not None:
+            threads.shutdown()
+        if hasattr(self.guider, "inner_model"):
+            for model in (self.model, *self._clones):
+                model.cleanup()
+            comfy.sampler_helpers.cleanup_models(self.guider.conds, self._models)
+            del self.guider.inner_model
+        comfy.samplers.cast_to_load_options(self.options, device=self.model.offload_device)
+        self.model.hook_mode = self._hook_mode
+        self.model.restore_hook_patches()
+        self._models, self._clones, self._hook_mode, self._loaded = [], [], None, False
+        self.guider.conds = {}
+
+    def _start_clones(self) -> None:
+        """Clones on other GPUs (MultiGPU CFG Split) and the threads that run them."""
+        prepare = getattr(comfy.sampler_helpers, "prepare_model_patcher_multigpu_clones", None)  # host 0.27 and later
+        self._clones = prepare(self.model, self._models, self.options) if prepare else []
+        if self._clones and THREADS not in self.options:
+            devices = [self.model.load_device, *(clone.load_device for clone in self._clones)]
+            self.options[THREADS] = importlib.import_module("comfy.multigpu").MultiGPUThreadPool(devices)
+
+    def _processed(self, conds: Conds, noise: torch.Tensor, request: Request, schedule: Any) -> Conds:
+        """The conds with what this model needs of latent, mask and prompt, for the run's own ranges of steps."""
+        device, inner = self.model.load_device, self.guider.inner_model
+        latent_image = request["latent_image"].to(device=device, dtype=torch.float32)
+        if torch.count_nonzero(latent_image) > 0:  # an empty latent stays zero, as in the host
+            latent_image = inner.process_latent_in(latent_image)
+        mask, noise = request["denoise_mask"], noise.to(device=device, dtype=torch.float32)
+        mask = mask if mask is None else mask.to(device)
+        with _keyframes_kept(conds):
+            processed: Conds = comfy.samplers.process_conds(
+                inner, noise, conds.copy(), device, latent_image, mask, request["seed"], latent_shapes=request["latent_shapes"]
+            )
+            for of_role in processed.values():
+                _follow_schedule(of_role, _schedule_in(self.latent_map, schedule))
+        return processed
+
+
+def load_again(guider: comfy.samplers.CFGGuider, noise: torch.Tensor) -> None:
+    """Load a model that has run: the host may have moved its weights meanwhile."""
+    comfy.sampler_helpers.prepare_sampling(guider.model_patcher, noise.shape, guider.conds, guider.model_options)
+    guider.model_patcher.pre_run()
+
+
+@contextlib.contextmanager
+def _pointed_at(guider: comfy.samplers.CFGGuider, stage: Stage) -> Iterator[None]:
+    """Between calls everybody sees the run's own model on the guider; inside this block, the stage's."""
+    names = ["model_patcher", "model_options", "inner_model", "conds", *(["cfg"] if stage.cfg else [])]
+    own = {name: getattr(guider, name) for name in names}
+    guider.__dict__.update({name: getattr(stage.guider, name) for name in names})
+    try:
+        yield
+    finally:
+        guider.__dict__.update(own)
+
+
+@contextlib.contextmanager
+def _keyframes_kept(conds: Conds) -> Iterator[None]:
+    """The host starts the keyframes of all hooks on the conds (a LoRA whose strength changes during the run) anew, but this
+    run is on its way: after this block they stand where they stood."""
+    hooks = [hook for role in conds.values() for cond in role if "hooks" in cond for hook in cond["hooks"].hooks]
+    stood = [(hook.hook_keyframe, hook.hook_keyframe.__dict__.copy()) for hook in hooks]
+    try:
+        yield
+    finally:
+        for keyframe, position in stood:
+            keyframe.__dict__.update(position)
+
+
+def _schedule_in(latent_map: LatentMap, schedule: Any) -> Any:
+    """What the host asks for a percentage of the run: the noise level there, in the stage's space."""
+    if latent_map.is_identity:
+        return SimpleNamespace(model_sampling=schedule)
+
+    def percent_to_sigma(percent: float) -> float:
+        sigma = schedule.percent_to_sigma(percent)
+        return float(latent_map.sigmas(torch.as_tensor(float(sigma), dtype=torch.float64)))
+
+    return SimpleNamespace(model_sampling=SimpleNamespace(percent_to_sigma=percent_to_sigma))
+
+
+def _follow_schedule(conds: list[dict[str, Any]], schedule_of: Any) -> None:
+    """Ranges of steps (start and end percent of prompts, hooks and ControlNets) mean the run's schedule, also where the
+    stage's model has a shift of its own."""
+    comfy.samplers.calculate_start_end_timesteps(schedule_of, conds)
+    for cond in conds:
+        for hook in cond["hooks"].hooks if "hooks" in cond else ():
+            hook.initialize_timesteps(schedule_of)
+        control = cond.get("control")
+        while control is not None:
+            start, end = control.timestep_percent_range
+            to_sigma = schedule_of.model_sampling.percent_to_sigma
+            control.timestep_range = (to_sigma(start), to_sigma(end))
+            control = control.previous_controlnet
+
+
+def with_sampler_additions(options: dict[str, Any], passed: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
+    """``options`` with what a sampler put into the ``passed`` options of its call beyond the guider's ``base``.
+
+    The *_cfg_pp samplers append a post-CFG function; the host adds sample_sigmas.
+    """
+    merged = options.copy()
+    for key, value in passed.items():
+        own = base.get(key)
+        if isinstance(value, dict):
+            inner = with_sampler_additions(options.get(key) or {}, value, own or {})
+            if inner or key in options:
+                merged[key] = inner
+        elif isinstance(value, list):
+            if added := value[len(own or []) :]:
+                merged[key] = [*(options.get(key) or []), *added]
+        elif value is not own:
+            merged[key] = value
+    return merged
+
+
+def _for_sampler(
+    options: dict[str, Any], added_from: int, device: torch.device, latent_map: LatentMap, x: torch.Tensor, sigma: torch.Tensor
+) -> None:
+    """For a model on a device or in a latent space of its own: bring the run's sigmas there, and give the sampler's
+    functions (those from index ``added_from`` on) what they know: tensors of the sampler's device and space."""
+    transformer_options = options["transformer_options"]
+    transformer_options["sample_sigmas"] = latent_map.sigmas(transformer_options["sample_sigmas"].to(device))
+    functions = options.get("sampler_post_cfg_function", [])
+    functions[added_from:] = [
+        partial(_call_there, function, device, latent_map, x, sigma) for function in functions[added_from:]
+    ]
+
+
+def _call_there(
+    function: Callable[[dict[str, Any]], torch.Tensor],
+    device: torch.device,
+    latent_map: LatentMap,
+    x: torch.Tensor,
+    sigma: torch.Tensor,
+    args: dict[str, Any],
+) -> torch.Tensor:
+    predictions = {
+        key: latent_map.clean_to_sketch(value).to(x.device)
+        for key, value in args.items()
+        if "denoised" in key and isinstance(value, torch.Tensor)
+    }
+    result = function({**args, **predictions, "input": x, "sigma": sigma})
+    return latent_map.clean_to_render(result.to(device))
+
+
+def _device_context(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """The host's device context, on hosts that have one (0.20 and later)."""
+    context = getattr(comfy.model_management, "cuda_device_context", None)
+    return context(device) if context else contextlib.nullcontext()
