@@ -234,7 +234,7 @@ class Evaluation:
         if report := kept.get("report"):
             names = (SKETCH, RENDER) if plan.model == SKETCH else (RENDER, SKETCH)
             for name, own in zip(names, (SKETCH, RENDER)):
-                calls[name], seconds[name] = report.calls[own], report.seconds[own] / size
+                calls[name], seconds[name] = report.stage(own).calls, report.stage(own).seconds / size
             switch_step = report.hand_overs[0].after_step if report.hand_overs else None
         for watched in (kept.get("first"), kept.get("second")):
             if watched:

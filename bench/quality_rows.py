@@ -7,7 +7,6 @@ only left: "sketch k steps, then render" with that sample's own k, which is the 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -141,16 +140,19 @@ def steps_above(sigmas: Sequence[float], boundary: float) -> int:
 
 
 def adaptive_step(curve: Sequence[float | None], steps: int, delta: float, fix_step: int) -> tuple[int, str]:
-    """(completed sketch steps at the hand-over, reason) by the pack's own rule, fed with D after each step."""
-    criterion = module("srd_core.route")
-    rule = criterion.SwitchRule(criterion.Switch(delta=delta, fix_step=fix_step), steps)
-    for completed in range(steps):
-        stage, reason = rule.stage(completed, math.nan)
+    """(completed sketch steps at the hand-over, reason) by the pack's own rule, fed with D after each step.
+
+    The family's own schedule is taken for the paper's: its steps are uniform, and ``delta`` is set for 50 of them.
+    """
+    route = module("srd_core.route")
+    switch, places = route.Switch(delta=delta, fix_step=fix_step, switch_sigma=0.0), [1 - i / steps for i in range(steps)]
+    way = route.Route(route.two_legs(switch), places, places)
+    for step in range(steps):
+        stage, reason = way.stage(step)
         if stage == RENDER:
-            return completed, reason
-        d = curve[completed] if completed < len(curve) else None
-        previous, rule.d = rule.d, None if d is None else [d]
-        rule.derivative = None if previous is None or d is None else [previous[0] - d]
+            return step, reason
+        d = curve[step] if step < len(curve) else None
+        way.note(step, None if d is None else [d])
     return steps, "never"
 
 

@@ -48,17 +48,19 @@ class Criterion:
 
         Another size (samplers that grow the resolution), and a step that did not come nearer to 0, start the comparison anew.
         """
-        previous, length = self._previous, PAPER_STEPS * (self._place - place)
-        length_before, d_before = self._length, self.d
-        self._previous, self._place = prediction.detach().clone(), place
-        if previous is None or previous.shape != prediction.shape or length <= 0:
-            self.d, self.fall, self._length = None, None, 0.0
-            return
-        self.d, self._length = relative_change(prediction, previous, mask).tolist(), length
-        self.fall = None
-        if d_before is not None:
+        previous, self._previous = self._previous, prediction.detach().clone()
+        alike = previous is not None and previous.shape == prediction.shape
+        self.note(relative_change(prediction, previous, mask).tolist() if alike else None, place)
+
+    def note(self, d: list[float] | None, place: float) -> None:
+        """The same from D, one value per sample; None: there is nothing to compare with."""
+        length = PAPER_STEPS * (self._place - place)
+        before, length_before = self.d, self._length
+        known = d is not None and length > 0
+        self.d, self._length, self._place, self.fall = (d if known else None), (length if known else 0.0), place, None
+        if before is not None and self.d is not None:
             between = (length + length_before) / 2
-            self.fall = [(before / length_before - now / length) / between for before, now in zip(d_before, self.d)]
+            self.fall = [(b / length_before - now / length) / between for b, now in zip(before, self.d)]
 
     def settled(self, delta: float) -> bool:
         """Eq. 4 and 5 after the last observed step; a batch has settled when every sample has. Non-finite: False."""

@@ -177,7 +177,7 @@ def carry_out(
     try:
         prepare()
         guider.model_options = run.options_for(guider)
-        latent = _inside_wrappers(run, executor).execute(*call.args[1:], **call.kwargs)
+        latent = _inside_wrappers(run, executor)(*call.args[1:], **call.kwargs)
         latent.flatten()[:1].cpu()  # wait for the device once: what it still has to do belongs to the last step
         if report.steps and report.steps[-1].seconds is not None:
             run.books.add_seconds()
@@ -195,12 +195,13 @@ def carry_out(
         run.close()
 
 
-def _inside_wrappers(run: Run, executor: WrapperExecutor) -> WrapperExecutor:
+def _inside_wrappers(run: Run, executor: WrapperExecutor) -> Callable[..., torch.Tensor]:
     """The run inside the other stages' wrappers around a whole run (EasyCache), which can't be entered in mid-run."""
+    sample: Callable[..., torch.Tensor] = executor
     for stage in run.others():
         wrappers = get_all_wrappers(WrappersMP.OUTER_SAMPLE, stage.options, is_model_options=True)
-        executor = WrapperExecutor.new_class_executor(executor, stage.guider, wrappers)
-    return executor
+        sample = WrapperExecutor.new_class_executor(sample, stage.guider, wrappers).execute
+    return sample
 
 
 @dataclass

@@ -21,7 +21,8 @@ from test_cogvideox import cogvideox, folders, native, networks, random, text  #
 from test_cooperation import SAMPLERS, STEPS, sr_sampler
 from test_families import family, load  # noqa: F401
 
-handover, apart, node = module("srd_core.handover"), module("srd_core.apart"), module("nodes.handover")
+handover, apart, node = module("srd_core.handover.file"), module("srd_core.handover.render"), module("nodes.handover")
+record_module, sketch_module = module("srd_core.handover.record"), module("srd_core.handover.sketch")
 RULE: dict[str, Any] = {
     "switch_mode": "step", "delta": 0.01, "fix_step": 5, "max_step": 0, "switch_step": 3, "switch_sigma": 0.875,
 }  # fmt: skip
@@ -223,7 +224,7 @@ def test_the_preview_is_the_sketchs_last_x0_prediction_with_the_masked_part_kept
     expected = sketch.model.process_latent_out(seen[-1])
     assert len(seen) == 3 and torch.allclose(preview["samples"], expected, atol=1e-5)
     assert torch.allclose(preview["samples"][:, :, :, :4], latent["samples"][:, :, :, :4], atol=1e-5)
-    assert torch.equal(apart.preview_of(record), preview["samples"])
+    assert torch.equal(sketch_module.preview_of(record), preview["samples"])
 
 
 def test_the_reports_of_both_halves_together_are_that_of_one_run(wan: Any, tmp_path: Path):
@@ -258,8 +259,8 @@ def test_while_it_renders_those_who_look_see_the_sketchs_own_seconds_and_reason(
 def test_samples_of_a_tensor_too_large_for_float32_places_end_at_its_last_value():
     x = torch.zeros(2**24 + 2**16 * 4)
     x[0], x[-1] = 1.0, 2.0
-    samples = handover.samples_of(x)
-    assert (len(samples), samples[0], samples[-1]) == (handover.SAMPLES, 1.0, 2.0)
+    samples = record_module.samples_of(x)
+    assert (len(samples), samples[0], samples[-1]) == (record_module.SAMPLES, 1.0, 2.0)
 
 
 def test_noise_that_differs_from_the_sketchs_is_said_in_the_report(wan: Any):
@@ -357,7 +358,7 @@ def test_a_noise_schedule_of_another_size_is_refused_with_both_sizes(shape: tupl
 def test_neither_preview_nor_render_takes_a_latent_that_its_format_can_not_be(name: str, wan: Any):
     record = sketched(wan())[0]
     record.latent_facts["latent format"] = name
-    for half in (lambda: apart.preview_of(record), lambda: rendered(record, wan(seed=1))):
+    for half in (lambda: sketch_module.preview_of(record), lambda: rendered(record, wan(seed=1))):
         with pytest.raises(ValueError, match=f"has 16 channels and 3 dimensions, but {name} has"):
             half()
 
@@ -442,7 +443,7 @@ def test_a_file_gives_back_every_value_bit_for_bit(wan: Any, tmp_path: Path):
         assert torch.equal(getattr(back, name), getattr(record, name)), name
     for ours, theirs in zip(back.calls, record.calls, strict=True):
         assert ours.sigma == theirs.sigma and torch.equal(ours.prediction, theirs.prediction)
-        assert set(ours.noted) == set(theirs.noted) == set(handover.NOTED)
+        assert set(ours.noted) == set(theirs.noted) == set(record_module.NOTED)
         assert all(torch.equal(ours.noted[name], theirs.noted[name]) for name in ours.noted)
     assert back.schedule.values == record.schedule.values and [p.name for p in tmp_path.iterdir()] == [f"a{handover.SUFFIX}"]
 

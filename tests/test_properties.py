@@ -21,14 +21,14 @@ from test_faults import other_format
 
 configuration.set_hypothesis_home_dir(Path(tempfile.gettempdir(), "srdiffusion-hypothesis"))
 
-criterion, latent_map = module("srd_core.route"), module("srd_core.latent_map")
-handover = module("srd_core.handover")
+criterion, route, latent_map = module("srd_core.criterion"), module("srd_core.route"), module("srd_core.latent_map")
+handover, record_module = module("srd_core.handover.file"), module("srd_core.handover.record")
 latent_space, plot = module("srd_core.latent_space"), module("srd_core.report.plot")
 report_module, steps_module = module("srd_core.report.data"), module("srd_core.steps")
 teacache = module("srd_core.teacache")
-Report, Step, HandOver, Switch = report_module.Report, report_module.Step, report_module.HandOver, criterion.Switch
-LatentMap, SwitchRule, StepCounter = latent_map.LatentMap, criterion.Route, steps_module.StepCounter
-SKETCH, RENDER = criterion.SKETCH, criterion.RENDER
+Report, Step, HandOver, Switch = report_module.Report, report_module.Step, report_module.HandOver, route.Switch
+LatentMap, Route, StepCounter = latent_map.LatentMap, route.Route, steps_module.StepCounter
+SKETCH, RENDER = route.SKETCH, route.RENDER
 
 pytestmark = pytest.mark.long
 
@@ -88,7 +88,7 @@ def test_d_does_not_depend_on_the_scale_of_the_latents(pair: list[torch.Tensor],
 
 switches = st.builds(
     Switch,
-    mode=st.sampled_from(criterion.MODES), delta=st.floats(1e-6, 2.0), fix_step=st.integers(0, 60),
+    mode=st.sampled_from(route.MODES), delta=st.floats(1e-6, 2.0), fix_step=st.integers(0, 60),
     max_step=st.integers(0, 60), switch_step=st.integers(0, 60), switch_sigma=finite(-1, 20),
 )  # fmt: skip
 
@@ -99,27 +99,30 @@ def test_a_run_hands_over_at_most_once_within_its_bounds_and_for_a_reason(
     switch: Any, steps: int, highest: float, shown: list[list[float]]
 ):
     """Whatever the predictions are, also where they are not finite or change their size."""
-    rule = SwitchRule(switch, steps)
-    earliest, latest = switch.fix_step_for(steps), switch.limit_for(steps)
-    assert 0 <= earliest <= switch.fix_step and earliest < steps / 2
     sigmas = [highest * (1 - step / steps) for step in range(steps)]
+    places = [1 - step / steps for step in range(steps)]
+    way = Route(route.two_legs(switch), sigmas, places)
+    earliest, latest = switch.earliest(places), switch.latest(sigmas)
+    assert 1 <= earliest <= steps + 1
     switched = None
-    for step, sigma in enumerate(sigmas):
-        stage, reason = rule.stage(step, sigma)
+    for step in range(steps):
+        stage, reason = way.stage(step)
         if stage == RENDER:
             switched = step
             break
         assert (stage, reason) == (SKETCH, "")
         if step < len(shown):
-            rule.observe(torch.tensor([shown[step]]))
+            way.observe(step, torch.tensor([shown[step]]))
+        settled = way.criterion.settled(switch.delta)
     if switched is None:
         assert switch.mode != "adaptive" or latest >= steps
         return
-    assert rule.final(RENDER)
+    assert way.final
     if switch.mode == "adaptive":
-        assert reason in ("criterion", "max_step")
-        assert switched <= latest and (reason != "criterion" or (switched > earliest and rule.settled()))
-        assert reason != "max_step" or switched == latest
+        assert reason in ("criterion", "earliest", "latest") and switched <= latest
+        assert (reason == "latest") == (switched == latest)
+        assert reason == "latest" or (switched >= earliest and settled)
+        assert reason != "earliest" or switched == earliest
     elif switch.mode == "step":
         assert reason == "step" and switched == switch.switch_step
     else:
@@ -130,32 +133,32 @@ def test_a_run_hands_over_at_most_once_within_its_bounds_and_for_a_reason(
 @cases(1000)
 @given(predictions(values=wild))
 def test_what_the_rule_reports_is_a_number_of_every_sample_or_nothing(shown: list[torch.Tensor]):
-    rule = SwitchRule(Switch(), 50)
+    seen = criterion.Criterion()
     for i, prediction in enumerate(shown):
-        rule.observe(prediction)
-        assert (rule.d is None) == (i < 1) and (rule.derivative is None) == (i < 2)
-        for values, low, high in ((rule.d, 0, 1), (rule.derivative, -1, 1)):
+        seen.observe(prediction, 1 - i / 50)
+        assert (seen.d is None) == (i < 1) and (seen.fall is None) == (i < 2)
+        for values, low, high in ((seen.d, 0, 1), (seen.fall, -1.01, 1.01)):
             if values is not None:
                 assert len(values) == len(prediction)
                 assert all(low <= v <= high for v in values if not math.isnan(v))
-        if rule.settled():
-            assert all(0 < v < 0.01 for v in rule.derivative)
+        if seen.settled(0.01):
+            assert all(0 < v < 0.01 for v in seen.fall)
     if all(p.float().abs().max() < 1e30 for p in shown[-3:]):  # NaN compares false
-        assert all(map(math.isfinite, (rule.d or []) + (rule.derivative or [])))
+        assert all(map(math.isfinite, (seen.d or []) + (seen.fall or [])))
 
 
 numbers = st.one_of(wild, st.integers(-3, 100).map(float))
 
 
 @cases(2500)
-@given(st.sampled_from([*criterion.MODES, "auto", ""]), numbers, st.integers(-2, 9), st.integers(-2, 9),
+@given(st.sampled_from([*route.MODES, "auto", ""]), numbers, st.integers(-2, 9), st.integers(-2, 9),
        st.integers(-2, 9), numbers)  # fmt: skip
 def test_switch_settings_are_refused_exactly_where_no_run_could_follow_them(
     mode: str, delta: float, fix_step: int, max_step: int, switch_step: int, switch_sigma: float
 ):
-    followable = mode in criterion.MODES and min(fix_step, max_step, switch_step) >= 0
+    followable = mode in route.MODES and min(fix_step, max_step, switch_step) >= 0
     followable &= mode != "adaptive" or (math.isfinite(delta) and delta > 0)
-    followable &= mode != "sigma" or not math.isnan(switch_sigma)
+    followable &= mode == "step" or not math.isnan(switch_sigma)
     asked = (mode, delta, fix_step, max_step, switch_step, switch_sigma)
     if followable:
         Switch(*asked)
@@ -316,7 +319,7 @@ words = st.text(max_size=12)
 reports = st.builds(
     Report,
     status=st.sampled_from(["not run", "running", "done", "interrupted", "failed"]), sketch=words, render=words,
-    switch=st.fixed_dictionaries({"mode": st.sampled_from(criterion.MODES), "delta": finite(0, 1)}),
+    switch=st.fixed_dictionaries({"mode": st.sampled_from(route.MODES), "delta": finite(0, 1)}),
     fix_step=st.integers(0, 99), limit=st.integers(0, 99), sampler=words, error=words, notes=st.lists(words, max_size=2),
     shape=st.lists(st.integers(1, 99), max_size=5), sigmas=st.lists(finite(0, 1e3), max_size=12),
     steps=st.lists(st.builds(Step, st.integers(1, 99), finite(0, 1e3), stages, seconds=maybe, d=maybe, derivative=maybe,
@@ -415,17 +418,17 @@ def records(draw: st.DrawFn) -> Any:
     def tensor(*size: int) -> torch.Tensor:
         return torch.randn(size or shape, generator=generator).to(dtype if not size else torch.float32)
 
-    names = draw(st.sampled_from([(), handover.NOTED]))
+    names = draw(st.sampled_from([(), record_module.NOTED]))
     calls = [
-        handover.Call(draw(finite(0, 1e3)), tensor(), tensor(handover.SAMPLES), {name: tensor() for name in names})
+        record_module.Call(draw(finite(0, 1e3)), tensor(), tensor(record_module.SAMPLES), {name: tensor() for name in names})
         for _ in range(draw(st.integers(1, 4)))
     ]
     handed_over = draw(st.booleans())
     hand_over = HandOver(draw(st.integers(1, steps - 1)), RENDER, "step", 0.5, 50.0)
     switch = {"mode": "step", "switch_step": hand_over.after_step}
-    return handover.SketchRecord(
+    return record_module.SketchRecord(
         draw(st.builds(
-            handover.Settings, st.integers(0, 2**64 - 1), words, words, st.integers(1, 10_000), finite(0, 1000), finite(0, 1),
+            record_module.Settings, st.integers(0, 2**64 - 1), words, words, st.integers(1, 10_000), finite(0, 1000), finite(0, 1),
             st.one_of(st.none(), st.lists(st.integers(0, 99_999), min_size=1, max_size=3)),
         )),
         Report(status="done", switch=switch, hand_overs=[hand_over] * handed_over),
@@ -435,7 +438,7 @@ def records(draw: st.DrawFn) -> Any:
         x=tensor() if handed_over else None,
         calls=calls,
         latent_facts={"latent format": draw(words), "scale": draw(finite(0.0625, 64))},
-        schedule=handover.Schedule(
+        schedule=record_module.Schedule(
             draw(st.lists(words, max_size=2)), draw(st.dictionaries(words, finite(), max_size=2)), {"sigmas": tensor(3)}
         ),
         host=draw(words),
