@@ -36,8 +36,8 @@ from .finite import FiniteGuard
 from .latent_map import LatentMap
 from .latent_space import check_latent, check_pair, check_same_prompts, name_of
 from .report import HandOver, Report, Step, describe_hand_over
-from .reuse import CachedRun, TeaCache, is_cached, run_of, with_teacache
 from .steps import StepCounter, counter_for, sampler_name
+from .teacache.host import CachedRun, TeaCache, is_cached, run_of, with_teacache
 
 KEY = "srdiffusion"
 

@@ -62,7 +62,7 @@ class Report:
     sigmas: list[float] = field(default_factory=list)  # the run's schedule, length steps + 1
     steps: list[Step] = field(default_factory=list)
     hand_overs: list[HandOver] = field(default_factory=list)
-    teacache: dict[str, dict[str, Any]] = field(default_factory=dict)  # stage -> skip plan, see reuse.Plan
+    teacache: dict[str, dict[str, Any]] = field(default_factory=dict)  # stage -> skip plan, see teacache.plan.Plan
     calls: dict[str, int] = field(default_factory=lambda: {SKETCH: 0, RENDER: 0})  # model calls (guided predictions)
     seconds: dict[str, float] = field(default_factory=lambda: {SKETCH: 0.0, RENDER: 0.0})  # sampling, without loading
     total_seconds: float = 0.0  # the whole sampling run with loading

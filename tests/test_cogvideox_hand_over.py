@@ -15,7 +15,8 @@ from test_cooperation import sr_model
 from test_reuse import compiled_whole
 
 Report = module("srd_core.report").Report
-reuse, teacache = module("srd_core.reuse"), module("srd_core.teacache")
+reuse, teacache = module("srd_core.teacache.host"), module("srd_core.teacache.plan")
+modulation = module("srd_core.teacache.cogvideox").modulation
 R = oracle.SCALE["2b"] / oracle.SCALE["5b"]
 STEPS = 20
 pytestmark = native
@@ -175,7 +176,7 @@ def test_the_plan_of_a_render_in_another_space_is_made_from_the_noise_levels_tha
     sample(sr_model(sketch, cached(render), after, report), noise(), STEPS)
     sampling = render.get_model_object("model_sampling")
     levels = torch.tensor(report.sigmas[after:-1]) * R
-    d = teacache.distances(reuse.cogvideox_modulation(render.model.diffusion_model, sampling.timestep(levels).float(), "e"))
+    d = teacache.distances(modulation(render.model.diffusion_model, sampling.timestep(levels).float(), "e"))
     expected = teacache.skip_plan(d, teacache.COGVIDEOX[0].e, 0.3)
     assert any(expected)
     assert [s.reused for s in report.steps] == [False] * after + expected

@@ -22,7 +22,8 @@ from hosting import module
 from test_cooperation import sr_model, sr_sampler
 from test_host_features import lora, windows
 
-reuse, teacache = module("srd_core.reuse"), module("srd_core.teacache")
+reuse, teacache = module("srd_core.teacache.host"), module("srd_core.teacache.plan")
+wan_modulation = module("srd_core.teacache.wan").modulation
 Report = module("srd_core.report").Report
 summarize = module("srd_core.report").summarize
 SRTeaCache = module("nodes.teacache").SRTeaCache
@@ -78,7 +79,7 @@ def plan_of(model: Any, steps: int = STEPS, first: int = 0, threshold: float = T
     """The plan for KSampler's simple schedule, from the parts that test_teacache.py tests."""
     sampling = model.get_model_object("model_sampling")
     sigmas = comfy.samplers.calculate_sigmas(sampling, "simple", steps)[first:-1]
-    d = teacache.distances(reuse.wan_modulation(model.model.diffusion_model, sampling.timestep(sigmas), form))
+    d = teacache.distances(wan_modulation(model.model.diffusion_model, sampling.timestep(sigmas), form))
     coefficients = teacache.WAN_T2V[0].coefficients(form)
     return teacache.skip_plan(d, coefficients, threshold, max(5 - first, 1) if form == "e0" else 1)
 
@@ -586,7 +587,7 @@ def test_layers_that_multiply_in_fp8_give_the_plan_of_the_plain_ones():
     for found, operations in ((plain, comfy.ops.manual_cast), (fast, comfy.ops.fp8_ops)):
         for layer in (model.time_embedding[0], model.time_embedding[2]):
             layer.__class__ = operations.Linear
-        found["d"] = teacache.distances(reuse.wan_modulation(model, timesteps, "e"))
+        found["d"] = teacache.distances(wan_modulation(model, timesteps, "e"))
     assert plain == fast and len(set(plain["d"])) > 1
 
 

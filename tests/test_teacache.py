@@ -9,7 +9,7 @@ import pytest
 import torch
 from hosting import module
 
-teacache = module("srd_core.teacache")
+teacache, Residuals = module("srd_core.teacache.plan"), module("srd_core.teacache.run").Residuals
 
 TABLES = [*teacache.WAN_T2V, teacache.WAN_I2V_480P, teacache.WAN_I2V_720P, *teacache.COGVIDEOX, teacache.COGVIDEOX_1_5]
 # What the embeddings vary around, and so how large their relative change is: each fit is meant for another range.
@@ -151,7 +151,7 @@ def test_the_table_of_a_cogvideox_follows_its_width_and_patch(dim, frame_patch, 
 
 
 def test_residuals_are_kept_for_each_cond_and_come_back_in_the_order_asked_for():
-    kept = teacache.Residuals()
+    kept = Residuals()
     both = torch.arange(8.0).reshape(4, 1, 2)
     kept.keep(["cond", "uncond"], both)
     assert torch.equal(kept.recall(["cond", "uncond"], 4), both)
@@ -163,7 +163,7 @@ def test_residuals_are_kept_for_each_cond_and_come_back_in_the_order_asked_for()
 
 
 def test_a_residual_of_another_batch_size_or_shape_or_an_unknown_cond_is_not_reused():
-    kept = teacache.Residuals()
+    kept = Residuals()
     kept.keep(["a"], torch.zeros(2, 3, 4))
     kept.keep(["b"], torch.zeros(2, 5, 4))
     assert kept.recall(["a"], 1) is None
