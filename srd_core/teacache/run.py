@@ -132,7 +132,8 @@ class CachedRun:
 
     def forward(self, executor: WrapperExecutor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """DIFFUSION_MODEL wrapper: one forward of the network, for one or more conds at once."""
-        if self.plan is None or not (self._reuse or self.plan.reuses(self._step + 1)):
+        # What is compiled in holds for all calls: in a network that somebody compiled in a way not known here, nothing is.
+        if torch.compiler.is_compiling() or not self._is_planned():
             return executor(*args, **kwargs)
         call = inspect.signature(executor.original).bind(*args, **kwargs)
         options = call.arguments.get("transformer_options") or {}
@@ -154,6 +155,10 @@ class CachedRun:
             self.plan.note = f"{self.plan.note} TeaCache: {self._failed}; such calls were computed.".lstrip()
         if self.plan and self.plan.table:  # else its note was logged when the plan was made
             logging.info("SRDiffusion: %s", describe(self.plan, self.reused))
+
+    def _is_planned(self) -> bool:
+        """Whether this call is reused, or the next step's will need what it computes."""
+        return self.plan is not None and (self._reuse or self.plan.reuses(self._step + 1))
 
     def _learn_schedule(self, model_options: dict[str, Any]) -> None:
         """The noise levels as this model is called with them: those of the run, unless it has a latent space of its own."""
