@@ -9,8 +9,37 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
+
+
+class Event(Protocol):
+    """What tells that an answer is there, as torch's events of a device do."""
+
+    def query(self) -> bool:
+        """Whether it has happened."""
+        ...
+
+    def synchronize(self) -> None:
+        """Wait for it."""
+        ...
+
+
+class NextLook:
+    """For devices whose messages are not used here: an answer counts as there at the second look, a call later, and reading
+    it waits for the work up to its question only."""
+
+    def __init__(self) -> None:
+        self._looked = False
+
+    def query(self) -> bool:
+        """False at the first look."""
+        looked, self._looked = self._looked, True
+        return looked
+
+    def synchronize(self) -> None:
+        """Reading the answer will wait."""
 
 
 @dataclass
@@ -18,20 +47,27 @@ class Answer:
     """Whether a tensor is finite: ``value`` holds it once ``event`` has happened (None: it is there)."""
 
     value: torch.Tensor
-    event: torch.cuda.Event | None
+    event: Event | None
 
 
 def ask(tensor: torch.Tensor) -> Answer:
-    """Whether all values of ``tensor`` (any shape and dtype) are finite. Does not wait for a CUDA or ROCm device; others have
-    no such messages, so their answer may wait when it is read."""
+    """Whether all values of ``tensor`` (any shape and dtype) are finite. Waits for no device: the answer of a CUDA or ROCm
+    device comes to main memory by itself, that of another (MPS, XPU, NPU) stays there until it is read."""
     value = torch.isfinite(tensor).all()
-    if not value.is_cuda:
+    if _kind(value) == "cpu":
         return Answer(value, None)
+    if not value.is_cuda:
+        return Answer(value, NextLook())
     with torch.cuda.device(value.device):
         event = torch.cuda.Event()
         value = value.to("cpu", non_blocking=True)  # to page-locked memory, or it would wait
         event.record()
     return Answer(value, event)
+
+
+def _kind(tensor: torch.Tensor) -> str:
+    """Of the device, as torch calls it."""
+    return tensor.device.type
 
 
 @dataclass

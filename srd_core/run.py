@@ -40,10 +40,10 @@ from .latent_map import LatentMap
 from .latent_space import check_pair, check_same_prompts, name_of, parameters_of
 from .levels import places_of
 from .report.data import Report, StageReport, Step
-from .reuse import CachedRun, TeaCache, is_cached, run_of, with_teacache
 from .route import RENDER, SKETCH, Leg, Route, Switch, two_legs
 from .stage import GuidersStage, RenderSettings, Stage
 from .steps import StepCounter, counter_for, sampler_name
+from .teacache.host import CachedRun, TeaCache, is_cached, run_of, with_teacache
 
 KEY = "srdiffusion"
 AtHandOver = Callable[[torch.Tensor, str, str], None]  # (x, the stage that takes over, why), before that stage is loaded
