@@ -17,13 +17,13 @@ HOOKS = {
     "comfy.ldm.wan.model": "sinusoidal_embedding_1d",
     "comfy.model_base": "BaseModel",
     "comfy.model_detection": "model_config_from_unet unet_prefix_from_state_dict",
-    "comfy.model_management": "InterruptProcessingException OOM_EXCEPTION current_loaded_models free_memory get_free_memory "
+    "comfy.model_management": "InterruptProcessingException OOM_EXCEPTION current_loaded_models dtype_size free_memory get_free_memory "
     "is_device_cpu is_oom loaded_models soft_empty_cache "
     "throw_exception_if_processing_interrupted",
     "comfy.model_patcher": "ModelPatcher create_model_options_clone",
     "comfy.model_sampling": "ModelSamplingDiscrete V_PREDICTION rescale_zero_terminal_snr_sigmas",
     "comfy.ops": "fp8_ops.Linear manual_cast.Linear",
-    "comfy.patcher_extension": "WrapperExecutor.new_class_executor WrappersMP.APPLY_MODEL WrappersMP.CALC_COND_BATCH WrappersMP.DIFFUSION_MODEL "
+    "comfy.patcher_extension": "PatcherInjection WrapperExecutor.new_class_executor WrappersMP.APPLY_MODEL WrappersMP.CALC_COND_BATCH WrappersMP.DIFFUSION_MODEL "
     "WrappersMP.OUTER_SAMPLE WrappersMP.PREDICT_NOISE WrappersMP.PREPARE_SAMPLING add_wrapper_with_key get_all_wrappers",
     "comfy.sample": "prepare_noise sample_custom",
     "comfy.sampler_helpers": "cleanup_models convert_cond estimate_memory get_additional_models "

@@ -91,10 +91,12 @@ class Route:
         name, _ = ahead.stage(0)
         return name, ahead.final
 
-    def observe(self, step: int, prediction: torch.Tensor, mask: torch.Tensor | None = None) -> None:
-        """Take in the guided x0 prediction [B, ...] of ``step`` (0-based), made by the present leg's stage."""
-        self.criterion.observe(prediction, self.places[step], mask)
+    def observe(self, step: int, prediction: torch.Tensor, mask: torch.Tensor | None = None) -> bool:
+        """Take in the guided x0 prediction [B, ...] of ``step`` (0-based), made by the present leg's stage. Returns whether the
+        criterion looked at it."""
+        looked = self.criterion.observe(prediction, self.places[step], mask)
         self._look(step)
+        return looked
 
     def note(self, step: int, d: list[float] | None) -> None:
         """The same from a recorded D, one value per sample."""

@@ -362,8 +362,8 @@ class Run:
         mask = self.request["denoise_mask"]
         if mask is not None:
             mask = mask.to(prediction.device) if mask.shape[2:] == prediction.shape[2:] else None
-        self.route.observe(self.steps.step, prediction, mask)
-        self.books.observed(self.route.criterion.d, self.route.criterion.fall)
+        if self.route.observe(self.steps.step, prediction, mask):
+            self.books.observed(self.route.criterion.d, self.route.criterion.fall)
 
     def _note_teacache(self, name: str) -> None:
         """A skip plan goes into the report once it is made."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import importlib
 import inspect
 import math
 from collections.abc import Callable, Iterator
@@ -187,7 +186,9 @@ class Stage:
         self._clones = prepare(self.model, self._models, self.options) if prepare else []
         if self._clones and THREADS not in self.options:
             devices = [self.model.load_device, *(clone.load_device for clone in self._clones)]
-            self.options[THREADS] = importlib.import_module("comfy.multigpu").MultiGPUThreadPool(devices)
+            from comfy.multigpu import MultiGPUThreadPool  # not in older hosts
+
+            self.options[THREADS] = MultiGPUThreadPool(devices)
 
     def _processed(self, conds: Conds, noise: torch.Tensor, request: Request, schedule: Any) -> Conds:
         """The conds with what this model needs of latent, mask and prompt, for the run's own ranges of steps."""

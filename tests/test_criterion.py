@@ -59,19 +59,31 @@ def test_the_fall_is_the_d_before_minus_the_d_now_at_50_steps():
     assert after([0.2, 0.15]).fall == pytest.approx([math.tanh(0.2) - math.tanh(0.15)], rel=1e-5)
 
 
-@pytest.mark.parametrize("length", [0.5, 2.5, 6.25])
-def test_the_fall_is_taken_per_step_of_50_and_d_as_a_rate(length: float):
+@pytest.mark.parametrize("length", [1.0, 2.5, 6.25])
+def test_the_fall_is_taken_per_step_of_50(length: float):
     """Steps twice as long change twice as much, and that change falls four times as much."""
     whole = math.tanh(0.2) - math.tanh(0.15)
     assert after([0.2, 0.15], length).fall == pytest.approx([whole / length**2], rel=1e-5)
 
 
-def test_a_constant_rate_does_not_fall_in_steps_of_any_length():
-    """Ten 50ths, then five: half the change is the same rate."""
+def test_the_fall_between_steps_of_different_lengths_is_divided_by_both():
     seen = Criterion()
-    for value, place in ((1.0, 1.0), (1 + 0.2, 0.8), ((1 + 0.2) * (1 + math.atanh(math.tanh(0.2) / 2)), 0.7)):
+    for value, place in ((1.0, 1.0), (1.2, 0.96), (1.2 * 1.15, 0.9)):
         seen.observe(torch.full((1, 4), value), place)
-    assert seen.fall == pytest.approx([0.0], abs=1e-6)
+    assert seen.fall == pytest.approx([(math.tanh(0.2) - math.tanh(0.15)) / (2 * 3)], rel=1e-5)
+
+
+def test_predictions_nearer_than_a_step_of_50_are_not_compared():
+    """100 steps mean what 50 mean: every second one is looked at."""
+    fine, coarse = Criterion(), Criterion()
+    looked = []
+    for step in range(9):
+        prediction = torch.full((1, 4), 1 + 0.02 * step)
+        looked.append(fine.observe(prediction, 1 - step / 100))
+        if step % 2 == 0:
+            coarse.observe(prediction, 1 - step / 100)
+    assert looked == [True, False] * 4 + [True]
+    assert (fine.d, fine.fall) == (coarse.d, coarse.fall)
 
 
 @pytest.mark.parametrize(

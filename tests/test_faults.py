@@ -240,6 +240,13 @@ def test_a_schedule_whose_noise_level_rises_is_refused_before_any_step(wan: Any)
         sample_with(guider, torch.tensor([0.01, 0.5, 0.9]))
 
 
+def test_an_adaptive_rule_that_could_never_decide_is_refused_before_any_step(wan: Any):
+    switch = criterion.Switch(fix_step=10, max_step=5)
+    model = cooperation.cooperate(never_called(wan()), never_called(wan(seed=1)), switch, cooperation.RenderSettings(), Report())
+    with pytest.raises(ValueError, match="max_step is 5, but the rule of adaptive decides after step .* Raise max_step"):
+        helpers.ksampler(model, 50)
+
+
 def test_the_report_of_a_refused_run_says_so_and_not_what_the_run_before_did(wan: Any):
     report = Report()
     model = sr_model(wan(), wan(seed=1), 3, report)

@@ -297,7 +297,6 @@ def test_a_sketch_that_makes_no_sense_is_refused(how: dict[str, Any], words: str
         ({"switch_mode": "step", "switch_step": 0}, "switch_step is 0"),
         ({"cfg": float("nan")}, "cfg is nan; it must be a number from 0"),
         ({"steps": 0}, "steps is 0"),
-        ({"switch_mode": "adaptive", "fix_step": 10, "max_step": 5, "steps": 50}, "max_step"),
     ],
 )
 def test_what_can_be_known_before_the_run_is_refused_at_queue_time(how: dict[str, Any], words: str):
@@ -492,7 +491,7 @@ def spoiled(tensor: torch.Tensor) -> torch.Tensor:
         set_fact("report", value={}),
         set_fact("report", "calls", value=7),
         set_fact("report", "notes", value="x"),
-        set_fact("report", "seconds", value={"sketch": "1", "render": 0}),
+        set_fact("report", "stages", 0, "seconds", value="1"),
         set_fact("report", "hand_overs", value=[]),
         set_tensor("sigmas", spoiled),
         set_tensor("sigmas", lambda t: t.flip(0)),
@@ -527,7 +526,7 @@ def drop_last_call(facts: Any, tensors: dict[str, torch.Tensor]) -> None:
         (set_fact("settings", "batch_index", value=[1, 2, 3]), "batch_index"),
         (set_fact("report", "hand_overs", 0, "after_step", value=1), "hand-over is not at"),
         (set_fact("report", "hand_overs", 0, "after_step", value=5), "hand-over is not at"),
-        (set_fact("report", "calls", "sketch", value=2), "report"),
+        (set_fact("report", "stages", 0, "calls", value=2), "report"),
         (drop_last_call, "report"),
         (set_tensor("call_sigmas", lambda t: t * 0), "noise levels"),
         (set_tensor("call_sigmas", lambda t: t * 1.01), "noise levels"),
@@ -546,7 +545,7 @@ def test_a_file_whose_parts_are_not_of_one_run_is_refused_as_damaged(change: Any
 def test_files_of_another_version_foreign_and_cut_files_are_refused_with_a_sentence(a_file: Path, wan: Any, tmp_path: Path):
     whole = a_file.read_bytes()
     cases: dict[str, tuple[bytes, str]] = {
-        "version": (whole.replace(b'hand_over":"1"', b'hand_over":"9"'), "version '9'"),
+        "version": (whole.replace(b'hand_over":"2"', b'hand_over":"9"'), "version '9'"),
         "cut": (whole[:-100], "cut short"),
         "header": (whole[:60], "not a safetensors file"),
         "empty": (b"", "not a safetensors file"),

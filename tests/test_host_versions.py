@@ -22,7 +22,7 @@ HOST_PACKAGES = (
     "comfy", "comfy_api", "comfy_execution", "comfy_extras", "comfyui_version", "folder_paths", "latent_preview", "nodes", "server",
 )  # fmt: skip
 # Hosts before 0.24.0 have no CogVideoX: only its nodes need that, and they say so (tests/test_cogvideox.py).
-OPTIONAL = re.compile("cogvideo", re.IGNORECASE)
+OPTIONAL = re.compile("cogvideo|model_prefetch|multigpu", re.IGNORECASE)
 
 
 def names_used(path: Path) -> Iterator[str]:

@@ -74,7 +74,7 @@ class Report:
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
     status: str = "not run"  # not run, running, done, interrupted, failed
     stages: list[StageReport] = field(default_factory=list)  # of the route, in the order of their first legs
-    switch: dict[str, bool | Number | str] = field(default_factory=dict)  # the switching settings as set
+    switch: dict[str, Any] = field(default_factory=dict)  # the switching settings as set
     earliest: Count = 0  # adaptive: the rule decides after this many steps at the earliest
     latest: Count = 0  # adaptive: the run hands over after this many steps at the latest
     sampler: str = ""
