@@ -219,7 +219,7 @@ def threshold_for(model: Any, network: Any, bench: Bench, first: int, reused: fl
     of_run = (sketch or model).get_model_object("model_sampling")
     sigmas = comfy.samplers.calculate_sigmas(of_run, SCHEDULER, bench.steps)[first:-1]
     if sketch is not None:
-        sigmas = module("srd_core.latent_space").check_pair(sketch, model).sigmas(sigmas)
+        sigmas = module("srd_core.latent").check_pair(sketch, model).sigmas(sigmas)
     if len(sigmas) < teacache.MIN_STEPS:
         return 1.0
     modulation, table = (

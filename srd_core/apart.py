@@ -30,8 +30,7 @@ from .calls import OUTER_SAMPLE, PREDICT_NOISE
 from .cooperation import KEY, RenderSettings, Run, Stage, begin_run, carry_out, check_plain, check_run, cooperate
 from .criterion import RENDER, SKETCH, Switch
 from .handover import NOTED, Call, Schedule, SketchRecord, damaged, difference, merge_reports, read, samples_of
-from .latent_map import LatentMap
-from .latent_space import FULL_NAME, check_pair, latent_facts, name_of
+from .latent import FULL_NAME, LatentMap, check_pair, latent_facts, name_of
 from .report import Report
 from .steps import StepCounter
 

@@ -33,8 +33,7 @@ from .attention import backend_of
 from .calls import OUTER_SAMPLE, PREDICT_NOISE
 from .criterion import RENDER, SKETCH, Switch, SwitchRule
 from .finite import FiniteGuard
-from .latent_map import LatentMap
-from .latent_space import check_latent, check_pair, check_same_prompts, name_of
+from .latent import LatentMap, check_latent, check_pair, check_same_prompts, name_of
 from .report import HandOver, Report, Step, describe_hand_over
 from .reuse import CachedRun, TeaCache, is_cached, run_of, with_teacache
 from .steps import StepCounter, counter_for, sampler_name

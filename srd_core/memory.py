@@ -14,7 +14,7 @@ import comfy.sampler_helpers
 from comfy.model_patcher import ModelPatcher
 
 from .criterion import RENDER, SKETCH
-from .latent_space import FULL_NAME
+from .latent import FULL_NAME
 
 AUTO, ALWAYS, NEVER = POLICIES = ("auto", "always", "never")
 

@@ -376,7 +376,7 @@ def test_a_wan_file_loads_as_the_hosts_loader_loads_it(node: Any, models_folder:
     model = load(name, node)
     plain = comfy.sd.load_diffusion_model(str(models_folder / name))
     assert torch.equal(helpers.ksampler(model, 2), helpers.ksampler(plain, 2))
-    assert module("srd_core.latent_space").name_of(model).startswith(name)
+    assert module("srd_core.latent").name_of(model).startswith(name)
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ def test_every_hook_that_is_asked_for_is_there_in_the_hosts_that_the_tests_run_o
 
 def test_all_that_the_pack_uses_of_the_host_is_asked_for_at_import() -> None:
     asked = [f"{name}.{path}." for name, paths in host_check.HOOKS.items() for path in paths.split()]
-    files = [*REPOSITORY.glob("nodes/*.py"), *REPOSITORY.glob("srd_core/*.py")]
+    files = [*REPOSITORY.glob("nodes/*.py"), *REPOSITORY.glob("srd_core/**/*.py")]
     needed = {need for file in files for need in map(hook_of, names_used(file)) if need}
     missing = {need for need in needed if not any(hook.startswith(f"{need}.") for hook in asked)}
     assert not sorted(missing), "add these to HOOKS in srd_core/host_check.py"
