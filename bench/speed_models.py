@@ -12,12 +12,12 @@ import comfy.model_management
 import comfy.ops
 import comfy.sd
 import comfy.supported_models
+import cost
 import torch
 import torch.utils._python_dispatch
 from quality_host import module
 from speed_measure import compute_dtype
 
-cost = module("srd_core.cost")
 Network, Size = cost.Network, cost.Size
 
 # (sketch, render, size) by family. small: a sketch step takes about half a second on one CPU core. tiny: for tests.

@@ -12,11 +12,12 @@ import comfy.model_management
 import comfy.sample
 import comfy.sampler_helpers
 import comfy.samplers
+import cost
 import psutil
 import torch
 from quality_host import module
 from speed_measure import clock, falls_back, wait
-from speed_models import WEIGHTS, build, bytes_of, conditioning, cost
+from speed_models import WEIGHTS, build, bytes_of, conditioning
 
 SKETCH, RENDER = "sketch", "render"
 SKETCH_ONLY, RENDER_ONLY = "sketch only", "render only"  # the rows of one model, which others are compared with
