@@ -30,7 +30,8 @@ def name_of(model: ModelPatcher) -> str:
     """How messages and reports call a MODEL: the file if our loader loaded it, else the class; with its size."""
     if FULL_NAME in model.attachments:
         return str(model.attachments[FULL_NAME])
-    parameters = sum(p.numel() for p in model.model.diffusion_model.parameters())
+    # A weight that ComfyUI-GGUF holds packed says its real shape beside the bytes.
+    parameters = sum(math.prod(getattr(p, "tensor_shape", p.shape)) for p in model.model.diffusion_model.parameters())
     size = f"{parameters / 1e9:.1f}B" if parameters >= 5e7 else f"{parameters / 1e6:.2f}M"
     return f"{model.attachments.get(FILE_NAME) or type(model.model).__name__} ({size} parameters)"
 
