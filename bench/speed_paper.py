@@ -7,7 +7,8 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
-from speed_models import cost, elementwise_bytes
+import cost
+from speed_models import elementwise_bytes
 from speed_rows import PAPER_REUSE, SKETCH_STEPS, STEPS
 
 Size = cost.Size

@@ -12,11 +12,12 @@ import comfy.model_management
 import comfy.sample
 import comfy.sampler_helpers
 import comfy.samplers
+import cost
 import psutil
 import torch
 from quality_host import module
 from speed_measure import clock, falls_back, wait
-from speed_models import WEIGHTS, build, bytes_of, conditioning, cost
+from speed_models import WEIGHTS, build, bytes_of, conditioning
 
 SKETCH, RENDER = "sketch", "render"
 SKETCH_ONLY, RENDER_ONLY = "sketch only", "render only"  # the rows of one model, which others are compared with
@@ -219,7 +220,7 @@ def threshold_for(model: Any, network: Any, bench: Bench, first: int, reused: fl
     of_run = (sketch or model).get_model_object("model_sampling")
     sigmas = comfy.samplers.calculate_sigmas(of_run, SCHEDULER, bench.steps)[first:-1]
     if sketch is not None:
-        sigmas = module("srd_core.latent_space").check_pair(sketch, model).sigmas(sigmas)
+        sigmas = module("srd_core.latent").check_pair(sketch, model).sigmas(sigmas)
     if len(sigmas) < teacache.MIN_STEPS:
         return 1.0
     modulation, table = (

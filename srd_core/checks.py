@@ -9,7 +9,7 @@ from typing import Any
 import comfy.samplers
 from comfy.model_patcher import ModelPatcher
 
-from .latent_space import check_latent, check_same_prompts
+from .latent import check_latent, check_same_prompts
 from .route import Switch
 from .stage import RenderSettings
 

@@ -12,7 +12,7 @@ from typing import TypeVar
 import comfy.model_management
 from comfy.model_patcher import ModelPatcher
 
-from .latent_space import FULL_NAME
+from .latent import FULL_NAME
 
 # What happens to the model that leaves. auto: the host takes as much of it as the next one needs.
 AUTO, ALWAYS, NEVER = POLICIES = ("auto", "always", "never")

@@ -36,8 +36,7 @@ from .books import Books
 from .calls import OUTER_SAMPLE, PREDICT_NOISE
 from .checks import check_levels, check_run, check_settings, check_switch
 from .finite import FiniteGuard
-from .latent_map import LatentMap
-from .latent_space import check_pair, check_same_prompts, name_of, parameters_of
+from .latent import LatentMap, check_pair, check_same_prompts, name_of, parameters_of
 from .levels import places_of
 from .report.data import Report, StageReport, Step
 from .route import RENDER, SKETCH, Leg, Route, Switch, two_legs

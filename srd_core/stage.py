@@ -26,7 +26,7 @@ from comfy.patcher_extension import WrapperExecutor
 
 from . import memory
 from .calls import PREDICT_NOISE
-from .latent_map import LatentMap
+from .latent import LatentMap
 
 Conds = dict[str, list[dict[str, Any]]]  # the host's conditioning by role: positive, negative, ...
 Request = dict[str, Any]  # the run's noise, latent_image, denoise_mask, seed, latent_shapes

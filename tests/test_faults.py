@@ -383,7 +383,34 @@ def test_a_wan_file_loads_as_the_hosts_loader_loads_it(node: Any, models_folder:
     model = load(name, node)
     plain = comfy.sd.load_diffusion_model(str(models_folder / name))
     assert torch.equal(helpers.ksampler(model, 2), helpers.ksampler(plain, 2))
-    assert module("srd_core.latent_space").name_of(model).startswith(name)
+    assert module("srd_core.latent").name_of(model).startswith(name)
+
+
+class GGMLTensor(torch.Tensor):
+    """A quantised weight as ComfyUI-GGUF holds it: packed bytes, with the shape of the real weight beside them."""
+
+    tensor_shape: torch.Size
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.tensor_shape
+
+    def detach(self) -> GGMLTensor:
+        return self
+
+
+def test_the_size_in_a_name_counts_parameters_also_where_they_are_packed(wan: Any):
+    name_of, plain, packed = module("srd_core.latent").name_of, wan(), wan()
+    for part in packed.model.diffusion_model.modules():
+        if isinstance(weight := getattr(part, "weight", None), torch.Tensor) and weight.ndim == 2:
+            rows, columns = weight.shape
+            tensor = torch.zeros(rows, columns // 32 * 18, dtype=torch.uint8).as_subclass(GGMLTensor)  # Q4_0
+            tensor.tensor_shape = weight.shape
+            part.weight = torch.nn.Parameter(tensor, requires_grad=False)
+    parameters = list(packed.model.diffusion_model.parameters())
+    assert sum(isinstance(p, GGMLTensor) for p in parameters) > 10
+    assert sum(p.numel() for p in parameters) < 0.7 * sum(p.numel() for p in plain.model.diffusion_model.parameters())
+    assert name_of(packed) == name_of(plain)
 
 
 @pytest.mark.parametrize(

@@ -623,8 +623,28 @@ def test_a_saved_hand_over_is_offered_and_loads_with_its_preview_and_report(host
     assert torch.equal(shown["samples"], preview["samples"]) and its_report.to_json() == report.to_json()
     (host_folders / "input" / f"moved{handover.SUFFIX}").write_bytes((host_folders / "output" / "srdiffusion" / names[0]["filename"]).read_bytes())
     assert offered()[0] == f"moved{handover.SUFFIX}"
-    prints = [node.SRLoadHandOver.fingerprint_inputs(name) for name in offered()]
-    assert prints[0] == prints[1]
+
+
+def test_a_changed_file_is_seen_at_the_next_queue_without_reading_it(
+    host_folders: Path, a_file: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path = host_folders / "input" / f"a{handover.SUFFIX}"
+    path.write_bytes(a_file.read_bytes())
+    os.utime(path, ns=(10**18, 10**18))
+    fingerprint = node.SRLoadHandOver.fingerprint_inputs
+    with monkeypatch.context() as patched:
+        for module_name in ("io", "builtins"):
+            patched.setattr(f"{module_name}.open", lambda *args, **how: pytest.fail("the file is opened"))
+        first = fingerprint(path.name)
+        assert fingerprint(path.name) == first
+    os.utime(path, ns=(10**18, 10**18 + 1000))  # the same size, another content
+    later = fingerprint(path.name)
+    path.write_bytes(a_file.read_bytes() + b"x")
+    os.utime(path, ns=(10**18, 10**18 + 1000))
+    other = host_folders / "input" / f"b{handover.SUFFIX}"
+    other.write_bytes(path.read_bytes())
+    os.utime(other, ns=(10**18, 10**18 + 1000))
+    assert len({first, later, fingerprint(path.name), fingerprint(other.name)}) == 4
 
 
 @pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "gone", "../output/x [input]", "", "a\0b", "srdiffusion", 3, ["a"]], ids=repr)

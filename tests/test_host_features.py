@@ -271,8 +271,8 @@ def test_the_hosts_cache_on_the_sketch_stays_there(wan: Any):
 @pytest.mark.parametrize("sampler", ["euler", "uni_pc", "euler_cfg_pp"])
 def test_a_flow_model_whose_latents_have_another_scale_is_mapped_exactly(sampler: str, switch: int, wan: Any):
     """The same network, made to live in a latent space scaled by 0.7: no switch step shows in the result."""
-    ratio, latent_map = 0.7, module("srd_core.latent_map")
-    back = latent_map.LatentMap(1 / ratio, latent_map.FLOW)
+    ratio, latent = 0.7, module("srd_core.latent")
+    back = latent.LatentMap(1 / ratio, latent.FLOW)
 
     def apply_model(executor: Any, x: torch.Tensor, t: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         return executor(*back.to_render(x, t), *args, **kwargs) * ratio

@@ -132,7 +132,7 @@ def test_data_flows_from_nodes_to_core_to_host():
         assert not any(name.startswith(above) or name == "nodes" for name in imports_of(path)), path.name
 
 
-@pytest.mark.parametrize("name", ["criterion", "route", "steps", "teacache/plan", "latent_map", "report/data", "report/figures", "report/text",
+@pytest.mark.parametrize("name", ["criterion", "route", "steps", "teacache/plan", "report/data", "report/figures", "report/text",
                                   "report/plot", "report/version1", "families", "likeness", "compare"])  # fmt: skip
 def test_the_algorithm_does_not_know_the_host(name: str):
     assert not any(n.startswith("comfy") for n in imports_of(REPOSITORY / "srd_core" / f"{name}.py"))

@@ -19,7 +19,8 @@ from hosting import REPOSITORY, host_module, load_by_path, module
 page_module = load_by_path("srd_page", REPOSITORY / "demo" / "page.py")
 criterion = module("srd_core.route")
 report_module = module("srd_core.report.data")
-teacache, cost = module("srd_core.teacache.plan"), module("srd_core.cost")
+teacache = module("srd_core.teacache.plan")
+cost = load_by_path("srd_cost", REPOSITORY / "bench" / "cost.py")
 
 DEMO = REPOSITORY / "workflows" / "demo.json"
 FIRST_RELEASE = Path(__file__).parent / "data" / "workflow_first_release.json"
@@ -380,7 +381,7 @@ def a_cached_run(rng: random.Random) -> tuple[dict[str, Any], int]:
 
 
 def modelled_seconds(report: dict[str, Any], after: int) -> float | None:
-    """What srd_core/cost.py says of the plan that srd_core/teacache makes for that hand-over; None: nobody knows."""
+    """What bench/cost.py says of the plan that srd_core/teacache.py makes for that hand-over; None: nobody knows."""
     steps = len(report["steps"])
 
     def of(stage: str) -> list[dict[str, Any]]:

@@ -21,13 +21,13 @@ from test_faults import other_format
 
 configuration.set_hypothesis_home_dir(Path(tempfile.gettempdir(), "srdiffusion-hypothesis"))
 
-criterion, route, latent_map = module("srd_core.criterion"), module("srd_core.route"), module("srd_core.latent_map")
+criterion, route, latent = module("srd_core.criterion"), module("srd_core.route"), module("srd_core.latent")
 handover, record_module = module("srd_core.handover.file"), module("srd_core.handover.record")
-latent_space, plot = module("srd_core.latent_space"), module("srd_core.report.plot")
+plot = module("srd_core.report.plot")
 report_module, steps_module = module("srd_core.report.data"), module("srd_core.steps")
 teacache = module("srd_core.teacache.plan")
 Report, Step, HandOver, Switch = report_module.Report, report_module.Step, report_module.HandOver, route.Switch
-LatentMap, Route, StepCounter = latent_map.LatentMap, route.Route, steps_module.StepCounter
+LatentMap, Route, StepCounter = latent.LatentMap, route.Route, steps_module.StepCounter
 SKETCH, RENDER = route.SKETCH, route.RENDER
 
 pytestmark = pytest.mark.long
@@ -170,7 +170,7 @@ def test_switch_settings_are_refused_exactly_where_no_run_could_follow_them(
 # --- the maps between latent spaces -----------------------------------------------------------------------------------
 
 ratios = st.floats(1e-3, 1e3)
-maps = st.builds(LatentMap, ratio=ratios, kind=st.sampled_from([latent_map.FLOW, latent_map.VARIANCE_EXPLODING]))
+maps = st.builds(LatentMap, ratio=ratios, kind=st.sampled_from([latent.FLOW, latent.VARIANCE_EXPLODING]))
 
 
 @cases(2500)
@@ -182,7 +182,7 @@ def test_the_render_is_called_with_what_its_own_latent_would_be_at_its_own_noise
     level = torch.tensor(sigma, dtype=torch.float64)
 
     def noised(scale: float, at: torch.Tensor) -> torch.Tensor:
-        kept = 1 - at if space.kind == latent_map.FLOW else 1.0
+        kept = 1 - at if space.kind == latent.FLOW else 1.0
         return kept * scale * clean + at * noise
 
     x, at = space.to_render(noised(1.0, level).reshape(1, 1), level.reshape(1))
@@ -198,15 +198,15 @@ def test_a_schedule_keeps_its_order_its_ends_and_has_a_way_back(space: Any, leve
     ours = torch.tensor([1.0, *sorted(levels, reverse=True), 0.0], dtype=torch.float64)
     theirs = space.sigmas(ours)
     assert torch.isfinite(theirs).all() and (theirs[:-1] >= theirs[1:] - 1e-15).all() and theirs[-1] == 0
-    assert space.kind != latent_map.FLOW or theirs[0] == pytest.approx(1, rel=1e-12)
+    assert space.kind != latent.FLOW or theirs[0] == pytest.approx(1, rel=1e-12)
     back = LatentMap(1 / space.ratio, space.kind).sigmas(theirs)
     assert torch.allclose(back, ours, rtol=1e-9, atol=1e-12)
 
 
 @cases(1000)
-@given(wild, st.sampled_from([latent_map.FLOW, latent_map.VARIANCE_EXPLODING, "DDPM", ""]))
+@given(wild, st.sampled_from([latent.FLOW, latent.VARIANCE_EXPLODING, "DDPM", ""]))
 def test_a_map_is_refused_exactly_where_its_ratio_or_its_kind_of_noise_has_none(ratio: float, kind: str):
-    if math.isfinite(ratio) and ratio > 0 and kind in (latent_map.FLOW, latent_map.VARIANCE_EXPLODING):
+    if math.isfinite(ratio) and ratio > 0 and kind in (latent.FLOW, latent.VARIANCE_EXPLODING):
         assert LatentMap(ratio, kind).is_identity == (ratio == 1)
     else:
         with pytest.raises(ValueError, match="No map between latents"):
@@ -224,10 +224,10 @@ def test_two_models_fit_exactly_where_nothing_but_the_scale_differs(
     facts |= {"latents_mean": torch.ones(16)} if statistics else {}
     theirs = other_format(render, **facts)
     if (channels, dimensions, compression, statistics) == (16, 3, False, False):
-        assert latent_space.check_pair(sketch, theirs).ratio == scale
+        assert latent.check_pair(sketch, theirs).ratio == scale
     else:
         with pytest.raises(ValueError, match="do not share a latent. Different"):
-            latent_space.check_pair(sketch, theirs)
+            latent.check_pair(sketch, theirs)
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,5 @@
 // What a recorded report says of other deltas: the adaptive rule of srd_core/criterion.py over its curve of D, TeaCache's
-// plan of srd_core/teacache.py over the growth that the report keeps, and the seconds of srd_core/cost.py for both.
+// plan of srd_core/teacache.py over the growth that the report keeps, and the seconds of bench/cost.py for both.
 // No page and no host in here.
 
 const PAPER_STEPS = 50

@@ -21,7 +21,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrapperExecutor, WrappersMP
 
 from ..calls import PREDICT_NOISE
-from ..latent_space import FULL_NAME, check_pair, latent_facts, name_of
+from ..latent import FULL_NAME, check_pair, latent_facts, name_of
 from ..report.data import Report
 from ..route import SKETCH, Switch
 from ..run import KEY, cooperate

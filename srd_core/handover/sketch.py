@@ -18,7 +18,7 @@ from comfy.patcher_extension import WrapperExecutor, WrappersMP
 
 from ..calls import OUTER_SAMPLE, PREDICT_NOISE
 from ..checks import check_run, check_switch
-from ..latent_space import latent_facts
+from ..latent import latent_facts
 from ..report.data import StageReport
 from ..route import RENDER, SKETCH, Switch, two_legs
 from ..run import KEY, Run, begin_run, carry_out, check_plain
