@@ -345,7 +345,7 @@ def _cooperation(sketch: Any, render: Any, k: int, threshold: float, row: Row, b
 
 def cooperating(sketch: Any, render: Any, k: int, **settings: Any) -> tuple[Any, Any]:
     """(the pair as one MODEL that hands over after ``k`` steps, its report)."""
-    cooperation, criterion = module("srd_core.run"), module("srd_core.route")
+    cooperation, criterion = module("srd_core.pair"), module("srd_core.route")
     switch, report = criterion.Switch(mode="step", switch_step=k), module("srd_core.report.data").Report()
     return cooperation.cooperate(sketch, render, switch, cooperation.RenderSettings(**settings), report), report
 

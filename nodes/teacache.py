@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
-from ..srd_core.run import check_plain
+from ..srd_core.checks import check_plain
 from ..srd_core.teacache.host import TeaCache, with_teacache
 from ..srd_core.teacache.plan import FORMS
 from .common import CATEGORY, SEARCH_ALIASES

@@ -53,8 +53,9 @@ class Criterion:
         if self._is_near(place):
             return False
         previous, self._previous = self._previous, prediction.detach().clone()
-        alike = previous is not None and previous.shape == prediction.shape
-        return self.note(relative_change(prediction, previous, mask).tolist() if alike else None, place)
+        if previous is None or previous.shape != prediction.shape:
+            return self.note(None, place)
+        return self.note(relative_change(prediction, previous, mask).tolist(), place)
 
     def note(self, d: list[float] | None, place: float) -> bool:
         """The same from D, one value per sample; None: there is nothing to compare with."""

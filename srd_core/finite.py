@@ -97,3 +97,16 @@ class FiniteGuard:
     def forget(self) -> None:
         """The run is over."""
         self._asked.clear()
+
+
+def complaint(stage: str, place: str, model: str, attention: str, weights: str) -> str:
+    """What to say of a prediction that is not finite, and what to try. All arguments are as a message names them."""
+    advice = "Look for a broken LoRA, text encoder or model file."
+    if "float8" in weights:
+        advice = "Set weight_dtype to default, or use a file that is made for fp8 (fp8_scaled)."
+    if attention not in ("pytorch", "basic", "split", "sub_quad"):
+        advice = f"Set attention to pytorch on the {stage}'s loader. If that does not help: {advice}"
+    return (
+        f"The {stage}'s prediction has values that are not finite (NaN or infinity) at {place}, so the run is stopped. Model: "
+        f"{model}, attention: {attention}, weights: {weights}. {advice}"
+    )

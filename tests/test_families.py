@@ -20,7 +20,7 @@ from test_faults import Broken, state_of
 
 pytestmark = pytest.mark.long
 
-cooperation, latent = module("srd_core.run"), module("srd_core.latent")
+cooperation, latent = module("srd_core.pair"), module("srd_core.latent")
 families = module("srd_core.families")
 Report = module("srd_core.report.data").Report
 

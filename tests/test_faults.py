@@ -27,7 +27,7 @@ from comfy_extras.nodes_custom_sampler import (
 from hosting import module
 from test_cooperation import SWITCHING, sr_model, sr_sampler
 
-cooperation, criterion = module("srd_core.run"), module("srd_core.route")
+cooperation, criterion = module("srd_core.pair"), module("srd_core.route")
 checkpoint, loaders = module("srd_core.checkpoint"), module("nodes.loaders")
 Report = module("srd_core.report.data").Report
 STEPS = 6

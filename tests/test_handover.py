@@ -395,8 +395,8 @@ def test_a_render_cfg_that_is_no_number_is_refused_before_any_step(wan: Any):
 
 
 def test_neither_half_takes_a_sketch_render_model(wan: Any):
-    both = module("srd_core.run").cooperate(
-        wan(), wan(seed=1), module("srd_core.route").Switch(), module("srd_core.run").RenderSettings(),
+    both = module("srd_core.pair").cooperate(
+        wan(), wan(seed=1), module("srd_core.route").Switch(), module("srd_core.pair").RenderSettings(),
         module("srd_core.report.data").Report(),
     )  # fmt: skip
     record = sketched(wan())[0]

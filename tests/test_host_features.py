@@ -166,7 +166,7 @@ def test_differential_diffusion_of_the_stage_that_begins_decides(wan: Any):
 
 
 def test_options_that_the_host_sets_for_several_gpus_do_not_reach_the_render():
-    merge = module("srd_core.stage").with_sampler_additions
+    merge = module("srd_core.additions").with_sampler_additions
     clones = {"cuda:0": object()}
     passed = {"multigpu_clones": clones, "transformer_options": {"sample_sigmas": 1}}
     assert merge({}, passed, {"multigpu_clones": clones}) == {"transformer_options": {"sample_sigmas": 1}}

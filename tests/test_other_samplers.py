@@ -13,7 +13,7 @@ from comfy.samplers import KSAMPLER
 from comfy_extras.nodes_custom_sampler import BasicScheduler, CFGGuider, RandomNoise, SamplerCustomAdvanced
 from hosting import module
 
-run_module, route, report_data = module("srd_core.run"), module("srd_core.route"), module("srd_core.report.data")
+run_module, route, report_data = module("srd_core.pair"), module("srd_core.route"), module("srd_core.report.data")
 STEPS = 12
 
 

@@ -17,7 +17,7 @@ from hosting import module
 from test_cooperation import STEPS, sr_model
 from test_reuse import slow_wan
 
-run_module, route, criterion = module("srd_core.run"), module("srd_core.route"), module("srd_core.criterion")
+run_module, route, criterion = module("srd_core.pair"), module("srd_core.route"), module("srd_core.criterion")
 Report, Switch, RenderSettings = module("srd_core.report.data").Report, route.Switch, run_module.RenderSettings
 NEVER = {"switch_sigma": 0.0, "delta": 1e-9}
 

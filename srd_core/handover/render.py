@@ -20,11 +20,11 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrapperExecutor, WrappersMP
 
-from ..calls import PREDICT_NOISE
+from ..calls import KEY, PREDICT_NOISE
 from ..latent import FULL_NAME, check_pair, latent_facts, name_of
+from ..pair import cooperate
 from ..report.data import Report
 from ..route import SKETCH, Switch
-from ..run import KEY, cooperate
 from ..stage import RenderSettings
 from ..steps import StepCounter
 from .file import damaged, read
