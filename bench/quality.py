@@ -313,11 +313,8 @@ class Evaluation:
     def time_cell(self, cell: Cell) -> None:
         """One timed run, unless it is there."""
         plan, reason = self.planned(cell)
-        row = cell.row
-        if row.kind == "adaptive" and row.reading == "x0" and plan.kind == "handover":
-            plan = replace(plan, kind="adaptive", switch_step=0, delta=row.value, fix_step=row.fix_step)
         key = self.key(plan, cell)
-        if ("time", row.name, key) in self.store.done:
+        if ("time", cell.row.name, key) in self.store.done:
             return
         load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
         kept = self.executor.run(graph_of(plan, self.family, [cell.prompt], [cell.number], cell.seed))

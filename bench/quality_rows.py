@@ -97,15 +97,13 @@ def available(row: Row) -> bool:
 class Plan:
     """What is sampled for one cell. Equal plans give equal videos."""
 
-    kind: str  # plain, handover, adaptive, chained, renoised, easycache, teacache
+    kind: str  # plain, handover, chained, renoised, easycache, teacache
     steps: int
     sampler: str
     scheduler: str
     model: str = SKETCH  # the only or the first model
     switch_step: int = 0  # steps of the first model
     threshold: float = 0  # of a cache
-    delta: float = 0  # adaptive, as the node does it
-    fix_step: int = 0
     together: bool = True  # may share a batch with other prompts; caches that look at the latent may not
 
 
@@ -208,7 +206,7 @@ def _sampling(graph: Graph, plan: Plan, family: Family, models: dict[str, Any], 
     common = {"cfg": family.cfg, "sampler_name": plan.sampler, "scheduler": plan.scheduler, "steps": plan.steps,
               "positive": ["positive", 0], "negative": ["negative", 0]}  # fmt: skip
     first, second = (SKETCH, RENDER) if plan.model == SKETCH else (RENDER, SKETCH)
-    if plan.kind in ("handover", "adaptive"):
+    if plan.kind == "handover":
         links = {"sketch": models[first], "render": models[second], "latent": ["noise", 0]}
         graph["sample"] = _node("SRSampler", **{**_switching(plan), **links, "seed": seed, **common})
         return {"report": ["sample", 1]}
@@ -239,9 +237,7 @@ def _sampling(graph: Graph, plan: Plan, family: Family, models: dict[str, Any], 
 
 def _switching(plan: Plan) -> dict[str, Any]:
     """SR Sampler's own inputs."""
-    mode = {"switch_mode": "adaptive", "delta": plan.delta, "fix_step": plan.fix_step, "switch_step": 0}
-    if plan.kind == "handover":
-        mode = {"switch_mode": "step", "delta": 0.01, "fix_step": 5, "switch_step": plan.switch_step}
+    mode = {"switch_mode": "step", "switch_step": plan.switch_step}
     return {**defaults("SRSampler"), **mode, "teacache": plan.threshold}
 
 
