@@ -55,6 +55,7 @@ def test_a_watcher_that_fails_is_told_no_more_and_does_not_end_the_run():
 def test_a_report_survives_json():
     report = run_of("sssrr")
     assert Report.from_json(report.to_json()) == report
+    assert Report.from_json(report.to_json()).to_json() == report.to_json()  # whole numbers stay whole
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"version": 99}', '{"version": 1, "unknown": 2}'])

@@ -19,6 +19,7 @@ LARGEST = 2**53  # of the numbers in a report that is read: up to here JSON and 
 MOST_STEPS = 100_000  # of a run whose report is read
 
 Number = Annotated[float, Field(gt=-LARGEST, lt=LARGEST, allow_inf_nan=False)]
+Whole = Annotated[int, Field(gt=-LARGEST, lt=LARGEST)]
 Count = Annotated[int, Field(ge=0, le=MOST_STEPS)]
 STRICT = ConfigDict(extra="forbid", strict=True)
 
@@ -75,7 +76,7 @@ class Report:
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
     status: str = "not run"  # not run, running, done, interrupted, failed
     stages: list[StageReport] = field(default_factory=list)  # of the route, in the order of their first legs
-    switch: dict[str, bool | Number | str] = field(default_factory=dict)  # the switching settings as set
+    switch: dict[str, bool | Whole | Number | str] = field(default_factory=dict)  # the switching settings as set
     earliest: Count = 0  # adaptive: the rule decides after this many steps at the earliest
     latest: Count = 0  # adaptive: the run hands over after this many steps at the latest
     sampler: str = ""
