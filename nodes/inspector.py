@@ -51,6 +51,7 @@ class SRSwitchInspector(io.ComfyNode):
         if report_json and report_json.strip():
             report = cls._read(report_json)
         elif report is not None:
+            report = report.of_nodes(live.waits_for(cls))
             live.keep(cls, report)
         else:
             raise ValueError("Switch Inspector has nothing to show: connect `report`, or an old report's text to `report_json`.")

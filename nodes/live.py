@@ -1,12 +1,14 @@
 """Live reports: what a run's report says goes to the page while the run goes on, and into what the host saves of it.
 
 The page hears EVENT through the host's own message channel; a page that is opened later, or has missed a message, asks
-ROUTE for the newest runs. Nothing here changes how a run goes, and a step costs nothing while nobody listens. What the
-host or a client does differently costs the page what it would show, never the run or a node: see page_only.
+ROUTE for the newest runs, and READ for what a saved report says. Nothing here changes how a run goes, and a step costs
+nothing while nobody listens. What the host or a client does differently costs the page what it would show, never the run or a
+node: see page_only.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
 from dataclasses import asdict, fields
 from functools import partial
@@ -17,40 +19,66 @@ from comfy_api.latest import io
 from comfy_execution.utils import get_executing_context
 
 from ..srd_core.report.data import Report
+from ..srd_core.report.figures import figures
 from .common import page_only, server
 
 EVENT = "srdiffusion.run"
 ROUTE = "/srdiffusion/runs"
+READ = "/srdiffusion/read"
 METADATA = "srdiffusion"  # the key in the metadata of saved files and in their workflow's `extra`
 INSPECTOR = "SRSwitchInspector"
 KEPT = 16  # runs of which a page that is opened later can still be told
 BULKY = ("steps", "sigmas")  # fields of a report that are not sent whole with every step
 NOT_TOLD = "the page is not told of this run"
 
-Run = dict[str, Any]  # what the page needs to know of a run: where it belongs, and its report
+Run = dict[str, Any]  # what the page needs to know of a run: where it belongs, its report and the figures that follow from it
 
-_runs: OrderedDict[tuple[str, str], Run] = OrderedDict()  # by prompt and node, oldest first
+# By prompt, the node that made the report and the node that sampled, oldest first: several may sample with one MODEL.
+_runs: OrderedDict[tuple[str, str, str], Run] = OrderedDict()
 
 
 @page_only("the page is not told of runs before it was opened")
 def add_route() -> None:
-    """Answer GET on ROUTE with the newest runs, oldest first: {"runs": [...]}."""
+    """Answer GET on ROUTE with the newest runs, oldest first: {"runs": [...]}; and POST of a report's JSON on READ."""
     running = server()
     if running is not None:
         running.routes.get(ROUTE)(_answer)
+        running.routes.post(READ)(_read)
 
 
 async def _answer(request: web.Request) -> web.Response:
     return web.json_response({"runs": [whole(run) for run in list(_runs.values())]})
 
 
+async def _read(request: web.Request) -> web.Response:
+    """Answer {"report": ..., "figures": ...} for a saved report of any version, a sentence in their place for other text."""
+    text = await request.text()
+    return web.json_response(await asyncio.get_running_loop().run_in_executor(None, read, text))
+
+
+def read(text: str) -> dict[str, Any]:
+    """What the page needs to know of a saved report."""
+    try:
+        return told(Report.from_json(text))
+    except ValueError as error:
+        return told(str(error))
+
+
+def told(report: Report | str) -> dict[str, Any]:
+    """A report and its figures, or a sentence instead of them, as plain data."""
+    if isinstance(report, str):
+        return {"report": {"status": "unreadable", "error": report}, "figures": {}}
+    return {"report": asdict(report), "figures": figures(report)}
+
+
 @page_only(NOT_TOLD)
 def follow(node: type[io.ComfyNode], report: Report) -> None:
     """From now on the page hears of every run that ``report`` is filled with, as the run of this (executing) node."""
     hidden, context = getattr(node, "hidden", None), get_executing_context()
+    report.ask_node = executing_node
     if server() is not None and context is not None and hidden is not None and hidden.unique_id:
-        told = {"node_id": hidden.unique_id, "made_for": context.prompt_id, "metadata": hidden.extra_pnginfo}
-        report.watch = partial(_tell, **told)
+        of_run = {"node_id": hidden.unique_id, "made_for": context.prompt_id, "metadata": hidden.extra_pnginfo}
+        report.watch = partial(_tell, **of_run)
 
 
 @page_only(NOT_TOLD)
@@ -59,8 +87,8 @@ def show(node: type[io.ComfyNode], report: Report | str) -> None:
     hidden, context, running = getattr(node, "hidden", None), get_executing_context(), server()
     if running is None or context is None or hidden is None or not hidden.unique_id:
         return
-    told = {"status": "unreadable", "error": report} if isinstance(report, str) else asdict(report)
-    run = _begin(running, context.prompt_id, hidden.unique_id, told, source_of(hidden))
+    run = _begin(running, context.prompt_id, hidden.unique_id, report, source_of(hidden)) | told(report)
+    _runs[_key(run)] = run
     if _heard(running):
         running.send_sync(EVENT, run)
 
@@ -73,9 +101,34 @@ def keep(node: type[io.ComfyNode], report: Report) -> None:
         _store(hidden.extra_pnginfo, source, report)
 
 
+def executing_node() -> str:
+    """The id of the node that executes now; "" if none does."""
+    context = get_executing_context()
+    return context.node_id if context else ""
+
+
 def source_of(hidden: io.HiddenHolder) -> str:
     """The node that an executing node's input `report` is linked to; "" if to none."""
     return _linked(_object(hidden.prompt).get(hidden.unique_id), "report")
+
+
+def waits_for(node: type[io.ComfyNode]) -> set[str]:
+    """The nodes that this (executing) node's input `after` comes from."""
+    hidden = getattr(node, "hidden", None)
+    return before(_object(hidden.prompt), hidden.unique_id, "after") if hidden is not None else set()
+
+
+def before(graph: dict[str, Any], node_id: str, name: str = "") -> set[str]:
+    """The nodes of a prompt that this one's input ``name`` (all inputs if "") comes from, itself not among them."""
+    found: set[str] = set()
+    ahead = [(node_id, name)]
+    while ahead:
+        node, only = ahead.pop()
+        for key, link in _object(_object(graph.get(node)).get("inputs")).items():
+            if only in ("", key) and isinstance(link, list) and len(link) == 2 and str(link[0]) not in found:
+                found.add(str(link[0]))
+                ahead.append((str(link[0]), ""))
+    return found
 
 
 @page_only(NOT_TOLD)
@@ -89,14 +142,14 @@ def _tell(report: Report, node_id: str, made_for: str, metadata: Any) -> None:
         return
     if over and made_for == context.prompt_id:
         _store(metadata, node_id, report)
-    run = _runs.get((context.prompt_id, node_id))
+    run = _runs.get((context.prompt_id, node_id, report.sampler_node))
     begins = run is None or not report.steps and not over
     if run is None or begins:
         run = _begin(running, context.prompt_id, node_id, report, node_id)
     if over:
-        run["report"] = asdict(report)  # the next run fills the same object
+        run |= told(report)  # the next run fills the same object
     if _heard(running):
-        running.send_sync(EVENT, whole(run) if begins or over else {**run, "report": newest(report)})
+        running.send_sync(EVENT, whole(run) if begins or over else {**run, "report": newest(report), "figures": figures(report)})
 
 
 def _heard(running: Any) -> bool:
@@ -104,18 +157,23 @@ def _heard(running: Any) -> bool:
     return bool(getattr(running, "sockets", True))
 
 
-def _begin(running: Any, prompt_id: str, node_id: str, report: Report | dict[str, Any], sampler: str) -> Run:
+def _begin(running: Any, prompt_id: str, node_id: str, report: Report | str, sampler: str) -> Run:
     """Note a run of this node; ``sampler``: the node that has the switching inputs."""
-    place = _place(running, prompt_id, node_id)
-    run = {"prompt_id": prompt_id, "node_id": node_id, "sampler": sampler, **place, "report": report}
-    _runs.pop((prompt_id, node_id), None)
-    _runs[prompt_id, node_id] = run
+    samples = "" if isinstance(report, str) or node_id != sampler else report.sampler_node
+    place = _place(running, prompt_id, node_id, samples)
+    run = {"prompt_id": prompt_id, "node_id": node_id, "samples": samples, "sampler": sampler, **place, "report": report}
+    _runs.pop(_key(run), None)
+    _runs[_key(run)] = run
     while len(_runs) > KEPT:
         _runs.popitem(last=False)
     return run
 
 
-def _place(running: Any, prompt_id: str, node_id: str) -> dict[str, Any]:
+def _key(run: Run) -> tuple[str, str, str]:
+    return run["prompt_id"], run["node_id"], run["samples"]
+
+
+def _place(running: Any, prompt_id: str, node_id: str, samples: str) -> dict[str, Any]:
     """The workflow that the run belongs to ("" if unknown) and the nodes that show it: its own and its Inspectors."""
     graph: dict[str, Any] = {}
     extra: dict[str, Any] = {}
@@ -125,10 +183,19 @@ def _place(running: Any, prompt_id: str, node_id: str) -> dict[str, Any]:
     inspectors = [
         inspector
         for inspector, node in graph.items()
-        if _object(node).get("class_type") == INSPECTOR and _linked(node, "report") == node_id
+        if _object(node).get("class_type") == INSPECTOR
+        and _linked(node, "report") == node_id
+        and _shows(graph, inspector, node_id, samples)
     ]
     workflow = _object(_object(extra.get("extra_pnginfo")).get("workflow"))
     return {"workflow_id": str(workflow.get("id") or ""), "nodes": [node_id, *inspectors]}
+
+
+def _shows(graph: dict[str, Any], inspector: str, node_id: str, samples: str) -> bool:
+    """Whether an Inspector of the report of ``node_id`` shows the run that the node ``samples`` sampled: all runs, unless its
+    input `after` comes from a certain sampler."""
+    chosen = before(graph, inspector, "after")
+    return node_id not in chosen or samples not in graph or samples in chosen or samples == node_id
 
 
 def _linked(node: Any, name: str) -> str:
@@ -144,8 +211,7 @@ def _object(value: Any) -> dict[str, Any]:
 
 def whole(run: Run) -> Run:
     """The run with all that its report says now."""
-    report = run["report"]
-    return {**run, "report": asdict(report) if isinstance(report, Report) else report}
+    return {**run, **told(run["report"])} if isinstance(run["report"], Report) else run
 
 
 def newest(report: Report) -> dict[str, Any]:
@@ -156,8 +222,7 @@ def newest(report: Report) -> dict[str, Any]:
         "hand_overs": [dict(vars(hand_over)) for hand_over in report.hand_overs],
         "steps": [dict(vars(step)) for step in report.steps[-2:]],
         "count": len(report.steps),
-        "calls": dict(report.calls),
-        "seconds": dict(report.seconds),
+        "stages": [dict(vars(stage)) for stage in report.stages],
     }
 
 
@@ -173,7 +238,8 @@ def _store(metadata: Any, node_id: str, report: Report) -> None:
     if not isinstance(metadata, dict):
         raise TypeError(f"extra_pnginfo is a {type(metadata).__name__}")
     reports = metadata[METADATA] = _object(metadata.get(METADATA))
-    reports[node_id] = asdict(report)
+    other = report.sampler_node not in ("", node_id)  # several may sample with one MODEL
+    reports[f"{node_id} {report.sampler_node}" if other else node_id] = {**asdict(report), "figures": figures(report)}
     workflow = metadata.get("workflow")
     if isinstance(workflow, dict) and isinstance(extra := workflow.get("extra") or {}, dict):
         workflow["extra"] = {**extra, METADATA: reports}

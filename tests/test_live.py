@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,7 +25,7 @@ from hosting import REPOSITORY, host_module, load_by_path, module
 client = load_by_path("srd_client", REPOSITORY / "demo" / "client.py")
 workflow = load_by_path("srd_workflow", REPOSITORY / "demo" / "workflow.py")
 live, common = module("nodes.live"), module("nodes.common")
-report_module = module("srd_core.report.data")
+report_module, figures = module("srd_core.report.data"), module("srd_core.report.figures")
 
 STEPS = 8
 
@@ -52,6 +53,12 @@ def messages(server: Any, graph: dict[str, Any]) -> list[dict[str, Any]]:
     return told
 
 
+def figures_of(report: dict[str, Any]) -> dict[str, Any]:
+    """As JSON gives them back."""
+    found: dict[str, Any] = json.loads(json.dumps(figures.figures(report_module.Report.from_json(json.dumps(report)))))
+    return found
+
+
 def test_every_step_is_told_with_the_nodes_that_show_it_and_the_end_is_told_whole(server: Any, graph: dict[str, Any]) -> None:
     sampler, inspector = (workflow.find(graph, kind) for kind in ("SRSampler", "SRSwitchInspector"))
     told = [message for message in messages(server, graph) if message["node_id"] == sampler]
@@ -62,6 +69,10 @@ def test_every_step_is_told_with_the_nodes_that_show_it_and_the_end_is_told_whol
     assert told[0]["report"]["status"] == "running" and told[-1]["report"]["status"] == "done"
     assert len(told[-1]["report"]["steps"]) == STEPS == len(told[-1]["report"]["sigmas"]) - 1
     assert told[-1]["report"]["hand_overs"][0]["after_step"] == 3
+    assert told[-1]["figures"] == figures_of(told[-1]["report"]) and told[-1]["figures"]["speed_up"] > 0
+    running = [m["figures"] for m in told if "count" in m["report"]]
+    assert running[0]["speed_up"] is None and running[0]["left"]["bound"]
+    assert running[-1]["speed_up"] and not running[-1]["left"]["bound"]
 
 
 def test_whoever_comes_later_gets_the_runs_from_the_route(server: Any, graph: dict[str, Any]) -> None:
@@ -72,6 +83,7 @@ def test_whoever_comes_later_gets_the_runs_from_the_route(server: Any, graph: di
     for run in shown:
         assert run["sampler"] == sampler
         assert run["report"] == json.loads(entry["outputs"][inspector]["report"][0])
+        assert run["figures"] == figures_of(run["report"])
 
 
 def test_a_sampler_that_comes_from_the_cache_does_not_begin_a_new_run(server: Any, graph: dict[str, Any]) -> None:
@@ -80,22 +92,75 @@ def test_a_sampler_that_comes_from_the_cache_does_not_begin_a_new_run(server: An
 
 
 def test_a_cached_sketch_render_model_is_told_under_the_prompt_that_samples_with_it(server: Any) -> None:
-    saved = workflow.load(REPOSITORY / "workflows" / "demo.json")
-    graph = workflow.to_api(saved, server.object_info())
-    sampler = workflow.find(graph, "SRSampler")
-    inputs = graph[sampler]["inputs"]
-    switching = {i.id for i in module("nodes.sampler")._switching()} | {"sketch", "render"}
-    model = {"class_type": "SRModel", "inputs": {k: v for k, v in inputs.items() if k in switching}}
-    plain = {k: v for k, v in inputs.items() if k not in switching and k != "latent"}
-    plain |= {"model": ["model", 0], "latent_image": inputs["latent"], "steps": STEPS}
-    graph |= {"model": model, sampler: {"class_type": "KSampler", "inputs": plain}}
-    inspector = workflow.find(graph, "SRSwitchInspector")
-    graph[inspector] = {"class_type": "SRSwitchInspector", "inputs": {"report": ["model", 1], "after": [sampler, 0]}}
+    graph, (sampler,), (inspector,) = under_ksampler(server, 1)
     runs = [messages(server, workflow.set_inputs(graph, sampler, seed=seed)) for seed in (1, 2)]
     prompts = [{m["prompt_id"] for m in told if m["node_id"] == "model"} for told in runs]
     assert [len(found) for found in prompts] == [1, 1] and prompts[0] != prompts[1]
     for told in runs:
         assert told[-1]["node_id"] == inspector and told[-1]["report"]["status"] == "done"
+
+
+def under_ksampler(server: Any, count: int) -> tuple[dict[str, Any], list[str], list[str]]:
+    """The demo's graph with one Sketch-Render Model ("model") under so many KSamplers, each with an Inspector that waits for
+    it: (graph, samplers, Inspectors). Samplers differ in their seed and have one step more than the one before."""
+    graph = workflow.to_api(workflow.load(REPOSITORY / "workflows" / "demo.json"), server.object_info())
+    first = workflow.find(graph, "SRSampler")
+    inputs = graph[first]["inputs"]
+    switching = {i.id for i in module("nodes.sampler")._switching()} | {"sketch", "render"}
+    model = {k: v for k, v in inputs.items() if k in switching} | {"switch_mode": "step", "switch_step": 3}
+    graph["model"] = {"class_type": "SRModel", "inputs": model}
+    plain = {k: v for k, v in inputs.items() if k not in switching and k != "latent"}
+    plain |= {"model": ["model", 0], "latent_image": inputs["latent"]}
+    del graph[workflow.find(graph, "SRSwitchInspector")]
+    samplers = [first, *(f"sampler{i}" for i in range(1, count))]
+    for i, sampler in enumerate(samplers):
+        own = {"steps": STEPS + i, "seed": inputs["seed"] + 1000 + i}
+        graph[sampler] = {"class_type": "KSampler", "inputs": plain | own}
+        graph[f"inspector{i}"] = {"class_type": "SRSwitchInspector", "inputs": {"report": ["model", 1], "after": [sampler, 0]}}
+    return graph, samplers, [f"inspector{i}" for i in range(count)]
+
+
+def test_two_samplers_after_one_sketch_render_model_keep_a_report_each(server: Any) -> None:
+    graph, samplers, inspectors = under_ksampler(server, 2)
+    told: list[dict[str, Any]] = []
+    entry = server.run(graph, lambda kind, data: told.append(data) if kind == live.EVENT else None, timeout=300)
+    kept = [run for run in server.get(live.ROUTE)["runs"] if run["prompt_id"] == entry["prompt"][1]]
+    for i, (sampler, inspector) in enumerate(zip(samplers, inspectors)):
+        shown = entry["outputs"][inspector]
+        report = json.loads(shown["report"][0])
+        assert report["sampler_node"] == sampler and len(report["steps"]) == STEPS + i
+        assert f"after step 3 of {STEPS + i}" in shown["text"][0]
+        live_runs = [m for m in told if m["node_id"] == "model" and m["samples"] == sampler]
+        assert {tuple(m["nodes"]) for m in live_runs} == {("model", inspector)}
+        assert live_runs[-1]["report"] == report and live_runs[0]["report"]["status"] == "running"
+        (last,) = (m["report"] for m in told if m["node_id"] == inspector)
+        assert last == report
+        assert [run["report"] for run in kept if inspector in run["nodes"]] == [report, report]
+    again = server.run(workflow.set_inputs(graph, samplers[0], seed=5), timeout=300)
+    assert inspectors[0] in again["outputs"] and json.loads(again["outputs"][inspectors[0]]["report"][0])["sampler_node"] == samplers[0]
+
+
+def test_an_inspector_that_waits_for_no_sampler_shows_the_newest_run(server: Any) -> None:
+    graph, samplers, (first, second) = under_ksampler(server, 2)
+    graph[second]["inputs"]["after"] = [graph[samplers[0]]["inputs"]["positive"][0], 0]  # the prompt
+    del graph[first]
+    graph[samplers[1]]["inputs"]["latent_image"] = [samplers[0], 0]  # one after the other
+    decode = next(node for node in graph.values() if node["class_type"] == "VAEDecode")
+    decode["inputs"]["samples"] = [samplers[1], 0]
+    told = [m for m in messages(server, graph) if m["node_id"] == "model"]
+    assert {m["samples"] for m in told} == set(samplers) and {tuple(m["nodes"]) for m in told} == {("model", second)}
+
+
+def test_a_saved_report_of_either_version_is_read_for_the_page(server: Any) -> None:
+    old = (Path(__file__).parent / "data" / "report_version_1.json").read_text("utf-8")
+    answer = server.post(live.READ, json.loads(old))
+    assert answer["report"] == json.loads(report_module.Report.from_json(old).to_json())
+    assert answer["figures"] == figures_of(answer["report"])
+    assert server.post(live.READ, answer["report"] | {"figures": {"speed_up": 99}}) == answer
+    for wrong, words in (({"nodes": []}, "not a sketch-render report"), ("text", "not a sketch-render report"),
+                         (answer["report"] | {"sigmas": None}, "damaged")):  # fmt: skip
+        answered = server.post(live.READ, wrong)
+        assert answered["report"]["status"] == "unreadable" and words in answered["report"]["error"]
 
 
 def test_a_saved_video_carries_the_report_beside_its_workflow_and_in_it(server: Any, graph: dict[str, Any]) -> None:
@@ -112,6 +177,7 @@ def test_a_saved_video_carries_the_report_beside_its_workflow_and_in_it(server: 
     kept, saved = json.loads(metadata["srdiffusion"]), json.loads(metadata["workflow"])
     shown = report_module.Report.from_json(outputs[workflow.find(graph, "SRSwitchInspector")]["report"][0])
     assert report_module.Report.from_json(json.dumps(kept[sampler])) == shown
+    assert kept[sampler]["figures"] == figures_of(kept[sampler])
     assert saved["extra"] == {"ds": 1, "srdiffusion": kept}
     assert {run["workflow_id"] for run in server.get(live.ROUTE)["runs"] if run["prompt_id"] == prompt_id} == {"some-id"}
 
@@ -146,21 +212,14 @@ def test_the_server_keeps_the_newest_runs_only(server: Any) -> None:
 
 @pytest.mark.parametrize(
     "damage",
-    [{"steps": [{"step": "<b>", "sigma": 1.0, "stage": "sketch"}]}, {"sigmas": None}, {"seconds": {"sketch": "x"}},
-     {"calls": []}, {"switch": 1}, {"steps": "abc"}, {"fix_step": 1.5}, {"total_seconds": True}],
+    [{"steps": [{"step": "<b>", "sigma": 1.0, "stage": "sketch"}]}, {"sigmas": None}, {"total_seconds": "x"},
+     {"stages": {}}, {"stages": [{"name": "sketch", "calls": -1}]}, {"switch": 1}, {"steps": "abc"}, {"earliest": 1.5},
+     {"total_seconds": True}, {"stages": [{"name": "sketch"}, {"name": "sketch"}]}],
 )  # fmt: skip
 def test_a_report_with_a_value_of_another_kind_is_refused_with_a_sentence(damage: dict[str, Any]) -> None:
     data = json.loads(report_module.Report(status="done").to_json()) | damage
     with pytest.raises(ValueError, match="report"):
         report_module.Report.from_json(json.dumps(data))
-
-
-def test_a_report_of_the_first_version_can_still_be_read() -> None:
-    data = json.loads(report_module.Report(status="done").to_json())
-    for later in ("delta",):
-        data.pop(later)
-    data["steps"] = [{"step": 1, "sigma": 1.0, "stage": "sketch", "seconds": 1.0, "d": None, "derivative": None, "reused": False}]
-    assert report_module.Report.from_json(json.dumps(data)).steps[0].derivative_low is None
 
 
 # --- another host, another client: the page may miss a run, the run and the Inspector may not fail ----------------------

@@ -17,15 +17,13 @@ import pytest
 from hosting import REPOSITORY, host_module, load_by_path, module
 
 page_module = load_by_path("srd_page", REPOSITORY / "demo" / "page.py")
-criterion = module("srd_core.route")
 report_module = module("srd_core.report.data")
-teacache = module("srd_core.teacache.plan")
-cost = load_by_path("srd_cost", REPOSITORY / "bench" / "cost.py")
 
 DEMO = REPOSITORY / "workflows" / "demo.json"
 FIRST_RELEASE = Path(__file__).parent / "data" / "workflow_first_release.json"
-SAMPLER, INSPECTOR = 8, 12  # node ids in the demo's workflow
-RULE = "/extensions/ComfyUI-SRDiffusion/rule.js"
+SAMPLER, INSPECTOR, LOADERS = 8, 12, (1, 2)  # node ids in the demo's workflow
+VERSION_1 = Path(__file__).parent / "data" / "report_version_1.json"
+BARS = [f".srd-bar.srd-stage-{place}" for place in range(4)]  # of the sketch, the render and further stages
 RENDERERS = {"classic": False, "vue": True}
 # What the page itself says of a server that is off the network and has no saved workflows yet.
 ITS_OWN = ("Failed to load resource", "Content Security Policy", "Fetch API cannot load", "graph accessed before")
@@ -50,7 +48,7 @@ WATCH = f"""() => {{
   window.bars = [];
   new MutationObserver(() => {{
     if (/^(Sketch|Render|Done)/.test(chart.querySelector('.srd-status').textContent) && window.bars.at(-1) !== 50)
-      window.bars.push(chart.querySelectorAll('.srd-sketch, .srd-render').length);
+      window.bars.push(chart.querySelectorAll('.srd-bar').length);
   }}).observe(chart.querySelector('svg'), {{childList: true}});
 }}"""
 TWIN = """() => {
@@ -170,6 +168,15 @@ def text_of(page: Any, selector: str, node: int = INSPECTOR) -> str:
     return page.evaluate(f"selector => ({ELEMENT % node}).querySelector(selector).textContent", selector)
 
 
+def slide(page: Any, place: float, node: int = INSPECTOR) -> None:
+    """Move the "what if" slider: log10 of delta."""
+    page.evaluate(
+        f"place => {{ const slider = ({ELEMENT % node}).querySelector('input[type=range]'); slider.value = place;"
+        " slider.dispatchEvent(new Event('input')) }",
+        place,
+    )
+
+
 def reports(server: Any) -> list[dict[str, Any]]:
     """The Inspectors' reports of all runs in the server's history, by node id; oldest first."""
     entries = sorted(server.get("/history").values(), key=lambda entry: entry["prompt"][0])
@@ -205,15 +212,15 @@ def test_a_dropped_workflow_runs_and_its_chart_grows_step_by_step(
     assert grown == sorted(grown) and len(set(grown)) > 4 and grown[0] < 25
     report = reports(server)[-1][str(INSPECTOR)]
     (hand_over,) = report["hand_overs"]
-    assert report["switch"]["delta"] == 0.03 and hand_over["reason"] == "criterion"
+    assert report["switch"]["delta"] == 0.03 and hand_over["reason"] in ("criterion", "earliest")
     marked = page.evaluate(f"({ELEMENT % INSPECTOR}).querySelector('.srd-mark').dataset.after")
-    assert int(marked) == hand_over["after_step"] == count(page, ".srd-sketch")
-    assert "over the sketch alone" in status(page) and status(page, SAMPLER) == status(page)
+    assert int(marked) == hand_over["after_step"] == count(page, BARS[0])
+    assert "the sketch alone (estimated)" in status(page) and status(page, SAMPLER) == status(page)
     label = page.evaluate(f"({ELEMENT % INSPECTOR}).querySelector('svg[role=img]').ariaLabel")
     assert f"after step {marked} of 50" in label
     page.wait_for_function("!!document.querySelector('video')")
     page.evaluate(f"({ELEMENT % SAMPLER}).querySelector('.srd-toggle').click()")
-    page.wait_for_function(f"({ELEMENT % SAMPLER}).querySelectorAll('.srd-render').length > 10")
+    page.wait_for_function(f"({ELEMENT % SAMPLER}).querySelectorAll('{BARS[1]}').length > 10")
     for theme in ("dark", "light"):
         page.evaluate("theme => app.ui.settings.setSettingValueAsync('Comfy.ColorPalette', theme)", theme)
         for scale in (0.8, 0.6):
@@ -230,16 +237,16 @@ def test_a_reload_in_mid_run_and_a_second_tab_show_the_run_that_goes_on(page: An
         (SAMPLER, "seed", random.randrange(1 << 30)),
     )  # fmt: skip
     until(page, "Sketching")
-    before = count(page, ".srd-sketch")
+    before = count(page, BARS[0])
     page.reload()
     page.wait_for_function(page_module.READY, timeout=120_000)
     page.wait_for_function(f"{CHART}.length >= 2")
-    page.wait_for_function(f"({ELEMENT % INSPECTOR}).querySelectorAll('.srd-sketch').length > {before}")
+    page.wait_for_function(f"({ELEMENT % INSPECTOR}).querySelectorAll('{BARS[0]}').length > {before}")
     second = page_module.open_page(browser, server.url)
     show(second, DEMO)
     until(second, "Sketching")
-    seen = count(second, ".srd-sketch")
-    second.wait_for_function(f"({ELEMENT % INSPECTOR}).querySelectorAll('.srd-sketch').length > {seen}")
+    seen = count(second, BARS[0])
+    second.wait_for_function(f"({ELEMENT % INSPECTOR}).querySelectorAll('{BARS[0]}').length > {seen}")
     second.evaluate("fetch('/interrupt', {method: 'POST'})")
     assert until(second, "Interrupted after step") == until(page, "Interrupted after step")
     second.close()
@@ -257,7 +264,7 @@ def test_an_interrupt_in_either_stage_is_said_and_the_next_run_starts_clean(page
         until_idle(server)
     queue(page, (SAMPLER, "steps", 12))
     assert until(page, "Done").startswith("Done: 12 steps")
-    assert count(page, ".srd-sketch") == 2 and count(page, ".srd-render") == 10
+    assert count(page, BARS[0]) == 2 and count(page, BARS[1]) == 10
 
 
 def test_two_samplers_and_two_queued_runs_never_mix(page: Any, server: Any) -> None:
@@ -294,11 +301,7 @@ def test_what_if_tells_another_delta_s_hand_over_and_use_this_delta_writes_it_to
     queue(page, (SAMPLER, "delta", 0.01), (SAMPLER, "seed", random.randrange(1 << 30)))
     until(page, "Sketching")
     until(page, "Done")
-    slide = f"""(place) => {{
-      const slider = ({ELEMENT % INSPECTOR}).querySelector('input[type=range]');
-      slider.value = place; slider.dispatchEvent(new Event('input'));
-    }}"""
-    page.evaluate(slide, -1)
+    slide(page, -1)
     outcome = text_of(page, ".srd-outcome")
     assert outcome.startswith("delta 0.1: after step ") and outcome.endswith(" s")
     page.evaluate(f"[...({ELEMENT % INSPECTOR}).querySelectorAll('button')].find(b => b.textContent === 'use this delta').click()")
@@ -312,101 +315,6 @@ def test_what_if_tells_another_delta_s_hand_over_and_use_this_delta_writes_it_to
     until(page, "Sketching")
     until(page, "Done")
     assert f"after step {predicted} of 50" in text_of(page, ".srd-detail")
-
-
-def test_the_page_s_rule_is_the_pack_s_rule_on_any_curve(page: Any) -> None:
-    rng = random.Random(0)
-    cases, expected = [], []
-    for _ in range(400):
-        steps, batch, delta = rng.choice((4, 8, 20, 50, 75)), rng.choice((1, 1, 3)), rng.choice((0.001, 0.01, 0.03, 0.2))
-        switch = criterion.Switch("adaptive", delta, rng.randrange(10), rng.choice((0, 0, 6, 30)))
-        spread = 4 * switch.delta_for(steps)
-        curve = [[rng.uniform(-spread, spread) for _ in range(batch)] for _ in range(steps)]
-        cases.append([recorded(switch, curve), delta])
-        expected.append(decided(switch, curve))
-    found = page.evaluate(f"async cases => {{ const rule = await import('{RULE}'); return cases.map(c => rule.handOverFor(...c)) }}", cases)
-    assert found == expected
-    assert {entry and entry["reason"] for entry in expected} == {None, "criterion", "max_step"}
-
-
-def recorded(switch: Any, curve: list[list[float]]) -> dict[str, Any]:
-    """What a report of a run holds that the sketch ran alone, with this fall of D (a list for the batch) at every step."""
-    steps = [
-        {"step": i + 1, "stage": "sketch", "derivative": None if i < 2 else max(fall), "derivative_low": None if i < 2 else min(fall)}
-        for i, fall in enumerate(curve)
-    ]
-    n = len(curve)
-    return {"sigmas": [0.0] * (n + 1), "steps": steps, "delta": switch.delta_for(n), "fix_step": switch.fix_step_for(n),
-            "limit": switch.limit_for(n)}  # fmt: skip
-
-
-def decided(switch: Any, curve: list[list[float]]) -> dict[str, Any] | None:
-    """Where the pack's own rule hands over on that curve."""
-    rule = criterion.Route(switch, len(curve))
-    for i in range(1, len(curve)):
-        rule.derivative = None if i < 3 else curve[i - 1]
-        stage, reason = rule.stage(i, 0.5)
-        if stage == criterion.RENDER:
-            return {"after": i, "reason": reason}
-    return None
-
-
-def test_the_page_s_seconds_of_another_hand_over_are_those_of_the_pack_s_plan_and_cost_model(page: Any) -> None:
-    rng = random.Random(0)
-    cases = [a_cached_run(rng) for _ in range(300)]
-    found = page.evaluate(f"async cases => {{ const rule = await import('{RULE}'); return cases.map(c => rule.costOf(...c)) }}", cases)
-    expected = [modelled_seconds(*case) for case in cases]
-    assert [seconds is None for seconds in found] == [seconds is None for seconds in expected]
-    assert [seconds or 0 for seconds in found] == pytest.approx([seconds or 0 for seconds in expected])
-    assert None in found and len(set(found)) > 200
-
-
-def a_cached_run(rng: random.Random) -> tuple[dict[str, Any], int]:
-    """A report of a run with both stages, TeaCache on one, both or none of them, and another hand-over to ask for. In some
-    runs nothing was reused, as planned or against the plan."""
-    steps, reuses, kept = rng.choice((4, 8, 20, 50)), rng.random() < 0.8, rng.random() < 0.8
-    after = rng.randrange(1, steps)
-    told = [
-        {"step": i + 1, "stage": "sketch" if i < after else "render", "reused": reuses and i % 3 == 2, "seconds": rng.uniform(0.1, 1)}
-        for i in range(steps)
-    ]
-    growth = [0.0, *(rng.choice((0.0, rng.uniform(0, 0.1))) for _ in range(steps - 1))]
-    plan = {"threshold": rng.choice((0.05, 0.14, 5.0)), "form": rng.choice(("e", "e0")), "growth": growth}
-    caches: dict[str, Any] = {
-        stage: plan | {"table": "of a test", "first_step": 0, "reuse": [kept == step["reused"] for step in told]}
-        for stage in ("sketch", "render")
-        if rng.random() < 0.7
-    }
-    return {"sigmas": [0.0] * (steps + 1), "steps": told, "teacache": caches}, rng.randrange(1, steps)
-
-
-def modelled_seconds(report: dict[str, Any], after: int) -> float | None:
-    """What bench/cost.py says of the plan that srd_core/teacache.py makes for that hand-over; None: nobody knows."""
-    steps = len(report["steps"])
-
-    def of(stage: str) -> list[dict[str, Any]]:
-        return [step for step in report["steps"] if step["stage"] == stage]
-
-    def followed(stage: str) -> bool:
-        plan = report["teacache"].get(stage, {}).get("reuse")
-        return not plan or all(step["reused"] or not plan[step["step"] - 1] for step in of(stage))
-
-    def reused(stage: str, first: int, end: int) -> int:
-        if stage not in report["teacache"] or not followed(stage):
-            return 0
-        plan = report["teacache"][stage]
-        computed_first = max(teacache.RET_STEPS - first, 1) if plan["form"] == "e0" else 1
-        return sum(teacache.skip_plan(plan["growth"][first + 1 :], (1.0, 0.0), plan["threshold"], computed_first)[: end - first])
-
-    def seconds(stage: str, reused: bool) -> float | None:
-        chosen = [step["seconds"] for step in of(stage) if reused == step["reused"] or not (followed(stage) or reused)]
-        return sum(chosen) / len(chosen) if chosen else None if reused else seconds(stage, True)
-
-    plan = cost.Plan(steps, after, reused("sketch", 0, after), reused("render", after, steps))
-    sketch, render = ((seconds(stage, False), seconds(stage, True)) for stage in ("sketch", "render"))
-    if (plan.sketch_reused and sketch[1] is None) or (plan.render_reused and render[1] is None):
-        return None
-    return cost.run_seconds(plan, cost.StepSeconds(sketch[0], render[0], sketch[1] or 0, render[1] or 0))
 
 
 # --- workflows and old reports --------------------------------------------------------------------------------------------
@@ -428,27 +336,101 @@ def test_a_workflow_saved_from_the_page_and_loaded_again_is_unchanged(path: Path
             assert (node.get("widgets_values") or []) == (shipped[int(node["id"])].get("widgets_values") or [])
 
 
-def test_a_video_s_workflow_opens_with_the_chart_of_its_run_and_stays_as_it_was(page: Any) -> None:
+def open_saved(page: Any, report: Any, key: str = str(SAMPLER)) -> None:
+    """Open the demo's workflow as a saved video carries it, with this report in it."""
     workflow = json.loads(DEMO.read_text("utf-8"))
-    workflow["extra"] = {"srdiffusion": {str(SAMPLER): json.loads(a_report("Sketcher", "Renderer").to_json())}}
+    workflow["extra"] = {"srdiffusion": {key: report}}
     page.evaluate(OPEN, workflow)
-    assert "after step 2 of 4" in page.evaluate(f"({ELEMENT % SAMPLER}).querySelector('.srd-detail').textContent")
+
+
+def detail(page: Any, node: int = INSPECTOR) -> str:
+    return text_of(page, ".srd-detail", node)
+
+
+def test_a_video_s_workflow_opens_with_the_chart_of_its_run_and_stays_as_it_was(page: Any) -> None:
+    open_saved(page, json.loads(a_report("Sketcher", "Renderer").to_json()))
     until(page, "Done: 4 steps")
+    assert "after step 2 of 4" in detail(page, SAMPLER)
     assert "srdiffusion" not in page.evaluate("app.graph.serialize().extra ?? {}")
+
+
+def test_a_video_of_the_first_releases_still_opens_with_its_chart(page: Any) -> None:
+    open_saved(page, json.loads(VERSION_1.read_text("utf-8")))
+    assert until(page, "Done: 10 steps") == "Done: 10 steps in 16.5 s · 1.82x as fast as the sketch alone (estimated)"
+    assert detail(page) == "render took over after step 4 of 10, criterion: D fell by 0.008, less than 0.01 (delta)."
+    assert [count(page, bars) for bars in BARS] == [4, 6, 0, 0] and count(page, ".srd-reused") == 2
+    assert text_of(page, ".srd-legend") == "sketch: 4 steps, 12 srender: 6 steps (2 reused, hatched), 4.5 s"
+    assert text_of(page, ".srd-notes") == "A note."
+    slide(page, -2)
+    assert text_of(page, ".srd-outcome") == "delta 0.01: after step 4 (criterion), about 16.5 s"
+    slide(page, -1)
+    assert text_of(page, ".srd-outcome").startswith("delta 0.1: after step 3 (criterion), about ")
+
+
+def test_a_run_that_is_slower_says_so_and_a_swapped_pair_is_asked_about(page: Any) -> None:
+    report = a_report("Small", "Big")
+    report.notes = [module("srd_core.run").LARGER]
+    for step in report.steps[2:]:
+        step.seconds = 3.0
+    open_saved(page, json.loads(report.to_json()))
+    assert until(page, "Done").endswith("0.50x: slower than the sketch alone (estimated)")
+    assert text_of(page, ".srd-notes") == "The render is larger than the sketch. Are the two swapped?"
+
+
+def test_a_render_larger_than_the_sketch_is_noted_in_the_chart(page: Any) -> None:
+    swapped = [page.evaluate(VALUE, [node, "model_name"]) for node in LOADERS]
+    small_first = [(node, "model_name", name) for node, name in zip(LOADERS, swapped[::-1])]
+    queue(page, *small_first, (SAMPLER, "steps", 8), (SAMPLER, "seed", random.randrange(1 << 30)))
+    until(page, "Sketching")
+    until(page, "Done")
+    assert "Are the two swapped?" in text_of(page, ".srd-notes")
+
+
+@pytest.mark.parametrize(
+    ("reason", "switch", "sentence"),
+    [("earliest", {"fix_step": 5}, "earliest step: the composition had settled before fix_step 5 allowed it"),
+     ("latest", {"max_step": 2}, "latest step: max_step is 2"),
+     ("latest", {"max_step": 0, "switch_sigma": 0.875}, "latest step: below switch_sigma 0.875"),
+     ("latest", {"max_step": 0, "switch_sigma": 0.2}, "latest step"),
+     ("sigma", {"switch_sigma": 0.875}, "sigma: below switch_sigma 0.875"),
+     ("another", {}, "another")],
+)  # fmt: skip
+def test_every_reason_of_a_hand_over_has_its_sentence(reason: str, switch: dict[str, Any], sentence: str, page: Any) -> None:
+    report = a_report("Big", "Small")
+    report.hand_overs[0].reason, report.switch = reason, {"mode": "adaptive", "delta": 0.01} | switch
+    open_saved(page, json.loads(report.to_json()))
+    until(page, "Done")
+    assert detail(page) == f"render took over after step 2 of 4, {sentence}."
+
+
+@pytest.mark.parametrize("name", RENDERERS)
+def test_a_run_of_three_stages_has_a_colour_and_a_line_for_each(name: str, page: Any, artefacts: Path) -> None:
+    renderer(page, name)
+    open_saved(page, json.loads(three_stages().to_json()))
+    until(page, "Done: 30 steps")
+    assert [count(page, bars) for bars in BARS] == [9, 9, 12, 0] and count(page, ".srd-key") == 3 and count(page, ".srd-mark") == 2
+    tones = page.evaluate(f"[...({ELEMENT % INSPECTOR}).querySelectorAll('.srd-bar')].map(bar => getComputedStyle(bar).fill)")
+    assert len(set(tones)) == 3
+    assert text_of(page, ".srd-outcome").endswith("(criterion)")  # seconds of another hand-over are not known
+    page.evaluate(f"({ELEMENT % SAMPLER}).querySelector('.srd-toggle').click()")
+    for theme in ("light", "dark"):
+        page.evaluate("theme => app.ui.settings.setSettingValueAsync('Comfy.ColorPalette', theme)", theme)
+        look_at(page)
+        page.wait_for_timeout(600)
+        page.screenshot(path=artefacts / f"three_{name}_{theme}.png")
+    renderer(page, "classic")
 
 
 @pytest.mark.parametrize(
     ("report", "words"),
     [
-        ({"status": "<img src=x onerror='window.hacked = 1'>"}, "not one of this pack"),
-        ("text", "not one of this pack"),
-        ({"status": "unreadable", "error": "<img src=x onerror='window.hacked = 1'>"}, "<img src=x"),
+        ({"status": "<img src=x onerror='window.hacked = 1'>"}, "not a sketch-render report"),
+        ("text", "not a sketch-render report"),
+        ({"version": 2, "status": "done", "sigmas": "<img src=x onerror='window.hacked = 1'>"}, 'damaged: sigmas is "<img src=x'),
     ],
 )
 def test_a_foreign_report_in_a_workflow_gets_a_sentence_and_is_never_html(report: Any, words: str, page: Any) -> None:
-    workflow = json.loads(DEMO.read_text("utf-8"))
-    workflow["extra"] = {"srdiffusion": {str(SAMPLER): report}}
-    page.evaluate(OPEN, workflow)
+    open_saved(page, report)
     page.wait_for_function(f"words => ({ELEMENT % INSPECTOR}).textContent.includes(words)", arg=words)
     assert count(page, "img") == 0 and page.evaluate("window.hacked") is None
 
@@ -474,10 +456,35 @@ def test_an_old_report_is_shown_from_its_text_and_a_malformed_one_gets_a_sentenc
 
 
 def a_report(sketch: str, render: str, error: str = "") -> Any:
-    report = report_module.Report()
-    report.begin(sketch=sketch, render=render, switch={"mode": "step", "switch_step": 2}, sigmas=[1.0, 0.7, 0.4, 0.2, 0.0])
+    report, stage = report_module.Report(), report_module.StageReport
+    report.begin(
+        stages=[stage("sketch", sketch, 2, 2.0), stage("render", render, 2, 2.0)],
+        switch={"mode": "step", "switch_step": 2}, sigmas=[1.0, 0.7, 0.4, 0.2, 0.0],
+    )  # fmt: skip
     report.hand_overs.append(report_module.HandOver(2, "render", "step", 0.4, 50.0))
     report.steps = [report_module.Step(i + 1, 1.0, "render" if i > 1 else "sketch", 1.0) for i in range(4)]
-    report.calls, report.seconds = {"sketch": 2, "render": 2}, {"sketch": 2.0, "render": 2.0}
     report.status, report.error = ("failed", error) if error else ("done", "")
+    return report
+
+
+def three_stages() -> Any:
+    """A run of 9 steps high, 9 low and 12 small, TeaCache on the last."""
+    report, stage, steps = report_module.Report(), report_module.StageReport, 30
+    cache = {"table": "Wan 2.1 t2v 1.3B", "threshold": 0.14, "reuse": [i % 3 == 2 for i in range(12)], "first_step": 18}
+    report.begin(
+        stages=[stage("high", "Wan 2.2 high noise", 9, 27.0), stage("low", "Wan 2.2 low noise", 9, 27.0),
+                stage("small", "Wan 2.1 1.3B", 12, 8.8, teacache=cache)],
+        switch={"mode": "adaptive", "delta": 0.01, "fix_step": 5, "max_step": 0, "switch_sigma": 0.875},
+        earliest=4, latest=12, sigmas=[1 - i / steps for i in range(steps + 1)],
+    )  # fmt: skip
+    for i in range(steps):
+        name = "high" if i < 9 else "low" if i < 18 else "small"
+        reused = name == "small" and cache["reuse"][i - 18]
+        d, fall = (0.6 / (i + 1), 0.3 / (i + 1) ** 1.6) if 1 < i < 18 else (None, None)
+        seconds = 0.1 if reused else 1.0 if name == "small" else 3.0
+        report.steps.append(report_module.Step(i + 1, report.sigmas[i], name, seconds, d, fall, fall, reused))
+    report.hand_overs = [report_module.HandOver(9, "low", "criterion", 0.7, 30.0, 0.07, 0.0089),
+                         report_module.HandOver(18, "small", "step", 0.4, 60.0)]  # fmt: skip
+    report.notes = ["The render is larger than the sketch. Are the two swapped?"]
+    report.status = "done"
     return report

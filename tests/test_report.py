@@ -1,30 +1,40 @@
-"""The report: plain data that survives JSON, and its picture."""
+"""The report: plain data that survives JSON, what is read off it, and its picture."""
 
 from __future__ import annotations
 
+import copy
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hosting import module
 
 report_module, plot = module("srd_core.report.data"), module("srd_core.report.plot")
-Report, Step, HandOver = report_module.Report, report_module.Step, report_module.HandOver
+figures, text = module("srd_core.report.figures"), module("srd_core.report.text")
+Report, Step, HandOver, StageReport = (
+    getattr(report_module, name) for name in ("Report", "Step", "HandOver", "StageReport")
+)
+NAMES = {"s": "sketch", "r": "render", "t": "third"}
+VERSION_1 = json.loads((Path(__file__).parent / "data" / "report_version_1.json").read_text("utf-8"))
 
 
-def run_of(stages: str) -> Report:
-    """A report of one step per letter, s or r, with a hand-over at every change."""
-    report = Report()
+def run_of(letters: str, **each: float) -> Report:
+    """A report of one step per letter (s, r or t), with a hand-over at every change; ``each``: seconds a step."""
+    report, costs = Report(), {"s": 3.0, "r": 1.0, "t": 0.5} | each
+    models = {"s": "Big", "r": "Small", "t": "Tiny"}
     report.begin(
-        sketch="Big", render="Small", switch={"mode": "adaptive", "delta": 0.01}, sigmas=[1.0] * (len(stages) + 1)
+        stages=[StageReport(NAMES[letter], models[letter]) for letter in "srt" if letter != "t" or "t" in letters],
+        switch={"mode": "adaptive", "delta": 0.01, "fix_step": 5, "switch_sigma": 0.875},
+        sigmas=[1.0] * (len(letters) + 1),
     )
-    for i, letter in enumerate(stages):
-        stage = {"s": "sketch", "r": "render"}[letter]
-        if i and stages[i - 1] != letter:
-            report.hand_overs.append(HandOver(i, stage, "criterion", 0.9, 100 * i / len(stages), 0.1, 0.005, 0.5))
-        report.steps.append(Step(i + 1, 1.0, stage, 3.0 if letter == "s" else 1.0, 0.1, 0.01))
-        report.seconds[stage] += 3.0 if letter == "s" else 1.0
-        report.calls[stage] += 1
+    for i, letter in enumerate(letters):
+        stage, seconds = NAMES[letter], costs[letter]
+        if i and letters[i - 1] != letter:
+            report.hand_overs.append(HandOver(i, stage, "criterion", 0.9, 100 * i / len(letters), 0.1, 0.005, 0.5))
+        report.steps.append(Step(i + 1, 1.0, stage, seconds, 0.1, 0.01))
+        report.stage(stage).seconds += seconds
+        report.stage(stage).calls += 1
     report.status = "done"
     return report
 
@@ -37,7 +47,7 @@ def test_a_watcher_that_fails_is_told_no_more_and_does_not_end_the_run():
         raise KeyError("nobody")
 
     report.watch = watch
-    report.begin(sketch="Big", render="Small")
+    report.begin(sampler="euler")
     report.changed()
     assert told == ["running"] and report.status == "running"
 
@@ -45,6 +55,7 @@ def test_a_watcher_that_fails_is_told_no_more_and_does_not_end_the_run():
 def test_a_report_survives_json():
     report = run_of("sssrr")
     assert Report.from_json(report.to_json()) == report
+    assert Report.from_json(report.to_json()).to_json() == report.to_json()  # whole numbers stay whole
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"version": 99}', '{"version": 1, "unknown": 2}'])
@@ -53,47 +64,192 @@ def test_text_that_is_no_report_is_refused_with_a_sentence(text: str):
         Report.from_json(text)
 
 
+def test_the_figures_of_a_saved_file_are_not_taken_for_a_field():
+    report = run_of("sssrr")
+    data = json.loads(report.to_json()) | {"figures": {"speed_up": 99}}
+    assert Report.from_json(json.dumps(data)) == report
+
+
+@pytest.mark.parametrize("plan", [{"threshold": "1e400"}, {"growth": ["1e400"]}, {"growth": [10**400]}, {"table": "Wan"}])
+def test_a_number_that_json_can_t_hold_and_a_plan_without_its_threshold_are_refused(plan: dict[str, Any]):
+    report = run_of("sssrr")
+    report.stages[1].teacache = plan
+    with pytest.raises(ValueError, match="report"):
+        Report.from_json(report.to_json().replace('"1e400"', "1e400"))
+
+
 def test_a_report_holds_only_plain_data():
     json.loads(run_of("sr").to_json())  # raises on anything else
 
 
-def test_speed_up_compares_with_the_sketch_at_its_own_seconds_a_call():
-    assert run_of("ssrr").speed_up() == pytest.approx(4 * 3.0 / 8.0)
+# --- figures --------------------------------------------------------------------------------------------------------------
+
+
+def test_speed_up_compares_with_the_first_stage_alone_at_its_own_seconds_a_step():
+    assert figures.speed_up(run_of("ssrr")) == pytest.approx(4 * 3.0 / 8.0)
+    assert figures.speed_up(run_of("ssrrtt")) == pytest.approx(6 * 3.0 / 9.0)
 
 
 @pytest.mark.parametrize("stages", ["ssss", "rrrr", ""])
 def test_no_speed_up_is_claimed_where_a_stage_did_not_run(stages: str):
-    assert run_of(stages).speed_up() is None
+    assert figures.speed_up(run_of(stages)) is None
+
+
+def test_a_slow_first_step_of_a_stage_and_a_disturbed_one_change_nothing():
+    report = run_of("s" * 8 + "r" * 12)
+    report.steps[0].seconds, report.steps[8].seconds = 40.0, 30.0  # compiled, tuned
+    report.steps[4].seconds, report.steps[15].seconds = 20.0, 25.0  # another program ran
+    assert figures.step_seconds(report, "sketch") == 3.0 and figures.step_seconds(report, "render") == 1.0
+    assert figures.speed_up(report) == figures.speed_up(run_of("s" * 8 + "r" * 12)) == pytest.approx(60 / 36)
+
+
+def test_the_first_step_of_a_stage_counts_where_few_others_are_there():
+    report = run_of("ssrrr")
+    report.steps[2].seconds = 5.0
+    assert figures.step_seconds(report, "render") == 1.0
+    report.steps[3].seconds = 5.0
+    assert figures.step_seconds(report, "render") == 5.0  # of 5, 5, 1
+
+
+@pytest.mark.parametrize(("render", "words"), [(4.0, "0.86x: slower than the sketch alone (estimated)"),
+                                               (1.0, "2.00x as fast as the sketch alone (estimated)"),
+                                               (3.001, "1.00x as fast")])  # fmt: skip
+def test_below_1_the_speed_is_called_slower(render: float, words: str):
+    assert words in text.summarize(run_of("ssrr" if render == 4.0 else "srrr", r=render))
+
+
+def test_the_time_left_of_a_running_run_is_a_bound_until_the_last_stage_runs():
+    report = run_of("sss")
+    report.status, report.sigmas = "running", [1.0] * 11
+    assert figures.remaining(report) == figures.Left(7 * 3.0, bound=True) and figures.speed_up(report) is None
+    report = run_of("sssrr")
+    report.status, report.sigmas = "running", [1.0] * 11
+    assert figures.remaining(report) == figures.Left(5 * 1.0, bound=False)
+    assert figures.speed_up(report) == pytest.approx(10 * 3.0 / (11.0 + 5.0))
+    report.stage("render").teacache = {"table": "Wan", "threshold": 0.1, "first_step": 3, "reuse": [False, False] + [True] * 3}
+    assert figures.still_reused(report) == [6, 7, 8]
+    assert figures.remaining(report) == figures.Left(2 * 1.0, bound=False)  # a reused step has not been seen yet
+    report.steps.append(Step(6, 1.0, "render", 0.2, reused=True))
+    assert figures.remaining(report).seconds == pytest.approx(2 * 0.2 + 2 * 1.0)
+    report.steps.append(Step(7, 1.0, "render", 1.0))  # against the plan
+    assert figures.still_reused(report) == [] and figures.remaining(report).seconds == 3.0
+
+
+def test_the_seconds_of_another_hand_over_are_told_of_two_stages_only():
+    report = run_of("s" * 6 + "r" * 4)
+    report.earliest, report.latest = 1, 10
+    for i, fall in enumerate((0.5, 0.2, 0.03, 0.05, 0.02, 0.009)):
+        report.steps[i].fall = fall
+    rows = figures.what_if(report)
+    assert [(row["delta"], row["after"]) for row in rows] == [(0.5, 1), (0.2, 2), (0.03, 3), (0.02, 5), (0.009, 6), (0.0, None)]
+    assert [row["seconds"] for row in rows] == [3.0 * n + 1.0 * (10 - n) for n in (1, 2, 3, 5, 6, 7)]
+    report.stages.append(StageReport("third"))
+    assert {row["seconds"] for row in figures.what_if(report)} == {None}
+
+
+def test_figures_are_plain_data_of_any_report():
+    for letters in ("", "s", "sr", "ssrrtt", "srsr"):
+        for status in ("running", "done", "not run"):
+            report = run_of(letters)
+            report.status = status
+            json.dumps(figures.figures(report), allow_nan=False)
+    json.dumps(figures.figures(Report()), allow_nan=False)
+
+
+# --- version 1 ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_report_of_version_1_is_read_with_the_right_numbers():
+    report = Report.from_json(json.dumps(VERSION_1))
+    sketch, render = report.stages
+    assert (report.version, sketch.name, sketch.model, sketch.calls, sketch.seconds, sketch.load_seconds) == (
+        2, "sketch", "Wan 14B", 4, 12.0, 1.5)  # fmt: skip
+    assert (render.name, render.model, render.calls, render.seconds, render.load_seconds) == ("render", "Wan 1.3B", 6, 4.5, 0.75)
+    assert not sketch.teacache and render.teacache["table"] == "Wan 2.1 t2v 1.3B"
+    assert (report.earliest, report.latest) == (3, 6)
+    assert report.switch == VERSION_1["switch"] and report.notes == ["A note."] and report.total_seconds == 18.75
+    # Its delta of 0.01 was used as 0.25 in 10 steps: there the fall was 25 times as large as in 50.
+    assert [step.fall for step in report.steps[:4]] == pytest.approx([None, None, 0.016, 0.008])
+    assert report.steps[3].fall_low == pytest.approx(0.004)
+    (hand_over,) = report.hand_overs
+    assert (hand_over.after_step, hand_over.to, hand_over.reason, hand_over.d) == (4, "render", "criterion", 0.3)
+    assert hand_over.fall == pytest.approx(0.008) and hand_over.memory == VERSION_1["hand_overs"][0]["memory"]
+    assert report.reused("render") == 2 and figures.speed_up(report) == pytest.approx(10 * 3.0 / 16.5)
+    assert "D falls by 0.008, delta is 0.01" in text.summarize(report)
+    assert Report.from_json(report.to_json()) == report
+    plot.draw(report)
+
+
+def test_the_latest_step_of_version_1_is_not_said_to_be_a_noise_level():
+    data = copy.deepcopy(VERSION_1)
+    data["hand_overs"][0] |= {"reason": "max_step", "sigma": 0.93}
+    report = Report.from_json(json.dumps(data))
+    assert report.hand_overs[0].reason == "latest"
+    assert "latest step of an adaptive switch" in text.summarize(report) and "below" not in text.summarize(report)
+
+
+def test_a_report_of_the_first_release_has_neither_delta_nor_the_lowest_fall():
+    data = copy.deepcopy(VERSION_1)
+    for later in ("delta", "load_seconds"):
+        data.pop(later)
+    for step in data["steps"]:
+        step.pop("derivative_low", None)
+    report = Report.from_json(json.dumps(data))
+    assert report.steps[3].fall == 0.2 and report.steps[3].fall_low is None  # delta was used as set
+
+
+@pytest.mark.parametrize(
+    "damage", [{"delta": 1e-320, "switch": {"mode": "adaptive", "delta": 1e15}}, {"steps": [{"derivative": "x"}]}, {"more": 1},
+               {"calls": {"sketch": -1}}, {"seconds": 3}, {"steps": [1]}, {"fix_step": "a"}],
+)  # fmt: skip
+def test_a_damaged_report_of_version_1_is_refused_with_a_sentence(damage: dict[str, Any]):
+    with pytest.raises(ValueError, match="report"):
+        Report.from_json(json.dumps(VERSION_1 | damage))
+
+
+# --- in words and as a picture --------------------------------------------------------------------------------------------
 
 
 def test_the_summary_names_step_sigma_percent_reason_and_seconds():
-    text = module("srd_core.report.text").summarize(run_of("sssrr"))
+    said = text.summarize(run_of("sssrr"))
     for part in ("after step 3 of 5", "sigma 0.9", "60 %", "criterion", "delta is 0.01", "0.50 s", "Sketch: 3 steps"):
-        assert part in text
+        assert part in said
 
 
 def test_the_summary_of_a_run_that_never_handed_over_says_so():
-    assert "never" in module("srd_core.report.text").summarize(run_of("sss"))
+    assert "never" in text.summarize(run_of("sss"))
 
 
 def test_the_summary_without_a_run_says_what_to_connect():
-    assert "`after`" in module("srd_core.report.text").summarize(Report())
+    assert "`after`" in text.summarize(Report())
 
 
 def test_a_new_run_forgets_the_one_before():
     report = run_of("sssrr")
-    report.begin(sketch="Big", sigmas=[1.0, 0.0])
+    report.begin(sigmas=[1.0, 0.0])
     assert report.status == "running" and not report.steps and not report.hand_overs
 
 
-@pytest.mark.parametrize("stages", ["sssrr", "ssss", "rrrr", "srsr" * 5, "sr", ""])
-def test_the_picture_can_be_drawn_for_any_route(stages: str):
-    image = plot.draw(run_of(stages))
+@pytest.mark.parametrize(
+    ("hand_over", "switch", "words"),
+    [(HandOver(6, "render", "earliest", 0.9, 60.0), {"fix_step": 5}, "settled before fix_step 5 allowed it"),
+     (HandOver(6, "render", "latest", 0.9, 60.0), {"max_step": 6}, "latest step: max_step is 6"),
+     (HandOver(6, "render", "latest", 0.8, 60.0), {"max_step": 0, "switch_sigma": 0.875}, "latest step: below switch_sigma 0.875"),
+     (HandOver(6, "render", "step", 0.8, 60.0), {"switch_step": 6}, "switch_step is 6")],
+)  # fmt: skip
+def test_every_reason_has_its_sentence(hand_over: Any, switch: dict[str, Any], words: str):
+    report = run_of("s" * 6 + "r" * 4)
+    report.hand_overs, report.switch = [hand_over], switch
+    assert words in text.summarize(report)
+
+
+@pytest.mark.parametrize("letters", ["sssrr", "ssss", "rrrr", "srsr" * 5, "ssrrtt", "sr", ""])
+def test_the_picture_can_be_drawn_for_any_route(letters: str):
+    image = plot.draw(run_of(letters))
     assert image.size == (plot.WIDTH, plot.HEIGHT)
     colours = {colour for _, colour in image.getcolors(1 << 24)}
-    for stage, letter in (("sketch", "s"), ("render", "r")):
-        tint = tuple(int(plot.TINT[stage][i : i + 2], 16) for i in (1, 3, 5))
-        assert (tint in colours) == (letter in stages)
+    for letter, tint in zip("srt", plot.TINTS):
+        assert (tuple(int(tint[i : i + 2], 16) for i in (1, 3, 5)) in colours) == (letter in letters)
 
 
 def test_steps_that_teacache_reused_are_counted_and_hatched_in_the_picture():
@@ -103,7 +259,7 @@ def test_steps_that_teacache_reused_are_counted_and_hatched_in_the_picture():
     for step in report.steps[3:5]:
         step.reused = True
     hatched = plot.draw(report)
-    tone = tuple(int(plot.TONE["render"][i : i + 2], 16) for i in (1, 3, 5))
+    tone = tuple(int(plot.TONES[1][i : i + 2], 16) for i in (1, 3, 5))
 
     def toned(image: Any, step: int) -> int:
         left, right = plot._column(report, step)
@@ -113,7 +269,7 @@ def test_steps_that_teacache_reused_are_counted_and_hatched_in_the_picture():
     assert report.reused("render") == 2 and report.reused("sketch") == 0
     assert toned(hatched, 4) > toned(plain, 4) and toned(hatched, 5) > toned(plain, 5)
     assert toned(hatched, 3) == toned(plain, 3) and toned(hatched, 6) == toned(plain, 6)
-    summary = module("srd_core.report.text").summarize(report)
+    summary = text.summarize(report)
     assert "TeaCache on the render: 2 of 4 steps reused, threshold 0.14, coefficients of Wan 2.1 t2v 1.3B" in summary
     assert "TeaCache on the sketch" not in summary
     assert Report.from_json(report.to_json()) == report

@@ -1,7 +1,6 @@
 // The report as an SVG: D and its fall over the steps, who ran each step, and what it cost. Text only ever goes in as text.
 
-import { deltaIn, planned } from './rule.js'
-import { say } from './words.js'
+import { reasonOf, say } from './words.js'
 
 const SVG = 'http://www.w3.org/2000/svg'
 const LEFT = 52
@@ -9,18 +8,24 @@ const RIGHT = 12
 const LINE = 19 // pixels of a line of text
 const TOP = LINE + 2
 const GAP = LINE + 5 // between two panels
-const SHARES = { d: 0.36, derivative: 0.34, seconds: 0.3 } // of the height that is left for curves
-const TITLES = { d: 'D: change of the prediction', derivative: 'fall of D per step', seconds: 'seconds of each step' }
+const SHARES = { d: 0.36, fall: 0.34, seconds: 0.3 } // of the height that is left for curves
+const TITLES = { d: 'D: change of the prediction', fall: 'fall of D', seconds: 'seconds of each step' }
+const COLOURS = 4 // of stages, srd-stage-0 and so on in the style sheet; further stages begin anew
 let charts = 0
 
-/** Draw a report into an <svg>, at width x height pixels; `whatIf` is {delta, after} of the slider, or null. */
-export function draw(svg, report, width, height, whatIf) {
+/** The class with the colour of a stage, by its place in the route. */
+export function toneOf(report, name) {
+  return `srd-stage-${Math.max(report.stages.findIndex((stage) => stage.name === name), 0) % COLOURS}`
+}
+
+/** Draw a run into an <svg>, at width x height pixels; `whatIf` is {delta, after} of the slider, or null. */
+export function draw(svg, { report, figures }, width, height, whatIf) {
   svg.setAttribute('viewBox', `0 0 ${width} ${height}`)
   svg.srdHatch ??= `srd-hatch-${++charts}`
-  svg.replaceChildren(hatch(svg.srdHatch))
+  svg.replaceChildren(hatches(svg.srdHatch))
   const total = Math.max(report.sigmas.length - 1, 1)
   const x = (step) => LEFT + ((width - LEFT - RIGHT) * (step - 1)) / total // the left edge of a step's column
-  const plot = { svg, report, x, total, width, whatIf, right: width - RIGHT }
+  const plot = { svg, report, figures, x, total, width, whatIf, right: width - RIGHT }
   const bottom = height - LINE
   const room = bottom - TOP - 2 * GAP
   let top = TOP
@@ -36,36 +41,35 @@ export function draw(svg, report, width, height, whatIf) {
 function panel(plot) {
   const { svg, report, x, name, top, bottom, right } = plot
   for (const step of report.steps) {
-    add(svg, 'rect', { class: `srd-tint-${step.stage}`, x: x(step.step), y: top, width: x(step.step + 1) - x(step.step), height: bottom - top })
+    add(svg, 'rect', { class: `srd-tint ${toneOf(report, step.stage)}`, x: x(step.step), y: top, width: x(step.step + 1) - x(step.step), height: bottom - top })
   }
   const adaptive = report.switch.mode === 'adaptive'
-  if (adaptive && name !== 'seconds' && report.fix_step) {
-    add(svg, 'rect', { class: 'srd-fixed', x: LEFT, y: top, width: x(report.fix_step + 1) - LEFT, height: bottom - top })
+  if (adaptive && name !== 'seconds' && report.earliest > 1) {
+    const end = Math.min(x(report.earliest), right) // in the steps before it the rule could not hand over
+    add(svg, 'rect', { class: 'srd-fixed', x: LEFT, y: top, width: end - LEFT, height: bottom - top })
     if (name === 'd') text(svg, LEFT + 4, bottom - 5, 'fix_step', 'srd-faint') // the curve is high there
   }
-  const [low, high] = name === 'seconds' ? seconds(plot) : curve(plot, adaptive ? deltaIn(report, report.switch.delta) : null)
+  const [low, high] = name === 'seconds' ? seconds(plot) : curve(plot, adaptive ? report.switch.delta : null)
   add(svg, 'line', { class: 'srd-axis', x1: LEFT, y1: bottom, x2: right, y2: bottom })
   text(svg, LEFT, top - 6, say(TITLES[name]), 'srd-title')
   text(svg, LEFT - 6, top + 11, short(high, 2), 'srd-end')
   text(svg, LEFT - 6, bottom, short(low, 2), 'srd-end')
 }
 
-function curve({ svg, report, x, name, top, bottom, right, total, whatIf }, delta) {
+function curve({ svg, report, x, name, top, bottom, right, whatIf }, delta) {
   const points = report.steps.filter((step) => step[name] !== null).map((step) => [step.step, step[name]])
   let low = Math.min(0, ...points.map((point) => point[1]))
   let high = Math.max(1e-6, ...points.map((point) => point[1]))
-  if (name === 'derivative' && delta !== null) {
+  if (name === 'fall' && delta !== null) {
     // The band decides: keep it readable beside the first steps' large values.
     ;[high, low] = [Math.min(Math.max(high, 2 * delta), 8 * delta), Math.max(Math.min(low, -delta), -4 * delta)]
   }
   const y = (value) => Math.min(Math.max(bottom - ((value - low) / (high - low)) * (bottom - top), top), bottom)
-  if (name === 'derivative' && delta !== null) {
+  if (name === 'fall' && delta !== null) {
     add(svg, 'rect', { class: 'srd-band', x: LEFT, y: y(delta), width: right - LEFT, height: y(0) - y(delta) })
-    const set = report.switch.delta
-    const words = delta === set ? 'delta {set}' : 'delta {set}: {used} in {total} steps'
-    text(svg, right - 4, y(delta) - 4, say(words, { set, used: short(delta), total }), 'srd-end')
-    if (whatIf && whatIf.delta !== set) {
-      const other = y(deltaIn(report, whatIf.delta))
+    text(svg, right - 4, y(delta) - 4, `delta ${delta}`, 'srd-end')
+    if (whatIf && whatIf.delta !== delta) {
+      const other = y(whatIf.delta)
       add(svg, 'line', { class: 'srd-what-if', x1: LEFT, y1: other, x2: right, y2: other })
     }
   }
@@ -76,7 +80,7 @@ function curve({ svg, report, x, name, top, bottom, right, total, whatIf }, delt
   return [low, high]
 }
 
-function seconds({ svg, report, x, top, bottom, total }) {
+function seconds({ svg, report, figures, x, top, bottom }) {
   const high = Math.max(1e-9, ...report.steps.map((step) => step.seconds ?? 0))
   const column = (step, name, height) => {
     const width = x(step + 1) - x(step)
@@ -84,25 +88,27 @@ function seconds({ svg, report, x, top, bottom, total }) {
     return add(svg, 'rect', { class: name, x: x(step) + gap, y: bottom - height, width: width - 2 * gap, height })
   }
   for (const step of report.steps) {
-    if (step.seconds) column(step.step, `srd-${step.stage}`, (step.seconds / high) * (bottom - top))
-    if (step.reused) hatched(column(step.step, 'srd-reused', bottom - top), svg)
+    const tone = toneOf(report, step.stage)
+    if (step.seconds) column(step.step, `srd-bar ${tone}`, (step.seconds / high) * (bottom - top))
+    if (step.reused) hatched(column(step.step, 'srd-reused', bottom - top), svg, tone)
   }
-  if (report.status === 'running') {
-    for (let step = report.steps.length + 1; step <= total; step++) {
-      if (planned(report, 'render', step)) hatched(column(step, 'srd-reused srd-planned', bottom - top), svg)
-    }
-  }
+  const charged = toneOf(report, report.hand_overs.at(-1)?.to)
+  for (const step of figures.planned) hatched(column(step, 'srd-reused srd-planned', bottom - top), svg, charged)
   return [0, high]
 }
 
-function hatched(rect, svg) {
-  rect.setAttribute('fill', `url(#${svg.srdHatch})`)
+function hatched(rect, svg, tone) {
+  rect.setAttribute('fill', `url(#${svg.srdHatch}-${tone})`)
 }
 
-function hatch(id) {
+/** A pattern of diagonal lines in the colour of every stage. */
+function hatches(id) {
   const definitions = document.createElementNS(SVG, 'defs')
-  const pattern = add(definitions, 'pattern', { id, width: 6, height: 6, patternUnits: 'userSpaceOnUse', patternTransform: 'rotate(45)' })
-  add(pattern, 'line', { class: 'srd-hatch', x1: 0, y1: 0, x2: 0, y2: 6 })
+  for (let place = 0; place < COLOURS; place++) {
+    const tone = `srd-stage-${place}`
+    const lines = { id: `${id}-${tone}`, width: 6, height: 6, patternUnits: 'userSpaceOnUse', patternTransform: 'rotate(45)' }
+    add(add(definitions, 'pattern', lines), 'line', { class: `srd-hatch ${tone}`, x1: 0, y1: 0, x2: 0, y2: 6 })
+  }
   return definitions
 }
 
@@ -120,7 +126,7 @@ function handOvers({ svg, report, x, right, whatIf }, bottom) {
   for (const { after_step, to, reason } of report.hand_overs) {
     const at = x(after_step + 1)
     add(svg, 'line', { class: 'srd-mark', x1: at, y1: top, x2: at, y2: bottom, 'data-after': after_step })
-    const label = `${say(to)}: ${reason}`
+    const label = `${say(to)}: ${reasonOf(reason)}`
     const fits = at + 8 * label.length < right
     text(svg, at + (fits ? 6 : -6), top + 14, label, fits ? 'srd-mark-text' : 'srd-mark-text srd-end')
   }
@@ -132,7 +138,7 @@ function hints({ svg, report, x }, bottom) {
     const column = add(svg, 'rect', { class: 'srd-column', x: x(step.step), y: TOP, width: x(step.step + 1) - x(step.step), height: bottom - TOP })
     const facts = [say('step {step}, {stage}', { step: step.step, stage: say(step.stage) }), `sigma ${short(step.sigma)}`]
     if (step.d !== null) facts.push(`D ${short(step.d)}`)
-    if (step.derivative !== null) facts.push(say('fall of D {fall}', { fall: short(step.derivative) }))
+    if (step.fall !== null) facts.push(say('fall of D {fall}', { fall: short(step.fall) }))
     if (step.seconds !== null) facts.push(say('{seconds} s', { seconds: short(step.seconds) }))
     if (step.reused) facts.push(say('reused by TeaCache'))
     add(column, 'title', {}).textContent = facts.join('\n')

@@ -4,10 +4,11 @@ import { api } from '../../scripts/api.js'
 import { app } from '../../scripts/app.js'
 import { forgetUnended, isOver, known, take } from './runs.js'
 import { View } from './view.js'
-import { learn } from './words.js'
+import { learn, say } from './words.js'
 
 const EVENT = 'srdiffusion.run' // as nodes/live.py
 const ROUTE = '/srdiffusion/runs'
+const READ = '/srdiffusion/read'
 const SAVED = 'srdiffusion' // in the `extra` of a workflow that was saved with a video
 const MARGIN = 5 // around the chart
 const views = new WeakMap() // node -> View
@@ -116,11 +117,34 @@ async function openSaved() {
   const saved = root()?.extra?.[SAVED]
   if (!saved || typeof saved !== 'object') return
   delete root().extra[SAVED]
+  const workflow = String(root().id)
   const { output } = await app.graphToPrompt()
-  for (const [id, report] of Object.entries(saved)) {
-    const inspectors = Object.keys(output).filter((node) => output[node].inputs.report?.[0] === id)
-    const workflow = String(root().id)
-    const nodes = [id, ...inspectors]
-    show(take({ prompt_id: `saved ${workflow}`, node_id: id, sampler: id, workflow_id: workflow, nodes, report }))
+  for (const [key, text] of Object.entries(saved)) {
+    const [id, samples = ''] = key.split(' ') // as nodes/live.py stores it: the node of the report, another that sampled
+    const inspectors = Object.keys(output).filter((node) => shows(output, node, id, samples))
+    const run = { prompt_id: `saved ${workflow}`, node_id: id, samples, sampler: id, workflow_id: workflow, nodes: [id, ...inspectors] }
+    show(take({ ...run, ...(await read(text)) }))
   }
+}
+
+/** What the server says of a saved report, of whatever version: {report, figures}. */
+async function read(report) {
+  const answer = await api.fetchApi(READ, { method: 'POST', body: JSON.stringify(report) })
+  if (answer.ok) return await answer.json()
+  return { report: { status: 'unreadable', error: say('The server could not read the report that was saved with this workflow.') }, figures: {} }
+}
+
+/** Whether a node of a prompt is an Inspector that shows the report of node `id` for the run that node `samples` sampled. */
+function shows(prompt, node, id, samples) {
+  const { report, after } = prompt[node].inputs
+  if (report?.[0] !== id) return false
+  const before = new Set()
+  const ahead = [after]
+  while (ahead.length) {
+    const link = ahead.pop()
+    if (!Array.isArray(link) || before.has(link[0])) continue
+    before.add(link[0])
+    ahead.push(...Object.values(prompt[link[0]]?.inputs ?? {}))
+  }
+  return !before.has(id) || !prompt[samples] || before.has(samples)
 }

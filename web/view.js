@@ -1,12 +1,13 @@
 // One chart with its words, the "what if" slider and the buttons; knows a run and the page's DOM, not the host.
 
-import { draw, short } from './chart.js'
-import { costOf, deltaIn, handOverFor, remaining, sketchedSteps, speedUp } from './rule.js'
-import { say } from './words.js'
+import { draw, short, toneOf } from './chart.js'
+import { keyOf } from './runs.js'
+import { reasonOf, say } from './words.js'
 
 const LOWEST = -3.3 // the slider's ends: log10 of delta
 const HIGHEST = -0.5
 const HEIGHT = { closed: 36, sampler: 430, inspector: 400 } // with the margin that the host leaves around it
+const DOING = { 'sketch': 'Sketching: step {done} of {total}', 'render': 'Rendering: step {done} of {total}' }
 const IDLE = 'The chart appears here when the sampler runs.'
 
 export class View {
@@ -25,6 +26,7 @@ export class View {
   build() {
     this.status = make('div', { className: 'srd-status', role: 'status' })
     this.detail = make('div', { className: 'srd-detail' })
+    this.notes = make('div', { className: 'srd-notes' })
     this.legend = make('div', { className: 'srd-legend' })
     this.svg = document.createElementNS('http://www.w3.org/2000/svg', 'svg')
     this.svg.setAttribute('role', 'img')
@@ -47,7 +49,7 @@ export class View {
     this.controls = make('div', { className: 'srd-controls' })
     this.controls.append(label, this.outcome, buttons)
     this.body = make('div', { className: 'srd-body' })
-    this.body.append(this.detail, this.legend, this.frame, this.controls)
+    this.body.append(this.detail, this.notes, this.legend, this.frame, this.controls)
     const box = make('div', { className: 'srd-chart' })
     if (this.collapsible) this.collapse(box)
     else box.append(this.status)
@@ -89,7 +91,7 @@ export class View {
 
   /** Show a run; a different one than before starts with the slider at its own delta. */
   show(run) {
-    if (run.prompt_id !== this.run?.prompt_id || run.sampler !== this.run?.sampler) this.chosen = null
+    if (!this.run || keyOf(run) !== keyOf(this.run)) this.chosen = null
     this.run = run
     this.refresh()
   }
@@ -102,10 +104,11 @@ export class View {
 
   refresh() {
     const report = this.report()
-    this.status.textContent = statusOf(this.run?.report)
+    this.status.textContent = statusOf(this.run)
     this.status.dataset.status = this.run?.report.status ?? 'idle'
     this.detail.textContent = report ? detailOf(report) : ''
-    this.legend.replaceChildren(...(report ? ['sketch', 'render'].map((stage) => legendOf(report, stage)) : []))
+    this.notes.replaceChildren(...(report?.notes ?? []).map((note) => make('div', { textContent: note })))
+    this.legend.replaceChildren(...(report?.stages ?? []).map((stage) => legendOf(report, stage)))
     this.controls.hidden = !report
     this.frame.hidden = !report
     if (report) {
@@ -116,13 +119,13 @@ export class View {
   }
 
   refreshWhatIf(report) {
-    const adaptive = report.switch.mode === 'adaptive' && sketchedSteps(report) > 0
-    for (const element of [this.slider.parentElement, this.outcome, this.use]) element.hidden = !adaptive
-    if (!adaptive) return
+    const rows = this.run.figures.what_if
+    for (const element of [this.slider.parentElement, this.outcome, this.use]) element.hidden = !rows.length
+    if (!rows.length) return
     const delta = this.chosen ?? report.switch.delta
     this.slider.value = Math.log10(delta)
     this.slider.setAttribute('aria-valuetext', `delta ${delta}`)
-    this.outcome.textContent = outcomeOf(report, delta)
+    this.outcome.textContent = outcomeOf(this.run, delta)
     const widget = this.deltaOf(this.run)
     this.use.disabled = !widget || widget.value === delta
     this.use.title = widget ? '' : say('The sampler is not in this workflow, or a link sets its delta.')
@@ -142,8 +145,8 @@ export class View {
     const { clientWidth, clientHeight } = this.frame
     if (!report || clientWidth < 120 || clientHeight < 100) return
     const delta = this.chosen
-    const whatIf = delta === null ? null : { delta, after: handOverFor(report, delta)?.after }
-    draw(this.svg, report, clientWidth, clientHeight, whatIf)
+    const whatIf = delta === null ? null : { delta, after: rowFor(this.run, delta)?.after }
+    draw(this.svg, this.run, clientWidth, clientHeight, whatIf)
   }
 
   writeDelta() {
@@ -162,7 +165,8 @@ export class View {
   }
 }
 
-function statusOf(report) {
+function statusOf(run) {
+  const report = run?.report
   if (!report) return say(IDLE)
   if (report.status === 'unreadable') return report.error
   if (report.status === 'not run') return say('No run yet: connect the sampler\'s latent to "after".')
@@ -170,19 +174,24 @@ function statusOf(report) {
   const done = report.steps.filter((step) => step.seconds !== null).length
   if (report.status === 'interrupted') return say('Interrupted after step {done} of {total}', { done, total })
   if (report.status === 'failed') return say('Failed after step {done} of {total}: {error}', { done, total, error: report.error })
-  const faster = speedUp(report)?.toFixed(2)
+  const { left, seconds, speed_up: times } = run.figures
+  const last = report.hand_overs.at(-1)?.to ?? report.stages[0]?.name
+  const charged = report.stages.find((stage) => stage.name === last)
   if (report.status === 'done') {
-    const took = time(report.seconds.sketch + report.seconds.render)
-    const ran = report.hand_overs.length && !report.calls.render ? done : total // SR Sketch ends at its hand-over
-    return listed(say('Done: {total} steps in {time}', { total: ran, time: took }), faster && say('{times}x over the sketch alone', { times: faster }))
+    const ran = charged?.calls ? total : done // SR Sketch ends at its hand-over
+    return listed(say('Done: {total} steps in {time}', { total: ran, time: time(seconds) }), times && speedOf(report, times))
   }
-  const sketching = (report.hand_overs.at(-1)?.to ?? 'sketch') === 'sketch'
-  const left = remaining(report)
   return listed(
-    say(sketching ? 'Sketching: step {done} of {total}' : 'Rendering: step {done} of {total}', { done, total }),
+    say(DOING[last] ?? '{stage}: step {done} of {total}', { stage: say(last), done, total }),
     left && say(left.bound ? 'at most {time} left' : 'about {time} left', { time: time(left.seconds) }),
-    faster && say('about {times}x over the sketch alone', { times: faster })
+    times && speedOf(report, times)
   )
+}
+
+function speedOf(report, times) {
+  const places = { times: times.toFixed(2), stage: say(report.stages[0].name) }
+  if (Number(places.times) < 1) return say('{times}x: slower than the {stage} alone (estimated)', places)
+  return say('{times}x as fast as the {stage} alone (estimated)', places)
 }
 
 /** What there is of these, as one line. */
@@ -192,41 +201,56 @@ function listed(...parts) {
 
 function detailOf(report) {
   const total = report.sigmas.length - 1
-  const why = {
-    criterion: ({ derivative }) => {
-      const delta = short(deltaIn(report, report.switch.delta))
-      return say('D fell by {fall}, less than {delta} (delta)', { fall: short(derivative ?? 0), delta })
-    },
-    max_step: () => say('the latest step of an adaptive switch'),
-    step: () => say('switch_step is {step}', { step: report.switch.switch_step }),
-    sigma: () => say('below switch_sigma {sigma}', { sigma: report.switch.switch_sigma })
-  }
   const sentences = report.hand_overs.map((h) => {
-    const places = { stage: say(h.to), step: h.after_step, total, reason: h.reason }
-    const words = say('{stage} took over after step {step} of {total}, {reason}', places)
-    return why[h.reason] ? `${words}: ${why[h.reason](h)}` : words
+    const places = { stage: say(h.to), step: h.after_step, total, reason: reasonOf(h.reason) }
+    const why = whyOf(h, report.switch)
+    return say('{stage} took over after step {step} of {total}, {reason}', places) + (why && `: ${why}`)
   })
   if (sentences.length) return `${sentences.join('; ')}.`
-  return say(report.status === 'done' ? 'No hand-over: the sketch ran all steps.' : 'No hand-over yet.')
+  if (report.status !== 'done') return say('No hand-over yet.')
+  return say('No hand-over: the {stage} ran all steps.', { stage: say(report.stages[0].name) })
 }
 
-function legendOf(report, stage) {
-  const steps = report.steps.filter((step) => step.stage === stage)
+/** Why a hand-over came when it did, as srd_core/report/text.py says it; '' where the reason's name says all. */
+function whyOf({ reason, fall, sigma }, set) {
+  const below = say('below switch_sigma {sigma}', { sigma: set.switch_sigma })
+  switch (reason) {
+    case 'criterion':
+      return say('D fell by {fall}, less than {delta} (delta)', { fall: short(fall ?? 0), delta: set.delta })
+    case 'earliest':
+      return say('the composition had settled before fix_step {step} allowed it', { step: set.fix_step })
+    case 'latest':
+      if (set.max_step) return say('max_step is {step}', { step: set.max_step })
+      return sigma < set.switch_sigma ? below : ''
+    case 'step':
+      return say('switch_step is {step}', { step: set.switch_step })
+    case 'sigma':
+      return below
+  }
+  return ''
+}
+
+function legendOf(report, { name, teacache, seconds }) {
+  const steps = report.steps.filter((step) => step.stage === name)
   const reused = steps.filter((step) => step.reused).length
-  const entry = make('span', { className: `srd-key srd-key-${stage}` })
-  const places = { stage: say(stage), steps: steps.length, reused, time: time(report.seconds[stage]) }
-  const cached = report.teacache[stage]?.table
-  entry.textContent = say(cached ? '{stage}: {steps} steps ({reused} reused, hatched), {time}' : '{stage}: {steps} steps, {time}', places)
+  const entry = make('span', { className: `srd-key ${toneOf(report, name)}` })
+  const places = { stage: say(name), steps: steps.length, reused, time: time(seconds) }
+  entry.textContent = say(teacache.table ? '{stage}: {steps} steps ({reused} reused, hatched), {time}' : '{stage}: {steps} steps, {time}', places)
   return entry
 }
 
-function outcomeOf(report, delta) {
-  const found = handOverFor(report, delta)
-  const steps = found?.after ?? sketchedSteps(report) + 1
-  const cost = costOf(report, Math.min(steps, report.sigmas.length - 1))
-  const seconds = cost === null ? '' : `, ${say(found ? 'about {time}' : 'at least {time}', { time: time(cost) })}`
-  if (found) return say('delta {delta}: after step {step} ({reason})', { delta, step: found.after, reason: found.reason }) + seconds
-  return say('delta {delta}: later than step {step}, where the curve ends', { delta, step: steps - 1 }) + seconds
+/** What the server's table says of a delta: {delta, after, reason, seconds}. */
+function rowFor(run, delta) {
+  return run.figures.what_if.find((row) => row.delta < delta)
+}
+
+function outcomeOf(run, delta) {
+  const { after, reason, seconds } = rowFor(run, delta)
+  const about = after === null ? 'at least {time}' : 'about {time}'
+  const cost = seconds === null ? '' : `, ${say(about, { time: time(seconds) })}`
+  if (after !== null) return say('delta {delta}: after step {step} ({reason})', { delta, step: after, reason: reasonOf(reason) }) + cost
+  const step = run.report.hand_overs[0]?.after_step ?? run.report.steps.length
+  return say('delta {delta}: later than step {step}, where the curve ends', { delta, step }) + cost
 }
 
 /** The delta at a place of the slider, in two digits as the widget takes it. */

@@ -12,3 +12,10 @@ export function learn(found) {
 export function say(words, places = {}) {
   return (translations[words] ?? words).replace(/\{(\w+)\}/g, (place, name) => places[name] ?? place)
 }
+
+const REASONS = { criterion: 'criterion', earliest: 'earliest step', latest: 'latest step', step: 'step', sigma: 'sigma' }
+
+/** A hand-over's reason in the page's language. */
+export function reasonOf(name) {
+  return say(REASONS[name] ?? name)
+}

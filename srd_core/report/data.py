@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import math
 from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, NoReturn
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -18,6 +19,7 @@ LARGEST = 2**53  # of the numbers in a report that is read: up to here JSON and 
 MOST_STEPS = 100_000  # of a run whose report is read
 
 Number = Annotated[float, Field(gt=-LARGEST, lt=LARGEST, allow_inf_nan=False)]
+Whole = Annotated[int, Field(gt=-LARGEST, lt=LARGEST)]
 Count = Annotated[int, Field(ge=0, le=MOST_STEPS)]
 STRICT = ConfigDict(extra="forbid", strict=True)
 
@@ -74,7 +76,7 @@ class Report:
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
     status: str = "not run"  # not run, running, done, interrupted, failed
     stages: list[StageReport] = field(default_factory=list)  # of the route, in the order of their first legs
-    switch: dict[str, Any] = field(default_factory=dict)  # the switching settings as set
+    switch: dict[str, bool | Whole | Number | str] = field(default_factory=dict)  # the switching settings as set
     earliest: Count = 0  # adaptive: the rule decides after this many steps at the earliest
     latest: Count = 0  # adaptive: the run hands over after this many steps at the latest
     sampler: str = ""
@@ -144,21 +146,25 @@ class Report:
 
     @classmethod
     def from_json(cls, text: str) -> Report:
-        """Read what ``to_json`` wrote, of this version or the first. Raises ValueError with a sentence for anything else."""
+        """Read what ``to_json`` wrote, of this version or the first. Raises ValueError with a sentence for anything else.
+
+        ``figures`` beside the fields, which saved files have for the page, are left out: they follow from the fields.
+        """
         try:
-            data = json.loads(text, parse_constant=_no_number)
+            data = json.loads(text, parse_constant=_no_number, parse_float=_finite)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"This is not a report: it is not JSON ({error}).") from error
         if not isinstance(data, dict) or data.get("version") not in (1, VERSION):
             raise ValueError(f"This is not a sketch-render report of version 1 or {VERSION}.")
         try:
+            data.pop("figures", None)
             data = upgraded(data) if data["version"] == 1 else data
             report: Report = READER.validate_json(json.dumps(data))
         except ValidationError as error:
             fault = error.errors()[0]
             place = ".".join(map(str, fault["loc"]))
             raise ValueError(f"This report is damaged: {place} is {fault['input']!r:.60} ({fault['msg']}).") from error
-        except (KeyError, TypeError, AttributeError, OverflowError) as error:
+        except (KeyError, TypeError, AttributeError, ArithmeticError) as error:
             raise ValueError(f"This report is damaged: it has not the parts of a report ({error!r:.80}).") from error
         _check_sense(report)
         return report
@@ -167,8 +173,13 @@ class Report:
 READER: TypeAdapter[Report] = TypeAdapter(Report)
 
 
-def _no_number(name: str) -> None:
+def _no_number(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a number that a run could give")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    return value if math.isfinite(value) else _no_number(text)
 
 
 def _check_sense(report: Report) -> None:
@@ -190,10 +201,14 @@ def _is_plan(plan: dict[str, Any]) -> bool:
     growth, reuse = plan.get("growth", []), plan.get("reuse", [])
     return (
         isinstance(plan.get("table", ""), str)
-        and type(plan.get("threshold", 0.0)) in (int, float)
+        and _is_number(plan.get("threshold", None if plan.get("table") else 0.0))
         and type(plan.get("first_step", 0)) is int
         and isinstance(growth, list)
-        and all(type(value) in (int, float) for value in growth)
+        and all(map(_is_number, growth))
         and isinstance(reuse, list)
         and all(type(value) is bool for value in reuse)
     )
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and -LARGEST < value < LARGEST

@@ -13,6 +13,9 @@ from ..teacache.plan import RET_STEPS, reuse_plan
 from .data import Report, StageReport
 
 WARM = 3  # with so many steps more, the first step of a stage (it compiles, tunes, fills caches) is left out
+MOST_PLANNED = 1000  # steps of a run for which TeaCache's plan is made anew for every other delta
+
+Medians = dict[tuple[str, bool], float]  # (stage, whether TeaCache reused the step) -> seconds
 
 
 @dataclass(frozen=True)
@@ -23,32 +26,47 @@ class Left:
     bound: bool  # it is what the present stage alone would take; a faster one is still to come
 
 
+def medians(report: Report) -> Medians:
+    """Seconds of a step of each kind that ran."""
+    found: dict[tuple[str, bool], list[float]] = {}
+    for step in report.steps:
+        if step.seconds is not None:
+            found.setdefault((step.stage, step.reused), []).append(step.seconds)
+    return {kind: median(s[1:] if not kind[1] and len(s) > WARM else s) for kind, s in found.items()}
+
+
 def step_seconds(report: Report, stage: str, reused: bool = False) -> float | None:
     """Median seconds of a step that ``stage`` computed (``reused``: of one that TeaCache reused); None where there was none."""
-    found = [s.seconds for s in report.steps if s.stage == stage and s.reused == reused and s.seconds is not None]
-    if not reused and len(found) > WARM:
-        found = found[1:]
-    return median(found) if found else None
+    return medians(report).get((stage, reused))
 
 
 def run_seconds(report: Report) -> float | None:
     """Of the steps that ran, from the median step of each kind; None where no step has ended."""
+    each = medians(report)
     done = [s for s in report.steps if s.seconds is not None]
-    return sum(step_seconds(report, s.stage, s.reused) or 0.0 for s in done) if done else None
+    return sum(each[s.stage, s.reused] for s in done) if done else None
+
+
+def total_steps(report: Report) -> int:
+    """Of the run's schedule."""
+    return max(len(report.sigmas) - 1, 0)
+
+
+def in_charge(report: Report) -> StageReport | None:
+    """The stage that runs the next step; None where the report has no stages."""
+    if not report.stages:
+        return None
+    return report.stage(report.hand_overs[-1].to) if report.hand_overs else report.stages[0]
 
 
 def remaining(report: Report) -> Left | None:
     """Of a running run; None while the stage in charge has computed no step."""
-    if not report.stages:
+    stage, each = in_charge(report), medians(report)
+    if stage is None or (stage.name, False) not in each:
         return None
-    name = report.hand_overs[-1].to if report.hand_overs else report.stages[0].name
-    computed = step_seconds(report, name)
-    if computed is None:
-        return None
-    stage, total = report.stage(name), len(report.sigmas) - 1
-    done = sum(s.seconds is not None for s in report.steps)
-    planned, saved = planned_reuses(report, stage), step_seconds(report, name, reused=True) or 0.0
-    seconds = sum(saved if step in planned else computed for step in range(done + 1, total + 1))
+    left = total_steps(report) - sum(s.seconds is not None for s in report.steps)
+    reuses = len(still_reused(report))
+    seconds = max(left - reuses, 0) * each[stage.name, False] + reuses * each.get((stage.name, True), 0.0)
     return Left(seconds, bound=stage is not report.stages[-1])
 
 
@@ -66,8 +84,8 @@ def speed_up(report: Report) -> float | None:
         left = remaining(report)
         if left is None or left.bound:
             return None
-        seconds, steps = seconds + left.seconds, len(report.sigmas) - 1
-    return steps * alone / seconds if seconds else None
+        seconds, steps = seconds + left.seconds, total_steps(report)
+    return steps * alone / seconds if alone > 0 and seconds > 0 else None
 
 
 def planned_reuses(report: Report, stage: StageReport) -> set[int]:
@@ -80,6 +98,13 @@ def planned_reuses(report: Report, stage: StageReport) -> set[int]:
     return set() if planned & ran else planned
 
 
+def still_reused(report: Report) -> list[int]:
+    """The steps (1-based) to come that TeaCache will reuse in the stage in charge, in order."""
+    stage, done = in_charge(report), sum(s.seconds is not None for s in report.steps)
+    planned = planned_reuses(report, stage) if stage and report.status == "running" else set()
+    return sorted(step for step in planned if done < step <= total_steps(report))
+
+
 def what_if(report: Report) -> list[dict[str, Any]]:
     """Where an adaptive run would have handed over with another delta, as far as its curve tells.
 
@@ -88,7 +113,9 @@ def what_if(report: Report) -> list[dict[str, Any]]:
     """
     if report.switch.get("mode") != "adaptive" or len(report.stages) < 2 or not report.steps:
         return []
-    first, total = report.stages[0].name, len(report.sigmas) - 1
+    first, total, each = report.stages[0].name, total_steps(report), medians(report)
+    if report.steps[0].stage != first:
+        return []
     rows: list[tuple[float, int | None, str]] = []
     lowest, before = float("inf"), float("inf")
     end: tuple[float, int | None, str] = (0.0, None, "")
@@ -103,44 +130,58 @@ def what_if(report: Report) -> list[dict[str, Any]]:
         if s.step < report.earliest:
             before = min(before, s.fall)
         elif s.fall < lowest:
+            # With a delta above ``before`` the rule held already when it was not allowed yet.
+            at_earliest = s.step == report.earliest
+            if at_earliest and s.fall < before < float("inf"):
+                rows.append((before, s.step, "earliest"))
             lowest = s.fall
-            rows.append((lowest, s.step, "earliest" if s.step == report.earliest and before <= s.fall else "criterion"))
+            rows.append((lowest, s.step, "earliest" if at_earliest and before <= s.fall else "criterion"))
     ran = next((i for i, s in enumerate(report.steps) if s.stage != first), len(report.steps))
     return [
-        {"delta": delta, "after": after, "reason": reason, "seconds": _cost(report, min(after or ran + 1, total))}
+        {"delta": delta, "after": after, "reason": reason, "seconds": _cost(report, each, min(after or ran + 1, total))}
         for delta, after, reason in [*rows, end]
     ]
 
 
-def _cost(report: Report, first_steps: int) -> float | None:
-    """Seconds of a run whose first stage runs so many steps and the second the rest; None where a stage has not shown them."""
-    total, cost = len(report.sigmas) - 1, 0.0
+def _cost(report: Report, each: Medians, first_steps: int) -> float | None:
+    """Seconds of a run whose first stage runs so many steps and the second the rest; None where a stage has not shown them,
+    or a third took part."""
+    if len(report.stages) > 2 or len(report.hand_overs) > 1:
+        return None
+    total, cost = total_steps(report), 0.0
     for stage, begin, end in zip(report.stages, (0, first_steps), (first_steps, total)):
-        computed, reused = step_seconds(report, stage.name), step_seconds(report, stage.name, reused=True)
         plan = _plan_for(report, stage, begin, end)
-        if begin < end and ((computed is None and not all(plan)) or (reused is None and any(plan))):
+        if plan is None:
             return None
-        cost += sum((reused if reuse else computed) or 0.0 for reuse in plan)
+        reused = sum(plan)
+        for kind, steps in ((True, reused), (False, end - begin - reused)):
+            if steps > 0 and (stage.name, kind) not in each:
+                return None
+            cost += steps * each[stage.name, kind] if steps > 0 else 0.0
     return cost
 
 
-def _plan_for(report: Report, stage: StageReport, begin: int, end: int) -> list[bool]:
-    """Which of the steps ``begin`` to ``end`` - 1 (0-based) TeaCache would reuse, if ``stage`` ran from ``begin`` on."""
-    plan, total = stage.teacache, len(report.sigmas) - 1
+def _plan_for(report: Report, stage: StageReport, begin: int, end: int) -> list[bool] | None:
+    """Which of the steps ``begin`` to ``end`` - 1 (0-based) TeaCache would reuse, if ``stage`` ran from ``begin`` on; the last
+    ones may be missing where it reuses none. None: the run is too long to plan it again."""
+    plan, total = stage.teacache, total_steps(report)
     growth = plan.get("growth") or []
     if not planned_reuses(report, stage) or len(growth) < total:
-        return [False] * (end - begin)
+        return []
+    if total > MOST_PLANNED:
+        return None
     computed_first = max(RET_STEPS - begin, 1) if plan.get("form") == "e0" else 1
     return reuse_plan(growth[begin + 1 : total], plan["threshold"], computed_first)[: end - begin]
 
 
 def figures(report: Report) -> dict[str, Any]:
     """All of these as plain data, for the page."""
-    left = remaining(report) if report.status == "running" else None
+    left, each = remaining(report) if report.status == "running" else None, medians(report)
     return {
         "speed_up": speed_up(report),
         "left": vars(left) if left else None,
-        "step_seconds": {stage.name: step_seconds(report, stage.name) for stage in report.stages},
-        "planned": sorted(set().union(*(planned_reuses(report, stage) for stage in report.stages))),
+        "seconds": sum(stage.seconds for stage in report.stages),
+        "step_seconds": {stage.name: each.get((stage.name, False)) for stage in report.stages},
+        "planned": still_reused(report),
         "what_if": what_if(report),
     }

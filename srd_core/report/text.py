@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .data import HandOver, Report
-from .figures import speed_up, step_seconds
+from .figures import medians, speed_up
 
 NOT_RUN = (
     "No run yet, or one without steps (denoise 0). With Sketch-Render Model, connect the sampler's latent to the Inspector's "
@@ -14,11 +14,15 @@ NOT_RUN = (
 def describe_hand_over(hand_over: HandOver, report: Report) -> str:
     """One sentence."""
     steps, switch = len(report.sigmas) - 1, report.switch
-    latest = f"max_step is {switch['max_step']}" if switch.get("max_step") else f"below switch_sigma {switch.get('switch_sigma')}"
+    latest = "latest step of an adaptive switch"  # in the first version a share of the steps, whatever switch_sigma was
+    if switch.get("max_step"):
+        latest = f"latest step: max_step is {switch['max_step']}"
+    elif hand_over.sigma < switch.get("switch_sigma", 0.0):
+        latest = f"latest step: below switch_sigma {switch['switch_sigma']}"
     why = {
         "criterion": f"criterion: D falls by {hand_over.fall or 0:.4g}, delta is {switch.get('delta', 0):g}",
         "earliest": f"earliest step: the composition had settled before fix_step {switch.get('fix_step')} allowed it",
-        "latest": f"latest step: {latest}",
+        "latest": latest,
         "step": f"step: switch_step is {switch.get('switch_step')}",
         "sigma": f"sigma: below switch_sigma {switch.get('switch_sigma')}",
     }.get(hand_over.reason, hand_over.reason)
@@ -46,7 +50,7 @@ def describe_speed_up(report: Report) -> str:
     if times is None:
         return ""
     alone = f"the {report.stages[0].name} alone (estimated)"
-    return f"{times:.2f}x as fast as {alone}" if times >= 1 else f"{times:.2f}x: slower than {alone}"
+    return f"{times:.2f}x as fast as {alone}" if round(times, 2) >= 1 else f"{times:.2f}x: slower than {alone}"
 
 
 def summarize(report: Report) -> str:
@@ -59,8 +63,9 @@ def summarize(report: Report) -> str:
     lines += [describe_memory(h) for h in report.hand_overs if h.memory]
     if not report.hand_overs:
         lines.append(f"Hand-over: {report.never()}")
+    seconds = medians(report)
     for stage in report.stages:
-        count, each = report.count(stage.name), step_seconds(report, stage.name)
+        count, each = report.count(stage.name), seconds.get((stage.name, False))
         lines.append(f"{stage.name.capitalize()}: {count} steps, {stage.seconds:.3g} s" + (f", {each:.3g} s a step" if each else ""))
         if table := stage.teacache.get("table"):
             lines.append(
