@@ -12,7 +12,18 @@ import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
 from hosting import module
-from test_cogvideox import cogvideox, folders, native, networks, oracle, random, relative, sample, text  # noqa: F401
+from test_cogvideox import (  # noqa: F401
+    cogvideox,
+    files,
+    folders,
+    native,
+    networks,
+    oracle,
+    random,
+    relative,
+    sample,
+    text,
+)
 from test_cooperation import sr_model
 from test_reuse import asked_for, compiled_blocks, compiled_whole, counting, patched_blocks
 
@@ -122,7 +133,7 @@ def test_a_2b_as_loaded_by_the_host_does_not_fit_a_corrected_5b_and_the_message_
     import comfy.sd
 
     state_dict = dict(networks["2b"].state_dict())
-    cogvideox.rename(state_dict)
+    files.rename(state_dict)
     uncorrected = comfy.sd.load_diffusion_model_state_dict(state_dict)
     with pytest.raises(ValueError, match="noise schedule variance exploding / DDPM.*CogVideoX Sampling Fix.*on the render"):
         sr_model(cogvideox.load(folders["5b"]), uncorrected, 3)
