@@ -35,6 +35,11 @@ export function draw(svg, { report, figures }, width, height, whatIf) {
   }
   ticks(plot, height - 5)
   handOvers(plot, bottom)
+  top = TOP
+  for (const [name, share] of Object.entries(SHARES)) {
+    text(svg, LEFT, top - 6, say(TITLES[name]), 'srd-title') // over the hand-overs' lines
+    top += room * share + GAP
+  }
   hints(plot, bottom)
 }
 
@@ -51,7 +56,6 @@ function panel(plot) {
   }
   const [low, high] = name === 'seconds' ? seconds(plot) : curve(plot, adaptive ? report.switch.delta : null)
   add(svg, 'line', { class: 'srd-axis', x1: LEFT, y1: bottom, x2: right, y2: bottom })
-  text(svg, LEFT, top - 6, say(TITLES[name]), 'srd-title')
   text(svg, LEFT - 6, top + 11, short(high, 2), 'srd-end')
   text(svg, LEFT - 6, bottom, short(low, 2), 'srd-end')
 }
@@ -123,12 +127,18 @@ function handOvers({ svg, report, x, right, whatIf }, bottom) {
     const at = x(whatIf.after + 1)
     add(svg, 'line', { class: 'srd-what-if', x1: at, y1: top, x2: at, y2: bottom })
   }
+  const ends = [] // of the labels in each line
   for (const { after_step, to, reason } of report.hand_overs) {
     const at = x(after_step + 1)
     add(svg, 'line', { class: 'srd-mark', x1: at, y1: top, x2: at, y2: bottom, 'data-after': after_step })
     const label = `${say(to)}: ${reasonOf(reason)}`
-    const fits = at + 8 * label.length < right
-    text(svg, at + (fits ? 6 : -6), top + 14, label, fits ? 'srd-mark-text' : 'srd-mark-text srd-end')
+    const wide = 6 + 8 * label.length
+    const fits = at + wide < right
+    const begin = fits ? at : at - wide
+    let line = ends.findIndex((end) => end <= begin)
+    if (line < 0) line = ends.length
+    ends[line] = begin + wide
+    text(svg, at + (fits ? 6 : -6), top + 14 + LINE * line, label, fits ? 'srd-mark-text' : 'srd-mark-text srd-end')
   }
 }
 

@@ -8,6 +8,7 @@ const LOWEST = -3.3 // the slider's ends: log10 of delta
 const HIGHEST = -0.5
 const HEIGHT = { closed: 36, sampler: 430, inspector: 400 } // with the margin that the host leaves around it
 const DOING = { 'sketch': 'Sketching: step {done} of {total}', 'render': 'Rendering: step {done} of {total}' }
+const UNSET = { delta: '?', fix_step: '?', switch_step: '?', switch_sigma: '?' } // where a report does not have all settings
 const IDLE = 'The chart appears here when the sampler runs.'
 
 export class View {
@@ -203,7 +204,7 @@ function detailOf(report) {
   const total = report.sigmas.length - 1
   const sentences = report.hand_overs.map((h) => {
     const places = { stage: say(h.to), step: h.after_step, total, reason: reasonOf(h.reason) }
-    const why = whyOf(h, report.switch)
+    const why = whyOf(h, { ...UNSET, ...report.switch })
     return say('{stage} took over after step {step} of {total}, {reason}', places) + (why && `: ${why}`)
   })
   if (sentences.length) return `${sentences.join('; ')}.`
