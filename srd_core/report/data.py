@@ -196,10 +196,6 @@ def _check_sense(report: Report) -> None:
             raise ValueError(f"This report is damaged: its {what} can't be that of a run.")
 
 
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and -LARGEST < value < LARGEST
-
-
 def _is_plan(plan: dict[str, Any]) -> bool:
     growth, reuse = plan.get("growth", []), plan.get("reuse", [])
     return (
