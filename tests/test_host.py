@@ -99,9 +99,9 @@ def test_the_cache_is_used_when_nothing_else_is_there(host):
 
 
 def test_srd_host_version_chooses_the_version_that_is_made(host, monkeypatch):
-    in_cache(host, "0.20.1")
-    monkeypatch.setenv("SRD_HOST_VERSION", "0.20.1")
-    assert host.find_or_make().version == "0.20.1"
+    in_cache(host, "0.26.0")
+    monkeypatch.setenv("SRD_HOST_VERSION", "0.26.0")
+    assert host.find_or_make().version == "0.26.0"
 
 
 def test_another_version_than_comfyui_path_holds_is_an_error_that_names_both(host, monkeypatch, tmp_path):
@@ -119,14 +119,14 @@ def test_comfyui_path_that_is_no_comfyui_is_an_error_not_ignored(host, monkeypat
 
 
 def test_an_unknown_version_is_an_error_that_lists_the_known_ones(host):
-    with pytest.raises(host.HostError, match=r"0\.18\.2.*0\.30\.0"):
+    with pytest.raises(host.HostError, match=r"0\.24\.0.*0\.30\.0"):
         host.find_or_make("0.1.0")
 
 
 def test_each_comfyui_version_comes_from_the_package_that_carries_it(host):
     carried = {version: package for version, (package, _) in host.KNOWN.items()}
     assert carried == {
-        "0.18.2": "2.0.0", "0.20.1": "2.2.0", "0.24.0": "2.4.0", "0.26.0": "2.4.5", "0.27.0": "2.5.0", "0.30.0": "2.6.0",
+        "0.24.0": "2.4.0", "0.26.0": "2.4.5", "0.27.0": "2.5.0", "0.30.0": "2.6.0",
     }
     assert all(len(sha256) == 64 for _, sha256 in host.KNOWN.values())
     makefile = (REPOSITORY / "Makefile").read_text("utf-8")

@@ -90,6 +90,19 @@ def test_with_other_levels_the_hand_over_itself_changes_nothing(wan: Any):
         assert torch.equal(sampled(model, sampler), plain), f"after {after}"
 
 
+@pytest.mark.parametrize("name", [s for s in comfy.samplers.KSampler.SAMPLERS if s not in ("dpm_fast", "dpm_adaptive")])
+def test_for_every_sampler_with_other_levels_the_invariants_hold(name: str, wan: Any):
+    """The same weights in both stages give the plain run, and the sketch runs the steps that were asked for."""
+    sampler, sketch = lying(comfy.samplers.sampler_object(name), 0.95, (3, 9), told=True), wan()
+    plain = sampled(sketch, sampler)
+    for after in (0, 6):
+        report = report_data.Report()
+        switch = route.Switch(mode="step", switch_step=after)
+        model = run_module.cooperate(sketch, wan(), switch, run_module.RenderSettings(), report)
+        assert torch.equal(sampled(model, sampler), plain), f"after {after}"
+        assert report.count("sketch") == after and report.notes == []
+
+
 def test_with_other_levels_the_rule_sees_every_step(wan: Any):
     report = report_data.Report()
     never = route.Switch(switch_sigma=0.0, delta=1e-9)
