@@ -170,7 +170,7 @@ class Report:
         return report
 
 
-READER = TypeAdapter(Report)
+READER: TypeAdapter[Report] = TypeAdapter(Report)
 
 
 def _no_number(name: str) -> NoReturn:
