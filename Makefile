@@ -10,7 +10,7 @@ WORKERS ?= auto
 PYTEST = run-module pytest -p no:cacheprovider --import-mode=importlib --confcutdir=tests -n $(WORKERS) --dist worksteal
 test test-long test-all-hosts test-core soak: export OMP_NUM_THREADS ?= 1
 MYPY_PACK = --ignore-missing-imports --disallow-untyped-defs --python-version 3.10 --cache-dir "$(CURDIR)/.mypy_cache/pack"
-VERSIONS = 0.18.2 0.20.1 0.24.0 0.26.0 0.27.0 0.30.0
+VERSIONS = 0.24.0 0.26.0 0.27.0 0.30.0
 # What a change of the host would break: the invariants, what happens on errors and short memory, the node contract, the
 # shipped workflows in its real server, the hand-over files, and the installed archive with its help pages, texts and templates.
 CORE = $(addprefix tests/test_,cooperation.py faults.py finite.py handover.py memory.py nodes.py workflows.py registry.py locales.py \
@@ -27,8 +27,8 @@ help:
 	@echo 'make demo [PROMPT="a red circle"]   sample with the tiny family in a real ComfyUI'
 	@echo 'make test                           lint, types and tests, on the default host'
 	@echo 'make test-long                      the tests that take minutes each: soak, killed servers, more families'
-	@echo 'make test-core [VERSIONS=0.18.2]    what a change of the host would break, on those versions'
-	@echo 'make test-all-hosts                 the tests on every ComfyUI version from 0.18.2 to 0.30.0 (long)'
+	@echo 'make test-core [VERSIONS=0.24.0]    what a change of the host would break, on those versions'
+	@echo 'make test-all-hosts                 the tests on every ComfyUI version from 0.24.0 to 0.30.0 (long)'
 	@echo 'make soak                           200 mixed runs with faults in one server, with the memory it took'
 	@echo 'make family                         train the tiny family again (long)'
 	@echo 'make clean                          remove what tools left in this folder'

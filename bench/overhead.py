@@ -42,7 +42,7 @@ def main() -> None:
     sketch, render = (
         comfy.sd.load_diffusion_model_state_dict(helpers.wan_state_dict(**how)) for how in (SKETCH, RENDER)
     )
-    cooperation, criterion = hosting.module("srd_core.run"), hosting.module("srd_core.route")
+    cooperation, criterion = hosting.module("srd_core.pair"), hosting.module("srd_core.route")
     switch = criterion.Switch(mode="step", switch_step=options.switch_step)
     report = hosting.module("srd_core.report.data").Report()
     model = cooperation.cooperate(sketch, render, switch, cooperation.RenderSettings(), report)

@@ -23,7 +23,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -234,7 +234,7 @@ class Evaluation:
         if report := kept.get("report"):
             names = (SKETCH, RENDER) if plan.model == SKETCH else (RENDER, SKETCH)
             for name, own in zip(names, (SKETCH, RENDER)):
-                calls[name], seconds[name] = report.calls[own], report.seconds[own] / size
+                calls[name], seconds[name] = report.stage(own).calls, report.stage(own).seconds / size
             switch_step = report.hand_overs[0].after_step if report.hand_overs else None
         for watched in (kept.get("first"), kept.get("second")):
             if watched:
@@ -313,11 +313,8 @@ class Evaluation:
     def time_cell(self, cell: Cell) -> None:
         """One timed run, unless it is there."""
         plan, reason = self.planned(cell)
-        row = cell.row
-        if row.kind == "adaptive" and row.reading == "x0" and plan.kind == "handover":
-            plan = replace(plan, kind="adaptive", switch_step=0, delta=row.value, fix_step=row.fix_step)
         key = self.key(plan, cell)
-        if ("time", row.name, key) in self.store.done:
+        if ("time", cell.row.name, key) in self.store.done:
             return
         load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
         kept = self.executor.run(graph_of(plan, self.family, [cell.prompt], [cell.number], cell.seed))

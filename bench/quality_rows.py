@@ -7,7 +7,6 @@ only left: "sketch k steps, then render" with that sample's own k, which is the 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -98,15 +97,13 @@ def available(row: Row) -> bool:
 class Plan:
     """What is sampled for one cell. Equal plans give equal videos."""
 
-    kind: str  # plain, handover, adaptive, chained, renoised, easycache, teacache
+    kind: str  # plain, handover, chained, renoised, easycache, teacache
     steps: int
     sampler: str
     scheduler: str
     model: str = SKETCH  # the only or the first model
     switch_step: int = 0  # steps of the first model
     threshold: float = 0  # of a cache
-    delta: float = 0  # adaptive, as the node does it
-    fix_step: int = 0
     together: bool = True  # may share a batch with other prompts; caches that look at the latent may not
 
 
@@ -141,16 +138,19 @@ def steps_above(sigmas: Sequence[float], boundary: float) -> int:
 
 
 def adaptive_step(curve: Sequence[float | None], steps: int, delta: float, fix_step: int) -> tuple[int, str]:
-    """(completed sketch steps at the hand-over, reason) by the pack's own rule, fed with D after each step."""
-    criterion = module("srd_core.route")
-    rule = criterion.SwitchRule(criterion.Switch(delta=delta, fix_step=fix_step), steps)
-    for completed in range(steps):
-        stage, reason = rule.stage(completed, math.nan)
+    """(completed sketch steps at the hand-over, reason) by the pack's own rule, fed with D after each step.
+
+    The family's own schedule is taken for the paper's: its steps are uniform, and ``delta`` is set for 50 of them.
+    """
+    route = module("srd_core.route")
+    switch, places = route.Switch(delta=delta, fix_step=fix_step, switch_sigma=0.0), [1 - i / steps for i in range(steps)]
+    way = route.Route(route.two_legs(switch), places, places)
+    for step in range(steps):
+        stage, reason = way.stage(step)
         if stage == RENDER:
-            return completed, reason
-        d = curve[completed] if completed < len(curve) else None
-        previous, rule.d = rule.d, None if d is None else [d]
-        rule.derivative = None if previous is None or d is None else [previous[0] - d]
+            return step, reason
+        d = curve[step] if step < len(curve) else None
+        way.note(step, None if d is None else [d])
     return steps, "never"
 
 
@@ -206,7 +206,7 @@ def _sampling(graph: Graph, plan: Plan, family: Family, models: dict[str, Any], 
     common = {"cfg": family.cfg, "sampler_name": plan.sampler, "scheduler": plan.scheduler, "steps": plan.steps,
               "positive": ["positive", 0], "negative": ["negative", 0]}  # fmt: skip
     first, second = (SKETCH, RENDER) if plan.model == SKETCH else (RENDER, SKETCH)
-    if plan.kind in ("handover", "adaptive"):
+    if plan.kind == "handover":
         links = {"sketch": models[first], "render": models[second], "latent": ["noise", 0]}
         graph["sample"] = _node("SRSampler", **{**_switching(plan), **links, "seed": seed, **common})
         return {"report": ["sample", 1]}
@@ -237,9 +237,7 @@ def _sampling(graph: Graph, plan: Plan, family: Family, models: dict[str, Any], 
 
 def _switching(plan: Plan) -> dict[str, Any]:
     """SR Sampler's own inputs."""
-    mode = {"switch_mode": "adaptive", "delta": plan.delta, "fix_step": plan.fix_step, "switch_step": 0}
-    if plan.kind == "handover":
-        mode = {"switch_mode": "step", "delta": 0.01, "fix_step": 5, "switch_step": plan.switch_step}
+    mode = {"switch_mode": "step", "switch_step": plan.switch_step}
     return {**defaults("SRSampler"), **mode, "teacache": plan.threshold}
 
 

@@ -229,7 +229,7 @@ def switch(lines: Sequence[Line]) -> str:
     if all(line["switch_step"] is None for line in lines):
         return "-"
     found = stat(by_prompt(lines, sketch_steps))
-    late = sum(line["reason"] in ("max_step", "never") for line in lines)
+    late = sum(line["reason"] in ("max_step", "latest", "never") for line in lines)
     note = f", {late} of {len(lines)} at the limit" if late else ""
     return f"{found.text('.1f') if found else '-'} ({np.std(steps):.1f}){note}"
 

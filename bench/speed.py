@@ -37,6 +37,7 @@ if __package__:  # python -m bench.speed: the root on sys.path would hide the ho
     sys.path[0] = str(Path(__file__).resolve().parent)
 
 import common
+import cost
 
 if __name__ == "__main__":
     common.run_in_host()
@@ -252,7 +253,7 @@ def _measure_at(session: Session, size: str, stage: str, number: int) -> bool:
     """Single steps of a model at a size; False: they can't be."""
     import speed_rows
 
-    there = dataclasses.replace(session, bench=dataclasses.replace(session.bench, size=speed_rows.cost.Size.parse(size)))
+    there = dataclasses.replace(session, bench=dataclasses.replace(session.bench, size=cost.Size.parse(size)))
     try:
         model = session.bench.pair(speed_rows.PLAIN)[stage == speed_rows.RENDER]
         seconds = _probe(there, model, speed_rows.CFG[session.options.family])
@@ -336,7 +337,7 @@ def begin(options: argparse.Namespace, device: Any) -> tuple[Session, list[Any]]
 
     sketch, render, size = speed_models.SHAPES[options.shapes][options.family]
     speed_models.check_host(sketch)
-    size = speed_rows.cost.Size.parse(options.size) if options.size else size
+    size = cost.Size.parse(options.size) if options.size else size
     bench = speed_rows.Bench(sketch, render, size, device, options.steps)
     case = f"{options.family} {size}, {options.shapes} shapes, {options.steps} steps"
     path = options.results or speed_store.default_path(common.RESULTS, speed_measure.card(device))

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import cost
 from PIL import Image
 from quality_figures import COLOURS, INK, Axes, font, sheet
 from speed_paper import PAIRS, paper_steps, plan
-from speed_rows import RENDER, SKETCH, cost
+from speed_rows import RENDER, SKETCH
 
 FRAMES = range(5, 242, 4)
 PICTURES = {"832x480": (832, 480), "1280x720": (1280, 720)}

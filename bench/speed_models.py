@@ -12,12 +12,12 @@ import comfy.model_management
 import comfy.ops
 import comfy.sd
 import comfy.supported_models
+import cost
 import torch
 import torch.utils._python_dispatch
 from quality_host import module
 from speed_measure import compute_dtype
 
-cost = module("srd_core.cost")
 Network, Size = cost.Network, cost.Size
 
 # (sketch, render, size) by family. small: a sketch step takes about half a second on one CPU core. tiny: for tests.
@@ -93,18 +93,18 @@ def _empty(network: Any, dtype: torch.dtype) -> Any:
 def check_host(network: Any) -> None:
     """Raises ValueError where the host has no networks of that family."""
     if network.family == cost.COGVIDEOX and not hasattr(comfy.supported_models, "CogVideoX_T2V"):
-        raise ValueError(f"{network.name} needs ComfyUI {module('srd_core.cogvideox').HOST_SINCE} or newer.")
+        raise ValueError(f"{network.name} needs ComfyUI {module('srd_core.cogvideox.files').HOST_SINCE} or newer.")
 
 
 def _corrected(model: Any, network: Any) -> Any:
     """A CogVideoX as the pack's loaders give it: positions, schedule, latent scale. Any other as it is."""
     if network.family != cost.COGVIDEOX:
         return model
-    cogvideox, families = module("srd_core.cogvideox"), module("srd_core.families")
+    layout, families = module("srd_core.cogvideox.layout"), module("srd_core.families")
     positions = families.SINCOS if "2B" in network.name or "render" in network.name else families.ROTARY
     member = next(known for known in families.COGVIDEOX if known.positions == positions)
-    model.set_attachments(cogvideox.KEY, cogvideox.Layout(member))
-    return cogvideox.correct(model)
+    model.set_attachments(layout.KEY, layout.Layout(member))
+    return module("srd_core.cogvideox").correct(model)
 
 
 def _scaled(shapes: dict[str, Any], network: Any) -> dict[str, torch.Tensor]:

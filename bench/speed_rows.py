@@ -12,11 +12,12 @@ import comfy.model_management
 import comfy.sample
 import comfy.sampler_helpers
 import comfy.samplers
+import cost
 import psutil
 import torch
 from quality_host import module
 from speed_measure import clock, falls_back, wait
-from speed_models import WEIGHTS, build, bytes_of, conditioning, cost
+from speed_models import WEIGHTS, build, bytes_of, conditioning
 
 SKETCH, RENDER = "sketch", "render"
 SKETCH_ONLY, RENDER_ONLY = "sketch only", "render only"  # the rows of one model, which others are compared with
@@ -214,18 +215,18 @@ def compiler_missing(device: torch.device) -> str:
 def threshold_for(model: Any, network: Any, bench: Bench, first: int, reused: float, sketch: Any = None) -> float:
     """The TeaCache threshold at which steps ``first`` ... of a run reuse about ``reused`` of them with these weights.
     ``sketch``: the model whose schedule the run follows, if not the cached one's."""
-    teacache, reuse = module("srd_core.teacache"), module("srd_core.reuse")
+    teacache, wan, cogvideox = (module(f"srd_core.teacache.{name}") for name in ("plan", "wan", "cogvideox"))
     sampling = model.get_model_object("model_sampling")
     of_run = (sketch or model).get_model_object("model_sampling")
     sigmas = comfy.samplers.calculate_sigmas(of_run, SCHEDULER, bench.steps)[first:-1]
     if sketch is not None:
-        sigmas = module("srd_core.latent_space").check_pair(sketch, model).sigmas(sigmas)
+        sigmas = module("srd_core.latent").check_pair(sketch, model).sigmas(sigmas)
     if len(sigmas) < teacache.MIN_STEPS:
         return 1.0
     modulation, table = (
-        (reuse.wan_modulation, teacache.wan_table(network.dim, False, 0)[0])
+        (wan.modulation, teacache.wan_table(network.dim, False, 0)[0])
         if network.family == cost.WAN
-        else (reuse.cogvideox_modulation, teacache.cogvideox_table(network.dim, 1)[0])
+        else (cogvideox.modulation, teacache.cogvideox_table(network.dim, 1)[0])
     )
     d = teacache.distances(modulation(model.model.diffusion_model, sampling.timestep(sigmas).float(), "e"))
     low, high = 1e-6, 100.0
@@ -291,7 +292,7 @@ def prepared(row: Row, bench: Bench) -> Callable[[], Ran]:
     sketch, render = bench.pair(row.variant)
     k, cfg = row.steps(bench.steps), CFG[bench.sketch.family]
     share = bench.steps / STEPS
-    teacache = module("srd_core.reuse")
+    teacache = module("srd_core.teacache.host")
     if row.kind == "cooperation":
         wanted = row.reuse[1] * share
         threshold = threshold_for(render, bench.render, bench, k, wanted, sketch) if wanted else 0.0
@@ -344,7 +345,7 @@ def _cooperation(sketch: Any, render: Any, k: int, threshold: float, row: Row, b
 
 def cooperating(sketch: Any, render: Any, k: int, **settings: Any) -> tuple[Any, Any]:
     """(the pair as one MODEL that hands over after ``k`` steps, its report)."""
-    cooperation, criterion = module("srd_core.run"), module("srd_core.route")
+    cooperation, criterion = module("srd_core.pair"), module("srd_core.route")
     switch, report = criterion.Switch(mode="step", switch_step=k), module("srd_core.report.data").Report()
     return cooperation.cooperate(sketch, render, switch, cooperation.RenderSettings(**settings), report), report
 

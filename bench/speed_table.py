@@ -1,5 +1,5 @@
 """From results of the speed bench to tables: speed.md, the figures and the README's marked section. Every measured number
-comes from a line of a results file; every predicted one is arithmetic of srd_core/cost.py and says so.
+comes from a line of a results file; every predicted one is arithmetic of bench/cost.py and says so.
 
     python3 bench/speed_table.py
 """
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import common
+import cost
 
 if __name__ == "__main__":
     common.run_in_host()
@@ -26,7 +27,7 @@ import speed_paper  # noqa: E402
 import speed_rows  # noqa: E402
 from speed_models import SHAPES  # noqa: E402
 from speed_paper import markdown_row as line_of  # noqa: E402
-from speed_rows import RENDER, RENDER_ONLY, SKETCH, SKETCH_ONLY, STEPS, Row, cost  # noqa: E402
+from speed_rows import RENDER, RENDER_ONLY, SKETCH, SKETCH_ONLY, STEPS, Row  # noqa: E402
 from speed_store import HAND_OVER, Line, parts, read  # noqa: E402
 
 README_MARKS = ("<!-- speed: made by python3 bench/speed_table.py -->", "<!-- /speed -->")

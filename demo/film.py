@@ -212,7 +212,7 @@ def by_stage(name: str, take: Take, steps: int) -> tuple[dict[str, int], dict[st
     """Steps and seconds of each stage in the run of that name."""
     if name == "sr":
         count = {stage: sum(step["stage"] == stage for step in take.report["steps"]) for stage in ("sketch", "render")}
-        return count, dict(take.report["seconds"])
+        return count, {stage["name"]: stage["seconds"] for stage in take.report["stages"]}
     return {"sketch": 0, "render": 0} | {name: steps}, {"sketch": 0.0, "render": 0.0} | {name: take.seconds}
 
 
@@ -228,8 +228,8 @@ def medians(name: str, take: Take) -> dict[str, float]:
 def hand_over(h: Mapping[str, Any], steps: int) -> str:
     """A hand-over of the report in words."""
     reason = h["reason"]
-    if reason == "criterion" and h["derivative"] is not None:
-        reason += f", D fell by {h['derivative']:.4f}"
+    if reason == "criterion" and h["fall"] is not None:
+        reason += f", D fell by {h['fall']:.4f}"
     return f"to the {h['to']} after step {h['after_step']} of {steps}, at sigma {h['sigma']:.4f}; reason: {reason}"
 
 

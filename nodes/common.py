@@ -1,6 +1,9 @@
 """What several nodes share."""
 
+import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -12,6 +15,8 @@ CATEGORY = "SRDiffusion"
 SEARCH_ALIASES = ["SRDiffusion", "refiner", "two-stage", "Wan 14B 1.3B", "accelerate", "speed up"]
 
 SRReport = io.Custom("SR_REPORT")
+
+said: set[tuple[str, str]] = set()  # (what does not work, kind of fault) that the log has already
 
 
 def out_of_range(node: type[io.ComfyNode], **values: Any) -> str | None:
@@ -35,6 +40,20 @@ def server() -> Any | None:
     return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
 
 
+@contextmanager
+def page_only(what: str) -> Iterator[None]:
+    """For a block or, as a decorator, a function that returns None: a fault in there costs the page or a file's metadata,
+    never the node or the run. The log says once what does not work, ``what``, and why."""
+    try:
+        yield
+    except Exception as fault:  # noqa: BLE001  (what another host or client does differently can raise anything)
+        kind = type(fault).__name__
+        if (what, kind) not in said:
+            said.add((what, kind))
+            logging.warning("SRDiffusion: %s (%s: %s).", what, kind, fault)
+
+
+@page_only("the page is not shown a node's text")
 def show_on_node(node: type[io.ComfyNode], text: str) -> None:
     """Show ``text`` on the running node in the page, as the host shows progress texts."""
     running, hidden = server(), getattr(node, "hidden", None)
@@ -47,6 +66,12 @@ def as_image(picture: Image.Image) -> torch.Tensor:
     return torch.from_numpy(np.asarray(picture, dtype=np.float32) / 255)[None]
 
 
+def picture(node: type[io.ComfyNode], image: torch.Tensor) -> dict[str, Any]:
+    """An IMAGE as a node shows it in the page, saved with the workflow where a client sent one that the host can write."""
+    metadata = getattr(getattr(node, "hidden", None), "extra_pnginfo", None)
+    return ui.PreviewImage(image, cls=node if isinstance(metadata or {}, dict) else None).as_dict()
+
+
 def preview(node: type[io.ComfyNode], image: torch.Tensor, text: str) -> dict[str, Any]:
     """What a node shows of itself in the page: an IMAGE and a text."""
-    return ui.PreviewImage(image, cls=node).as_dict() | ui.PreviewText(text).as_dict()
+    return picture(node, image) | ui.PreviewText(text).as_dict()

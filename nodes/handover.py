@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -225,11 +223,9 @@ class SRLoadHandOver(io.ComfyNode):
     def fingerprint_inputs(cls, hand_over: str | None = None) -> str:
         if hand_over is None:
             return ""
-        digest = hashlib.sha256()
-        with _path(hand_over).open("rb") as file:
-            for block in iter(partial(file.read, 1 << 20), b""):
-                digest.update(block)
-        return digest.hexdigest()
+        path = _path(hand_over)
+        is_now = path.stat()
+        return f"{path} {is_now.st_size} {is_now.st_mtime_ns}"  # asked at every queue: 400 MB are not read for it
 
     @classmethod
     def execute(cls, hand_over: str) -> io.NodeOutput:

@@ -10,7 +10,7 @@ from ..srd_core.report.data import Report
 from ..srd_core.report.plot import draw
 from ..srd_core.report.text import summarize
 from . import live
-from .common import CATEGORY, SEARCH_ALIASES, SRReport, as_image
+from .common import CATEGORY, SEARCH_ALIASES, SRReport, as_image, picture
 
 
 class SRSwitchInspector(io.ComfyNode):
@@ -60,8 +60,7 @@ class SRSwitchInspector(io.ComfyNode):
         live.show(cls, report)
         # "report" is for programs: the run as JSON, in the server's history and in its message about this node. The picture
         # is not among "images", which the page would show below its own chart of the same.
-        picture = ui.PreviewImage(plot, cls=cls).as_dict()["images"]
-        shown = {"plot": picture, "report": (report.to_json(),)} | ui.PreviewText(summary).as_dict()
+        shown = {"plot": picture(cls, plot)["images"], "report": (report.to_json(),)} | ui.PreviewText(summary).as_dict()
         return io.NodeOutput(plot, summary, ui=shown)
 
     @classmethod

@@ -1,14 +1,15 @@
 """Live reports: what a run's report says goes to the page while the run goes on, and into what the host saves of it.
 
 The page hears EVENT through the host's own message channel; a page that is opened later, or has missed a message, asks
-ROUTE for the newest runs, and READ for what a saved report says. Nothing here changes how a run goes, and a step costs nothing while nobody listens.
+ROUTE for the newest runs, and READ for what a saved report says. Nothing here changes how a run goes, and a step costs
+nothing while nobody listens. What the host or a client does differently costs the page what it would show, never the run or a
+node: see page_only.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Mapping
 from dataclasses import asdict, fields
 from functools import partial
 from typing import Any
@@ -19,7 +20,7 @@ from comfy_execution.utils import get_executing_context
 
 from ..srd_core.report.data import Report
 from ..srd_core.report.figures import figures
-from .common import server
+from .common import page_only, server
 
 EVENT = "srdiffusion.run"
 ROUTE = "/srdiffusion/runs"
@@ -28,6 +29,7 @@ METADATA = "srdiffusion"  # the key in the metadata of saved files and in their 
 INSPECTOR = "SRSwitchInspector"
 KEPT = 16  # runs of which a page that is opened later can still be told
 BULKY = ("steps", "sigmas")  # fields of a report that are not sent whole with every step
+NOT_TOLD = "the page is not told of this run"
 
 Run = dict[str, Any]  # what the page needs to know of a run: where it belongs, its report and the figures that follow from it
 
@@ -35,6 +37,7 @@ Run = dict[str, Any]  # what the page needs to know of a run: where it belongs, 
 _runs: OrderedDict[tuple[str, str, str], Run] = OrderedDict()
 
 
+@page_only("the page is not told of runs before it was opened")
 def add_route() -> None:
     """Answer GET on ROUTE with the newest runs, oldest first: {"runs": [...]}; and POST of a report's JSON on READ."""
     running = server()
@@ -68,15 +71,17 @@ def told(report: Report | str) -> dict[str, Any]:
     return {"report": asdict(report), "figures": figures(report)}
 
 
+@page_only(NOT_TOLD)
 def follow(node: type[io.ComfyNode], report: Report) -> None:
     """From now on the page hears of every run that ``report`` is filled with, as the run of this (executing) node."""
     hidden, context = getattr(node, "hidden", None), get_executing_context()
     report.ask_node = executing_node
     if server() is not None and context is not None and hidden is not None and hidden.unique_id:
-        metadata = hidden.extra_pnginfo if isinstance(hidden.extra_pnginfo, dict) else None
-        report.watch = partial(_tell, node_id=hidden.unique_id, made_for=context.prompt_id, metadata=metadata)
+        of_run = {"node_id": hidden.unique_id, "made_for": context.prompt_id, "metadata": hidden.extra_pnginfo}
+        report.watch = partial(_tell, **of_run)
 
 
+@page_only(NOT_TOLD)
 def show(node: type[io.ComfyNode], report: Report | str) -> None:
     """Show a report that is complete, or a sentence instead of one, on this (executing) node."""
     hidden, context, running = getattr(node, "hidden", None), get_executing_context(), server()
@@ -84,14 +89,15 @@ def show(node: type[io.ComfyNode], report: Report | str) -> None:
         return
     run = _begin(running, context.prompt_id, hidden.unique_id, report, source_of(hidden)) | told(report)
     _runs[_key(run)] = run
-    if running.sockets:
+    if _heard(running):
         running.send_sync(EVENT, run)
 
 
+@page_only(NOT_TOLD)
 def keep(node: type[io.ComfyNode], report: Report) -> None:
     """Put the report that came into this (executing) node's input `report` into what the host saves from now on."""
     hidden = getattr(node, "hidden", None)
-    if hidden is not None and isinstance(hidden.extra_pnginfo, dict) and (source := source_of(hidden)):
+    if hidden is not None and (source := source_of(hidden)):
         _store(hidden.extra_pnginfo, source, report)
 
 
@@ -103,48 +109,52 @@ def executing_node() -> str:
 
 def source_of(hidden: io.HiddenHolder) -> str:
     """The node that an executing node's input `report` is linked to; "" if to none."""
-    node: Mapping[str, Any] = (hidden.prompt or {}).get(hidden.unique_id, {})
-    link = node.get("inputs", {}).get("report")
-    return str(link[0]) if isinstance(link, list) else ""
+    return _linked(_object(hidden.prompt).get(hidden.unique_id), "report")
 
 
 def waits_for(node: type[io.ComfyNode]) -> set[str]:
     """The nodes that this (executing) node's input `after` comes from."""
     hidden = getattr(node, "hidden", None)
-    return before(hidden.prompt or {}, hidden.unique_id, "after") if hidden is not None else set()
+    return before(_object(hidden.prompt), hidden.unique_id, "after") if hidden is not None else set()
 
 
-def before(graph: Mapping[str, Any], node_id: str, name: str = "") -> set[str]:
+def before(graph: dict[str, Any], node_id: str, name: str = "") -> set[str]:
     """The nodes of a prompt that this one's input ``name`` (all inputs if "") comes from, itself not among them."""
     found: set[str] = set()
     ahead = [(node_id, name)]
     while ahead:
         node, only = ahead.pop()
-        for key, link in graph.get(node, {}).get("inputs", {}).items():
+        for key, link in _object(_object(graph.get(node)).get("inputs")).items():
             if only in ("", key) and isinstance(link, list) and len(link) == 2 and str(link[0]) not in found:
                 found.add(str(link[0]))
                 ahead.append((str(link[0]), ""))
     return found
 
 
-def _tell(report: Report, node_id: str, made_for: str, metadata: dict[str, Any] | None) -> None:
+@page_only(NOT_TOLD)
+def _tell(report: Report, node_id: str, made_for: str, metadata: Any) -> None:
     """A report has changed: the node that made it is ``node_id``, the node that samples is executing now."""
     over, running = report.status != "running", server()
-    if running is None or (report.steps and not over and not running.sockets):
+    if running is None or (report.steps and not over and not _heard(running)):
         return  # a step, and nobody listens
     context = get_executing_context()
     if context is None:
         return
+    if over and made_for == context.prompt_id:
+        _store(metadata, node_id, report)
     run = _runs.get((context.prompt_id, node_id, report.sampler_node))
     begins = run is None or not report.steps and not over
     if run is None or begins:
         run = _begin(running, context.prompt_id, node_id, report, node_id)
     if over:
         run |= told(report)  # the next run fills the same object
-        if metadata is not None and made_for == context.prompt_id:
-            _store(metadata, node_id, report)
-    if running.sockets:
+    if _heard(running):
         running.send_sync(EVENT, whole(run) if begins or over else {**run, "report": newest(report), "figures": figures(report)})
+
+
+def _heard(running: Any) -> bool:
+    """Whether a page listens; where the host does not tell, one may."""
+    return bool(getattr(running, "sockets", True))
 
 
 def _begin(running: Any, prompt_id: str, node_id: str, report: Report | str, sampler: str) -> Run:
@@ -165,24 +175,38 @@ def _key(run: Run) -> tuple[str, str, str]:
 
 def _place(running: Any, prompt_id: str, node_id: str, samples: str) -> dict[str, Any]:
     """The workflow that the run belongs to ("" if unknown) and the nodes that show it: its own and its Inspectors."""
-    queued = next((item for item in running.prompt_queue.get_current_queue_volatile()[0] if item[1] == prompt_id), None)
-    graph: Mapping[str, Any] = queued[2] if queued else {}
+    graph: dict[str, Any] = {}
+    extra: dict[str, Any] = {}
+    with page_only("the page is not told where runs belong"):
+        queued = (item for item in running.prompt_queue.get_current_queue_volatile()[0] if item[1] == prompt_id)
+        graph, extra = map(_object, next(queued, (0, prompt_id, {}, {}))[2:4])
     inspectors = [
         inspector
         for inspector, node in graph.items()
-        if node.get("class_type") == INSPECTOR
-        and (node["inputs"].get("report") or [None])[0] == node_id
+        if _object(node).get("class_type") == INSPECTOR
+        and _linked(node, "report") == node_id
         and _shows(graph, inspector, node_id, samples)
     ]
-    workflow = ((queued[3] if queued else {}).get("extra_pnginfo") or {}).get("workflow") or {}
+    workflow = _object(_object(extra.get("extra_pnginfo")).get("workflow"))
     return {"workflow_id": str(workflow.get("id") or ""), "nodes": [node_id, *inspectors]}
 
 
-def _shows(graph: Mapping[str, Any], inspector: str, node_id: str, samples: str) -> bool:
+def _shows(graph: dict[str, Any], inspector: str, node_id: str, samples: str) -> bool:
     """Whether an Inspector of the report of ``node_id`` shows the run that the node ``samples`` sampled: all runs, unless its
     input `after` comes from a certain sampler."""
     chosen = before(graph, inspector, "after")
     return node_id not in chosen or samples not in graph or samples in chosen or samples == node_id
+
+
+def _linked(node: Any, name: str) -> str:
+    """The node that the input ``name`` of a graph's ``node`` is linked to; "" if to none."""
+    link = _object(_object(node).get("inputs")).get(name)
+    return str(link[0]) if isinstance(link, list) and link else ""
+
+
+def _object(value: Any) -> dict[str, Any]:
+    """``value`` if it is a JSON object: what a client sends can have any shape."""
+    return value if isinstance(value, dict) else {}
 
 
 def whole(run: Run) -> Run:
@@ -202,10 +226,20 @@ def newest(report: Report) -> dict[str, Any]:
     }
 
 
-def _store(metadata: dict[str, Any], node_id: str, report: Report) -> None:
-    """Files that the host saves carry the report beside the workflow, and in the workflow, where the page finds it."""
-    reports = metadata.setdefault(METADATA, {})
+@page_only("saved files do not carry the report")
+def _store(metadata: Any, node_id: str, report: Report) -> None:
+    """Files that the host saves carry the report beside the workflow, and in the workflow, where the page finds it.
+
+    ``metadata``: a run's extra_pnginfo, whatever a client sent; only an object, and in it a workflow that is an object with
+    room for `extra`, can take the report.
+    """
+    if not metadata:
+        return
+    if not isinstance(metadata, dict):
+        raise TypeError(f"extra_pnginfo is a {type(metadata).__name__}")
+    reports = metadata[METADATA] = _object(metadata.get(METADATA))
     other = report.sampler_node not in ("", node_id)  # several may sample with one MODEL
     reports[f"{node_id} {report.sampler_node}" if other else node_id] = {**asdict(report), "figures": figures(report)}
-    if isinstance(metadata.get("workflow"), dict):
-        metadata["workflow"].setdefault("extra", {})[METADATA] = reports
+    workflow = metadata.get("workflow")
+    if isinstance(workflow, dict) and isinstance(extra := workflow.get("extra") or {}, dict):
+        workflow["extra"] = {**extra, METADATA: reports}

@@ -11,7 +11,7 @@ from comfy_api.latest import io
 from ..srd_core import cogvideox
 from ..srd_core.attention import AUTO, backends, missing, with_attention
 from ..srd_core.checkpoint import called, check_video_dit, model_names, weight_files
-from ..srd_core.latent_space import FILE_NAME
+from ..srd_core.latent import FILE_NAME
 from .common import CATEGORY, SEARCH_ALIASES, show_on_node
 
 WEIGHT_DTYPES = ["default", "fp8_e4m3fn", "fp8_e4m3fn_fast", "fp8_e5m2"]

@@ -10,9 +10,9 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ..srd_core.memory import AUTO, POLICIES
+from ..srd_core.pair import cooperate
 from ..srd_core.report.data import Report
 from ..srd_core.route import MODES, Switch
-from ..srd_core.run import cooperate
 from ..srd_core.stage import RenderSettings
 from . import live
 from .common import CATEGORY, SEARCH_ALIASES, SRReport, out_of_range

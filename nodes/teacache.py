@@ -5,9 +5,9 @@ from __future__ import annotations
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
-from ..srd_core.reuse import TeaCache, with_teacache
-from ..srd_core.run import check_plain
-from ..srd_core.teacache import FORMS
+from ..srd_core.checks import check_plain
+from ..srd_core.teacache.host import TeaCache, with_teacache
+from ..srd_core.teacache.plan import FORMS
 from .common import CATEGORY, SEARCH_ALIASES
 
 KEEP_ON = ["gpu", "cpu"]

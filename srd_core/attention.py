@@ -50,6 +50,9 @@ def with_attention(model: ModelPatcher, backend: str) -> ModelPatcher:
         return before(function, *args, **kwargs) if before else function(*args, **kwargs)
 
     override.backend = backend  # type: ignore[attr-defined]
+    if before is None and hasattr(function, "container_function"):
+        # Newer hosts: the backend's way to take over query, key and value, which it frees as soon as it has used them.
+        override.container_function = function.container_function  # type: ignore[attr-defined]
     model.model_options["transformer_options"][OVERRIDE] = override
     return model
 

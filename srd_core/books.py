@@ -67,9 +67,8 @@ class Books:
         self._step_clock += seconds
         last = self.report.steps[-1] if self.report.steps else None
         steps = len(self.sigmas) - 1
-        hand_over = HandOver(
-            step, to, reason, self.sigmas[step], 100 * step / steps, last and last.d, last and last.fall, seconds, memory
-        )
+        d, fall = (last.d, last.fall) if last else (None, None)
+        hand_over = HandOver(step, to, reason, self.sigmas[step], 100 * step / steps, d, fall, seconds, memory)
         self.report.hand_overs.append(hand_over)
         logging.info("SRDiffusion: %s", describe_hand_over(hand_over, self.report))
         self.report.changed()

@@ -1,8 +1,9 @@
-"""The host's calls that this pack wraps, by their signatures: an argument is found by name, whatever its place."""
+"""The host's calls that this pack wraps: under which key, and by which signatures an argument is found by its name."""
 
 import inspect
 
 import comfy.samplers
 
+KEY = "srdiffusion"  # of a pair's wrappers
 OUTER_SAMPLE = inspect.signature(comfy.samplers.CFGGuider.outer_sample)
 PREDICT_NOISE = inspect.signature(comfy.samplers.CFGGuider.outer_predict_noise)

@@ -8,10 +8,20 @@ from typing import Any
 
 import comfy.samplers
 from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
 
-from .latent_space import check_latent, check_same_prompts
+from .calls import KEY
+from .latent import check_latent, check_same_prompts
 from .route import Switch
 from .stage import RenderSettings
+
+
+def check_plain(role: str, model: ModelPatcher) -> None:
+    """Raises ValueError when the MODEL that is to be the ``role`` already cooperates."""
+    if KEY in model.wrappers.get(WrappersMP.OUTER_SAMPLE, {}):
+        raise ValueError(
+            f"The {role} already is a Sketch-Render Model; connect a plain MODEL (what changes one model goes before the two meet)."
+        )
 
 
 def check_levels(sigmas: Sequence[float]) -> None:

@@ -5,9 +5,9 @@ For scheduler step tau with the guided x0 prediction p_tau:
     D_tau = tanh(|p_tau - p_(tau-1)|_1 / |p_(tau-1)|_1)                                     (Eq. 3)
     fall  = D_(tau-1) - D_tau, which lies in (0, delta) once the composition has settled    (Eq. 4, 5)
 
-The paper gives delta for 50 uniform timesteps. D grows with the length of a step and its fall with the square, so both are
-taken per 50th of the model's timesteps here: one delta means one noise level in any schedule (bench/results/rule.md, which
-also says how the readings that the paper leaves open were settled). Torch only: nothing here knows the host.
+The paper gives delta for 50 uniform timesteps. D grows with the length of a step, its fall with the square: the fall is divided
+by the lengths of the two steps, in 50ths of the timesteps, so that one delta means about one noise level in any schedule
+(bench/results/rule.md, which also says how the readings that the paper leaves open were settled). Torch only: nothing here knows the host.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 import torch
 
 PAPER_STEPS = 50  # of the schedule that delta and fix_step are given for
+NEAREST = 0.9  # 50ths of the timesteps: nearer predictions are not compared, so that 100 steps mean what 50 mean
 
 
 def relative_change(p: torch.Tensor, p_previous: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
@@ -43,22 +44,33 @@ class Criterion:
     _place: float = 1.0  # where its step began, see route.py
     _length: float = 0.0  # from the step before it to it, in 50ths; 0: there is none
 
-    def observe(self, prediction: torch.Tensor, place: float, mask: torch.Tensor | None = None) -> None:
+    def observe(self, prediction: torch.Tensor, place: float, mask: torch.Tensor | None = None) -> bool:
         """Take in the guided x0 prediction [B, ...] of a step that began at ``place`` (1: pure noise, 0: no noise).
 
-        Another size (samplers that grow the resolution), and a step that did not come nearer to 0, start the comparison anew.
+        Returns False, and keeps what it has, for a step nearer than NEAREST to the one before. Another size (samplers that grow
+        the resolution), and a step that did not come nearer to 0, start the comparison anew.
         """
-        previous, length = self._previous, PAPER_STEPS * (self._place - place)
-        length_before, d_before = self._length, self.d
-        self._previous, self._place = prediction.detach().clone(), place
-        if previous is None or previous.shape != prediction.shape or length <= 0:
-            self.d, self.fall, self._length = None, None, 0.0
-            return
-        self.d, self._length = relative_change(prediction, previous, mask).tolist(), length
-        self.fall = None
-        if d_before is not None:
-            between = (length + length_before) / 2
-            self.fall = [(before / length_before - now / length) / between for before, now in zip(d_before, self.d)]
+        if self._is_near(place):
+            return False
+        previous, self._previous = self._previous, prediction.detach().clone()
+        if previous is None or previous.shape != prediction.shape:
+            return self.note(None, place)
+        return self.note(relative_change(prediction, previous, mask).tolist(), place)
+
+    def note(self, d: list[float] | None, place: float) -> bool:
+        """The same from D, one value per sample; None: there is nothing to compare with."""
+        if d is not None and self._is_near(place):
+            return False
+        length = PAPER_STEPS * (self._place - place)
+        before, length_before = self.d, self._length
+        known = d is not None and length > 0
+        self.d, self._length, self._place, self.fall = (d if known else None), (length if known else 0.0), place, None
+        if before is not None and self.d is not None:
+            self.fall = [(b - now) / (length_before * length) for b, now in zip(before, self.d)]
+        return True
+
+    def _is_near(self, place: float) -> bool:
+        return self._previous is not None and 0 < PAPER_STEPS * (self._place - place) < NEAREST
 
     def settled(self, delta: float) -> bool:
         """Eq. 4 and 5 after the last observed step; a batch has settled when every sample has. Non-finite: False."""

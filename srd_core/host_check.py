@@ -6,7 +6,7 @@ from __future__ import annotations
 import importlib
 import re
 
-TESTED = ("0.18.2", "0.30.0")  # the oldest and the newest ComfyUI that the tests run on
+TESTED = ("0.24.0", "0.30.0")  # the oldest and the newest ComfyUI that the tests run on
 
 # Module of the host -> what the pack uses of it. tests/test_host_versions.py compares this with the pack's own sources.
 # What only some settings need (CogVideoX) is not here: those nodes say so themselves.
@@ -17,12 +17,13 @@ HOOKS = {
     "comfy.ldm.wan.model": "sinusoidal_embedding_1d",
     "comfy.model_base": "BaseModel",
     "comfy.model_detection": "model_config_from_unet unet_prefix_from_state_dict",
-    "comfy.model_management": "InterruptProcessingException OOM_EXCEPTION current_loaded_models free_memory get_free_memory "
-    "is_device_cpu is_oom loaded_models throw_exception_if_processing_interrupted",
+    "comfy.model_management": "InterruptProcessingException OOM_EXCEPTION current_loaded_models dtype_size free_memory get_free_memory "
+    "is_device_cpu is_oom loaded_models soft_empty_cache "
+    "throw_exception_if_processing_interrupted",
     "comfy.model_patcher": "ModelPatcher create_model_options_clone",
     "comfy.model_sampling": "ModelSamplingDiscrete V_PREDICTION rescale_zero_terminal_snr_sigmas",
     "comfy.ops": "fp8_ops.Linear manual_cast.Linear",
-    "comfy.patcher_extension": "WrapperExecutor.new_class_executor WrappersMP.APPLY_MODEL WrappersMP.DIFFUSION_MODEL "
+    "comfy.patcher_extension": "PatcherInjection WrapperExecutor.new_class_executor WrappersMP.APPLY_MODEL WrappersMP.CALC_COND_BATCH WrappersMP.DIFFUSION_MODEL "
     "WrappersMP.OUTER_SAMPLE WrappersMP.PREDICT_NOISE WrappersMP.PREPARE_SAMPLING add_wrapper_with_key get_all_wrappers",
     "comfy.sample": "prepare_noise sample_custom",
     "comfy.sampler_helpers": "cleanup_models convert_cond estimate_memory get_additional_models "
@@ -85,5 +86,5 @@ def _version() -> str:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    """ "0.18.2" -> (0, 18, 2); an unknown version counts as an old one."""
+    """ "0.24.0" -> (0, 24, 0); an unknown version counts as an old one."""
     return tuple(int(part) for part in re.findall(r"\d+", version)[:3])

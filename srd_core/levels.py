@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 
-from .latent_map import FLOW
-from .latent_space import FLOW_COSMOS, kind_of
+from .latent import FLOW, FLOW_COSMOS, kind_of
 
 SHIFT = 5.0  # of the schedule that the paper's settings are for (Wan)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from einops import rearrange
 
 # Wang, Bovik, Sheikh, Simoncelli, "Image quality assessment", IEEE TIP 2004, Sec. III-C
 SIGMA, RADIUS, K1, K2 = 1.5, 5, 0.01, 0.03  # a Gaussian window of 11 x 11
@@ -81,14 +82,10 @@ def _window(planes: torch.Tensor) -> torch.Tensor:
     offsets = torch.arange(-RADIUS, RADIUS + 1, dtype=torch.float64, device=planes.device)
     weights = torch.exp(-0.5 * (offsets / SIGMA).square())
     weights = weights / weights.sum()
-    flat = planes.flatten(0, 1)[:, None]
-    flat = torch.nn.functional.conv2d(flat, weights.view(1, 1, -1, 1))
-    return torch.nn.functional.conv2d(flat, weights.view(1, 1, 1, -1)).view(*planes.shape[:2], *_whole(planes))
-
-
-def _whole(planes: torch.Tensor) -> tuple[int, int]:
-    """Height and width that a whole window leaves of [..., h, w]."""
-    return planes.shape[-2] - 2 * RADIUS, planes.shape[-1] - 2 * RADIUS
+    means = rearrange(planes, "n c h w -> (n c) 1 h w")
+    for window in ("k -> 1 1 k 1", "k -> 1 1 1 k"):
+        means = torch.nn.functional.conv2d(means, rearrange(weights, window))
+    return rearrange(means, "(n c) 1 h w -> n c h w", n=len(planes))
 
 
 def flicker(video: torch.Tensor) -> float:

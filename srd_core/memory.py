@@ -6,14 +6,13 @@ dynamic and quantised models alike. Nothing is emptied, moved or measured by us.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import comfy.model_management
 from comfy.model_patcher import ModelPatcher
 
-from .latent_space import FULL_NAME
+from .latent import FULL_NAME
 
 # What happens to the model that leaves. auto: the host takes as much of it as the next one needs.
 AUTO, ALWAYS, NEVER = POLICIES = ("auto", "always", "never")
@@ -139,14 +138,9 @@ def try_twice(attempt: Callable[[], Result], room: Callable[[], str]) -> Result:
 
 def end_malloc_graph() -> None:
     """Newer hosts record a stage's allocations and play them back: another stage's are others."""
-    _prefetch("cleanup_malloc_graph")
-
-
-def _prefetch(name: str) -> Any:
-    """Call a function of a module that not every supported host has."""
     try:
-        module = importlib.import_module("comfy.model_prefetch")
+        from comfy import model_prefetch  # not in older hosts
     except ImportError:
-        return None
-    function = getattr(module, name, None)
-    return function() if function else None
+        return
+    if end := getattr(model_prefetch, "cleanup_malloc_graph", None):
+        end()

@@ -37,7 +37,7 @@ class Switch:
             raise ValueError(f"switch_mode is {self.mode!r}; choose one of {', '.join(MODES)}.")
         if self.mode == "adaptive" and not (math.isfinite(self.delta) and self.delta > 0):
             raise ValueError(f"delta is {self.delta}; it must be above 0 (the paper uses 0.002 to 0.03, default 0.01).")
-        if math.isnan(self.switch_sigma):
+        if self.mode != "step" and math.isnan(self.switch_sigma):
             raise ValueError("switch_sigma is not a number; Wan 2.2 uses 0.875 for text-to-video.")
         for name in ("fix_step", "max_step", "switch_step"):
             if getattr(self, name) < 0:
@@ -91,9 +91,19 @@ class Route:
         name, _ = ahead.stage(0)
         return name, ahead.final
 
-    def observe(self, step: int, prediction: torch.Tensor, mask: torch.Tensor | None = None) -> None:
-        """Take in the guided x0 prediction [B, ...] of ``step`` (0-based), made by the present leg's stage."""
-        self.criterion.observe(prediction, self.places[step], mask)
+    def observe(self, step: int, prediction: torch.Tensor, mask: torch.Tensor | None = None) -> bool:
+        """Take in the guided x0 prediction [B, ...] of ``step`` (0-based), made by the present leg's stage. Returns whether the
+        criterion looked at it."""
+        looked = self.criterion.observe(prediction, self.places[step], mask)
+        self._look(step)
+        return looked
+
+    def note(self, step: int, d: list[float] | None) -> None:
+        """The same from a recorded D, one value per sample."""
+        self.criterion.note(d, self.places[step])
+        self._look(step)
+
+    def _look(self, step: int) -> None:
         switch = self.legs[self._at].until
         if switch is not None and step + 1 < switch.earliest(self.places):
             self._held |= self.criterion.settled(switch.delta)

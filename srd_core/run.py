@@ -1,8 +1,7 @@
 """One sampling run over the legs of a route.
 
-``cooperate`` puts an OUTER_SAMPLE wrapper on a clone of the sketch. It runs once per sampling run and puts a PREDICT_NOISE
-wrapper, ``Run.predict``, into that run's own options. The sampler runs once over all noise levels, so its history survives
-every hand-over, and asks ``Run.predict`` for each prediction:
+A PREDICT_NOISE wrapper, ``Run.predict``, stands in the options of one sampling run. The sampler runs once over all noise
+levels, so its history survives every hand-over, and asks ``Run.predict`` for each prediction:
 
     steps   which scheduler step is this call of?
     route   who is in charge of that step?     a change: hand over
@@ -33,99 +32,18 @@ from comfy.patcher_extension import WrapperExecutor, WrappersMP, add_wrapper_wit
 from . import memory
 from .attention import backend_of
 from .books import Books
-from .calls import OUTER_SAMPLE, PREDICT_NOISE
-from .checks import check_levels, check_run, check_settings, check_switch
-from .finite import FiniteGuard
-from .latent_map import LatentMap
-from .latent_space import check_pair, check_same_prompts, name_of, parameters_of
+from .calls import KEY, PREDICT_NOISE
+from .checks import check_levels
+from .finite import FiniteGuard, complaint
+from .latent import name_of
 from .levels import places_of
 from .report.data import Report, StageReport, Step
-from .reuse import CachedRun, TeaCache, is_cached, run_of, with_teacache
-from .route import RENDER, SKETCH, Leg, Route, Switch, two_legs
-from .stage import GuidersStage, RenderSettings, Stage
+from .route import SKETCH, Leg, Route, Switch
+from .stage import GuidersStage, Stage
 from .steps import StepCounter, counter_for, sampler_name
+from .teacache.host import CachedRun, run_of
 
-KEY = "srdiffusion"
 AtHandOver = Callable[[torch.Tensor, str, str], None]  # (x, the stage that takes over, why), before that stage is loaded
-LARGER = "The render is larger than the sketch. Are the two swapped?"
-
-
-def cooperate(
-    sketch: ModelPatcher,
-    render: ModelPatcher,
-    switch: Switch,
-    settings: RenderSettings,
-    report: Report,
-    at_hand_over: AtHandOver | None = None,
-) -> ModelPatcher:
-    """A MODEL that samples as ``sketch`` until ``switch`` says so, then as ``render``; ``report`` is filled meanwhile.
-
-    Raises ValueError when the two do not share a latent, would need other prompts, or one already is such a MODEL; and
-    for a TeaCache that is asked for twice.
-    """
-    for role, plain in ((SKETCH, sketch), (RENDER, render)):
-        check_plain(role, plain)
-    latent_map = check_pair(sketch, render)
-    if settings.positive is None:
-        check_same_prompts(sketch, render, "positive")
-    if settings.teacache:
-        if is_cached(render):
-            raise ValueError(
-                f"teacache is {settings.teacache:g}, but the render MODEL already comes from Render TeaCache. "
-                "Set teacache to 0 or leave that node out."
-            )
-        render = with_teacache(render, TeaCache(settings.teacache))
-    model = sketch.clone()
-    outer_sample = partial(
-        _sample,
-        render=render,
-        latent_map=latent_map,
-        switch=switch,
-        settings=settings,
-        report=report,
-        at_hand_over=at_hand_over,
-    )
-    model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, outer_sample)
-    return model
-
-
-def check_plain(role: str, model: ModelPatcher) -> None:
-    """Raises ValueError when the MODEL that is to be the ``role`` already cooperates."""
-    if KEY in model.wrappers.get(WrappersMP.OUTER_SAMPLE, {}):
-        raise ValueError(
-            f"The {role} already is a Sketch-Render Model; connect a plain MODEL (what changes one model goes before the two meet)."
-        )
-
-
-def _sample(
-    executor: WrapperExecutor,
-    *args: Any,
-    render: ModelPatcher,
-    latent_map: LatentMap,
-    switch: Switch,
-    settings: RenderSettings,
-    report: Report,
-    at_hand_over: AtHandOver | None,
-    **kwargs: Any,
-) -> torch.Tensor:
-    """OUTER_SAMPLE wrapper: one sampling run of the host, whatever guider and sampler it uses."""
-    guider = executor.class_obj
-    call = OUTER_SAMPLE.bind(guider, *args, **kwargs)
-    if settings.offload_sketch == memory.NEVER:
-        render = memory.with_beside(render, guider.model_patcher)
-    stage = Stage.beside(guider, render, settings, latent_map)
-    run = begin_run(guider, call.arguments, {RENDER: stage}, two_legs(switch), report, settings.offload_sketch)
-    run.at_hand_over = at_hand_over
-
-    def prepare() -> None:
-        check_run(guider, call.arguments, run.steps.sigmas)
-        check_switch(switch, run.route.places)
-        check_settings(guider, render, settings)
-        if 0 < parameters_of(guider.model_patcher) < parameters_of(render):  # 0: it stands for a sketch of another run
-            report.notes.append(LARGER)
-        stage.prepare()
-
-    return carry_out(run, executor, call, prepare)
 
 
 def begin_run(
@@ -177,7 +95,7 @@ def carry_out(
     try:
         prepare()
         guider.model_options = run.options_for(guider)
-        latent = _inside_wrappers(run, executor).execute(*call.args[1:], **call.kwargs)
+        latent = _inside_wrappers(run, executor)(*call.args[1:], **call.kwargs)
         latent.flatten()[:1].cpu()  # wait for the device once: what it still has to do belongs to the last step
         if report.steps and report.steps[-1].seconds is not None:
             run.books.add_seconds()
@@ -195,12 +113,13 @@ def carry_out(
         run.close()
 
 
-def _inside_wrappers(run: Run, executor: WrapperExecutor) -> WrapperExecutor:
+def _inside_wrappers(run: Run, executor: WrapperExecutor) -> Callable[..., torch.Tensor]:
     """The run inside the other stages' wrappers around a whole run (EasyCache), which can't be entered in mid-run."""
+    sample: Callable[..., torch.Tensor] = executor
     for stage in run.others():
         wrappers = get_all_wrappers(WrappersMP.OUTER_SAMPLE, stage.options, is_model_options=True)
-        executor = WrapperExecutor.new_class_executor(executor, stage.guider, wrappers)
-    return executor
+        sample = WrapperExecutor.new_class_executor(sample, stage.guider, wrappers).execute
+    return sample
 
 
 @dataclass
@@ -361,8 +280,8 @@ class Run:
         mask = self.request["denoise_mask"]
         if mask is not None:
             mask = mask.to(prediction.device) if mask.shape[2:] == prediction.shape[2:] else None
-        self.route.observe(self.steps.step, prediction, mask)
-        self.books.observed(self.route.criterion.d, self.route.criterion.fall)
+        if self.route.observe(self.steps.step, prediction, mask):
+            self.books.observed(self.route.criterion.d, self.route.criterion.fall)
 
     def _note_teacache(self, name: str) -> None:
         """A skip plan goes into the report once it is made."""
@@ -380,21 +299,12 @@ class Run:
         return None if self.route.final else self.steps.step
 
     def _not_finite(self, name: str, step: int | None, timestep: torch.Tensor) -> str:
-        """What to say of a prediction with NaN or infinity in it, made by the stage ``name`` in ``step`` (0-based; None: as its
-        timestep [B] says), and what to try."""
+        """What to say of a prediction of the stage ``name`` in ``step`` (0-based; None: as its timestep [B] says)."""
         sigma, stage = float(timestep[0]), self.stages[name]
         step = self.steps.interval(sigma) if step is None else step
-        backend, weights = backend_of(stage.options), str(stage.model.model_dtype()).removeprefix("torch.")
-        advice = "Look for a broken LoRA, text encoder or model file."
-        if "float8" in weights:
-            advice = "Set weight_dtype to default, or use a file that is made for fp8 (fp8_scaled)."
-        if backend not in ("pytorch", "basic", "split", "sub_quad"):
-            advice = f"Set attention to pytorch on the {name}'s loader. If that does not help: {advice}"
-        return (
-            f"The {name}'s prediction has values that are not finite (NaN or infinity) at step "
-            f"{step + 1} of {self.steps.steps} (sigma {sigma:.4g}), so the run is stopped. Model: "
-            f"{name_of(stage.model)}, attention: {backend}, weights: {weights}. {advice}"
-        )
+        weights = str(stage.model.model_dtype()).removeprefix("torch.")
+        place = f"step {step + 1} of {self.steps.steps} (sigma {sigma:.4g})"
+        return complaint(name, place, name_of(stage.model), backend_of(stage.options), weights)
 
 
 def _has_cache(options: dict[str, Any]) -> bool:

@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import importlib
 import inspect
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,8 +24,9 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrapperExecutor
 
 from . import memory
+from .additions import bring_over, with_sampler_additions
 from .calls import PREDICT_NOISE
-from .latent_map import LatentMap
+from .latent import LatentMap
 
 Conds = dict[str, list[dict[str, Any]]]  # the host's conditioning by role: positive, negative, ...
 Request = dict[str, Any]  # the run's noise, latent_image, denoise_mask, seed, latent_shapes
@@ -156,7 +155,7 @@ class Stage:
         options = with_sampler_additions(self.options, call.arguments.get("model_options", {}), guider.model_options)
         if device != x.device or not self.latent_map.is_identity:
             added_from = len(self.options.get("sampler_post_cfg_function", []))
-            _for_sampler(options, added_from, device, self.latent_map, x, sigma)
+            bring_over(options, added_from, device, self.latent_map, x, sigma)
         own = PREDICT_NOISE.bind(*call.args, **call.kwargs)
         own.arguments["x"], own.arguments["timestep"] = self.latent_map.to_render(x.to(device), sigma.to(device))
         own.arguments["model_options"] = options
@@ -187,7 +186,9 @@ class Stage:
         self._clones = prepare(self.model, self._models, self.options) if prepare else []
         if self._clones and THREADS not in self.options:
             devices = [self.model.load_device, *(clone.load_device for clone in self._clones)]
-            self.options[THREADS] = importlib.import_module("comfy.multigpu").MultiGPUThreadPool(devices)
+            from comfy.multigpu import MultiGPUThreadPool  # not in older hosts
+
+            self.options[THREADS] = MultiGPUThreadPool(devices)
 
     def _processed(self, conds: Conds, noise: torch.Tensor, request: Request, schedule: Any) -> Conds:
         """The conds with what this model needs of latent, mask and prompt, for the run's own ranges of steps."""
@@ -262,56 +263,6 @@ def _follow_schedule(conds: list[dict[str, Any]], schedule_of: Any) -> None:
             to_sigma = schedule_of.model_sampling.percent_to_sigma
             control.timestep_range = (to_sigma(start), to_sigma(end))
             control = control.previous_controlnet
-
-
-def with_sampler_additions(options: dict[str, Any], passed: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
-    """``options`` with what a sampler put into the ``passed`` options of its call beyond the guider's ``base``.
-
-    The *_cfg_pp samplers append a post-CFG function; the host adds sample_sigmas.
-    """
-    merged = options.copy()
-    for key, value in passed.items():
-        own = base.get(key)
-        if isinstance(value, dict):
-            inner = with_sampler_additions(options.get(key) or {}, value, own or {})
-            if inner or key in options:
-                merged[key] = inner
-        elif isinstance(value, list):
-            if added := value[len(own or []) :]:
-                merged[key] = [*(options.get(key) or []), *added]
-        elif value is not own:
-            merged[key] = value
-    return merged
-
-
-def _for_sampler(
-    options: dict[str, Any], added_from: int, device: torch.device, latent_map: LatentMap, x: torch.Tensor, sigma: torch.Tensor
-) -> None:
-    """For a model on a device or in a latent space of its own: bring the run's sigmas there, and give the sampler's
-    functions (those from index ``added_from`` on) what they know: tensors of the sampler's device and space."""
-    transformer_options = options["transformer_options"]
-    transformer_options["sample_sigmas"] = latent_map.sigmas(transformer_options["sample_sigmas"].to(device))
-    functions = options.get("sampler_post_cfg_function", [])
-    functions[added_from:] = [
-        partial(_call_there, function, device, latent_map, x, sigma) for function in functions[added_from:]
-    ]
-
-
-def _call_there(
-    function: Callable[[dict[str, Any]], torch.Tensor],
-    device: torch.device,
-    latent_map: LatentMap,
-    x: torch.Tensor,
-    sigma: torch.Tensor,
-    args: dict[str, Any],
-) -> torch.Tensor:
-    predictions = {
-        key: latent_map.clean_to_sketch(value).to(x.device)
-        for key, value in args.items()
-        if "denoised" in key and isinstance(value, torch.Tensor)
-    }
-    result = function({**args, **predictions, "input": x, "sigma": sigma})
-    return latent_map.clean_to_render(result.to(device))
 
 
 def _device_context(device: torch.device) -> contextlib.AbstractContextManager[Any]:

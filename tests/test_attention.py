@@ -77,6 +77,27 @@ def test_an_override_that_is_there_already_is_called_with_the_chosen_backend(wan
     assert not calls, "the MODEL that came in is as it was"
 
 
+def test_a_backend_that_takes_containers_still_does(wan: Any, monkeypatch: pytest.MonkeyPatch):
+    """Newer hosts look for this attribute on the override; with another node's in front, that one would be left out."""
+
+    def backend(*args: Any, **kwargs: Any) -> torch.Tensor:
+        return host.attention_pytorch(*args, **kwargs)
+
+    def takes_containers(*_: Any) -> None: ...
+
+    backend.container_function = takes_containers  # type: ignore[attr-defined]
+    monkeypatch.setitem(host.REGISTERED_ATTENTION_FUNCTIONS, "one", backend)
+
+    def override_of(model: Any) -> Any:
+        return model.model_options["transformer_options"]["optimized_attention_override"]
+
+    model = wan()
+    assert override_of(attention.with_attention(model, "one")).container_function is takes_containers
+    assert not hasattr(override_of(attention.with_attention(model, "pytorch")), "container_function")
+    model.model_options["transformer_options"]["optimized_attention_override"] = lambda f, *a, **k: f(*a, **k)
+    assert not hasattr(override_of(attention.with_attention(model, "one")), "container_function")
+
+
 def test_a_backend_that_is_missing_here_warns_and_runs_with_the_default(
     models_folder: Path,  # noqa: F811
     caplog: pytest.LogCaptureFixture,

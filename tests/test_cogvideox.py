@@ -22,7 +22,7 @@ from hosting import module
 from torch.utils._python_dispatch import TorchDispatchMode
 
 native = pytest.mark.host_has("comfy.supported_models", "CogVideoX_T2V")
-cogvideox, latent_map = module("srd_core.cogvideox"), module("srd_core.latent_map")
+cogvideox, files, latent = module("srd_core.cogvideox"), module("srd_core.cogvideox.files"), module("srd_core.latent")
 checkpoint, families = module("srd_core.checkpoint"), module("srd_core.families")
 
 KINDS = ["2b", "5b", "1.5"]
@@ -113,7 +113,7 @@ def test_without_the_corrections_the_same_forward_is_wrong(networks: dict[str, A
     """The oracle can tell: the host's own positions are off for 2B and 5B."""
     x = random(1, 16, 1, 40, 56)
     for kind in ("2b", "5b"):
-        state_dict, _ = cogvideox._read(folders[kind])
+        state_dict, _ = files.read(folders[kind])
         plain = comfy.sd.load_diffusion_model_state_dict(state_dict)
         reference = oracle.forward(networks[kind], kind, x, text(1), 500)
         assert relative(forward(plain, x, text(1), 500), reference) > 1e-2
@@ -186,7 +186,7 @@ def same_as(reference: Any, model: Any) -> bool:
 
 def host_file(network: Any, path: Path, prefix: str = "", **extra: torch.Tensor) -> Path:
     """The network as one file in the host's key layout."""
-    tensors = {prefix + cogvideox.host_key(key): value for key, value in network.state_dict().items()}
+    tensors = {prefix + files.host_key(key): value for key, value in network.state_dict().items()}
     comfy.utils.save_torch_file({**tensors, **extra}, str(path), metadata={})
     return path
 
@@ -309,16 +309,16 @@ def test_names_of_quantised_layers_are_renamed_with_the_weights(tmp_path: Path):
         {key: torch.zeros(1) for key in official("5b", 48)}, str(path),
         metadata={"_quantization_metadata": json.dumps({"layers": layers})},
     )  # fmt: skip
-    _, metadata = cogvideox._read(path)
+    _, metadata = files.read(path)
     assert list(json.loads(metadata["_quantization_metadata"])["layers"]) == ["blocks.0.attn_out"]
-    assert cogvideox.host_key("transformer_blocks.3.attn1.to_q.scale_weight") == "blocks.3.q.scale_weight"
+    assert files.host_key("transformer_blocks.3.attn1.to_q.scale_weight") == "blocks.3.q.scale_weight"
 
 
 def test_the_weights_are_not_in_memory_twice(folders: dict[str, Path]):
-    state_dict, _ = cogvideox._read(folders["5b"])
+    state_dict, _ = files.read(folders["5b"])
     tensors = {id(value) for value in state_dict.values()}
     before = state_dict
-    cogvideox.rename(state_dict)
+    files.rename(state_dict)
     assert state_dict is before and {id(value) for value in state_dict.values()} == tensors
     comfy.sd.load_diffusion_model_state_dict(state_dict)
     assert not state_dict  # the host has taken them all: none missing, none unexpected, none kept
@@ -421,7 +421,7 @@ def test_the_fix_makes_a_model_of_the_host_s_loader_the_same_as_ours(
     assert torch.equal(sample(fixed, noise, 4), expected)
     (again,) = node.execute(fixed, False).args  # twice is once
     assert torch.equal(sample(again, noise, 4), expected)
-    assert len(again.wrappers[WrappersMP.OUTER_SAMPLE][cogvideox.KEY]) == 1
+    assert len(again.wrappers[WrappersMP.OUTER_SAMPLE][module("srd_core.cogvideox.layout").KEY]) == 1
     assert not torch.equal(sample(plain, noise, 4), expected) and not plain.object_patches and not plain.wrappers
 
 
@@ -522,30 +522,30 @@ def test_odd_sizes_run_and_keep_their_size(folders: dict[str, Path]):
 # --- between the latents of 5B and 2B (its runs: test_cogvideox_hand_over.py) --------------------------------------------
 
 
-@pytest.mark.parametrize("kind", [latent_map.FLOW, latent_map.VARIANCE_EXPLODING])
+@pytest.mark.parametrize("kind", [latent.FLOW, latent.VARIANCE_EXPLODING])
 def test_the_map_takes_a_noisy_latent_to_what_the_render_would_have_seen(kind: str):
     clean, noise = random(3, 2, 2, 2).double(), random(3, 2, 2, 2, seed=1).double()
-    sigma = torch.tensor([1.0, 0.6, 0.0] if kind == latent_map.FLOW else [4518.8, 1.0, 0.0], dtype=torch.float64)
+    sigma = torch.tensor([1.0, 0.6, 0.0] if kind == latent.FLOW else [4518.8, 1.0, 0.0], dtype=torch.float64)
 
     def noisy(scale: float, sigma: torch.Tensor) -> torch.Tensor:
-        weight = 1 - sigma if kind == latent_map.FLOW else torch.ones_like(sigma)
+        weight = 1 - sigma if kind == latent.FLOW else torch.ones_like(sigma)
         return weight.view(-1, 1, 1, 1) * scale * clean + sigma.view(-1, 1, 1, 1) * noise
 
-    mapping = latent_map.LatentMap(1.2 / 0.7, kind)
+    mapping = latent.LatentMap(1.2 / 0.7, kind)
     x, mapped = mapping.to_render(noisy(0.7, sigma), sigma)
     assert torch.allclose(x, noisy(1.2, mapped), rtol=1e-12, atol=1e-12)
     assert torch.allclose(mapping.clean_to_sketch(1.2 * clean), 0.7 * clean)
     assert torch.allclose(mapping.clean_to_render(0.7 * clean), 1.2 * clean)
     single = mapping.to_render(noisy(0.7, sigma)[:1], sigma[0])
     assert torch.equal(single[0], x[:1]) and single[1] == mapped[0]
-    same = latent_map.LatentMap(1.0, kind)
+    same = latent.LatentMap(1.0, kind)
     assert same.is_identity and all(a is b for a, b in zip(same.to_render(clean, sigma), (clean, sigma)))
 
 
 def test_an_impossible_map_is_refused():
-    for ratio, kind in ((0.0, latent_map.FLOW), (float("nan"), latent_map.FLOW), (1.0, "DDPM")):
+    for ratio, kind in ((0.0, latent.FLOW), (float("nan"), latent.FLOW), (1.0, "DDPM")):
         with pytest.raises(ValueError, match="No map"):
-            latent_map.LatentMap(ratio, kind)
+            latent.LatentMap(ratio, kind)
 
 
 def test_the_scales_are_the_official_ones(folders: dict[str, Path]):

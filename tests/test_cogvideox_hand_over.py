@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
 import comfy.latent_formats
+import comfy.model_management
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
 from hosting import module
-from test_cogvideox import cogvideox, folders, native, networks, oracle, random, relative, sample, text  # noqa: F401
+from test_cogvideox import (  # noqa: F401
+    cogvideox,
+    files,
+    folders,
+    native,
+    networks,
+    oracle,
+    random,
+    relative,
+    sample,
+    text,
+)
 from test_cooperation import sr_model
-from test_reuse import compiled_whole
+from test_reuse import asked_for, compiled_blocks, compiled_whole, counting, patched_blocks
 
 Report = module("srd_core.report.data").Report
-reuse, teacache = module("srd_core.reuse"), module("srd_core.teacache")
+reuse, teacache = module("srd_core.teacache.host"), module("srd_core.teacache.plan")
+modulation = module("srd_core.teacache.cogvideox").modulation
 R = oracle.SCALE["2b"] / oracle.SCALE["5b"]
 STEPS = 20
 pytestmark = native
@@ -119,7 +133,7 @@ def test_a_2b_as_loaded_by_the_host_does_not_fit_a_corrected_5b_and_the_message_
     import comfy.sd
 
     state_dict = dict(networks["2b"].state_dict())
-    cogvideox.rename(state_dict)
+    files.rename(state_dict)
     uncorrected = comfy.sd.load_diffusion_model_state_dict(state_dict)
     with pytest.raises(ValueError, match="noise schedule variance exploding / DDPM.*CogVideoX Sampling Fix.*on the render"):
         sr_model(cogvideox.load(folders["5b"]), uncorrected, 3)
@@ -163,8 +177,8 @@ def test_a_plan_that_reuses_nothing_changes_nothing_and_one_that_does_runs_no_bl
     assert 0 < reused < STEPS - 2 and len(calls) == (STEPS - reused) * blocks
     assert not report.steps[0].reused and not report.steps[-1].reused
     assert torch.isfinite(out).all() and not torch.equal(out, plain)
-    assert "blocks" not in vars(model.model.diffusion_model), "nothing is left on the network"
     assert torch.equal(sample(model, noise(), STEPS), plain)
+    assert type(model.model.diffusion_model.blocks) is torch.nn.ModuleList, "nothing is left on the network"
 
 
 def test_the_plan_of_a_render_in_another_space_is_made_from_the_noise_levels_that_it_sees(
@@ -175,22 +189,117 @@ def test_the_plan_of_a_render_in_another_space_is_made_from_the_noise_levels_tha
     sample(sr_model(sketch, cached(render), after, report), noise(), STEPS)
     sampling = render.get_model_object("model_sampling")
     levels = torch.tensor(report.sigmas[after:-1]) * R
-    d = teacache.distances(reuse.cogvideox_modulation(render.model.diffusion_model, sampling.timestep(levels).float(), "e"))
+    d = teacache.distances(modulation(render.model.diffusion_model, sampling.timestep(levels).float(), "e"))
     expected = teacache.skip_plan(d, teacache.COGVIDEOX[0].e, 0.3)
     assert any(expected)
     assert [s.reused for s in report.steps] == [False] * after + expected
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("kind", ["2b", "5b"])
-def test_a_network_that_was_compiled_and_ran_without_the_cache_reuses_the_same_steps_with_it(
-    kind: str, folders: dict[str, Path]  # noqa: F811
+def reused_by(model: Any) -> tuple[torch.Tensor, int]:
+    """(latent, how many steps ran no block) of a run of a cached MODEL."""
+    report = Report()
+    out = sample(sr_model(model, model, STEPS, report), noise(), STEPS)
+    return out, report.reused("sketch")
+
+
+def loaded(model: Any) -> Any:
+    """The network of a MODEL that the host has loaded."""
+    comfy.model_management.load_models_gpu([model])
+    return model.model.diffusion_model
+
+
+def test_a_network_asks_for_replacements_only_while_a_cached_model_is_loaded(folders: dict[str, Path]):  # noqa: F811
+    model, _ = slow(cogvideox.load(folders["2b"]))
+    network = model.model.diffusion_model
+    plain, names = network.blocks, list(network.state_dict())
+    ours = cached(model)
+    assert loaded(ours).blocks is not plain
+    assert list(network.state_dict()) == names and list(network.blocks) == list(plain), "the same modules and names"
+    assert loaded(cached(ours)).blocks is not plain
+    assert loaded(model).blocks is plain
+    loaded(ours)
+    comfy.model_management.unload_all_models()
+    assert network.blocks is plain
+    loaded(ours)
+    assert loaded(cached(ours, 0.0)).blocks is plain
+    loaded(ours)
+    assert loaded(compiled_whole(ours)).blocks is plain
+
+
+def test_a_cached_model_whose_network_was_taken_over_by_another_computes_and_says_so(
+    folders: dict[str, Path], caplog: pytest.LogCaptureFixture  # noqa: F811
 ):
+    model, calls = slow(cogvideox.load(folders["2b"]))
+    plain = sample(model, noise(), STEPS)
+    calls.clear()
+    ours = cached(model)
+
+    def take_over(executor: Any, *args: Any, **kwargs: Any) -> Any:
+        if len(calls) == len(model.model.diffusion_model.blocks):
+            loaded(model)
+        return executor(*args, **kwargs)
+
+    ours.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "take over", take_over)
+    with caplog.at_level(logging.INFO):
+        out = sample(ours, noise(), STEPS)
+    assert torch.equal(out, plain) and len(calls) == STEPS * len(model.model.diffusion_model.blocks)
+    assert any("TeaCache: the blocks are another MODEL's" in record.getMessage() for record in caplog.records)
+
+
+def test_a_clone_for_another_gpu_asks_by_itself_and_computes_with_its_own_weights(folders: dict[str, Path]):  # noqa: F811
+    model, _ = slow(cogvideox.load(folders["2b"]))
+    ours = cached(model)
+    loaded(ours)
+    twin = ours.deepclone_multigpu()
+    slow(twin)
+    expected, count = reused_by(cached(model))
+    assert count
+    for parameter in loaded(ours).parameters():
+        parameter.zero_()
+    calls: list[int] = []
+    twin.model_options["transformer_options"]["optimized_attention_override"] = (
+        lambda function, *args, **kwargs: (calls.append(1), function(*args, **kwargs))[1]
+    )
+    assert torch.equal(sample(twin, noise(), STEPS), expected)
+    assert len(calls) == (STEPS - count) * len(twin.model.diffusion_model.blocks)
+
+
+def test_patched_weights_are_in_what_is_computed_and_reused(folders: dict[str, Path]):  # noqa: F811
+    model, calls = slow(cogvideox.load(folders["2b"]))
+    key = "diffusion_model.blocks.0.ff_out.weight"
+    weight = model.model.diffusion_model.blocks[0].ff_out.weight
+    patched = model.clone()
+    assert patched.add_patches({key: ("diff", (torch.full_like(weight, 0.01),))}, 1.0)
+    plain = sample(patched, noise(), STEPS)
+    assert relative(plain, sample(model, noise(), STEPS)) > 1e-4
+    assert torch.equal(sample(cached(patched, 1e-12), noise(), STEPS), plain)
+    expected, count = reused_by(cached(patched))
+    assert count and torch.equal(sample(cached(patched), noise(), STEPS), expected)
+    assert not torch.equal(expected, sample(cached(model), noise(), STEPS))
+
+
+@pytest.mark.parametrize("how", [compiled_blocks, patched_blocks])
+def test_blocks_that_are_compiled_one_by_one_are_skipped(how: Any, folders: dict[str, Path]):  # noqa: F811
     torch._dynamo.reset()
-    model, _ = slow(cogvideox.load(folders[kind]))
-    model = module("srd_core.attention").with_attention(model, "pytorch")
-    plain, expected = sample(model, noise(), STEPS), sample(cached(model), noise(), STEPS)
-    compiled = compiled_whole(model)
-    assert relative(sample(compiled, noise(), STEPS), plain) <= 1e-4
-    assert relative(sample(cached(compiled), noise(), STEPS), expected) <= 1e-4
-    assert relative(expected, plain) > 1e-3
+    backend, graphs = counting()
+    model = module("srd_core.attention").with_attention(slow(cogvideox.load(folders["2b"]))[0], "pytorch")
+    expected, count = reused_by(cached(model))
+    found, found_count = reused_by(cached(how(model, backend)))
+    assert graphs and count == found_count > 0 and relative(found, expected) <= 1e-5
+
+
+def test_a_network_that_is_compiled_as_a_whole_runs_as_without_the_cache(folders: dict[str, Path]):  # noqa: F811
+    torch._dynamo.reset()
+    model = compiled_whole(module("srd_core.attention").with_attention(slow(cogvideox.load(folders["2b"]))[0], "pytorch"))
+    plain = sample(model, noise(), STEPS)
+    found, count = reused_by(cached(model))
+    assert torch.equal(found, plain) and count == 0
+
+
+def test_the_host_is_asked_for_what_the_cache_holds(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch):  # noqa: F811
+    model = cogvideox.load(folders["2b"])
+    wide = random(1, 16, 3, 10, 14, seed=4)
+    held = reuse.held_bytes(cached(model), wide.shape, 2)
+    assert held == 2 * (3 * 5 * 7) * model.model.diffusion_model.dim * 4
+    (plain,), (found,) = (asked_for(lambda m=m: sample(m, wide, 1), monkeypatch) for m in (model, cached(model)))
+    assert found - plain == pytest.approx(held, rel=1e-6)

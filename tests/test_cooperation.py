@@ -25,7 +25,7 @@ from comfy_extras.nodes_custom_sampler import (
 from hosting import module
 from nodes import KSamplerAdvanced
 
-cooperation, criterion = module("srd_core.run"), module("srd_core.route")
+cooperation, criterion = module("srd_core.pair"), module("srd_core.route")
 report_module, sampler_nodes = module("srd_core.report.data"), module("nodes.sampler")
 RenderSettings, Report, Switch = cooperation.RenderSettings, report_module.Report, criterion.Switch
 

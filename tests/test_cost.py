@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import comfy.ldm.wan.model
 import comfy.ops
 import pytest
 import torch
-from hosting import module
+from hosting import REPOSITORY, module
 from torch.utils.flop_counter import FlopCounterMode
 
-cost = module("srd_core.cost")
+sys.path.append(str(REPOSITORY / "bench"))
+
+import cost  # noqa: E402
+
 attention = module("srd_core.attention")
 
 WAN_TINY = cost.Network("tiny Wan", cost.WAN, 256, 640, 3, 2)

@@ -1,4 +1,4 @@
-"""The switching rule of Sec. 3.3 (Eq. 3-6) on hand-computed sequences."""
+"""D and its fall (Sec. 3.3, Eq. 3-5) on hand-computed sequences."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ import pytest
 import torch
 from hosting import module
 
-criterion = module("srd_core.route")
-Switch, SwitchRule, relative_change = criterion.Switch, criterion.Route, criterion.relative_change
-SKETCH, RENDER = criterion.SKETCH, criterion.RENDER
+criterion = module("srd_core.criterion")
+Criterion, relative_change = criterion.Criterion, criterion.relative_change
 
 
-def rule_after(changes: list[float], steps: int = 50, **settings: object) -> SwitchRule:
-    """A rule that has seen len(changes) + 1 steps, each prediction differing from the last by the given ratio."""
-    rule = SwitchRule(Switch(**settings), steps)
-    value = 1.0
-    rule.observe(torch.full((1, 4), value))
-    for change in changes:
+def after(changes: list[float], length: float = 1.0) -> Criterion:
+    """What is known after len(changes) + 1 steps, each ``length`` 50ths long, whose predictions differ by these ratios."""
+    seen, value = Criterion(), 1.0
+    for step, change in enumerate([0.0, *changes]):
         value *= 1 + change
-        rule.observe(torch.full((1, 4), value))
-    return rule
+        seen.observe(torch.full((1, 4), value), 1 - step * length / 50)
+    return seen
+
+
+# --- D ------------------------------------------------------------------------------------------------------------------
 
 
 def test_d_is_tanh_of_the_relative_l1_change():
-    before, after = torch.tensor([[1.0, -2.0, 3.0]]), torch.tensor([[2.0, -2.0, 1.0]])
-    assert relative_change(after, before).tolist() == pytest.approx([math.tanh(3 / 6)])
+    before, now = torch.tensor([[1.0, -2.0, 3.0]]), torch.tensor([[2.0, -2.0, 1.0]])
+    assert relative_change(now, before).tolist() == pytest.approx([math.tanh(3 / 6)])
 
 
 def test_d_is_taken_for_every_sample_of_a_batch():
-    before, after = torch.tensor([[1.0, 1.0], [2.0, 2.0]]), torch.tensor([[1.0, 2.0], [2.0, 2.0]])
-    assert relative_change(after, before).tolist() == pytest.approx([math.tanh(0.5), 0.0])
+    before, now = torch.tensor([[1.0, 1.0], [2.0, 2.0]]), torch.tensor([[1.0, 2.0], [2.0, 2.0]])
+    assert relative_change(now, before).tolist() == pytest.approx([math.tanh(0.5), 0.0])
 
 
 def test_d_of_two_zero_predictions_is_zero_and_from_zero_to_something_is_one():
@@ -45,9 +45,45 @@ def test_d_of_half_precision_predictions_is_computed_in_float32():
     assert relative_change(before * 1.5, before).tolist() == pytest.approx([math.tanh(0.5)], rel=1e-3)
 
 
-def test_derivative_is_the_d_before_minus_the_d_now():
-    rule = rule_after([0.2, 0.15])
-    assert rule.derivative == pytest.approx([math.tanh(0.2) - math.tanh(0.15)], rel=1e-5)
+def test_d_counts_only_what_is_generated():
+    before, now = torch.tensor([[[1.0, 1.0, 5.0, 5.0]]]), torch.tensor([[[1.5, 1.0, 5.0, 5.0]]])
+    mask = torch.tensor([[[1.0, 1.0, 0.0, 0.0]]])
+    assert relative_change(now, before, mask).tolist() == pytest.approx([math.tanh(0.5 / 2)])
+    assert relative_change(now, before, torch.zeros(1, 1, 4)).tolist() == [0.0]
+
+
+# --- its fall -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_fall_is_the_d_before_minus_the_d_now_at_50_steps():
+    assert after([0.2, 0.15]).fall == pytest.approx([math.tanh(0.2) - math.tanh(0.15)], rel=1e-5)
+
+
+@pytest.mark.parametrize("length", [1.0, 2.5, 6.25])
+def test_the_fall_is_taken_per_step_of_50(length: float):
+    """Steps twice as long change twice as much, and that change falls four times as much."""
+    whole = math.tanh(0.2) - math.tanh(0.15)
+    assert after([0.2, 0.15], length).fall == pytest.approx([whole / length**2], rel=1e-5)
+
+
+def test_the_fall_between_steps_of_different_lengths_is_divided_by_both():
+    seen = Criterion()
+    for value, place in ((1.0, 1.0), (1.2, 0.96), (1.2 * 1.15, 0.9)):
+        seen.observe(torch.full((1, 4), value), place)
+    assert seen.fall == pytest.approx([(math.tanh(0.2) - math.tanh(0.15)) / (2 * 3)], rel=1e-5)
+
+
+def test_predictions_nearer_than_a_step_of_50_are_not_compared():
+    """100 steps mean what 50 mean: every second one is looked at."""
+    fine, coarse = Criterion(), Criterion()
+    looked = []
+    for step in range(9):
+        prediction = torch.full((1, 4), 1 + 0.02 * step)
+        looked.append(fine.observe(prediction, 1 - step / 100))
+        if step % 2 == 0:
+            coarse.observe(prediction, 1 - step / 100)
+    assert looked == [True, False] * 4 + [True]
+    assert (fine.d, fine.fall) == (coarse.d, coarse.fall)
 
 
 @pytest.mark.parametrize(
@@ -59,116 +95,54 @@ def test_derivative_is_the_d_before_minus_the_d_now():
         ([0.10, 0.05, 0.10, 0.05], False),  # oscillates
         ([1.0, 1.0], False),  # constant: not above 0 (doubling is exact in float32)
         ([0.0, 0.0], False),  # nothing changes at all
-        ([0.10], False),  # one D has no derivative
+        ([0.10], False),  # one D has no fall
         ([], False),
     ],
     ids=["falling", "steep", "rising", "oscillating", "constant", "zero", "one D", "nothing"],
 )
 def test_settled_when_d_falls_by_less_than_delta(changes: list[float], settled: bool):
-    assert rule_after(changes, delta=0.01).settled() is settled
+    assert after(changes).settled(0.01) is settled
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_prediction_that_is_not_finite_never_settles_and_the_rule_recovers(bad: float):
-    rule = rule_after([0.1, 0.095])
-    rule.observe(torch.full((1, 4), bad))
-    assert not rule.settled()
-    for value in (1.0, 1.1, 1.1 * 1.095):
-        rule.observe(torch.full((1, 4), value))
-    assert rule.settled()
+    seen = after([0.1, 0.095])
+    seen.observe(torch.full((1, 4), bad), 1 - 3 / 50)
+    assert not seen.settled(0.01)
+    for step, value in enumerate((1.0, 1.1, 1.1 * 1.095), start=4):
+        seen.observe(torch.full((1, 4), value), 1 - step / 50)
+    assert seen.settled(0.01)
 
 
 def test_a_batch_settles_when_every_sample_has():
-    rule = SwitchRule(Switch(delta=0.01), 50)
-    for first, second in ((1.0, 1.0), (1.1, 1.1), (1.1 * 1.095, 1.1 * 1.05)):
-        rule.observe(torch.tensor([[first, first], [second, second]]))
-    assert not rule.settled()
-    steady = SwitchRule(Switch(delta=0.01), 50)
-    for value in (1.0, 1.1, 1.1 * 1.095):
-        steady.observe(torch.full((2, 2), value))
-    assert steady.settled()
+    def of_batch(second: float) -> Criterion:
+        seen = Criterion()
+        for step, (one, other) in enumerate(((1.0, 1.0), (1.1, 1.1), (1.1 * 1.095, 1.1 * second))):
+            seen.observe(torch.tensor([[one, one], [other, other]]), 1 - step / 50)
+        return seen
+
+    assert not of_batch(1.05).settled(0.01)
+    assert of_batch(1.095).settled(0.01)
 
 
 def test_a_change_of_size_starts_the_comparison_anew():
-    rule = rule_after([0.1, 0.095])
-    rule.observe(torch.ones(1, 8))
-    assert rule.d is None and not rule.settled()
+    seen = after([0.1, 0.095])
+    seen.observe(torch.ones(1, 8), 0.5)
+    assert seen.d is None and not seen.settled(0.01)
 
 
-@pytest.mark.parametrize("fix_step", [0, 3, 5, 10])
-def test_the_earliest_hand_over_is_after_step_fix_step_plus_one(fix_step: int):
-    rule = rule_after([0.1, 0.095], fix_step=fix_step)  # settled from here on
-    stages = [rule.stage(step, 0.9)[0] for step in range(1, 20)]
-    assert stages.index(RENDER) + 1 == fix_step + 1
+def test_a_second_look_at_one_noise_level_starts_the_comparison_anew():
+    seen = after([0.1, 0.095])
+    seen.observe(torch.ones(1, 4), 1 - 2 / 50)
+    assert seen.d is None and not seen.settled(0.01)
 
 
-def test_max_step_bounds_a_rule_that_never_settles_and_says_so():
-    rule = rule_after([0.1, 0.2], max_step=12)
-    assert rule.stage(11, 0.9) == (SKETCH, "")
-    assert rule.stage(12, 0.9) == (RENDER, "max_step")
-
-
-def test_max_step_bounds_fix_step_too():
-    assert rule_after([0.1, 0.2], max_step=3, fix_step=5).stage(3, 0.9) == (RENDER, "max_step")
-
-
-def test_without_max_step_a_run_of_50_steps_has_no_limit():
-    rule = rule_after([0.1, 0.2])
-    assert all(rule.stage(step, 0.5)[0] == SKETCH for step in range(1, 50))
-
-
-@pytest.mark.parametrize(("steps", "latest"), [(1, 1), (2, 2), (4, 3), (8, 5), (20, 12), (49, 30)])
-def test_a_short_run_renders_even_if_the_rule_never_settles(steps: int, latest: int):
-    rule = rule_after([0.1, 0.2], steps=steps)
-    assert rule.stage(latest, 0.5) == (RENDER, "max_step")
-    assert rule.stage(latest - 1, 0.5)[0] == SKETCH
-
-
-@pytest.mark.parametrize(("steps", "used"), [(50, 5), (20, 5), (12, 5), (8, 3), (4, 1), (2, 0)])
-def test_fix_step_never_eats_more_than_half_of_a_run(steps: int, used: int):
-    assert Switch(fix_step=5).fix_step_for(steps) == used
-
-
-@pytest.mark.parametrize("steps", [4, 8, 20, 50, 100])
-def test_delta_is_set_for_50_steps_and_grows_with_the_square_of_a_steps_length(steps: int):
-    longer = 50 / steps  # a step of this run, in steps of a run of 50
-    rule = SwitchRule(Switch(delta=0.01), steps)
-    for fall, settled in ((0.009, True), (0.011, False)):
-        rule.derivative = [fall * longer**2]
-        assert rule.settled() is settled
-
-
-def test_at_50_steps_delta_is_used_as_set():
-    assert Switch(delta=0.01).delta_for(50) == 0.01
-
-
-def test_the_criterion_gives_its_reason():
-    assert rule_after([0.1, 0.095]).stage(6, 0.9) == (RENDER, "criterion")
-
-
-def test_mode_step_hands_over_after_switch_step():
-    rule = SwitchRule(Switch(mode="step", switch_step=7), 50)
-    assert rule.stage(6, 0.9) == (SKETCH, "")
-    assert rule.stage(7, 0.9) == (RENDER, "step")
-
-
-def test_mode_sigma_hands_over_below_switch_sigma():
-    rule = SwitchRule(Switch(mode="sigma", switch_sigma=0.875), 50)
-    assert rule.stage(3, 0.875) == (SKETCH, "")
-    assert rule.stage(4, 0.874) == (RENDER, "sigma")
-
-
-@pytest.mark.parametrize("delta", [0.0, -0.01, math.nan, math.inf])
-def test_a_delta_that_is_not_above_zero_is_refused_with_what_to_set(delta: float):
-    with pytest.raises(ValueError, match=r"delta is .*0\.01"):
-        Switch(delta=delta)
-
-
-def test_an_unknown_mode_is_refused_with_the_modes():
-    with pytest.raises(ValueError, match="adaptive, step, sigma"):
-        Switch(mode="auto")
-
-
-def test_negative_steps_are_refused():
-    with pytest.raises(ValueError, match="fix_step is -1"):
-        Switch(fix_step=-1)
+def test_a_step_that_was_not_observed_makes_the_next_one_longer():
+    """Every second prediction of a steady change: the same rate, so the same answer."""
+    every, second = Criterion(), Criterion()
+    for step in range(9):
+        prediction = torch.full((1, 4), 1 + 0.02 * step)
+        every.observe(prediction, 1 - step / 50)
+        if step % 2 == 0:
+            second.observe(prediction, 1 - step / 50)
+    assert second.fall == pytest.approx(every.fall, rel=0.25)

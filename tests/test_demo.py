@@ -89,7 +89,7 @@ def test_the_plot_is_the_inspector_s(made: tuple[Path, Any]) -> None:
 
 def test_the_report_says_what_ran(report: Mapping[str, Any]) -> None:
     own = report["sr_report"]
-    assert own["status"] == "done" and len(own["steps"]) == STEPS and own["sketch"].startswith("tiny_wan_sketch")
+    assert own["status"] == "done" and len(own["steps"]) == STEPS and own["stages"][0]["model"].startswith("tiny_wan_sketch")
     assert report["prompt"] == PROMPT  # every character, unharmed by make and shell
     runs = report["runs"]
     assert runs["sketch"]["steps"] == {"sketch": STEPS, "render": 0}

@@ -20,7 +20,7 @@ from test_faults import Broken, state_of
 
 pytestmark = pytest.mark.long
 
-cooperation, latent_space = module("srd_core.run"), module("srd_core.latent_space")
+cooperation, latent = module("srd_core.pair"), module("srd_core.latent")
 families = module("srd_core.families")
 Report = module("srd_core.report.data").Report
 
@@ -177,7 +177,7 @@ def test_the_hosts_detection_takes_the_tiny_models_for_the_real_family(family: F
         assert all(torch.equal(ours[key], theirs[key]) for key in ours)
     sizes = [sum(p.numel() for p in model.model.diffusion_model.parameters()) for model in loaded.values()]
     assert sizes[0] > sizes[1]
-    assert latent_space.check_pair(*loaded.values()).is_identity
+    assert latent.check_pair(*loaded.values()).is_identity
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -248,7 +248,7 @@ def test_models_of_two_families_are_refused_with_what_differs(sketch: str, rende
     """Cosmos-Predict2 and Wan share a VAE, but not what a noise level means."""
     pair = [comfy.sd.load_diffusion_model_state_dict(weights(FAMILIES[name], "sketch", 0)) for name in (sketch, render)]
     with pytest.raises(ValueError, match="do not share a latent. Different"):
-        latent_space.check_pair(*pair)
+        latent.check_pair(*pair)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -27,7 +27,7 @@ from comfy_extras.nodes_custom_sampler import (
 from hosting import module
 from test_cooperation import SWITCHING, sr_model, sr_sampler
 
-cooperation, criterion = module("srd_core.run"), module("srd_core.route")
+cooperation, criterion = module("srd_core.pair"), module("srd_core.route")
 checkpoint, loaders = module("srd_core.checkpoint"), module("nodes.loaders")
 Report = module("srd_core.report.data").Report
 STEPS = 6
@@ -240,6 +240,13 @@ def test_a_schedule_whose_noise_level_rises_is_refused_before_any_step(wan: Any)
         sample_with(guider, torch.tensor([0.01, 0.5, 0.9]))
 
 
+def test_an_adaptive_rule_that_could_never_decide_is_refused_before_any_step(wan: Any):
+    switch = criterion.Switch(fix_step=10, max_step=5)
+    model = cooperation.cooperate(never_called(wan()), never_called(wan(seed=1)), switch, cooperation.RenderSettings(), Report())
+    with pytest.raises(ValueError, match="max_step is 5, but the rule of adaptive decides after step .* Raise max_step"):
+        helpers.ksampler(model, 50)
+
+
 def test_the_report_of_a_refused_run_says_so_and_not_what_the_run_before_did(wan: Any):
     report = Report()
     model = sr_model(wan(), wan(seed=1), 3, report)
@@ -376,7 +383,34 @@ def test_a_wan_file_loads_as_the_hosts_loader_loads_it(node: Any, models_folder:
     model = load(name, node)
     plain = comfy.sd.load_diffusion_model(str(models_folder / name))
     assert torch.equal(helpers.ksampler(model, 2), helpers.ksampler(plain, 2))
-    assert module("srd_core.latent_space").name_of(model).startswith(name)
+    assert module("srd_core.latent").name_of(model).startswith(name)
+
+
+class GGMLTensor(torch.Tensor):
+    """A quantised weight as ComfyUI-GGUF holds it: packed bytes, with the shape of the real weight beside them."""
+
+    tensor_shape: torch.Size
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.tensor_shape
+
+    def detach(self) -> GGMLTensor:
+        return self
+
+
+def test_the_size_in_a_name_counts_parameters_also_where_they_are_packed(wan: Any):
+    name_of, plain, packed = module("srd_core.latent").name_of, wan(), wan()
+    for part in packed.model.diffusion_model.modules():
+        if isinstance(weight := getattr(part, "weight", None), torch.Tensor) and weight.ndim == 2:
+            rows, columns = weight.shape
+            tensor = torch.zeros(rows, columns // 32 * 18, dtype=torch.uint8).as_subclass(GGMLTensor)  # Q4_0
+            tensor.tensor_shape = weight.shape
+            part.weight = torch.nn.Parameter(tensor, requires_grad=False)
+    parameters = list(packed.model.diffusion_model.parameters())
+    assert sum(isinstance(p, GGMLTensor) for p in parameters) > 10
+    assert sum(p.numel() for p in parameters) < 0.7 * sum(p.numel() for p in plain.model.diffusion_model.parameters())
+    assert name_of(packed) == name_of(plain)
 
 
 @pytest.mark.parametrize(

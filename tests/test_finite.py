@@ -117,6 +117,53 @@ def test_one_bad_value_among_many_is_seen(bad: float, dtype: torch.dtype):
     assert not finite.ask(tensor).value
 
 
+class Unread:
+    """The answer of a device that would have to be waited for: says when it is read."""
+
+    def __init__(self, value: bool) -> None:
+        self.value, self.read, self.is_cuda = value, False, False
+
+    def __bool__(self) -> bool:
+        self.read = True
+        return self.value
+
+
+def watched(monkeypatch: Any, kind: str, *values: bool) -> tuple[Any, list[Unread]]:
+    """(guard, the answers of predictions on a device of that kind); check() is for the caller to call."""
+    answers = [Unread(value) for value in values]
+    left = iter(answers)
+    monkeypatch.setattr(finite, "_kind", lambda _: kind)
+    monkeypatch.setattr(torch, "isfinite", lambda _: type("Asked", (), {"all": lambda _: next(left)})())
+    return finite.FiniteGuard(), answers
+
+
+@pytest.mark.parametrize("kind", ["mps", "xpu", "npu"])
+def test_a_device_without_events_is_read_one_call_later(kind: str, monkeypatch: Any):
+    guard, answers = watched(monkeypatch, kind, True, False)
+    for i in range(2):
+        guard.watch(torch.zeros(1), lambda i=i: f"call {i}")
+        guard.check()
+        assert [answer.read for answer in answers] == [i > 0, False]
+    with pytest.raises(RuntimeError, match="call 1"):
+        guard.check()
+
+
+def test_its_last_answer_is_read_at_the_run_s_end(monkeypatch: Any):
+    guard, answers = watched(monkeypatch, "mps", False)
+    guard.watch(torch.zeros(1), lambda: "the last")
+    guard.check()
+    assert not answers[0].read
+    with pytest.raises(RuntimeError, match="the last"):
+        guard.check(wait=True)
+
+
+def test_main_memory_is_read_at_once(monkeypatch: Any):
+    guard, answers = watched(monkeypatch, "cpu", False)
+    guard.watch(torch.zeros(1), lambda: "at once")
+    with pytest.raises(RuntimeError, match="at once"):
+        guard.check()
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_is_asked_and_answers_without_anybody_waiting():
     good, bad = torch.ones(64, 1024, 1024, device="cuda"), torch.full((3,), torch.nan, device="cuda")

@@ -24,7 +24,7 @@ from test_cooperation import sr_model
 
 pytestmark = pytest.mark.long
 
-checkpoint, handover, loaders = module("srd_core.checkpoint"), module("srd_core.handover"), module("nodes.loaders")
+checkpoint, handover, loaders = module("srd_core.checkpoint"), module("srd_core.handover.file"), module("nodes.loaders")
 handover_nodes = module("nodes.handover")
 Report = module("srd_core.report.data").Report
 

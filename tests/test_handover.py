@@ -21,7 +21,8 @@ from test_cogvideox import cogvideox, folders, native, networks, random, text  #
 from test_cooperation import SAMPLERS, STEPS, sr_sampler
 from test_families import family, load  # noqa: F401
 
-handover, apart, node = module("srd_core.handover"), module("srd_core.apart"), module("nodes.handover")
+handover, apart, node = module("srd_core.handover.file"), module("srd_core.handover.render"), module("nodes.handover")
+record_module, sketch_module = module("srd_core.handover.record"), module("srd_core.handover.sketch")
 RULE: dict[str, Any] = {
     "switch_mode": "step", "delta": 0.01, "fix_step": 5, "max_step": 0, "switch_step": 3, "switch_sigma": 0.875,
 }  # fmt: skip
@@ -223,7 +224,7 @@ def test_the_preview_is_the_sketchs_last_x0_prediction_with_the_masked_part_kept
     expected = sketch.model.process_latent_out(seen[-1])
     assert len(seen) == 3 and torch.allclose(preview["samples"], expected, atol=1e-5)
     assert torch.allclose(preview["samples"][:, :, :, :4], latent["samples"][:, :, :, :4], atol=1e-5)
-    assert torch.equal(apart.preview_of(record), preview["samples"])
+    assert torch.equal(sketch_module.preview_of(record), preview["samples"])
 
 
 def test_the_reports_of_both_halves_together_are_that_of_one_run(wan: Any, tmp_path: Path):
@@ -235,8 +236,10 @@ def test_the_reports_of_both_halves_together_are_that_of_one_run(wan: Any, tmp_p
         sketch, render, helpers.prompt(1), helpers.prompt(2), helpers.empty_latent(), 7, cfg=3.0, sampler_name="euler",
         scheduler="simple", denoise=1.0, render_cfg=0.0, teacache=0.0, offload_sketch="auto", **(RULE | rule),
     ).args[1]  # fmt: skip
-    for name in ("sketch", "render", "switch", "delta", "fix_step", "limit", "sampler", "shape", "sigmas", "calls", "status"):
+    for name in ("switch", "earliest", "latest", "sampler", "shape", "sigmas", "status"):
         assert getattr(report, name) == getattr(whole, name), name
+    for ours, theirs in zip(report.stages, whole.stages, strict=True):
+        assert (ours.name, ours.model, ours.calls) == (theirs.name, theirs.model, theirs.calls)
     assert [(s.step, s.sigma, s.stage, s.d, s.fall) for s in report.steps] == [
         (s.step, s.sigma, s.stage, s.d, s.fall) for s in whole.steps
     ]
@@ -258,8 +261,8 @@ def test_while_it_renders_those_who_look_see_the_sketchs_own_seconds_and_reason(
 def test_samples_of_a_tensor_too_large_for_float32_places_end_at_its_last_value():
     x = torch.zeros(2**24 + 2**16 * 4)
     x[0], x[-1] = 1.0, 2.0
-    samples = handover.samples_of(x)
-    assert (len(samples), samples[0], samples[-1]) == (handover.SAMPLES, 1.0, 2.0)
+    samples = record_module.samples_of(x)
+    assert (len(samples), samples[0], samples[-1]) == (record_module.SAMPLES, 1.0, 2.0)
 
 
 def test_noise_that_differs_from_the_sketchs_is_said_in_the_report(wan: Any):
@@ -296,7 +299,6 @@ def test_a_sketch_that_makes_no_sense_is_refused(how: dict[str, Any], words: str
         ({"switch_mode": "step", "switch_step": 0}, "switch_step is 0"),
         ({"cfg": float("nan")}, "cfg is nan; it must be a number from 0"),
         ({"steps": 0}, "steps is 0"),
-        ({"switch_mode": "adaptive", "fix_step": 10, "max_step": 5, "steps": 50}, "max_step"),
     ],
 )
 def test_what_can_be_known_before_the_run_is_refused_at_queue_time(how: dict[str, Any], words: str):
@@ -357,7 +359,7 @@ def test_a_noise_schedule_of_another_size_is_refused_with_both_sizes(shape: tupl
 def test_neither_preview_nor_render_takes_a_latent_that_its_format_can_not_be(name: str, wan: Any):
     record = sketched(wan())[0]
     record.latent_facts["latent format"] = name
-    for half in (lambda: apart.preview_of(record), lambda: rendered(record, wan(seed=1))):
+    for half in (lambda: sketch_module.preview_of(record), lambda: rendered(record, wan(seed=1))):
         with pytest.raises(ValueError, match=f"has 16 channels and 3 dimensions, but {name} has"):
             half()
 
@@ -393,8 +395,8 @@ def test_a_render_cfg_that_is_no_number_is_refused_before_any_step(wan: Any):
 
 
 def test_neither_half_takes_a_sketch_render_model(wan: Any):
-    both = module("srd_core.run").cooperate(
-        wan(), wan(seed=1), module("srd_core.route").Switch(), module("srd_core.run").RenderSettings(),
+    both = module("srd_core.pair").cooperate(
+        wan(), wan(seed=1), module("srd_core.route").Switch(), module("srd_core.pair").RenderSettings(),
         module("srd_core.report.data").Report(),
     )  # fmt: skip
     record = sketched(wan())[0]
@@ -442,7 +444,7 @@ def test_a_file_gives_back_every_value_bit_for_bit(wan: Any, tmp_path: Path):
         assert torch.equal(getattr(back, name), getattr(record, name)), name
     for ours, theirs in zip(back.calls, record.calls, strict=True):
         assert ours.sigma == theirs.sigma and torch.equal(ours.prediction, theirs.prediction)
-        assert set(ours.noted) == set(theirs.noted) == set(handover.NOTED)
+        assert set(ours.noted) == set(theirs.noted) == set(record_module.NOTED)
         assert all(torch.equal(ours.noted[name], theirs.noted[name]) for name in ours.noted)
     assert back.schedule.values == record.schedule.values and [p.name for p in tmp_path.iterdir()] == [f"a{handover.SUFFIX}"]
 
@@ -491,7 +493,7 @@ def spoiled(tensor: torch.Tensor) -> torch.Tensor:
         set_fact("report", value={}),
         set_fact("report", "calls", value=7),
         set_fact("report", "notes", value="x"),
-        set_fact("report", "seconds", value={"sketch": "1", "render": 0}),
+        set_fact("report", "stages", 0, "seconds", value="1"),
         set_fact("report", "hand_overs", value=[]),
         set_tensor("sigmas", spoiled),
         set_tensor("sigmas", lambda t: t.flip(0)),
@@ -526,7 +528,7 @@ def drop_last_call(facts: Any, tensors: dict[str, torch.Tensor]) -> None:
         (set_fact("settings", "batch_index", value=[1, 2, 3]), "batch_index"),
         (set_fact("report", "hand_overs", 0, "after_step", value=1), "hand-over is not at"),
         (set_fact("report", "hand_overs", 0, "after_step", value=5), "hand-over is not at"),
-        (set_fact("report", "calls", "sketch", value=2), "report"),
+        (set_fact("report", "stages", 0, "calls", value=2), "report"),
         (drop_last_call, "report"),
         (set_tensor("call_sigmas", lambda t: t * 0), "noise levels"),
         (set_tensor("call_sigmas", lambda t: t * 1.01), "noise levels"),
@@ -545,7 +547,7 @@ def test_a_file_whose_parts_are_not_of_one_run_is_refused_as_damaged(change: Any
 def test_files_of_another_version_foreign_and_cut_files_are_refused_with_a_sentence(a_file: Path, wan: Any, tmp_path: Path):
     whole = a_file.read_bytes()
     cases: dict[str, tuple[bytes, str]] = {
-        "version": (whole.replace(b'hand_over":"1"', b'hand_over":"9"'), "version '9'"),
+        "version": (whole.replace(b'hand_over":"2"', b'hand_over":"9"'), "version '9'"),
         "cut": (whole[:-100], "cut short"),
         "header": (whole[:60], "not a safetensors file"),
         "empty": (b"", "not a safetensors file"),
@@ -623,8 +625,28 @@ def test_a_saved_hand_over_is_offered_and_loads_with_its_preview_and_report(host
     assert torch.equal(shown["samples"], preview["samples"]) and its_report.to_json() == report.to_json()
     (host_folders / "input" / f"moved{handover.SUFFIX}").write_bytes((host_folders / "output" / "srdiffusion" / names[0]["filename"]).read_bytes())
     assert offered()[0] == f"moved{handover.SUFFIX}"
-    prints = [node.SRLoadHandOver.fingerprint_inputs(name) for name in offered()]
-    assert prints[0] == prints[1]
+
+
+def test_a_changed_file_is_seen_at_the_next_queue_without_reading_it(
+    host_folders: Path, a_file: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path = host_folders / "input" / f"a{handover.SUFFIX}"
+    path.write_bytes(a_file.read_bytes())
+    os.utime(path, ns=(10**18, 10**18))
+    fingerprint = node.SRLoadHandOver.fingerprint_inputs
+    with monkeypatch.context() as patched:
+        for module_name in ("io", "builtins"):
+            patched.setattr(f"{module_name}.open", lambda *args, **how: pytest.fail("the file is opened"))
+        first = fingerprint(path.name)
+        assert fingerprint(path.name) == first
+    os.utime(path, ns=(10**18, 10**18 + 1000))  # the same size, another content
+    later = fingerprint(path.name)
+    path.write_bytes(a_file.read_bytes() + b"x")
+    os.utime(path, ns=(10**18, 10**18 + 1000))
+    other = host_folders / "input" / f"b{handover.SUFFIX}"
+    other.write_bytes(path.read_bytes())
+    os.utime(other, ns=(10**18, 10**18 + 1000))
+    assert len({first, later, fingerprint(path.name), fingerprint(other.name)}) == 4
 
 
 @pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "gone", "../output/x [input]", "", "a\0b", "srdiffusion", 3, ["a"]], ids=repr)

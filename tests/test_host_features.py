@@ -166,7 +166,7 @@ def test_differential_diffusion_of_the_stage_that_begins_decides(wan: Any):
 
 
 def test_options_that_the_host_sets_for_several_gpus_do_not_reach_the_render():
-    merge = module("srd_core.stage").with_sampler_additions
+    merge = module("srd_core.additions").with_sampler_additions
     clones = {"cuda:0": object()}
     passed = {"multigpu_clones": clones, "transformer_options": {"sample_sigmas": 1}}
     assert merge({}, passed, {"multigpu_clones": clones}) == {"transformer_options": {"sample_sigmas": 1}}
@@ -271,8 +271,8 @@ def test_the_hosts_cache_on_the_sketch_stays_there(wan: Any):
 @pytest.mark.parametrize("sampler", ["euler", "uni_pc", "euler_cfg_pp"])
 def test_a_flow_model_whose_latents_have_another_scale_is_mapped_exactly(sampler: str, switch: int, wan: Any):
     """The same network, made to live in a latent space scaled by 0.7: no switch step shows in the result."""
-    ratio, latent_map = 0.7, module("srd_core.latent_map")
-    back = latent_map.LatentMap(1 / ratio, latent_map.FLOW)
+    ratio, latent = 0.7, module("srd_core.latent")
+    back = latent.LatentMap(1 / ratio, latent.FLOW)
 
     def apply_model(executor: Any, x: torch.Tensor, t: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         return executor(*back.to_render(x, t), *args, **kwargs) * ratio

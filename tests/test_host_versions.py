@@ -22,7 +22,7 @@ HOST_PACKAGES = (
     "comfy", "comfy_api", "comfy_execution", "comfy_extras", "comfyui_version", "folder_paths", "latent_preview", "nodes", "server",
 )  # fmt: skip
 # Hosts before 0.24.0 have no CogVideoX: only its nodes need that, and they say so (tests/test_cogvideox.py).
-OPTIONAL = re.compile("cogvideo", re.IGNORECASE)
+OPTIONAL = re.compile("cogvideo|model_prefetch|multigpu", re.IGNORECASE)
 
 
 def names_used(path: Path) -> Iterator[str]:
@@ -69,7 +69,7 @@ def test_every_hook_that_is_asked_for_is_there_in_the_hosts_that_the_tests_run_o
 
 def test_all_that_the_pack_uses_of_the_host_is_asked_for_at_import() -> None:
     asked = [f"{name}.{path}." for name, paths in host_check.HOOKS.items() for path in paths.split()]
-    files = [*REPOSITORY.glob("nodes/*.py"), *REPOSITORY.glob("srd_core/*.py")]
+    files = [*REPOSITORY.glob("nodes/*.py"), *REPOSITORY.glob("srd_core/**/*.py")]
     needed = {need for file in files for need in map(hook_of, names_used(file)) if need}
     missing = {need for need in needed if not any(hook.startswith(f"{need}.") for hook in asked)}
     assert not sorted(missing), "add these to HOOKS in srd_core/host_check.py"
@@ -78,9 +78,9 @@ def test_all_that_the_pack_uses_of_the_host_is_asked_for_at_import() -> None:
 @pytest.mark.parametrize(
     ("version", "advice"),
     [
-        ("0.3.64", "This is ComfyUI 0.3.64; it lacks a.b. Update ComfyUI to 0.18.2 or newer."),
-        ("", "This is ComfyUI of an unknown version; it lacks a.b. Update ComfyUI to 0.18.2 or newer."),
-        ("0.18.2", "it lacks a.b. That version has it, so this installation is changed or incomplete: install ComfyUI anew."),
+        ("0.3.64", "This is ComfyUI 0.3.64; it lacks a.b. Update ComfyUI to 0.24.0 or newer."),
+        ("", "This is ComfyUI of an unknown version; it lacks a.b. Update ComfyUI to 0.24.0 or newer."),
+        ("0.18.2", "it lacks a.b. Update ComfyUI to 0.24.0 or newer."),
         ("0.24.0", "it lacks a.b. That version has it, so this installation is changed or incomplete: install ComfyUI anew."),
         ("0.30.0", "it lacks a.b. That version has it, so this installation is changed or incomplete: install ComfyUI anew."),
         ("1.2.0", "This is ComfyUI 1.2.0; it lacks a.b. Update ComfyUI-SRDiffusion."),
@@ -88,7 +88,7 @@ def test_all_that_the_pack_uses_of_the_host_is_asked_for_at_import() -> None:
 )
 def test_the_sentence_names_the_version_what_is_missing_and_which_side_to_update(version: str, advice: str) -> None:
     said = host_check.sentence(version, ["a.b"])
-    assert "needs ComfyUI 0.18.2 or newer" in said and advice in said
+    assert "needs ComfyUI 0.24.0 or newer" in said and advice in said
 
 
 def test_a_host_that_lacks_much_is_not_told_all_of_it() -> None:
@@ -116,7 +116,7 @@ def lacking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 def test_a_host_that_lacks_a_hook_says_which_version_is_needed_and_shows_no_traceback(lacking: Any) -> None:
     log = lacking.log.read_text("utf-8")
-    assert "ComfyUI-SRDiffusion needs ComfyUI 0.18.2 or newer" in log
+    assert "ComfyUI-SRDiffusion needs ComfyUI 0.24.0 or newer" in log
     assert "it lacks comfy.patcher_extension.WrappersMP.PREDICT_NOISE." in log
     assert "Traceback" not in log
 

@@ -16,7 +16,7 @@ from serving import census, cooperating, digest_of, plain, serving, sketch_saved
 
 pytestmark = pytest.mark.long
 
-handover = module("srd_core.handover")
+handover = module("srd_core.handover.file")
 workflow = load_by_path("srd_workflow", REPOSITORY / "demo" / "workflow.py")
 
 # Where the server is killed, and the graph and fault that make it wait there.

@@ -369,7 +369,7 @@ def test_a_video_of_the_first_releases_still_opens_with_its_chart(page: Any) -> 
 
 def test_a_run_that_is_slower_says_so_and_a_swapped_pair_is_asked_about(page: Any) -> None:
     report = a_report("Small", "Big")
-    report.notes = [module("srd_core.run").LARGER]
+    report.notes = [module("srd_core.pair").LARGER]
     for step in report.steps[2:]:
         step.seconds = 3.0
     open_saved(page, json.loads(report.to_json()))

@@ -21,16 +21,15 @@ from test_faults import other_format
 
 configuration.set_hypothesis_home_dir(Path(tempfile.gettempdir(), "srdiffusion-hypothesis"))
 
-criterion, latent_map = module("srd_core.route"), module("srd_core.latent_map")
-handover = module("srd_core.handover")
-latent_space, plot = module("srd_core.latent_space"), module("srd_core.report.plot")
-figures = module("srd_core.report.figures")
+criterion, route, latent = module("srd_core.criterion"), module("srd_core.route"), module("srd_core.latent")
+handover, record_module = module("srd_core.handover.file"), module("srd_core.handover.record")
+figures, plot = module("srd_core.report.figures"), module("srd_core.report.plot")
 report_module, steps_module = module("srd_core.report.data"), module("srd_core.steps")
-teacache = module("srd_core.teacache")
-Report, Step, HandOver, Switch = report_module.Report, report_module.Step, report_module.HandOver, criterion.Switch
+teacache = module("srd_core.teacache.plan")
+Report, Step, HandOver, Switch = report_module.Report, report_module.Step, report_module.HandOver, route.Switch
 StageReport, VERSION_1 = report_module.StageReport, (Path(__file__).parent / "data" / "report_version_1.json").read_text("utf-8")
-LatentMap, SwitchRule, StepCounter = latent_map.LatentMap, criterion.Route, steps_module.StepCounter
-SKETCH, RENDER = criterion.SKETCH, criterion.RENDER
+LatentMap, Route, StepCounter = latent.LatentMap, route.Route, steps_module.StepCounter
+SKETCH, RENDER = route.SKETCH, route.RENDER
 
 pytestmark = pytest.mark.long
 
@@ -90,7 +89,7 @@ def test_d_does_not_depend_on_the_scale_of_the_latents(pair: list[torch.Tensor],
 
 switches = st.builds(
     Switch,
-    mode=st.sampled_from(criterion.MODES), delta=st.floats(1e-6, 2.0), fix_step=st.integers(0, 60),
+    mode=st.sampled_from(route.MODES), delta=st.floats(1e-6, 2.0), fix_step=st.integers(0, 60),
     max_step=st.integers(0, 60), switch_step=st.integers(0, 60), switch_sigma=finite(-1, 20),
 )  # fmt: skip
 
@@ -101,27 +100,30 @@ def test_a_run_hands_over_at_most_once_within_its_bounds_and_for_a_reason(
     switch: Any, steps: int, highest: float, shown: list[list[float]]
 ):
     """Whatever the predictions are, also where they are not finite or change their size."""
-    rule = SwitchRule(switch, steps)
-    earliest, latest = switch.fix_step_for(steps), switch.limit_for(steps)
-    assert 0 <= earliest <= switch.fix_step and earliest < steps / 2
     sigmas = [highest * (1 - step / steps) for step in range(steps)]
+    places = [1 - step / steps for step in range(steps)]
+    way = Route(route.two_legs(switch), sigmas, places)
+    earliest, latest = switch.earliest(places), switch.latest(sigmas)
+    assert 1 <= earliest <= steps + 1
     switched = None
-    for step, sigma in enumerate(sigmas):
-        stage, reason = rule.stage(step, sigma)
+    for step in range(steps):
+        stage, reason = way.stage(step)
         if stage == RENDER:
             switched = step
             break
         assert (stage, reason) == (SKETCH, "")
         if step < len(shown):
-            rule.observe(torch.tensor([shown[step]]))
+            way.observe(step, torch.tensor([shown[step]]))
+        settled = way.criterion.settled(switch.delta)
     if switched is None:
         assert switch.mode != "adaptive" or latest >= steps
         return
-    assert rule.final(RENDER)
+    assert way.final
     if switch.mode == "adaptive":
-        assert reason in ("criterion", "max_step")
-        assert switched <= latest and (reason != "criterion" or (switched > earliest and rule.settled()))
-        assert reason != "max_step" or switched == latest
+        assert reason in ("criterion", "earliest", "latest") and switched <= latest
+        assert (reason == "latest") == (switched == latest)
+        assert reason == "latest" or (switched >= earliest and settled)
+        assert reason != "earliest" or switched == earliest
     elif switch.mode == "step":
         assert reason == "step" and switched == switch.switch_step
     else:
@@ -132,32 +134,32 @@ def test_a_run_hands_over_at_most_once_within_its_bounds_and_for_a_reason(
 @cases(1000)
 @given(predictions(values=wild))
 def test_what_the_rule_reports_is_a_number_of_every_sample_or_nothing(shown: list[torch.Tensor]):
-    rule = SwitchRule(Switch(), 50)
+    seen = criterion.Criterion()
     for i, prediction in enumerate(shown):
-        rule.observe(prediction)
-        assert (rule.d is None) == (i < 1) and (rule.derivative is None) == (i < 2)
-        for values, low, high in ((rule.d, 0, 1), (rule.derivative, -1, 1)):
+        seen.observe(prediction, 1 - i / 50)
+        assert (seen.d is None) == (i < 1) and (seen.fall is None) == (i < 2)
+        for values, low, high in ((seen.d, 0, 1), (seen.fall, -1.01, 1.01)):
             if values is not None:
                 assert len(values) == len(prediction)
                 assert all(low <= v <= high for v in values if not math.isnan(v))
-        if rule.settled():
-            assert all(0 < v < 0.01 for v in rule.derivative)
+        if seen.settled(0.01):
+            assert all(0 < v < 0.01 for v in seen.fall)
     if all(p.float().abs().max() < 1e30 for p in shown[-3:]):  # NaN compares false
-        assert all(map(math.isfinite, (rule.d or []) + (rule.derivative or [])))
+        assert all(map(math.isfinite, (seen.d or []) + (seen.fall or [])))
 
 
 numbers = st.one_of(wild, st.integers(-3, 100).map(float))
 
 
 @cases(2500)
-@given(st.sampled_from([*criterion.MODES, "auto", ""]), numbers, st.integers(-2, 9), st.integers(-2, 9),
+@given(st.sampled_from([*route.MODES, "auto", ""]), numbers, st.integers(-2, 9), st.integers(-2, 9),
        st.integers(-2, 9), numbers)  # fmt: skip
 def test_switch_settings_are_refused_exactly_where_no_run_could_follow_them(
     mode: str, delta: float, fix_step: int, max_step: int, switch_step: int, switch_sigma: float
 ):
-    followable = mode in criterion.MODES and min(fix_step, max_step, switch_step) >= 0
+    followable = mode in route.MODES and min(fix_step, max_step, switch_step) >= 0
     followable &= mode != "adaptive" or (math.isfinite(delta) and delta > 0)
-    followable &= mode != "sigma" or not math.isnan(switch_sigma)
+    followable &= mode == "step" or not math.isnan(switch_sigma)
     asked = (mode, delta, fix_step, max_step, switch_step, switch_sigma)
     if followable:
         Switch(*asked)
@@ -169,7 +171,7 @@ def test_switch_settings_are_refused_exactly_where_no_run_could_follow_them(
 # --- the maps between latent spaces -----------------------------------------------------------------------------------
 
 ratios = st.floats(1e-3, 1e3)
-maps = st.builds(LatentMap, ratio=ratios, kind=st.sampled_from([latent_map.FLOW, latent_map.VARIANCE_EXPLODING]))
+maps = st.builds(LatentMap, ratio=ratios, kind=st.sampled_from([latent.FLOW, latent.VARIANCE_EXPLODING]))
 
 
 @cases(2500)
@@ -181,7 +183,7 @@ def test_the_render_is_called_with_what_its_own_latent_would_be_at_its_own_noise
     level = torch.tensor(sigma, dtype=torch.float64)
 
     def noised(scale: float, at: torch.Tensor) -> torch.Tensor:
-        kept = 1 - at if space.kind == latent_map.FLOW else 1.0
+        kept = 1 - at if space.kind == latent.FLOW else 1.0
         return kept * scale * clean + at * noise
 
     x, at = space.to_render(noised(1.0, level).reshape(1, 1), level.reshape(1))
@@ -197,15 +199,15 @@ def test_a_schedule_keeps_its_order_its_ends_and_has_a_way_back(space: Any, leve
     ours = torch.tensor([1.0, *sorted(levels, reverse=True), 0.0], dtype=torch.float64)
     theirs = space.sigmas(ours)
     assert torch.isfinite(theirs).all() and (theirs[:-1] >= theirs[1:] - 1e-15).all() and theirs[-1] == 0
-    assert space.kind != latent_map.FLOW or theirs[0] == pytest.approx(1, rel=1e-12)
+    assert space.kind != latent.FLOW or theirs[0] == pytest.approx(1, rel=1e-12)
     back = LatentMap(1 / space.ratio, space.kind).sigmas(theirs)
     assert torch.allclose(back, ours, rtol=1e-9, atol=1e-12)
 
 
 @cases(1000)
-@given(wild, st.sampled_from([latent_map.FLOW, latent_map.VARIANCE_EXPLODING, "DDPM", ""]))
+@given(wild, st.sampled_from([latent.FLOW, latent.VARIANCE_EXPLODING, "DDPM", ""]))
 def test_a_map_is_refused_exactly_where_its_ratio_or_its_kind_of_noise_has_none(ratio: float, kind: str):
-    if math.isfinite(ratio) and ratio > 0 and kind in (latent_map.FLOW, latent_map.VARIANCE_EXPLODING):
+    if math.isfinite(ratio) and ratio > 0 and kind in (latent.FLOW, latent.VARIANCE_EXPLODING):
         assert LatentMap(ratio, kind).is_identity == (ratio == 1)
     else:
         with pytest.raises(ValueError, match="No map between latents"):
@@ -223,10 +225,10 @@ def test_two_models_fit_exactly_where_nothing_but_the_scale_differs(
     facts |= {"latents_mean": torch.ones(16)} if statistics else {}
     theirs = other_format(render, **facts)
     if (channels, dimensions, compression, statistics) == (16, 3, False, False):
-        assert latent_space.check_pair(sketch, theirs).ratio == scale
+        assert latent.check_pair(sketch, theirs).ratio == scale
     else:
         with pytest.raises(ValueError, match="do not share a latent. Different"):
-            latent_space.check_pair(sketch, theirs)
+            latent.check_pair(sketch, theirs)
 
 
 @pytest.fixture(scope="module")
@@ -327,7 +329,7 @@ reports = st.builds(
     stages=st.tuples(*(
         st.builds(StageReport, st.just(name), words, st.integers(0, 99), finite(0, 1e3), finite(0, 1e3), plans) for name in NAMES
     )).map(list),
-    switch=st.fixed_dictionaries({"mode": st.sampled_from(criterion.MODES), "delta": finite(0, 1)}),
+    switch=st.fixed_dictionaries({"mode": st.sampled_from(route.MODES), "delta": finite(0, 1)}),
     earliest=st.integers(0, 99), latest=st.integers(0, 99), sampler=words, sampler_node=words, error=words,
     notes=st.lists(words, max_size=2), shape=st.lists(st.integers(1, 99), max_size=5),
     sigmas=st.lists(finite(0, 1e3), max_size=12),
@@ -444,14 +446,14 @@ def route_on(switch: Any, falls: list[list[float] | None]) -> list[tuple[str, st
     """(stage, reason) of every step as srd_core.route has them where the criterion says ``falls``."""
     steps = len(falls)
     places = [1 - step / steps for step in range(steps)]
-    route = criterion.Route(criterion.two_legs(switch), places, places)
+    way = Route(route.two_legs(switch), places, places)
     found = []
     for step, values in enumerate(falls):
-        found.append(route.stage(step))
-        if not route.final:
+        found.append(way.stage(step))
+        if not way.final:
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(route.criterion, "observe", lambda *_, now=values: setattr(route.criterion, "fall", now))
-                route.observe(step, torch.zeros(1))
+                patch.setattr(way.criterion, "observe", lambda *_, now=values: setattr(way.criterion, "fall", now))
+                way.observe(step, torch.zeros(1))
     return found
 
 
@@ -535,17 +537,17 @@ def records(draw: st.DrawFn) -> Any:
     def tensor(*size: int) -> torch.Tensor:
         return torch.randn(size or shape, generator=generator).to(dtype if not size else torch.float32)
 
-    names = draw(st.sampled_from([(), handover.NOTED]))
+    names = draw(st.sampled_from([(), record_module.NOTED]))
     calls = [
-        handover.Call(draw(finite(0, 1e3)), tensor(), tensor(handover.SAMPLES), {name: tensor() for name in names})
+        record_module.Call(draw(finite(0, 1e3)), tensor(), tensor(record_module.SAMPLES), {name: tensor() for name in names})
         for _ in range(draw(st.integers(1, 4)))
     ]
     handed_over = draw(st.booleans())
     hand_over = HandOver(draw(st.integers(1, steps - 1)), RENDER, "step", 0.5, 50.0)
     switch = {"mode": "step", "switch_step": hand_over.after_step}
-    return handover.SketchRecord(
+    return record_module.SketchRecord(
         draw(st.builds(
-            handover.Settings, st.integers(0, 2**64 - 1), words, words, st.integers(1, 10_000), finite(0, 1000), finite(0, 1),
+            record_module.Settings, st.integers(0, 2**64 - 1), words, words, st.integers(1, 10_000), finite(0, 1000), finite(0, 1),
             st.one_of(st.none(), st.lists(st.integers(0, 99_999), min_size=1, max_size=3)),
         )),
         Report(status="done", switch=switch, hand_overs=[hand_over] * handed_over),
@@ -555,7 +557,7 @@ def records(draw: st.DrawFn) -> Any:
         x=tensor() if handed_over else None,
         calls=calls,
         latent_facts={"latent format": draw(words), "scale": draw(finite(0.0625, 64))},
-        schedule=handover.Schedule(
+        schedule=record_module.Schedule(
             draw(st.lists(words, max_size=2)), draw(st.dictionaries(words, finite(), max_size=2)), {"sigmas": tensor(3)}
         ),
         host=draw(words),

@@ -22,7 +22,8 @@ from hosting import module
 from test_cooperation import sr_model, sr_sampler
 from test_host_features import lora, windows
 
-reuse, teacache = module("srd_core.reuse"), module("srd_core.teacache")
+reuse, teacache = module("srd_core.teacache.host"), module("srd_core.teacache.plan")
+wan_modulation = module("srd_core.teacache.wan").modulation
 Report = module("srd_core.report.data").Report
 summarize = module("srd_core.report.text").summarize
 SRTeaCache = module("nodes.teacache").SRTeaCache
@@ -78,7 +79,7 @@ def plan_of(model: Any, steps: int = STEPS, first: int = 0, threshold: float = T
     """The plan for KSampler's simple schedule, from the parts that test_teacache.py tests."""
     sampling = model.get_model_object("model_sampling")
     sigmas = comfy.samplers.calculate_sigmas(sampling, "simple", steps)[first:-1]
-    d = teacache.distances(reuse.wan_modulation(model.model.diffusion_model, sampling.timestep(sigmas), form))
+    d = teacache.distances(wan_modulation(model.model.diffusion_model, sampling.timestep(sigmas), form))
     coefficients = teacache.WAN_T2V[0].coefficients(form)
     return teacache.skip_plan(d, coefficients, threshold, max(5 - first, 1) if form == "e0" else 1)
 
@@ -89,7 +90,7 @@ def test_threshold_0_changes_nothing():
     report = Report()
     sr_sampler(model, slow_wan(1), steps=STEPS, teacache=0.0)
     helpers.ksampler(sr_model(model, slow_wan(1), 3, report), STEPS)
-    assert report.teacache == {} and report.reused("render") == 0
+    assert all(stage.teacache == {} for stage in report.stages) and report.reused("render") == 0
 
 
 def test_a_plan_that_reuses_nothing_changes_nothing():
@@ -234,28 +235,41 @@ def test_another_nodes_block_replacement_is_run_and_not_lost():
     assert len(seen) == plan_of(model).count(False)
 
 
-def test_compiled_blocks_are_skipped_as_well():
-    """The host's own compile wrapper, block by block; the eager backend needs no compiler."""
-    from comfy_api.torch_helpers import set_torch_compile_wrapper
-
-    model, calls = count_blocks(slow_wan())
-    plain = helpers.ksampler(cached(model), STEPS)
-    expected = len(calls)
-    calls.clear()
-    compiled = model.clone()
-    set_torch_compile_wrapper(compiled, backend="eager", keys=[f"diffusion_model.blocks.{i}" for i in range(LAYERS)])
-    assert torch.allclose(helpers.ksampler(cached(compiled), STEPS), plain, atol=1e-5)
-    assert len(calls) <= expected
+# --- torch.compile ----------------------------------------------------------------------------------------------------
 
 
-def compiled_whole(model: Any, backend: Any = "eager", **how: Any) -> Any:
+def compiled_whole(model: Any, backend: Any = "eager") -> Any:
     """As the host's node TorchCompileModel does it: all of the network, and no second look at transformer_options. The eager
     backend needs no compiler."""
     from comfy_api.torch_helpers import set_torch_compile_wrapper
     from comfy_extras.nodes_torch_compile import skip_torch_compile_dict
 
     model = model.clone()
-    set_torch_compile_wrapper(model, backend=backend, options={"guard_filter_fn": skip_torch_compile_dict}, **how)
+    set_torch_compile_wrapper(model, backend=backend, options={"guard_filter_fn": skip_torch_compile_dict})
+    return model
+
+
+def patched_whole(model: Any, backend: Any = "eager") -> Any:
+    """As older nodes do it: the compiled network in the place of the host's, by an object patch."""
+    model = model.clone()
+    model.add_object_patch("diffusion_model", torch.compile(model.get_model_object("diffusion_model"), backend=backend))
+    return model
+
+
+def compiled_blocks(model: Any, backend: Any = "eager") -> Any:
+    """The host's own compile wrapper, block by block."""
+    from comfy_api.torch_helpers import set_torch_compile_wrapper
+
+    model, blocks = model.clone(), len(model.model.diffusion_model.blocks)
+    set_torch_compile_wrapper(model, backend=backend, keys=[f"diffusion_model.blocks.{i}" for i in range(blocks)])
+    return model
+
+
+def patched_blocks(model: Any, backend: Any = "eager") -> Any:
+    """A compiled block in the place of each, by object patches."""
+    model = model.clone()
+    for i, block in enumerate(model.get_model_object("diffusion_model").blocks):
+        model.add_object_patch(f"diffusion_model.blocks.{i}", torch.compile(block, backend=backend))
     return model
 
 
@@ -270,114 +284,84 @@ def counting() -> tuple[Any, list[Any]]:
     return backend, graphs
 
 
-def test_the_blocks_of_a_compiled_network_are_compiled_once_for_all_of_them_and_all_runs():
-    torch._dynamo.reset()
-    backend, graphs = counting()
-    model = compiled_whole(module("srd_core.attention").with_attention(slow_wan(), "pytorch"), backend)
-    helpers.ksampler(cached(model), STEPS)
-    assert 0 < len(graphs) < LAYERS
-    graphs.clear()
-    helpers.ksampler(cached(model), STEPS)
-    assert not graphs
+def plain_attention(model: Any) -> Any:
+    """The attention of GPUs leaves the compiler no reason to stop, so the network is one graph that nobody looks into."""
+    return module("srd_core.attention").with_attention(model, "pytorch")
 
 
-def test_a_plan_that_reuses_nothing_leaves_the_network_compiled_as_a_whole():
-    torch._dynamo.reset()
-    backend, graphs = counting()
-    model = compiled_whole(module("srd_core.attention").with_attention(slow_wan(), "pytorch"), backend)
-    plain = helpers.ksampler(model, STEPS)
-    graphs.clear()
-    assert torch.equal(helpers.ksampler(cached(model, 1e-9), STEPS), plain) and not graphs
+def reused_by(model: Any) -> tuple[torch.Tensor, set[int]]:
+    """(latent, steps that ran no block) of a run of a cached MODEL."""
+    runs: list[Any] = []
 
+    def look(executor: Any, *args: Any, **kwargs: Any) -> Any:
+        runs.append(reuse.run_of(args[2]))
+        return executor(*args, **kwargs)
 
-@pytest.mark.long
-def test_blocks_that_differ_are_all_compiled_however_many_they_are():
-    """A LoRA that the host applies as the layers run makes every block another: the host keeps its key with each layer."""
-
-    class Doubled:
-        def __init__(self, key: str) -> None:
-            self.key, self.factors = key, {key: 2.0}
-
-        def __call__(self, weight: torch.Tensor) -> torch.Tensor:
-            return weight * self.factors[self.key]
-
-    torch._dynamo.reset()
-    many, (backend, graphs) = 12, counting()
-    build = lambda seed: helpers.wan_state_dict(seed=seed, layers=many)  # noqa: E731
-    model = comfy.sd.load_diffusion_model_state_dict(slow_state_dict(0, build))
-    model = module("srd_core.attention").with_attention(model, "pytorch")
-    layers = [block.ffn[0] for block in model.model.diffusion_model.blocks]
-
-    def patched(executor: Any, *args: Any, **kwargs: Any) -> Any:
-        for i, layer in enumerate(layers):
-            layer.weight_function = [Doubled(f"blocks.{i}")]
-        try:
-            return executor(*args, **kwargs)
-        finally:
-            for layer in layers:
-                layer.weight_function = []
-
-    model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "patched", patched)
-    expected = helpers.ksampler(cached(model), STEPS)
-    assert torch.allclose(helpers.ksampler(cached(compiled_whole(model, backend)), STEPS), expected, atol=1e-4)
-    assert len(graphs) >= many
-
-
-@pytest.mark.parametrize(
-    ("how", "expected"),
-    [({"backend": "cudagraphs"}, ("inductor", None)), ({"mode": "reduce-overhead"}, ("eager", None)),
-     ({"mode": "max-autotune"}, ("eager", "max-autotune-no-cudagraphs")), ({"mode": "default"}, ("eager", "default"))],
-)  # fmt: skip
-def test_blocks_are_compiled_without_cuda_graphs_and_with_all_guards(how: dict[str, str], expected: tuple[Any, Any]):
-    settings = {"backend": "eager", "options": {"guard_filter_fn": print, "max_autotune": True}, "fullgraph": False, **how}
-    found = reuse.CompiledBlocks(settings)._for_blocks()
-    assert (found["backend"], found.get("mode")) == expected
-    assert found["options"] == {"max_autotune": True} and found["fullgraph"] is False
-    assert "guard_filter_fn" in settings["options"], "the host's own are left as they are"
-    assert reuse.CompiledBlocks({})._for_blocks() == {}, "whoever compiled it: torch's defaults"
+    model = model.clone()
+    model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "runs", look)
+    return helpers.ksampler(model, STEPS), runs[-1].reused
 
 
 @pytest.mark.parametrize("order", ["compiled, then cached", "cached, then compiled"])
-def test_a_network_that_was_compiled_and_ran_without_the_cache_reuses_the_same_steps_with_it(order: str):
-    """The attention of GPUs leaves the compiler no reason to stop, so the network is one graph that nobody looks into."""
+@pytest.mark.parametrize("how", [compiled_blocks, patched_blocks])
+def test_blocks_that_are_compiled_one_by_one_are_skipped(how: Any, order: str):
     torch._dynamo.reset()
-    model = module("srd_core.attention").with_attention(slow_wan(), "pytorch")
-    plain, expected = helpers.ksampler(model, STEPS), helpers.ksampler(cached(model), STEPS)
-    compiled = compiled_whole(model)
-    assert torch.allclose(helpers.ksampler(compiled, STEPS), plain, atol=1e-4)
-    both = cached(compiled) if order.startswith("compiled") else compiled_whole(cached(model))
+    backend, graphs = counting()
+    model = plain_attention(slow_wan())
+    expected, steps = reused_by(cached(model))
+    assert steps
+    both = cached(how(model, backend)) if order.startswith("compiled") else how(cached(model), backend)
+    found, found_steps = reused_by(both)
+    assert graphs and found_steps == steps and torch.allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("order", ["compiled, then cached", "cached, then compiled"])
+@pytest.mark.parametrize("how", [compiled_whole, patched_whole])
+def test_a_network_that_is_compiled_as_a_whole_runs_as_without_the_cache_and_says_what_to_use(
+    how: Any, order: str, caplog: pytest.LogCaptureFixture
+):
+    torch._dynamo.reset()
+    backend, graphs = counting()
+    model = plain_attention(slow_wan())
+    compiled = how(model, backend)
+    plain = helpers.ksampler(compiled, STEPS)
+    assert graphs
+    both = cached(compiled) if order.startswith("compiled") else how(cached(model), backend)
+    with caplog.at_level(logging.INFO):
+        found, steps = reused_by(both)
+    assert torch.equal(found, plain) and not steps
+    (said,) = {r.getMessage() for r in caplog.records if "TeaCache" in r.getMessage()}
+    assert "compiled as a whole" in said and "blocks only" in said and "TorchCompileModelWanVideoV2" in said
+    graphs.clear()
+    helpers.ksampler(both, STEPS)
+    assert not graphs, "nothing of a run is compiled in"
+
+
+def test_the_report_says_that_the_render_is_compiled_as_a_whole():
+    torch._dynamo.reset()
+    sketch, render, report = plain_attention(slow_wan()), compiled_whole(plain_attention(slow_wan(1))), Report()
+    plain = helpers.ksampler(sr_model(sketch, render, 3), STEPS)
+    assert torch.equal(helpers.ksampler(sr_model(sketch, render, 3, report, teacache=THRESHOLD), STEPS), plain)
+    assert report.reused("render") == 0 and any("compiled as a whole" in note for note in report.notes)
+
+
+def test_a_network_that_is_compiled_in_another_way_never_has_a_decision_compiled_in():
+    torch._dynamo.reset()
+    model = plain_attention(slow_wan())
+    whole = torch.compile(model.model.diffusion_model, backend="eager")
+
+    def another_nodes(executor: Any, *args: Any, **kwargs: Any) -> Any:
+        network, executor.class_obj.diffusion_model = executor.class_obj.diffusion_model, whole
+        try:
+            return executor(*args, **kwargs)
+        finally:
+            executor.class_obj.diffusion_model = network
+
+    model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "another", another_nodes)
+    plain = helpers.ksampler(model, STEPS)
     for _ in range(2):
-        assert torch.allclose(helpers.ksampler(both, STEPS), expected, atol=1e-4)
-    assert torch.allclose(helpers.ksampler(compiled, STEPS), plain, atol=1e-4)
-    assert not torch.allclose(expected, plain, atol=1e-2)
-
-
-@pytest.mark.long
-def test_a_compiled_network_is_whole_again_after_a_cached_run_also_after_one_that_failed():
-    model = compiled_whole(slow_wan())
-    network, blocks = model.model.diffusion_model, list(model.model.diffusion_model.blocks)
-    helpers.ksampler(cached(model), STEPS)
-    broken = cached(model)
-
-    def fail(*_: Any, **__: Any) -> Any:
-        raise RuntimeError("no more")
-
-    broken.set_model_patch_replace(fail, "dit", "double_block", 1)
-    with pytest.raises(RuntimeError, match="no more"):
-        helpers.ksampler(broken, STEPS)
-    assert model.model.diffusion_model is network
-    assert [id(block) for block in network.blocks] == [id(block) for block in blocks]
-
-
-def test_the_render_of_a_pair_reuses_steps_when_it_is_compiled_as_a_whole():
-    torch._dynamo.reset()
-    sketch, render = (module("srd_core.attention").with_attention(slow_wan(seed), "pytorch") for seed in (0, 1))
-    compiled, reports = compiled_whole(render), (Report(), Report())
-    helpers.ksampler(sr_model(sketch, compiled, 3), STEPS)  # without the cache
-    for model, report in zip((render, compiled), reports):
-        helpers.ksampler(sr_model(sketch, model, 3, report, teacache=THRESHOLD), STEPS)
-    expected, found = ([s.reused for s in report.steps] for report in reports)
-    assert expected == found and any(found)
+        found, steps = reused_by(cached(model))
+        assert torch.equal(found, plain) and not steps
 
 
 @pytest.mark.parametrize("sampler", ["heun", "dpm_2", "dpmpp_sde", "dpmpp_2s_ancestral", "heunpp2", "dpm_fast", "lms"])
@@ -418,7 +402,7 @@ def test_sr_sampler_reuses_render_steps_alone_and_reports_which():
     plan = plan_of(render, first=after)
     assert [s.reused for s in report.steps] == [False] * after + plan
     assert report.stage("render").teacache["reuse"] == plan and report.stage("render").teacache["first_step"] == after
-    assert set(report.teacache) == {"render"}
+    assert [bool(stage.teacache) for stage in report.stages] == [False, True]
     assert len(sketch_calls) == after * LAYERS * PER_BLOCK
     assert sum(plan) > 0 and len(render_calls) == plan.count(False) * LAYERS * PER_BLOCK
     assert f"TeaCache on the render: {sum(plan)} of {STEPS - after} steps reused" in summarize(report)
@@ -452,6 +436,79 @@ def test_a_cached_render_that_runs_alone_is_the_cached_plain_run():
     assert torch.equal(helpers.ksampler(sr_model(sketch, cached(render), 0), STEPS), helpers.ksampler(cached(render), STEPS))
     assert torch.equal(helpers.ksampler(sr_model(cached(sketch), render, STEPS), STEPS),
                        helpers.ksampler(cached(sketch), STEPS))  # fmt: skip
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+WIDE = {"latent": helpers.empty_latent(side=12)}
+
+
+def asked_for(run: Any, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The bytes that the host was asked to free for each model that it loaded for a run."""
+    asked: list[float] = []
+    load = comfy.model_management.load_models_gpu
+
+    def listen(*args: Any, **kwargs: Any) -> Any:
+        asked.append(kwargs["memory_required"])
+        return load(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(comfy.model_management, "load_models_gpu", listen)
+        run()
+    return asked
+
+
+@pytest.mark.parametrize("conds", [2, {"positive": [{}], "negative": [{}]}])
+def test_a_14b_at_720p_holds_0_77_gb_for_each_prompt(conds: Any, monkeypatch: pytest.MonkeyPatch):
+    model = cached(slow_wan())
+    monkeypatch.setattr(model.model.diffusion_model, "dim", 5120)
+    monkeypatch.setattr(model.model, "get_dtype_inference", lambda: torch.bfloat16)
+    assert reuse.held_bytes(model, (1, 16, 21, 90, 160), conds) == 2 * 75_600 * 5120 * 2
+    assert reuse.held_bytes(model, (3, 16, 21, 90, 160), 1) == 3 * 75_600 * 5120 * 2
+    assert reuse.held_bytes(model, (1, 16, 1, 91, 159), 1) == 46 * 80 * 5120 * 2, "the host pads to whole patches"
+
+
+def test_nothing_is_held_without_a_cache_or_in_main_memory_or_where_the_model_is_not_known_or_compiled():
+    shape = (1, 16, 21, 90, 160)
+    assert reuse.held_bytes(slow_wan(), shape, 2) == 0
+    assert reuse.held_bytes(cached(cached(slow_wan()), 0.0), shape, 2) == 0
+    assert reuse.held_bytes(cached(slow_wan(), residual_on_cpu=True), shape, 2) == 0
+    assert reuse.held_bytes(compiled_whole(cached(slow_wan())), shape, 2) == 0
+    vace = comfy.sd.load_diffusion_model_state_dict(slow_state_dict(build=vace_state_dict))
+    assert reuse.held_bytes(cached(vace), shape, 2) == 0
+
+
+def test_what_is_held_is_as_large_as_what_is_kept():
+    model, runs = watch(slow_wan())
+    sizes: list[int] = []
+
+    def look(executor: Any, *args: Any, **kwargs: Any) -> Any:
+        out = executor(*args, **kwargs)
+        sizes.append(sum(kept.nbytes for kept in runs[-1].residuals._kept.values()))
+        return out
+
+    model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "look", look)
+    latent = helpers.empty_latent(batch=2)
+    helpers.ksampler(cached(model), STEPS, latent=latent)
+    assert max(sizes) == reuse.held_bytes(cached(model), latent["samples"].shape, 2) > 0
+
+
+def test_the_host_is_asked_for_what_the_cache_holds(monkeypatch: pytest.MonkeyPatch):
+    model = slow_wan()
+    ours = cached(model)
+    held = reuse.held_bytes(ours, WIDE["latent"]["samples"].shape, 2)
+    (plain,) = asked_for(lambda: helpers.ksampler(model, 1, **WIDE), monkeypatch)
+    (found,) = asked_for(lambda: helpers.ksampler(ours, 1, **WIDE), monkeypatch)
+    (on_cpu,) = asked_for(lambda: helpers.ksampler(cached(model, residual_on_cpu=True), 1, **WIDE), monkeypatch)
+    assert held > 0 and found - plain == pytest.approx(held, rel=1e-6) and on_cpu == plain
+
+
+def test_it_is_asked_for_with_the_stage_that_holds_it(monkeypatch: pytest.MonkeyPatch):
+    sketch, render = slow_wan(), slow_wan(1)
+    held = reuse.held_bytes(cached(render), WIDE["latent"]["samples"].shape, 2)
+    plain = asked_for(lambda: helpers.ksampler(sr_model(sketch, render, 1), 2, **WIDE), monkeypatch)
+    found = asked_for(lambda: helpers.ksampler(sr_model(sketch, cached(render), 1), 2, **WIDE), monkeypatch)
+    assert [b - a for a, b in zip(plain, found)] == [0, pytest.approx(held, rel=1e-6)]
 
 
 # --- nothing stays ----------------------------------------------------------------------------------------------------
@@ -571,7 +628,7 @@ def test_a_time_embedding_that_is_not_finite_reuses_nothing_and_the_report_can_s
     broken, report = comfy.sd.load_diffusion_model_state_dict(state_dict), Report()
     with pytest.raises(RuntimeError, match="The render's prediction has values that are not finite"):
         helpers.ksampler(sr_model(slow_wan(1), cached(broken), 3, report), STEPS)
-    plan = json.loads(report.to_json())["teacache"]["render"]
+    plan = next(s["teacache"] for s in json.loads(report.to_json())["stages"] if s["name"] == "render")
     assert not any(plan["reuse"]) and plan["growth"] == [] and "time embedding" in plan["note"]
 
 
@@ -586,7 +643,7 @@ def test_layers_that_multiply_in_fp8_give_the_plan_of_the_plain_ones():
     for found, operations in ((plain, comfy.ops.manual_cast), (fast, comfy.ops.fp8_ops)):
         for layer in (model.time_embedding[0], model.time_embedding[2]):
             layer.__class__ = operations.Linear
-        found["d"] = teacache.distances(reuse.wan_modulation(model, timesteps, "e"))
+        found["d"] = teacache.distances(wan_modulation(model, timesteps, "e"))
     assert plain == fast and len(set(plain["d"])) > 1
 
 

@@ -24,6 +24,7 @@ from torch.autograd import DeviceType
 sys.path.append(str(REPOSITORY / "bench"))
 
 import common  # noqa: E402
+import cost  # noqa: E402
 import quality_host  # noqa: E402
 import speed  # noqa: E402
 import speed_measure  # noqa: E402
@@ -34,7 +35,6 @@ import speed_rows  # noqa: E402
 import speed_store  # noqa: E402
 import speed_table  # noqa: E402
 
-cost = module("srd_core.cost")
 CPU = torch.device("cpu")
 TINY = speed_models.SHAPES["tiny"]
 STEPS = 12

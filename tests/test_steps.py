@@ -9,7 +9,7 @@ import helpers
 import pytest
 from hosting import module
 
-steps_module, cooperation = module("srd_core.steps"), module("srd_core.run")
+steps_module, cooperation = module("srd_core.steps"), module("srd_core.pair")
 criterion, report_module = module("srd_core.route"), module("srd_core.report.data")
 
 # These two choose their own noise levels: they take only the first and the last of the schedule.

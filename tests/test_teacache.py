@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import math
+import sys
+import types
+from collections.abc import Iterator
+from typing import Any
 
 import numpy
 import pytest
 import torch
 from hosting import module
 
-teacache = module("srd_core.teacache")
+teacache, blocks = module("srd_core.teacache.plan"), module("srd_core.teacache.blocks")
+Residuals = module("srd_core.teacache.run").Residuals
 
 TABLES = [*teacache.WAN_T2V, teacache.WAN_I2V_480P, teacache.WAN_I2V_720P, *teacache.COGVIDEOX, teacache.COGVIDEOX_1_5]
 # What the embeddings vary around, and so how large their relative change is: each fit is meant for another range.
@@ -151,7 +158,7 @@ def test_the_table_of_a_cogvideox_follows_its_width_and_patch(dim, frame_patch, 
 
 
 def test_residuals_are_kept_for_each_cond_and_come_back_in_the_order_asked_for():
-    kept = teacache.Residuals()
+    kept = Residuals()
     both = torch.arange(8.0).reshape(4, 1, 2)
     kept.keep(["cond", "uncond"], both)
     assert torch.equal(kept.recall(["cond", "uncond"], 4), both)
@@ -163,10 +170,73 @@ def test_residuals_are_kept_for_each_cond_and_come_back_in_the_order_asked_for()
 
 
 def test_a_residual_of_another_batch_size_or_shape_or_an_unknown_cond_is_not_reused():
-    kept = teacache.Residuals()
+    kept = Residuals()
     kept.keep(["a"], torch.zeros(2, 3, 4))
     kept.keep(["b"], torch.zeros(2, 5, 4))
     assert kept.recall(["a"], 1) is None
     assert kept.recall(["a", "c"], 4) is None
     assert kept.recall(["a", "b"], 4) is None
     assert math.isclose(kept.recall(["a"], 2).sum(), 0)
+
+
+# --- the memory that newer hosts give out again -----------------------------------------------------------------------
+
+
+def prefetch_module(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The host's comfy.model_prefetch; a stand-in where it has none."""
+    try:
+        return importlib.import_module("comfy.model_prefetch")
+    except ImportError:
+        monkeypatch.setitem(sys.modules, "comfy.model_prefetch", stand_in := types.ModuleType("comfy.model_prefetch"))
+        return stand_in
+
+
+class Watched:
+    """A stand-in for a tensor that says what is done with it."""
+
+    def __init__(self, note: Any) -> None:
+        self.note = note
+
+    def clone(self) -> Watched:
+        self.note("cloned")
+        return self
+
+    def __sub__(self, _: Watched) -> Watched:
+        self.note("subtracted")
+        return self
+
+
+def test_residuals_are_taken_while_the_hosts_malloc_graph_is_paused_and_the_blocks_run_outside(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    seen: list[tuple[str, bool]] = []
+    paused: list[int] = []
+
+    @contextlib.contextmanager
+    def pause_malloc_graph(sync: bool = False) -> Iterator[None]:
+        paused.append(1)
+        yield
+        paused.pop()
+
+    def note(what: str) -> None:
+        seen.append((what, bool(paused)))
+
+    def block(args: dict[str, Any]) -> dict[str, Any]:
+        note("block")
+        return args
+
+    monkeypatch.setattr(prefetch_module(monkeypatch), "pause_malloc_graph", pause_malloc_graph, raising=False)
+    replaced = blocks.replacements(2, {}, None, lambda _: note("kept"))
+    for i in range(2):
+        replaced["double_block", i]({"img": Watched(note)}, {"original_block": block})
+    assert seen == [("cloned", True), ("block", False), ("block", False), ("subtracted", True), ("kept", True)]
+
+
+def test_a_host_without_a_malloc_graph_is_left_alone(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delattr(prefetch_module(monkeypatch), "pause_malloc_graph", raising=False)
+    with blocks.pause_malloc_graph():
+        pass
+    monkeypatch.delattr(sys.modules["comfy"], "model_prefetch", raising=False)
+    monkeypatch.setitem(sys.modules, "comfy.model_prefetch", None)
+    with blocks.pause_malloc_graph():
+        pass

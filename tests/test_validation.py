@@ -81,7 +81,6 @@ def refused(server: Any, saved: Any, node: str, **values: Any) -> dict[str, Any]
         ({"switch_step": -3}, "switch_step", "switch_step is -3; it must be a number from 0"),
         ({"switch_mode": "percent"}, "switch_mode", "switch_mode is 'percent'; choose one of adaptive, step, sigma"),
         ({"switch_mode": "step", "switch_step": 51, "steps": 50}, "switch_step", "the run has 50 steps.*Set switch_step below"),
-        ({"switch_mode": "adaptive", "steps": 50, "fix_step": 8, "max_step": 8}, "max_step", "max_step is 8.*after step 9"),
     ],
     ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
 )
@@ -136,11 +135,7 @@ def test_values_that_come_from_other_nodes_are_left_to_the_run():
         ({"switch_mode": "step", "switch_step": 50}, True),  # the sketch alone
         ({"switch_mode": "step", "switch_step": 51}, False),
         ({"switch_mode": "sigma", "switch_step": 51}, True),  # not used
-        ({"max_step": 6}, True),
-        ({"max_step": 5}, False),
-        ({"max_step": 5, "switch_mode": "step"}, True),  # not used
-        ({"max_step": 4, "steps": 8}, True),  # a run of 8 steps uses fix_step 3
-        ({"max_step": 3, "steps": 8}, False),
+        ({"max_step": 3}, True),  # whether fix_step allows it depends on the schedule: the run says so
     ],
 )
 def test_settings_contradict_each_other_only_where_they_are_used(values: dict[str, Any], taken: bool):

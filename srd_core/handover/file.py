@@ -20,7 +20,8 @@ from ..report.data import Report
 from ..route import RENDER, SKETCH
 from .record import NOTED, SAMPLES, Call, Schedule, Settings, SketchRecord
 
-VERSION = 1
+VERSION = 2
+READS = ("1", "2")  # 1: with a report of version 1
 SUFFIX = ".sketch.safetensors"  # of a file's name
 PARTIAL = ".partial"  # after it, while the file is written
 LEFT_AFTER = 24 * 3600.0  # seconds after which nobody writes a file any more
@@ -98,9 +99,9 @@ def check(path: Path) -> dict[str, Any]:
     metadata = header.pop("__metadata__", None)
     if not isinstance(metadata, dict) or not isinstance(metadata.get(MARK), str):
         raise ValueError(f"{path.name} is a safetensors file, but no hand-over. Choose one that Save Hand-over wrote.")
-    if metadata[MARK] != str(VERSION):
+    if metadata[MARK] not in READS:
         raise ValueError(
-            f"{path.name} is a hand-over of version {metadata[MARK][:20]!r}; this ComfyUI-SRDiffusion reads version {VERSION}. "
+            f"{path.name} is a hand-over of version {metadata[MARK][:20]!r}; this ComfyUI-SRDiffusion reads versions {' and '.join(READS)}. "
             "Update the pack where the file is used, or sketch again."
         )
     strange = [name for name, facts in header.items() if not isinstance(facts, dict) or facts.get("dtype") not in FLOATS]

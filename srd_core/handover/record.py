@@ -64,7 +64,7 @@ class SketchRecord:
     sigmas: torch.Tensor = field(default_factory=lambda: torch.zeros(0))  # [steps + 1], of the whole run
     x: torch.Tensor | None = None  # the latent at the hand-over, in the sketch's space; None: the sketch ran to the end
     calls: list[Call] = field(default_factory=list)
-    latent_facts: dict[str, Any] = field(default_factory=dict)  # see latent_space.latent_facts
+    latent_facts: dict[str, Any] = field(default_factory=dict)  # see latent.latent_facts
     extra: dict[str, Any] = field(default_factory=dict)  # what else the LATENT has; in memory only, a file does not hold it
     schedule: Schedule = field(default_factory=lambda: Schedule([], {}, {}))
     host: str = ""  # version of the ComfyUI that sketched

@@ -20,11 +20,11 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrapperExecutor, WrappersMP
 
-from ..calls import PREDICT_NOISE
-from ..latent_space import FULL_NAME, check_pair, latent_facts, name_of
+from ..calls import KEY, PREDICT_NOISE
+from ..latent import FULL_NAME, check_pair, latent_facts, name_of
+from ..pair import cooperate
 from ..report.data import Report
-from ..route import Switch
-from ..run import KEY, cooperate
+from ..route import SKETCH, Switch
 from ..stage import RenderSettings
 from ..steps import StepCounter
 from .file import damaged, read
@@ -178,8 +178,9 @@ class Replay:
 def _stand_in(record: SketchRecord, render: ModelPatcher) -> ModelPatcher:
     """A MODEL without weights that is, to the host's samplers and to the pair's check, the sketch of ``record``: of the
     render's class, for its ways of masking, with the sketch's latent and schedule."""
-    config = copy.copy(render.model.model_config)
-    config.unet_config = {**config.unet_config, "disable_unet_model_creation": True}
+    known = render.model.model_config
+    config = type(known)({**known.unet_config, "disable_unet_model_creation": True})
+    config.__dict__.update({name: value for name, value in vars(known).items() if name != "unet_config"})
     model = type(render.model)(config, model_type=render.model.model_type, device=render.offload_device)
     model.diffusion_model = torch.nn.Module()
     model.diffusion_model.dtype = render.model_dtype()
@@ -187,7 +188,7 @@ def _stand_in(record: SketchRecord, render: ModelPatcher) -> ModelPatcher:
     _check_family(record, model.latent_format, render)
     model.model_sampling = _sampling(record, render)
     patcher = ModelPatcher(model, render.load_device, render.offload_device)
-    patcher.attachments[FULL_NAME] = record.report.sketch
+    patcher.attachments[FULL_NAME] = record.report.stage(SKETCH).model
     check_pair(patcher, render)
     if (found := dict(latent_facts(patcher))) != record.latent_facts:
         names = [*found, *(name[:40] for name in record.latent_facts if name not in found)]
@@ -209,7 +210,7 @@ def _check_family(record: SketchRecord, latent_format: Any, render: ModelPatcher
     ours, theirs = type(latent_format), type(render.get_model_object("latent_format"))
     if not (issubclass(ours, theirs) or issubclass(theirs, ours)):
         raise ValueError(
-            f"The hand-over holds a latent of {ours.__name__} (sketched by {record.report.sketch}), but the render "
+            f"The hand-over holds a latent of {ours.__name__} (sketched by {record.report.stage(SKETCH).model}), but the render "
             f"{name_of(render)} works on {theirs.__name__}. Choose a render of the sketch's family."
         )
 
@@ -221,7 +222,7 @@ def _sampling(record: SketchRecord, render: ModelPatcher) -> Any:
     ours, theirs = _name_of_schedule(schedule), _name_of_schedule(own)
     if ours != theirs:
         raise ValueError(
-            f"The hand-over was sketched by {record.report.sketch} with the noise schedule {ours[:120]}, but the render "
+            f"The hand-over was sketched by {record.report.stage(SKETCH).model} with the noise schedule {ours[:120]}, but the render "
             f"{name_of(render)} has {theirs}. Put the same sampling node (ModelSamplingSD3, CogVideoX Sampling Fix ...) on the "
             "render as on the sketch."
         )

@@ -16,12 +16,12 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrapperExecutor, WrappersMP
 
-from ..calls import OUTER_SAMPLE, PREDICT_NOISE
-from ..checks import check_run, check_switch
-from ..latent_space import latent_facts
+from ..calls import KEY, OUTER_SAMPLE, PREDICT_NOISE
+from ..checks import check_plain, check_run, check_switch
+from ..latent import latent_facts
 from ..report.data import StageReport
 from ..route import RENDER, SKETCH, Switch, two_legs
-from ..run import KEY, Run, begin_run, carry_out, check_plain
+from ..run import Run, begin_run, carry_out
 from .record import NOTED, Call, Schedule, SketchRecord, samples_of
 
 POST_CFG = "sampler_post_cfg_function"  # model option: what *_cfg_pp samplers add a function to

@@ -19,7 +19,6 @@ LARGEST = 2**53  # of the numbers in a report that is read: up to here JSON and 
 MOST_STEPS = 100_000  # of a run whose report is read
 
 Number = Annotated[float, Field(gt=-LARGEST, lt=LARGEST, allow_inf_nan=False)]
-Whole = Annotated[int, Field(gt=-LARGEST, lt=LARGEST)]
 Count = Annotated[int, Field(ge=0, le=MOST_STEPS)]
 STRICT = ConfigDict(extra="forbid", strict=True)
 
@@ -76,7 +75,7 @@ class Report:
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
     status: str = "not run"  # not run, running, done, interrupted, failed
     stages: list[StageReport] = field(default_factory=list)  # of the route, in the order of their first legs
-    switch: dict[str, bool | Whole | Number | str] = field(default_factory=dict)  # the switching settings as set
+    switch: dict[str, Any] = field(default_factory=dict)  # the switching settings as set
     earliest: Count = 0  # adaptive: the rule decides after this many steps at the earliest
     latest: Count = 0  # adaptive: the run hands over after this many steps at the latest
     sampler: str = ""
@@ -190,7 +189,7 @@ def _check_sense(report: Report) -> None:
         "stages": len(names) == len(report.stages),
         "stage": {s.stage for s in report.steps} | {h.to for h in report.hand_overs} <= names,
         "switch": isinstance(report.switch.get("mode", ""), str)
-        and all(isinstance(value, (int, float)) for name, value in report.switch.items() if name != "mode"),
+        and all(_is_number(value) for name, value in report.switch.items() if name != "mode"),
         "teacache": all(map(_is_plan, plans)),
     }.items():
         if not holds:

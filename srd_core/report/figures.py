@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from ..teacache import RET_STEPS, reuse_plan
+from ..teacache.plan import RET_STEPS, reuse_plan
 from .data import Report, StageReport
 
 WARM = 3  # with so many steps more, the first step of a stage (it compiles, tunes, fills caches) is left out

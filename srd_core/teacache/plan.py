@@ -1,4 +1,4 @@
-"""TeaCache (arXiv 2411.19108): which steps may reuse the residual of the last computed step, and the residuals.
+"""TeaCache (arXiv 2411.19108): which steps may reuse the residual of the last computed step.
 
 A DiT modulates its blocks with an embedding m of the timestep. With d_i = |m_i - m_(i-1)|_1 / |m_(i-1)|_1 and a
 polynomial fitted for each model, step i is reused while
@@ -12,7 +12,7 @@ the first step. Torch only: nothing here knows the host.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -35,7 +35,45 @@ class Table:
 
     def coefficients(self, form: str) -> tuple[float, ...]:
         """Those of a form, one of FORMS; those of e where the family has no other."""
-        return self.e0 if form == "e0" and self.e0 else self.e
+        return self.e0 if self.form(form) == "e0" else self.e
+
+    def form(self, wanted: str) -> str:
+        """``wanted``, one of FORMS; e where the family has no other."""
+        return wanted if self.e0 else "e"
+
+
+@dataclass(frozen=True)
+class TeaCache:
+    """Settings of a cached MODEL."""
+
+    threshold: float  # of the accumulated change; larger reuses more steps, 0 none
+    form: str = "e"  # e: time embedding; e0: its projection, the first five steps of a run computed
+    residual_on_cpu: bool = False  # keep what the blocks added in main memory instead of on the GPU
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for settings that mean nothing."""
+        if not self.threshold >= 0:
+            raise ValueError(f"teacache is {self.threshold}; the threshold must be 0 (off) or more.")
+        if self.form not in FORMS:
+            raise ValueError(f"TeaCache's form is {self.form!r}; choose one of {', '.join(FORMS)}.")
+
+
+@dataclass
+class Plan:
+    """What was decided before the first cached step; plain data, for the report."""
+
+    threshold: float
+    form: str  # as used: e where the family has no other
+    table: str = ""  # whose coefficients; empty: nothing is reused, see note
+    first_step: int = 0  # 0-based index in the run of the first planned step
+    reuse: list[bool] = field(default_factory=list)  # for every step from the first to the run's last
+    note: str = ""  # what the artist should know
+    growth: list[float] = field(default_factory=list)  # what every step of the run adds to the sum; web/rule.js plans with it
+
+    def reuses(self, step: int) -> bool:
+        """Whether a step of the run (0-based) is to be reused."""
+        i = step - self.first_step
+        return 0 <= i < len(self.reuse) and self.reuse[i]
 
 
 WAN_T2V = (
@@ -147,31 +185,27 @@ def reuse_plan(growth: Sequence[float], threshold: float, computed_first: int = 
     return plan
 
 
-@dataclass
-class Residuals:
-    """What the blocks added to their input at the last computed step, one tensor for each cond of a call."""
+def fill(plan: Plan, table: Table, m: torch.Tensor) -> None:
+    """Decide the steps ``plan.first_step`` ... last of a run from ``m`` [steps, ...], the embeddings of all its steps in the
+    plan's form. Where none can be reused, only the note is set."""
+    steps = len(m) - plan.first_step
+    d, coefficients = distances(m), table.coefficients(plan.form)
+    if not all(map(math.isfinite, d)):
+        plan.note = "TeaCache: the time embedding has values that are not finite; nothing is reused."
+        return
+    plan.growth = [0.0, *growth(d, coefficients)]
+    if steps < MIN_STEPS:
+        plan.note = f"TeaCache: a stage of {steps} steps is too short to reuse any."
+        return
+    computed_first = max(RET_STEPS - plan.first_step, 1) if plan.form == "e0" else 1
+    plan.reuse = skip_plan(d[plan.first_step :], coefficients, plan.threshold, computed_first)
+    plan.table = table.name
 
-    on_cpu: bool = False  # keep them in main memory; they are copied over for every reuse
-    _kept: dict[Hashable, torch.Tensor] = field(default_factory=dict)
 
-    def __len__(self) -> int:
-        return len(self._kept)
-
-    def clear(self) -> None:
-        """Free all of them."""
-        self._kept.clear()
-
-    def keep(self, keys: Sequence[Hashable], residual: torch.Tensor) -> None:
-        """Split ``residual`` [len(keys) * b, tokens, dim] among its conds and keep the parts."""
-        if self.on_cpu:
-            residual = residual.cpu()
-        self._kept.update(zip(keys, residual.chunk(len(keys))))
-
-    def recall(self, keys: Sequence[Hashable], rows: int) -> torch.Tensor | None:
-        """The residual [rows, tokens, dim] of these conds, in their order; None when one is missing or of another batch."""
-        parts = [self._kept[key] for key in keys if key in self._kept]
-        if len(parts) < len(keys) or sum(part.shape[0] for part in parts) != rows:
-            return None
-        if len({part.shape[1:] for part in parts}) > 1:
-            return None
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+def describe(plan: Plan, reused: set[int]) -> str:
+    """One line for the log."""
+    line = (
+        f"TeaCache reused {len(reused)} of {len(plan.reuse)} steps (threshold {plan.threshold:g}, coefficients of "
+        f"{plan.table}, form {plan.form})."
+    )
+    return f"{line} {plan.note}".rstrip()

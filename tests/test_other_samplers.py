@@ -1,0 +1,175 @@
+"""Samplers of other packs: a hand-over comes between two steps, after the one that was asked for, whatever they tell us."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import comfy.samplers
+import helpers
+import pytest
+import torch
+from comfy.samplers import KSAMPLER
+from comfy_extras.nodes_custom_sampler import BasicScheduler, CFGGuider, RandomNoise, SamplerCustomAdvanced
+from hosting import module
+
+run_module, route, report_data = module("srd_core.pair"), module("srd_core.route"), module("srd_core.report.data")
+STEPS = 12
+
+
+def sampled(model: Any, sampler: Any, scheduler: str = "simple") -> torch.Tensor:
+    guider = CFGGuider.execute(model, helpers.prompt(1), helpers.prompt(2), 3.0).args[0]
+    sigmas = BasicScheduler.execute(model, scheduler, STEPS, 1.0).args[0]
+    return SamplerCustomAdvanced.execute(
+        RandomNoise.execute(7).args[0], guider, sampler, sigmas, helpers.empty_latent()
+    ).args[0]["samples"]
+
+
+def handed_over(sampler: Any, after: int, wan: Any, **how: Any) -> Any:
+    """The report of a run that is to hand over after so many steps."""
+    report = report_data.Report()
+    switch = route.Switch(mode="step", switch_step=after)
+    model = run_module.cooperate(wan(), wan(seed=1), switch, run_module.RenderSettings(), report)
+    sampled(model, sampler, **how)
+    return report
+
+
+# --- another noise level than the schedule's ----------------------------------------------------------------------------
+
+
+def lying(inner: Any, factor: float, window: tuple[int, int], told: bool) -> KSAMPLER:
+    """As Detail Daemon and Lying Sigma do: in steps window[0] to window[1] - 1 the model is told sigma times ``factor``.
+    ``told``: the wrapped sampler stands among the options, as there; else nobody can know it."""
+
+    def sample(model: Any, x: Any, sigmas: Any, extra_args: Any = None, callback: Any = None, disable: Any = None, **options: Any):
+        high, low = float(sigmas[window[0]]), float(sigmas[window[1]])
+
+        def lie(x: torch.Tensor, sigma: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+            inside = low < float(sigma[0]) <= high
+            return model(x, sigma * factor if inside else sigma, **kwargs)
+
+        lie.inner_model = model.inner_model  # type: ignore[attr-defined]
+        lie.__dict__.update({"model_patcher": getattr(model, "model_patcher", None)})
+        return inner.sampler_function(lie, x, sigmas, extra_args=extra_args, callback=callback, disable=disable,
+                                      **inner.extra_options)  # fmt: skip
+
+    return KSAMPLER(sample, {"dds_wrapped_sampler": inner} if told else {})
+
+
+WINDOWS = {"early": (0, 4), "middle": (4, 8), "late": (8, 12), "all": (0, 12)}
+
+
+@pytest.mark.parametrize("factor", [0.9, 0.98, 1.02, 1.1])
+@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("name", ["euler", "heun", "dpmpp_2m", "uni_pc"])
+def test_a_sampler_that_tells_other_levels_hands_over_after_the_step_that_was_asked_for(
+    name: str, window: str, factor: float, wan: Any
+):
+    calls = 2 if name == "heun" else 1
+    for after in (3, 6, 10):
+        report = handed_over(lying(comfy.samplers.sampler_object(name), factor, WINDOWS[window], told=True), after, wan)
+        assert (report.count("sketch"), report.count("render")) == (after, STEPS - after)
+        assert report.stage("sketch").calls == after * calls
+        assert report.notes == []
+
+
+@pytest.mark.parametrize("factor", [0.9, 1.1])
+@pytest.mark.parametrize("name", ["euler", "heun"])
+def test_the_same_for_a_wrapper_that_does_not_tell_what_it_wraps(name: str, factor: float, wan: Any):
+    report = handed_over(lying(comfy.samplers.sampler_object(name), factor, WINDOWS["middle"], told=False), 6, wan)
+    assert (report.count("sketch"), report.stage("sketch").calls) == (6, 6 * (2 if name == "heun" else 1))
+
+
+def test_with_other_levels_the_hand_over_itself_changes_nothing(wan: Any):
+    sampler = lying(comfy.samplers.sampler_object("dpmpp_2m"), 0.9, (2, 8), told=True)
+    sketch = wan()
+    plain = sampled(sketch, sampler)
+    for after in (0, 4, 99):
+        switch = route.Switch(mode="step", switch_step=after)
+        model = run_module.cooperate(sketch, wan(), switch, run_module.RenderSettings(), report_data.Report())
+        assert torch.equal(sampled(model, sampler), plain), f"after {after}"
+
+
+def test_with_other_levels_the_rule_sees_every_step(wan: Any):
+    report = report_data.Report()
+    never = route.Switch(switch_sigma=0.0, delta=1e-9)
+    model = run_module.cooperate(wan(), wan(seed=1), never, run_module.RenderSettings(), report)
+    sampled(model, lying(comfy.samplers.sampler_object("euler"), 0.9, (0, 12), told=True))
+    assert [step.d is not None for step in report.steps] == [False] + [True] * (STEPS - 1)
+
+
+# --- callbacks at the end of a step -------------------------------------------------------------------------------------
+
+
+def at_end(fractions: Sequence[float], warm: int = 0) -> KSAMPLER:
+    """A sampler as RES4LYF's: a call at the step's level, one at each of these fractions of the step (1: the next level),
+    then the callback. ``warm``: so many steps at the start have the first call alone."""
+
+    def sample(model: Any, x: Any, sigmas: Any, extra_args: Any = None, callback: Any = None, disable: Any = None):
+        ones = x.new_ones([x.shape[0]])
+        for i in range(len(sigmas) - 1):
+            now, following = sigmas[i], sigmas[i + 1]
+            denoised = model(x, now * ones, **extra_args)
+            slope = (x - denoised) / now
+            if following > 0 and i >= warm:
+                for fraction in fractions:
+                    between = now + fraction * (following - now)
+                    slope = (x - model(x + slope * (between - now), between * ones, **extra_args)) / now
+            x = x + slope * (following - now)
+            callback({"x": x, "i": i, "sigma": now, "sigma_hat": now, "denoised": denoised})
+        return x
+
+    return KSAMPLER(sample)
+
+
+@pytest.mark.parametrize("warm", [0, 2])
+@pytest.mark.parametrize("fractions", [(), (0.5,), (1.0,), (2 / 3,), (1 / 3, 2 / 3), (0.5, 1.0), (0.2, 0.8)], ids=str)
+def test_a_sampler_that_calls_back_after_its_step_hands_over_between_steps(fractions: Any, warm: int, wan: Any):
+    for after in (1, 2, 5, 11):
+        report = handed_over(at_end(fractions, warm), after, wan)
+        assert [step.stage for step in report.steps] == ["sketch"] * after + ["render"] * (STEPS - after)
+        each = [1 + (len(fractions) if warm <= i < STEPS - 1 else 0) for i in range(STEPS)]
+        assert report.stage("sketch").calls == sum(each[:after])
+        assert report.notes == []
+
+
+# --- no callbacks, and calls outside the steps --------------------------------------------------------------------------
+
+
+def euler_with(before_step: Callable[[Any, Any, Any], None], calls_back: bool = True) -> KSAMPLER:
+    def sample(model: Any, x: Any, sigmas: Any, extra_args: Any = None, callback: Any = None, disable: Any = None):
+        ones = x.new_ones([x.shape[0]])
+        for i in range(len(sigmas) - 1):
+            denoised = model(x, sigmas[i] * ones, **extra_args)
+            if calls_back:
+                callback({"x": x, "i": i, "sigma": sigmas[i], "sigma_hat": sigmas[i], "denoised": denoised})
+            before_step(lambda level, x=x: model(x, level * ones, **extra_args), sigmas[i], sigmas[i + 1])
+            x = x + (x - denoised) / sigmas[i] * (sigmas[i + 1] - sigmas[i])
+        return x
+
+    return KSAMPLER(sample)
+
+
+def test_a_sampler_without_callbacks_is_counted_by_its_levels(wan: Any):
+    report = handed_over(euler_with(lambda *_: None, calls_back=False), 5, wan)
+    assert report.stage("sketch").calls == 5
+
+
+@pytest.mark.parametrize("where", [0.3, 0.97], ids=["in the step", "beside its level"])
+def test_calls_outside_the_steps_begin_none(where: float, wan: Any):
+    def more(call: Any, now: Any, following: Any) -> None:
+        call(now + where * (following - now))
+
+    for after in (1, 4, 9):
+        report = handed_over(euler_with(more), after, wan)
+        assert (report.count("sketch"), report.stage("sketch").calls) == (after, 2 * after)
+
+
+def test_only_a_sampler_with_steps_of_its_own_is_said_to_choose_them(wan: Any):
+    def half_as_many(model: Any, x: Any, sigmas: Any, extra_args: Any = None, callback: Any = None, disable: Any = None):
+        euler = comfy.samplers.sampler_object("euler").sampler_function
+        return euler(model, x, sigmas[::2], extra_args=extra_args, callback=callback, disable=disable)
+
+    report = handed_over(KSAMPLER(half_as_many), 3, wan)
+    (note,) = report.notes
+    assert "its own noise levels" in note

@@ -1,0 +1,194 @@
+"""Who runs which step: legs and what ends them, on hand-made schedules."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pytest
+import torch
+from comfy.model_sampling import ModelSamplingDiscreteFlow
+from comfy.samplers import calculate_sigmas
+from comfy_extras.nodes_model_advanced import ModelSamplingSD3
+from hosting import module
+
+criterion, levels, route_module = (module(f"srd_core.{name}") for name in ("criterion", "levels", "route"))
+Leg, Route, Switch, two_legs = route_module.Leg, route_module.Route, route_module.Switch, route_module.two_legs
+SKETCH, RENDER = route_module.SKETCH, route_module.RENDER
+
+
+def uniform(steps: int, first: float = 1.0) -> list[float]:
+    """The places of ``steps`` uniform timesteps from ``first`` on."""
+    return [first * (1 - i / steps) for i in range(steps)]
+
+
+def sigmas_of(places: Sequence[float], shift: float = levels.SHIFT) -> list[float]:
+    return [shift * u / (1 + (shift - 1) * u) for u in places]
+
+
+def hands_over(falls: Sequence[float | None], places: Sequence[float], **settings: object) -> tuple[int, str] | None:
+    """(steps, reason) of the hand-over in a run whose criterion says ``falls`` after each step; None: never."""
+    route = Route(two_legs(Switch(**settings)), sigmas_of(places), places)
+    for step in range(len(places)):
+        stage, reason = route.stage(step)
+        if stage == RENDER:
+            return step, reason
+        route.criterion.fall = [falls[step]] if step < len(falls) else None
+        route._look(step)
+    return None
+
+
+STEEP = [1.0] * 100  # never settled
+NO_LIMIT = {"switch_sigma": 0.0}
+
+
+# --- adaptive: the earliest moment --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("fix_step", "first"), [(0, 1), (3, 4), (5, 6), (10, 11)])
+def test_at_50_steps_the_earliest_hand_over_is_after_step_fix_step_plus_one(fix_step: int, first: int):
+    assert hands_over([0.001] * 50, uniform(50), fix_step=fix_step)[0] == first
+
+
+@pytest.mark.parametrize(("steps", "first"), [(8, 2), (20, 3), (30, 4), (50, 6), (100, 11)])
+def test_fix_step_is_one_noise_level_at_any_step_count(steps: int, first: int):
+    """A tenth of the way: the first step that begins there may be the last of the sketch."""
+    places = uniform(steps)
+    assert Switch(fix_step=5).earliest(places) == first
+    assert places[first - 1] <= 0.9 < places[first - 2]
+
+
+def test_fix_step_is_one_noise_level_in_a_slice_of_a_schedule():
+    assert Switch(fix_step=5).earliest(uniform(50)[:20]) == 6
+    assert Switch(fix_step=5).earliest(uniform(50)[3:]) == 3
+    assert Switch(fix_step=5).earliest(uniform(50)[10:]) == 1
+
+
+def test_without_a_step_below_its_level_the_rule_never_decides():
+    assert Switch(fix_step=50).earliest(uniform(20)) == 21
+
+
+def test_a_rule_that_held_before_it_was_allowed_to_says_earliest():
+    assert hands_over([0.001] * 50, uniform(50)) == (6, "earliest")
+
+
+def test_a_rule_that_holds_for_the_first_time_says_criterion():
+    assert hands_over([1.0] * 5 + [0.001], uniform(50)) == (6, "criterion")
+    assert hands_over([1.0] * 9 + [0.001], uniform(50)) == (10, "criterion")
+    assert hands_over([0.001] * 3 + [1.0] * 6 + [0.001], uniform(50)) == (10, "criterion")
+
+
+# --- adaptive: the latest moment ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", [8, 20, 50, 100])
+def test_a_rule_that_never_holds_hands_over_below_switch_sigma(steps: int):
+    places = uniform(steps)
+    after, reason = hands_over(STEEP, places, switch_sigma=0.875)
+    assert reason == "latest"
+    assert sigmas_of(places)[after] < 0.875 <= sigmas_of(places)[after - 1]
+
+
+def test_max_step_replaces_switch_sigma_as_the_latest_moment():
+    assert hands_over(STEEP, uniform(50), max_step=12) == (12, "latest")
+    assert hands_over(STEEP, uniform(50), max_step=30) == (30, "latest")
+
+
+def test_the_latest_moment_comes_before_the_earliest():
+    assert hands_over(STEEP, uniform(50), max_step=3, fix_step=5) == (3, "latest")
+
+
+def test_a_run_that_begins_below_switch_sigma_is_the_renders():
+    assert hands_over([], uniform(10, first=0.5), switch_sigma=0.875) == (0, "latest")
+
+
+def test_a_switch_sigma_of_zero_sets_no_limit():
+    assert hands_over(STEEP, uniform(50), **NO_LIMIT) is None
+
+
+# --- the other modes ----------------------------------------------------------------------------------------------------
+
+
+def test_mode_step_hands_over_after_switch_step():
+    assert hands_over([0.001] * 50, uniform(50), mode="step", switch_step=7) == (7, "step")
+    assert hands_over([], uniform(50), mode="step", switch_step=0) == (0, "step")
+    assert hands_over([], uniform(50), mode="step", switch_step=99) is None
+
+
+def test_mode_sigma_hands_over_below_switch_sigma():
+    route = Route(two_legs(Switch(mode="sigma", switch_sigma=0.875)), [1.0, 0.875, 0.874, 0.5], uniform(4))
+    assert [route.stage(step) for step in range(4)] == [(SKETCH, ""), (SKETCH, ""), (RENDER, "sigma"), (RENDER, "")]
+
+
+@pytest.mark.parametrize("delta", [0.0, -0.01, math.nan, math.inf])
+def test_a_delta_that_is_not_above_zero_is_refused_with_what_to_set(delta: float):
+    with pytest.raises(ValueError, match=r"delta is .*0\.01"):
+        Switch(delta=delta)
+
+
+def test_an_unknown_mode_is_refused_with_the_modes():
+    with pytest.raises(ValueError, match="adaptive, step, sigma"):
+        Switch(mode="auto")
+
+
+def test_negative_steps_are_refused():
+    with pytest.raises(ValueError, match="fix_step is -1"):
+        Switch(fix_step=-1)
+
+
+# --- legs ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_route_of_many_legs_runs_them_in_order():
+    legs = (Leg("a", Switch("step", switch_step=2)), Leg("b", Switch("sigma", switch_sigma=0.5)), Leg("a"))
+    route = Route(legs, [1.0, 0.9, 0.8, 0.6, 0.4, 0.2], uniform(6))
+    assert [route.stage(step)[0] for step in range(6)] == ["a", "a", "b", "b", "a", "a"]
+    assert route.final
+
+
+def test_a_leg_without_a_step_is_passed_over():
+    legs = (Leg("a", Switch("step", switch_step=0)), Leg("b", Switch("step", switch_step=0)), Leg("c"))
+    assert Route(legs, [1.0], [1.0]).start() == ("c", True)
+
+
+def test_looking_at_the_start_does_not_begin_the_route():
+    route = Route(two_legs(Switch("step", switch_step=0)), [1.0, 0.5], [1.0, 0.5])
+    assert route.start() == (RENDER, True)
+    assert not route.final
+
+
+# --- where noise levels lie ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shift", [2.0, 3.0, 5.0, 8.0])
+@pytest.mark.parametrize("scheduler", ["simple", "beta", "karras"])
+def test_one_level_of_a_flow_model_has_one_place_in_every_schedule(shift: float, scheduler: str):
+    sampling = ModelSamplingDiscreteFlow()
+    sampling.set_parameters(shift=shift)
+    sampling.__class__ = type("Flow", (ModelSamplingDiscreteFlow, module_const()), {})
+    sigmas = [float(s) for s in calculate_sigmas(sampling, scheduler, 20)]
+    assert levels.places_of(sampling, sigmas) == pytest.approx([s / (5 - 4 * s) for s in sigmas], abs=1e-6)
+
+
+def module_const() -> type:
+    import comfy.model_sampling
+
+    return comfy.model_sampling.CONST
+
+
+def test_wans_own_schedule_of_50_steps_is_the_papers(wan):
+    model = ModelSamplingSD3().patch(wan(), 5.0)[0]
+    sampling = model.get_model_object("model_sampling")
+    sigmas = [float(s) for s in calculate_sigmas(sampling, "simple", 50)]
+    assert levels.places_of(sampling, sigmas) == pytest.approx([1 - i / 50 for i in range(51)], abs=1e-3)
+
+
+def test_other_models_are_measured_by_their_own_timesteps():
+    import comfy.model_sampling
+
+    class Sampling(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampling.EPS):
+        pass
+
+    sampling = Sampling()
+    sigmas = [float(sampling.sigma(torch.tensor(t))) for t in (999.0, 499.5, 0.0)]
+    assert levels.places_of(sampling, [*sigmas, 0.0]) == pytest.approx([1.0, 0.5, 0.0, 0.0], abs=1e-3)

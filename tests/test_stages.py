@@ -1,0 +1,203 @@
+"""Another stage is treated as the host treats any model: its clones, its wrappers, its cache, its mask."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.model_patcher
+import comfy.sampler_helpers
+import comfy.samplers
+import helpers
+import pytest
+import torch
+from comfy.patcher_extension import WrappersMP
+from comfy_extras.nodes_custom_sampler import DualCFGGuider, KSamplerSelect, RandomNoise, SamplerCustomAdvanced
+from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
+from hosting import module
+from test_cooperation import STEPS, sr_model
+from test_reuse import slow_wan
+
+run_module, route, criterion = module("srd_core.pair"), module("srd_core.route"), module("srd_core.criterion")
+Report, Switch, RenderSettings = module("srd_core.report.data").Report, route.Switch, run_module.RenderSettings
+NEVER = {"switch_sigma": 0.0, "delta": 1e-9}
+
+
+def watched(sketch: Any, report: Any, **switch: Any) -> Any:
+    """A pair whose rule sees every step of the sketch."""
+    return run_module.cooperate(sketch, helpers_render(sketch), Switch(**{**NEVER, **switch}), RenderSettings(), report)
+
+
+def helpers_render(sketch: Any) -> Any:
+    return sketch.clone()
+
+
+# --- wrappers of a stage ------------------------------------------------------------------------------------------------
+
+
+def test_a_wrapper_around_a_whole_run_of_the_render_gets_a_guider_with_everything_a_guider_has(wan: Any):
+    seen: dict[str, Any] = {}
+
+    def look(executor: Any, *args: Any, **kwargs: Any) -> Any:
+        guider = executor.class_obj
+        seen.update(
+            kind=type(guider), cfg=guider.cfg, positive=guider.original_conds["positive"][0]["cross_attn"].shape,
+            conds=set(guider.conds), model=guider.model_patcher, options=guider.model_options,
+        )  # fmt: skip
+        return executor(*args, **kwargs)
+
+    render = wan(seed=1)
+    render.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "look", look)
+    helpers.ksampler(sr_model(wan(), render, 2, cfg=2.0), STEPS)
+    assert seen["kind"] is comfy.samplers.CFGGuider and seen["cfg"] == 2.0 and seen["model"] is render
+    assert seen["positive"] == (1, 4, helpers.TEXT_DIM) and seen["conds"] == {"positive", "negative"}
+
+
+def test_a_guiders_own_settings_reach_a_wrapper_of_the_render(wan: Any):
+    seen: list[Any] = []
+
+    def look(executor: Any, *args: Any, **kwargs: Any) -> Any:
+        seen.append((executor.class_obj.cfg1, executor.class_obj.cfg2))
+        return executor(*args, **kwargs)
+
+    render = wan(seed=1)
+    render.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "look", look)
+    model = sr_model(wan(), render, 1)
+    guider = DualCFGGuider.execute(
+        model, helpers.prompt(1), helpers.prompt(3), helpers.prompt(2), 3.0, 2.0, "regular"
+    ).args[0]
+    SamplerCustomAdvanced.execute(
+        RandomNoise.execute(7).args[0], guider, KSamplerSelect.execute("euler").args[0], torch.tensor([1.0, 0.7, 0.3, 0.0]),
+        helpers.empty_latent(),
+    )  # fmt: skip
+    assert seen == [(3.0, 2.0)]
+
+
+def test_the_parts_of_a_latent_are_told_to_every_stages_model(wan: Any):
+    sketch, render = wan(), wan(seed=1)
+    seen: list[Any] = []
+    render.add_wrapper_with_key(
+        WrappersMP.DIFFUSION_MODEL, "look", lambda ex, *a, **k: (seen.append(render.model.latent_shapes), ex(*a, **k))[1]
+    )
+    helpers.ksampler(sr_model(sketch, render, 2), STEPS)
+    assert [list(shape) for shape in seen[-1]] == [[1, 16, 2, 8, 8]]
+
+
+# --- clones on other GPUs -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.host_has("comfy.sampler_helpers", "prepare_model_patcher_multigpu_clones")
+def test_clones_of_the_render_on_other_devices_are_prepared_used_and_cleaned_up(wan: Any, monkeypatch: pytest.MonkeyPatch):
+    """A second device is played by the CPU under another name, as the host's own list of devices has it."""
+    sketch, render = wan(), wan(seed=1)
+    plain = helpers.ksampler(sr_model(sketch, render, 3), STEPS)
+    clone = render.deepclone_multigpu(new_load_device=torch.device("cpu", 0))
+    clone.is_multigpu_base_clone = True
+    render.set_additional_models("multigpu", [clone])
+    life: list[str] = []
+    kind = comfy.model_patcher.ModelPatcher
+    for name in ("pre_run", "cleanup"):
+        plainly = getattr(kind, name)
+
+        def noted(self: Any, name: str = name, plainly: Any = plainly) -> Any:
+            if self.is_multigpu_base_clone:
+                life.append(name)
+            return plainly(self)
+
+        monkeypatch.setattr(kind, name, noted)
+    used: list[set[Any]] = []
+
+    def look(executor: Any, *args: Any, **kwargs: Any) -> Any:
+        options = executor.class_obj.model_options
+        used.append(set(options.get("multigpu_clones", {})))
+        assert options["multigpu_thread_pool"] is not None
+        return executor(*args, **kwargs)
+
+    render.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "look", look)
+    latent = helpers.ksampler(sr_model(sketch, render, 3), STEPS)
+    assert torch.allclose(latent, plain, atol=1e-5)
+    assert used == [{torch.device("cpu"), torch.device("cpu", 0)}] * 3
+    assert life[0] == "pre_run" and set(life[life.index("cleanup"):]) == {"cleanup"}
+
+
+# --- what the rule sees -------------------------------------------------------------------------------------------------
+
+
+def masked_latent(kept: float) -> dict[str, Any]:
+    latent = {"samples": torch.randn(1, 16, 2, 8, 8, generator=torch.Generator().manual_seed(3))}
+    latent["noise_mask"] = (torch.arange(8) >= 8 * kept).float().expand(1, 1, 8, 8)
+    return latent
+
+
+def test_the_kept_part_of_a_latent_does_not_count(wan: Any):
+    """D of the report against D of the callback's predictions over the generated part."""
+    seen: list[torch.Tensor] = []
+    sketch, report, latent = wan(), Report(), masked_latent(0.75)
+    sketch.add_wrapper_with_key(
+        WrappersMP.PREDICT_NOISE, "keep", lambda ex, *a, **k: (seen.append(ex(*a, **k)), seen[-1])[1]
+    )
+    helpers.ksampler(watched(sketch, report), 8, latent=latent)
+    part = (slice(None), slice(None), slice(None), slice(None), slice(6, None))
+    # The host puts the kept part back into the prediction after our wrapper; D must not depend on it.
+    expected = [float(criterion.relative_change(b[part], a[part])) for a, b in zip(seen, seen[1:])]
+    assert [s.d for s in report.steps[1:]] == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_latent_that_is_kept_whole_never_settles(wan: Any):
+    report = Report()
+    helpers.ksampler(watched(wan(), report, delta=1.0), 8, latent=masked_latent(1.0))
+    assert not report.hand_overs and all(step.d in (None, 0.0) for step in report.steps)
+
+
+@pytest.mark.parametrize("node", [EasyCacheNode, LazyCacheNode], ids=["EasyCache", "LazyCache"])
+def test_a_step_that_a_cache_in_front_of_the_sketch_answers_is_not_observed(node: Any, wan: Any):
+    sketch, calls, report = wan(), [], Report()
+    sketch.add_wrapper_with_key(
+        WrappersMP.APPLY_MODEL, "count", lambda ex, *a, **k: (calls.append(report.steps[-1].step), ex(*a, **k))[1]
+    )
+    cached = node.execute(sketch, 1e6, 0.1, 0.95, False).args[0]
+    reached: list[int] = []
+    model = run_module.cooperate(cached, wan(), Switch(**NEVER), RenderSettings(), report)
+    model.add_wrapper_with_key(
+        WrappersMP.DIFFUSION_MODEL, "last", lambda ex, *a, **k: (reached.append(report.steps[-1].step), ex(*a, **k))[1]
+    )
+    helpers.ksampler(model, 20, cfg=1.0)
+    computed = sorted(set(reached))
+    assert 2 < len(computed) < 20
+    assert [step.step for step in report.steps if step.d is not None] == computed[1:]
+
+
+def test_a_step_that_our_teacache_reuses_on_the_sketch_is_not_observed():
+    host = module("srd_core.teacache.host")
+    report = Report()
+    sketch = host.with_teacache(slow_wan(), host.TeaCache(0.2))
+    helpers.ksampler(run_module.cooperate(sketch, slow_wan(1), Switch(**NEVER), RenderSettings(), report), 20)
+    assert 0 < report.reused("sketch") < 19
+    observed = [step.step for step in report.steps if step.d is not None]
+    assert observed == [step.step for step in report.steps[1:] if not step.reused]
+
+
+# --- the settings -------------------------------------------------------------------------------------------------------
+
+
+def test_guidance_of_zero_can_be_had_with_the_negative_prompt_as_the_renders_positive(wan: Any):
+    """What the tooltip of render_cfg says."""
+    sketch, render = wan(), wan(seed=1)
+    none = helpers.ksampler(render, STEPS, cfg=1e-7)  # the host takes 0 for it as well: negative + 0 (positive - negative)
+    said = helpers.ksampler(sr_model(sketch, render, 0, cfg=1.0, positive=helpers.prompt(2)), STEPS)
+    assert torch.allclose(said, none, atol=1e-4)
+
+
+@pytest.mark.parametrize(("layers", "swapped"), [((1, 2), True), ((2, 1), False), ((1, 1), False)])
+def test_a_render_larger_than_the_sketch_is_noted(layers: tuple[int, int], swapped: bool, wan: Any):
+    report = Report()
+    helpers.ksampler(sr_model(wan(layers=layers[0]), wan(seed=1, layers=layers[1]), 3, report), STEPS)
+    assert report.notes == ([run_module.LARGER] if swapped else [])
+
+
+def test_a_saved_latent_that_its_predictions_do_not_lead_to_is_refused(wan: Any):
+    from test_handover import rendered, sketched
+
+    record, render = sketched(wan())[0], wan(seed=1)
+    record.x = record.x + 0.5 * record.x.abs().max()
+    with pytest.raises(RuntimeError, match="not the one that its predictions lead to"):
+        rendered(record, render)
