@@ -29,7 +29,8 @@ class SRSwitchInspector(io.ComfyNode):
                 io.AnyType.Input(
                     "after",
                     optional=True,
-                    tooltip="With Sketch-Render Model: connect the sampler's latent here, so that this node waits for it.",
+                    tooltip="With Sketch-Render Model: connect the sampler's latent here, so that this node waits for it and shows "
+                    "its run.",
                 ),
                 io.String.Input(
                     "report_json",

@@ -474,7 +474,7 @@ def three_stages() -> Any:
     report.begin(
         stages=[stage("high", "Wan 2.2 high noise", 9, 27.0), stage("low", "Wan 2.2 low noise", 9, 27.0),
                 stage("small", "Wan 2.1 1.3B", 12, 8.8, teacache=cache)],
-        switch={"mode": "adaptive", "delta": 0.01, "fix_step": 5, "max_step": 0, "switch_sigma": 0.875},
+        switch={"mode": "adaptive", "delta": 0.01, "fix_step": 5, "max_step": 0, "switch_step": 18, "switch_sigma": 0.875},
         earliest=4, latest=12, sigmas=[1 - i / steps for i in range(steps + 1)],
     )  # fmt: skip
     for i in range(steps):

@@ -7,7 +7,7 @@ import json
 import math
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,11 @@ configuration.set_hypothesis_home_dir(Path(tempfile.gettempdir(), "srdiffusion-h
 
 criterion, route, latent = module("srd_core.criterion"), module("srd_core.route"), module("srd_core.latent")
 handover, record_module = module("srd_core.handover.file"), module("srd_core.handover.record")
-plot = module("srd_core.report.plot")
+figures, plot = module("srd_core.report.figures"), module("srd_core.report.plot")
 report_module, steps_module = module("srd_core.report.data"), module("srd_core.steps")
 teacache = module("srd_core.teacache.plan")
 Report, Step, HandOver, Switch = report_module.Report, report_module.Step, report_module.HandOver, route.Switch
+StageReport, VERSION_1 = report_module.StageReport, (Path(__file__).parent / "data" / "report_version_1.json").read_text("utf-8")
 LatentMap, Route, StepCounter = latent.LatentMap, route.Route, steps_module.StepCounter
 SKETCH, RENDER = route.SKETCH, route.RENDER
 
@@ -313,23 +314,29 @@ def test_residuals_are_given_back_to_the_conds_they_were_kept_for(rows: list[int
 
 # --- the report ---------------------------------------------------------------------------------------------------------
 
-stages = st.sampled_from([SKETCH, RENDER])
+NAMES = [SKETCH, RENDER, "third"]
+named = st.sampled_from(NAMES)
 maybe = st.one_of(st.none(), finite())
 words = st.text(max_size=12)
+plans = st.one_of(st.just({}), st.fixed_dictionaries(
+    {"threshold": finite(0, 1), "table": words},
+    optional={"growth": st.lists(finite(0, 9), max_size=14), "reuse": st.lists(st.booleans(), max_size=12),
+              "first_step": st.integers(0, 9), "form": st.sampled_from(["e", "e0"])},
+))  # fmt: skip
 reports = st.builds(
     Report,
-    status=st.sampled_from(["not run", "running", "done", "interrupted", "failed"]), sketch=words, render=words,
+    status=st.sampled_from(["not run", "running", "done", "interrupted", "failed"]),
+    stages=st.tuples(*(
+        st.builds(StageReport, st.just(name), words, st.integers(0, 99), finite(0, 1e3), finite(0, 1e3), plans) for name in NAMES
+    )).map(list),
     switch=st.fixed_dictionaries({"mode": st.sampled_from(route.MODES), "delta": finite(0, 1)}),
-    fix_step=st.integers(0, 99), limit=st.integers(0, 99), sampler=words, error=words, notes=st.lists(words, max_size=2),
-    shape=st.lists(st.integers(1, 99), max_size=5), sigmas=st.lists(finite(0, 1e3), max_size=12),
-    steps=st.lists(st.builds(Step, st.integers(1, 99), finite(0, 1e3), stages, seconds=maybe, d=maybe, derivative=maybe,
+    earliest=st.integers(0, 99), latest=st.integers(0, 99), sampler=words, sampler_node=words, error=words,
+    notes=st.lists(words, max_size=2), shape=st.lists(st.integers(1, 99), max_size=5),
+    sigmas=st.lists(finite(0, 1e3), max_size=12),
+    steps=st.lists(st.builds(Step, st.integers(1, 99), finite(0, 1e3), named, seconds=maybe, d=maybe, fall=maybe, fall_low=maybe,
                              reused=st.booleans()), max_size=8),
-    hand_overs=st.lists(st.builds(HandOver, st.integers(0, 99), stages, words, finite(), finite(0, 100), maybe, maybe,
+    hand_overs=st.lists(st.builds(HandOver, st.integers(0, 99), named, words, finite(), finite(0, 100), maybe, maybe,
                                   finite(0, 1e3)), max_size=3),
-    teacache=st.dictionaries(stages, st.builds(lambda t, n, g: {"threshold": t, "table": n, "growth": g}, finite(0, 1), words,
-                                               st.lists(finite(0, 9), max_size=4))),
-    calls=st.fixed_dictionaries({SKETCH: st.integers(0, 99), RENDER: st.integers(0, 99)}),
-    seconds=st.fixed_dictionaries({SKETCH: finite(0, 1e3), RENDER: finite(0, 1e3)}),
     total_seconds=finite(0, 1e4),
 )  # fmt: skip
 json_values = st.recursive(
@@ -342,7 +349,9 @@ json_values = st.recursive(
 def usable(report: Any, picture: bool = False) -> None:
     """Whatever is taken for a report can be shown and written again."""
     assert isinstance(module("srd_core.report.text").summarize(report), str)
-    assert report.speed_up() is None or report.speed_up() >= 0
+    shown = figures.figures(report)
+    assert shown["speed_up"] is None or shown["speed_up"] >= 0
+    json.dumps(shown, allow_nan=False)
     assert Report.from_json(report.to_json()) == report
     if picture:
         plot.draw(report)
@@ -363,7 +372,8 @@ def test_every_report_can_be_drawn(report: Any):
 
 @cases(1500)
 @given(st.one_of(st.text(max_size=60), json_values.map(json.dumps), st.integers(1, 10**5).map("[".__mul__),
-                 json_values.map(lambda value: json.dumps({"version": 1, "steps": value}))))  # fmt: skip
+                 st.builds(lambda version, value: json.dumps({"version": version, "steps": value}), st.sampled_from([1, 2]),
+                           json_values)))  # fmt: skip
 def test_text_that_is_no_report_is_refused_with_a_sentence(text: str):
     try:
         usable(Report.from_json(text))
@@ -388,6 +398,17 @@ def damage(facts: Any, data: st.DataObject) -> None:
         del facts[last]
 
 
+@cases(1000, slow=True)
+@given(st.data())
+def test_a_damaged_report_of_version_1_is_refused_with_a_sentence_or_still_usable(data: st.DataObject):
+    damaged = json.loads(VERSION_1)
+    damage(damaged, data)
+    try:
+        usable(Report.from_json(json.dumps(damaged)))
+    except ValueError as error:
+        assert "report" in str(error)
+
+
 @cases(1500, slow=True)
 @given(reports, st.data())
 def test_a_damaged_report_is_refused_with_a_sentence_or_still_usable(report: Any, data: st.DataObject):
@@ -401,7 +422,105 @@ def test_a_damaged_report_is_refused_with_a_sentence_or_still_usable(report: Any
 
 def test_every_field_of_a_report_is_drawn_from():
     """A field that is added to the report without its draws here stays at its default and is only seen as damaged."""
-    assert {"status", "steps", "hand_overs", "teacache", "calls", "seconds"} <= {f.name for f in fields(Report)}
+    told = {"status", "stages", "switch", "earliest", "latest", "sampler", "sampler_node", "shape", "sigmas", "steps", "hand_overs",
+            "total_seconds", "notes", "error", "version"}  # fmt: skip
+    assert {f.name for f in fields(Report)} == told
+
+
+# --- another delta --------------------------------------------------------------------------------------------------------
+
+
+@st.composite
+def curves(draw: st.DrawFn) -> tuple[Any, list[list[float] | None], float]:
+    """(switch, the fall of D at every step for each sample, another delta), in and around the band."""
+    steps, batch = draw(st.integers(2, 30)), draw(st.integers(1, 3))
+    fall = st.one_of(st.none(), st.lists(st.floats(-0.0625, 0.125, width=32), min_size=batch, max_size=batch))
+    falls = [None, None, *draw(st.lists(fall, min_size=steps - 2, max_size=steps - 2))]
+    switch = Switch("adaptive", draw(st.floats(1e-4, 0.2)), draw(st.integers(0, 30)), draw(st.integers(0, 20)), 10,
+                    draw(st.floats(0, 1)))  # fmt: skip
+    known = [value for values in falls if values for value in values if value > 0]
+    return switch, falls, draw(st.one_of(st.floats(1e-4, 0.2), st.sampled_from(known or [0.01])))
+
+
+def route_on(switch: Any, falls: list[list[float] | None]) -> list[tuple[str, str]]:
+    """(stage, reason) of every step as srd_core.route has them where the criterion says ``falls``."""
+    steps = len(falls)
+    places = [1 - step / steps for step in range(steps)]
+    way = Route(route.two_legs(switch), places, places)
+    found = []
+    for step, values in enumerate(falls):
+        found.append(way.stage(step))
+        if not way.final:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(way.criterion, "observe", lambda *_, now=values: setattr(way.criterion, "fall", now))
+                way.observe(step, torch.zeros(1))
+    return found
+
+
+def recorded(switch: Any, falls: list[list[float] | None]) -> Any:
+    """The report of that run; every step of the sketch takes 3 seconds, of the render 1."""
+    ran, steps = route_on(switch, falls), len(falls)
+    places = [1 - step / steps for step in range(steps)]
+    report = Report(
+        status="done", stages=[StageReport(SKETCH), StageReport(RENDER)], switch=dict(vars(switch)),
+        earliest=switch.earliest(places), latest=switch.latest(places), sigmas=[*places, 0.0],
+    )  # fmt: skip
+    for step, (stage, reason) in enumerate(ran):
+        if reason:
+            report.hand_overs.append(HandOver(step, RENDER, reason, places[step], 100 * step / steps))
+        fall = falls[step] if stage == SKETCH else None
+        seconds = 3.0 if stage == SKETCH else 1.0
+        low, high = (min(fall), max(fall)) if fall else (None, None)
+        report.steps.append(Step(step + 1, places[step], stage, seconds, 0.1, high, low))
+    return report
+
+
+@cases(2500)
+@given(curves())
+def test_what_if_tells_where_the_route_would_have_handed_over(drawn: tuple[Any, list[list[float] | None], float]):
+    switch, falls, delta = drawn
+    report = recorded(switch, falls)
+    rows = figures.what_if(report)
+    if report.steps[0].stage != SKETCH:
+        assert rows == []
+        return
+    assert [row["delta"] for row in rows] == sorted((row["delta"] for row in rows), reverse=True) and rows[-1]["delta"] == 0
+    sketched = sum(step.stage == SKETCH for step in report.steps)
+    for asked in (delta, switch.delta):
+        row = next(row for row in rows if row["delta"] < asked)
+        other = route_on(replace(switch, delta=asked), falls)
+        after, reason = next(((step, why) for step, (_, why) in enumerate(other) if why), (None, ""))
+        if row["after"] is None:
+            assert after is None or after > sketched
+        else:
+            assert (row["after"], row["reason"]) == (after, reason)
+            assert row["seconds"] is None or row["seconds"] == pytest.approx(3 * after + len(falls) - after)
+            assert row["seconds"] is not None or sketched == len(falls)
+
+
+@cases(500)
+@given(st.data())
+def test_what_if_s_seconds_are_those_of_the_plan_that_teacache_would_make(data: st.DataObject):
+    steps = data.draw(st.integers(4, 30))
+    after, growth = data.draw(st.integers(1, steps - 1)), [0.0, *data.draw(st.lists(st.floats(0, 0.1), min_size=29, max_size=29))]
+    threshold, form = data.draw(st.sampled_from([0.05, 0.14, 5.0])), data.draw(st.sampled_from(["e", "e0"]))
+
+    def planned(begin: int) -> list[bool]:
+        first = max(teacache.RET_STEPS - begin, 1) if form == "e0" else 1
+        return teacache.skip_plan(growth[begin + 1 : steps], (1.0, 0.0), threshold, first)
+
+    falls = [None, None, *data.draw(st.lists(st.lists(st.floats(0.001, 0.1), min_size=1, max_size=1), min_size=28, max_size=28))]
+    report = recorded(Switch("adaptive", 1e-9, 0, after), falls[:steps])
+    plan = planned(after)
+    report.stage(RENDER).teacache = {
+        "table": "of a test", "threshold": threshold, "form": form, "growth": growth[:steps], "first_step": after, "reuse": plan,
+    }  # fmt: skip
+    for step, reused in zip(report.steps[after:], plan):
+        step.reused, step.seconds = reused, 0.25 if reused else 1.0
+    for row in figures.what_if(report):
+        if row["after"] is not None:
+            reused = sum(planned(row["after"])) if any(plan) else 0
+            assert row["seconds"] == pytest.approx(3 * row["after"] + 0.25 * reused + steps - row["after"] - reused)
 
 
 # --- the hand-over's file -----------------------------------------------------------------------------------------------

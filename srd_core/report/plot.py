@@ -33,7 +33,7 @@ def draw(report: Report) -> Image.Image:
             _stages(canvas, report, panel, fixed=name != "seconds")
         _curve(canvas, report, "d", "D (change of the prediction)", None)
         adaptive = report.switch.get("mode") == "adaptive"
-        _curve(canvas, report, "fall", "fall of D", report.switch.get("delta") if adaptive else None)
+        _curve(canvas, report, "fall", "fall of D", float(report.switch.get("delta", 0)) if adaptive else None)
         _seconds(canvas, report)
         _hand_overs(canvas, report)
     return image

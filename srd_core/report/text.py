@@ -17,7 +17,7 @@ def describe_hand_over(hand_over: HandOver, report: Report) -> str:
     latest = "latest step of an adaptive switch"  # in the first version a share of the steps, whatever switch_sigma was
     if switch.get("max_step"):
         latest = f"latest step: max_step is {switch['max_step']}"
-    elif hand_over.sigma < switch.get("switch_sigma", 0.0):
+    elif "switch_sigma" in switch and hand_over.sigma < float(switch["switch_sigma"]):
         latest = f"latest step: below switch_sigma {switch['switch_sigma']}"
     why = {
         "criterion": f"criterion: D falls by {hand_over.fall or 0:.4g}, delta is {switch.get('delta', 0):g}",
