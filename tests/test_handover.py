@@ -435,6 +435,28 @@ def rewritten(path: Path, change: Callable[[dict[str, Any], dict[str, torch.Tens
     return changed
 
 
+def as_version_1(facts: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+    """The report as the first releases wrote it."""
+    new = facts["report"]
+    sketch, render = new["stages"]
+    names = {"fall": "derivative", "fall_low": "derivative_low"}
+    old: dict[str, Any] = {key: new[key] for key in ("status", "switch", "sampler", "shape", "sigmas", "total_seconds", "notes", "error")}
+    old |= {"version": 1, "sketch": sketch["model"], "render": render["model"], "delta": 0.0, "fix_step": 0, "limit": 0, "teacache": {}}
+    for key in ("calls", "seconds", "load_seconds"):
+        old[key] = {stage["name"]: stage[key] for stage in (sketch, render)}
+    for key in ("steps", "hand_overs"):
+        old[key] = [{names.get(name, name): value for name, value in part.items()} for part in new[key]]
+    facts["report"] = old
+
+
+def test_a_file_of_the_first_release_renders_as_one_of_today(a_file: Path, wan: Any):
+    path = rewritten(a_file, as_version_1)
+    path.write_bytes(path.read_bytes().replace(b'hand_over":"2"', b'hand_over":"1"'))
+    render = wan(seed=1)
+    old, new = (rendered(apart.load(file), render)[0]["samples"] for file in (path, a_file))
+    assert torch.equal(old, new)
+
+
 def test_a_file_gives_back_every_value_bit_for_bit(wan: Any, tmp_path: Path):
     record = sketched(wan(), sampler_name="euler_cfg_pp", latent=an_encoded_video(), denoise=0.8)[0]
     back = through_a_file(record, tmp_path)
