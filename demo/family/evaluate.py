@@ -1,8 +1,10 @@
 """Measure the family in the real host: sketch, render, and sketch-first-k-then-render, scored by the oracle.
 
     COMFYUI_PATH=/path/to/ComfyUI python demo/family/evaluate.py --prompts 48 --seeds 2
+    python demo/family/evaluate.py --no-samples    # x0 errors and the cost of a step only: a minute
 
 Prints a table with 95 % bootstrap intervals over prompts, and writes a contact sheet (rows: prompts; columns: runs).
+For the cost of a step set OMP_NUM_THREADS=1.
 """
 
 from __future__ import annotations
@@ -133,6 +135,23 @@ def x0_errors(model: Any, z: torch.Tensor, scenes: list[Scene], seed: int = 0) -
     return result
 
 
+def step_costs(models: dict[str, Any], text: torch.Tensor, takes: int = 30) -> dict[str, float]:
+    """Median milliseconds of a guided step (two rows of the host's model) of each, measured in turns."""
+    import comfy.model_management
+
+    comfy.model_management.load_models_gpu(list(models.values()))
+    device = comfy.model_management.get_torch_device()
+    x, sigma = torch.randn(2, *LATENT_SHAPE, device=device), torch.full((2,), 0.7, device=device)
+    rows = text[None].expand(2, -1, -1).to(device)
+    seconds: dict[str, list[float]] = {name: [] for name in models}
+    for _ in range(takes):
+        for name, model in models.items():
+            start = time.perf_counter()
+            model.model.apply_model(x, sigma, c_crossattn=rows).float().cpu()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: 1000 * float(np.median(taken)) for name, taken in seconds.items()}
+
+
 def contact_sheet(runs: dict[str, list[np.ndarray]], scenes: list[Scene], path: Path, rows: int = 8) -> None:
     """One row per prompt, one column of frames per run, captions below each row."""
     from PIL import Image, ImageDraw
@@ -158,10 +177,16 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     sketch, render = (load_dit(args.weights / f"tiny_wan_{n}.safetensors", args.shift) for n in ("sketch", "render"))
     vae = load_vae(args.weights / "tiny_wan_vae.safetensors")
     models = {"sketch": sketch, "render": render}
-    result: dict[str, Any] = references(vae, scenes)
     true = torch.cat([vae.encode(video(s, seed=9000 + i)) for i, s in enumerate(scenes)]).float()
     errors = {n: x0_errors(m, from_vae(true), scenes) for n, m in models.items()}
+    print_errors(errors)
+    costs = step_costs(models, encode(caption(scenes[0])))
+    print(f"guided step, {torch.get_num_threads()} threads:", ", ".join(f"{n} {ms:.1f} ms" for n, ms in costs.items()),
+          f"ratio {costs['sketch'] / costs['render']:.2f}", flush=True)
+    if args.no_samples:
+        return {"scores": {}, "x0 errors": errors, "step ms": costs}
     models |= {f"sketch {k}, then render": cooperate(sketch, render, k, args.steps) for k in args.hand_over}
+    result: dict[str, Any] = references(vae, scenes)
     for name, model in models.items():
         scores: list[list[dict[str, float]]] = []
         shown: list[np.ndarray] = []
@@ -176,8 +201,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         models[name] = shown
         print(time.strftime("%T"), line(name, result[name]), flush=True)
     contact_sheet(models, scenes, args.sheet)
-    print_errors(errors)
-    return {"scores": result, "x0 errors": errors}
+    return {"scores": result, "x0 errors": errors, "step ms": costs}
 
 
 def print_errors(errors: dict[str, dict[str, float]]) -> None:
@@ -209,6 +233,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--sheet", type=Path, default=Path("contact_sheet.png"))
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--no-samples", action="store_true", help="x0 errors and step costs only")
     args = parser.parse_args()
     dit.find_host(args.comfyui)
     random.seed(0)

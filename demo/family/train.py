@@ -81,9 +81,9 @@ def sketch_sigmas(size: int, generator: torch.Generator) -> torch.Tensor:
 
 
 def render_sigmas(size: int, generator: torch.Generator) -> torch.Tensor:
-    """90 % below 0.8, where a render works; the rest above, so that it can also run alone."""
+    """72 % below 0.8, where a render works, and 28 % above, where composition is decided; uniform in each part."""
     u = stratified(size, generator)
-    return torch.where(u < 0.9, u / 0.9 * 0.8, 0.8 + (u - 0.9) * 2)
+    return torch.where(u < 0.72, u / 0.72 * 0.8, 0.8 + (u - 0.72) / 0.28 * 0.2)
 
 
 # ---------------------------------------------------------------------------------------------- training
@@ -99,7 +99,7 @@ class Plan:
     steps: int
     sigmas: Callable[[int, torch.Generator], torch.Tensor]
     seed: int
-    start: tuple[int, ...] = ()  # blocks of the sketch to start from
+    taught: bool = False  # by the sketch, below sigma 0.8: see `Lessons`
     stills: float = 0.0
     stills_until: float = 0.0
     muon: float = 3e-3
@@ -142,9 +142,6 @@ class Training:
         saved = torch.load(self.path, map_location=DEVICE, weights_only=True) if self.path.exists() else None
         if saved:
             self.model.load_state_dict(saved["model"])
-        elif plan.start:
-            sketch = torch.load(folder / "sketch.pt", map_location=DEVICE, weights_only=True)
-            self.model.load_state_dict(dit.thinned(sketch["ema"], plan.start))
         self.optimisers = optimisers(self.model, plan)
         self.peaks = [group["lr"] for o in self.optimisers for group in o.param_groups]
         self.ema = saved["ema"] if saved else {n: p.detach().clone() for n, p in self.model.named_parameters()}
@@ -171,21 +168,84 @@ class Training:
                          "optimisers": [o.state_dict() for o in self.optimisers]}, self.path)
 
 
-def train_dit(plan: Plan, geometry: Geometry, latent: lat.Latent, folder: Path, compiled: bool) -> None:
-    """Rectified flow: predict noise - x0 at x = (1 - sigma) x0 + sigma noise. Resumes from its checkpoint."""
+class Lessons:
+    """Batches with the answers of a finished sketch. Below sigma 0.8 the target is a mix: the sketch's prediction has
+    none of the truth's scatter, the truth none of the sketch's errors, which weigh most at low noise. Above 0.8 it is
+    the truth alone. One round of `BATCHES` batches is drawn and answered at a time and then used `PASSES` times in
+    different orders; a function of plan.seed and step alone."""
+
+    BATCHES, PASSES, SHARE = 300, 3, 0.75
+
+    def __init__(self, plan: Plan, teacher: nn.Module, geometry: Geometry, latent: lat.Latent, compiled: bool) -> None:
+        self.plan, self.teacher, self.geometry, self.latent = plan, teacher, geometry, latent
+        self.predict = torch.compile(dit.velocity, dynamic=False) if compiled else dit.velocity
+        self.round, self.kept, self.size = -1, list[torch.Tensor](), 0
+
+    def batch(self, step: int) -> list[torch.Tensor]:
+        """x, sigma, text and target of a step."""
+        steps = min(self.BATCHES, max(1, self.plan.steps // self.PASSES))
+        if self.round != step // (steps * self.PASSES):
+            self.round = step // (steps * self.PASSES)
+            self.kept = self._answered(self.round * steps, steps)
+        turn, place = divmod(step % (steps * self.PASSES), steps)
+        seed = (self.plan.seed * 1_000_003 + self.round) * self.PASSES + turn
+        order = torch.randperm(len(self.kept[0]), generator=torch.Generator().manual_seed(seed))
+        picks = order[place * self.size : (place + 1) * self.size]
+        return [part[picks].float().to(DEVICE) for part in self.kept]
+
+    @torch.no_grad()
+    def _answered(self, first: int, steps: int) -> list[torch.Tensor]:
+        drawn = [_draw_batch(self.plan, first + i, self.geometry, self.latent) for i in range(steps)]
+        self.size = len(drawn[0][0])
+        x0, text, sigma, noise = (torch.cat(part) for part in zip(*drawn))
+        s = sigma.view(-1, 1, 1, 1, 1)
+        x, target = (1 - s) * x0 + s * noise, noise - x0
+        low = torch.where(sigma < 0.8)[0]
+        for i in range(len(low) // self.size):  # whole batches, so that one size is compiled
+            at = low[i * self.size : (i + 1) * self.size]
+            with torch.autocast(DEVICE.type, torch.bfloat16):
+                answer = self.predict(self.teacher, x[at], sigma[at], text[at]).float()
+            share = self.SHARE * (s[at] / 0.3).clamp(max=1)
+            target[at] += share * (answer - target[at])
+        return [x.half(), sigma, text.half(), target.half()]
+
+
+def teacher_of(folder: Path, weights: Path) -> nn.Module:
+    """The finished sketch: its checkpoint's average, or without one the exported file."""
+    from safetensors.torch import load_file
+
+    path = folder / "sketch.pt"
+    state = torch.load(path, map_location="cpu", weights_only=True)["ema"] if path.exists() else \
+        load_file(weights / "tiny_wan_sketch.safetensors")
+    model = dit.build(dit.SKETCH, 0)
+    model.load_state_dict(state)
+    return model.to(DEVICE).requires_grad_(False)
+
+
+def train_dit(plan: Plan, geometry: Geometry, latent: lat.Latent, folder: Path, compiled: bool,
+              teacher: nn.Module | None = None) -> None:
+    """Rectified flow: predict noise - x0 at x = (1 - sigma) x0 + sigma noise. Resumes from its checkpoint.
+
+    A taught network's loss weighs 4 sigma (1 - sigma), about one over the sketch's own error at that level."""
     run = Training(plan, folder)
     predict = torch.compile(dit.velocity, dynamic=False) if compiled else dit.velocity
+    lessons = Lessons(plan, teacher, geometry, latent, compiled) if teacher else None
     started, first, kept, smooth = time.time(), run.step, time.time(), dict[str, float]()
     with dit.trainable_host():
         while run.step < plan.steps:
-            x0, text, sigma, noise = _draw_batch(plan, run.step, geometry, latent)
-            s = sigma.view(-1, 1, 1, 1, 1)
+            if lessons:
+                x, sigma, text, target = lessons.batch(run.step)
+            else:
+                x0, text, sigma, noise = _draw_batch(plan, run.step, geometry, latent)
+                s = sigma.view(-1, 1, 1, 1, 1)
+                x, target = (1 - s) * x0 + s * noise, noise - x0
             with torch.autocast(DEVICE.type, torch.bfloat16):
-                v = predict(run.model, (1 - s) * x0 + s * noise, sigma, text)
-            loss = (v.float() - (noise - x0)).square().mean()
+                v = predict(run.model, x, sigma, text)
+            errors = (v.float() - target).square().flatten(1).mean(1)
+            loss = (4 * sigma * (1 - sigma) * errors).mean() if lessons else errors.mean()
             loss.backward()
             run.update()
-            kind = "still" if x0.shape[2] == 1 else "video"
+            kind = "still" if x.shape[2] == 1 else "video"
             smooth[kind] = 0.98 * smooth.get(kind, loss.item()) + 0.02 * loss.item()
             done = run.step == plan.steps
             if run.step % 100 == 0 or done:
@@ -351,8 +411,7 @@ def plans(args: argparse.Namespace) -> dict[str, Plan]:
     """The recipes of both DiTs."""
     return {
         "sketch": Plan("sketch", dit.SKETCH, args.sketch_steps, sketch_sigmas, seed=11, stills=0.5, stills_until=0.6),
-        "render": Plan("render", dit.RENDER, args.render_steps, render_sigmas, seed=12,
-                       start=dit.RENDER_BLOCKS),
+        "render": Plan("render", dit.RENDER, args.render_steps, render_sigmas, seed=12, taught=True, decay=0.5),
     }
 
 
@@ -362,7 +421,7 @@ def main() -> None:
     parser.add_argument("--comfyui", help="ComfyUI's folder (default: COMFYUI_PATH)")
     parser.add_argument("--stage", choices=("sketch", "render", "vae", "export", "all"), default="all")
     parser.add_argument("--sketch-steps", type=int, default=7000)
-    parser.add_argument("--render-steps", type=int, default=6000)
+    parser.add_argument("--render-steps", type=int, default=7000)
     parser.add_argument("--vae-steps", type=int, default=1500)
     parser.add_argument("--weights", type=Path, default=HERE / "weights")
     parser.add_argument("--geometries", type=int, default=24000)
@@ -387,7 +446,8 @@ def run(args: argparse.Namespace, folder: Path) -> None:
         geometry = make_geometry(latent, args.geometries, seed=1)
     for name, plan in plans(args).items():
         if args.stage in (name, "all"):
-            train_dit(plan, geometry, latent, folder, not args.no_compile)
+            teacher = teacher_of(folder, args.weights) if plan.taught else None
+            train_dit(plan, geometry, latent, folder, not args.no_compile, teacher)
     if args.stage in ("vae", "all"):
         train_vae(args.vae_steps, latent, folder)
     if args.stage in ("export", "all"):
