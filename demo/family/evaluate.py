@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 import dit
-from data import held_out_scenes, video
+from data import SIZE, held_out_scenes, video
 from latent import from_vae
 from oracle import ATTRIBUTES, score
 from text import Scene, caption, encode
@@ -72,15 +72,16 @@ def cooperate(sketch: Any, render: Any, k: int, steps: int) -> Any:
     return both
 
 
-def sample(model: Any, scenes: list[Scene], seed: int, cfg: float, steps: int, size: int = 16) -> torch.Tensor:
-    """VAE-space latents [N, *LATENT_SHAPE] from the host's sampler, `size` prompts at a time."""
+def sample(model: Any, scenes: list[Scene], seed: int, cfg: float, steps: int, size: int = 16,
+           shape: tuple[int, ...] = LATENT_SHAPE) -> torch.Tensor:
+    """VAE-space latents [N, *shape] from the host's sampler, `size` prompts at a time."""
     import comfy.sample
 
     parts = []
     for start in range(0, len(scenes), size):
         some = scenes[start : start + size]
-        empty = torch.zeros(len(some), *LATENT_SHAPE)
-        noise = comfy.sample.prepare_noise(torch.zeros(len(scenes), *LATENT_SHAPE), seed)[start : start + size]
+        empty = torch.zeros(len(some), *shape)
+        noise = comfy.sample.prepare_noise(torch.zeros(len(scenes), *shape), seed)[start : start + size]
         positive = [[torch.stack([encode(caption(s)) for s in some]), {}]]
         negative = [[encode("")[None], {}]]
         parts.append(comfy.sample.sample(model, noise, steps, cfg, SAMPLER, SCHEDULER, positive, negative, empty,
@@ -106,11 +107,11 @@ def summary(scores: list[dict[str, float]]) -> dict[str, list[float]]:
             for name in ("mean", *ATTRIBUTES, "off")}
 
 
-def references(vae: Any, scenes: list[Scene]) -> dict[str, dict]:
+def references(vae: Any, scenes: list[Scene], size: int = SIZE) -> dict[str, dict]:
     """Ceiling (true videos through encode and decode), chance (true videos of the next prompt), and the VAE's PSNR."""
     ceiling, chance, psnr = [], [], []
     for i, scene in enumerate(scenes):
-        true = video(scene, seed=9000 + i)
+        true = video(scene, 9000 + i, size)
         back = vae.decode(vae.encode(true))[0].float().cpu().numpy()
         psnr.append(-10 * np.log10(np.square(back - true.numpy()).mean()))
         ceiling.append(score(back, scene))
@@ -135,13 +136,13 @@ def x0_errors(model: Any, z: torch.Tensor, scenes: list[Scene], seed: int = 0) -
     return result
 
 
-def step_costs(models: dict[str, Any], text: torch.Tensor, takes: int = 30) -> dict[str, float]:
+def step_costs(models: dict[str, Any], text: torch.Tensor, shape: tuple[int, ...], takes: int = 30) -> dict[str, float]:
     """Median milliseconds of a guided step (two rows of the host's model) of each, measured in turns."""
     import comfy.model_management
 
     comfy.model_management.load_models_gpu(list(models.values()))
     device = comfy.model_management.get_torch_device()
-    x, sigma = torch.randn(2, *LATENT_SHAPE, device=device), torch.full((2,), 0.7, device=device)
+    x, sigma = torch.randn(2, *shape, device=device), torch.full((2,), 0.7, device=device)
     rows = text[None].expand(2, -1, -1).to(device)
     seconds: dict[str, list[float]] = {name: [] for name in models}
     for _ in range(takes):
@@ -177,21 +178,22 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     sketch, render = (load_dit(args.weights / f"tiny_wan_{n}.safetensors", args.shift) for n in ("sketch", "render"))
     vae = load_vae(args.weights / "tiny_wan_vae.safetensors")
     models = {"sketch": sketch, "render": render}
-    true = torch.cat([vae.encode(video(s, seed=9000 + i)) for i, s in enumerate(scenes)]).float()
+    true = torch.cat([vae.encode(video(s, 9000 + i, args.size)) for i, s in enumerate(scenes)]).float()
+    shape = (*LATENT_SHAPE[:2], args.size // 8, args.size // 8)
     errors = {n: x0_errors(m, from_vae(true), scenes) for n, m in models.items()}
     print_errors(errors)
-    costs = step_costs(models, encode(caption(scenes[0])))
+    costs = step_costs(models, encode(caption(scenes[0])), shape)
     print(f"guided step, {torch.get_num_threads()} threads:", ", ".join(f"{n} {ms:.1f} ms" for n, ms in costs.items()),
           f"ratio {costs['sketch'] / costs['render']:.2f}", flush=True)
     if args.no_samples:
         return {"scores": {}, "x0 errors": errors, "step ms": costs}
     models |= {f"sketch {k}, then render": cooperate(sketch, render, k, args.steps) for k in args.hand_over}
-    result: dict[str, Any] = references(vae, scenes)
+    result: dict[str, Any] = references(vae, scenes, args.size)
     for name, model in models.items():
         scores: list[list[dict[str, float]]] = []
         shown: list[np.ndarray] = []
         for seed in range(args.seed, args.seed + args.seeds):
-            videos = decode(vae, sample(model, scenes, seed, args.cfg, args.steps))
+            videos = decode(vae, sample(model, scenes, seed, args.cfg, args.steps, shape=shape))
             scores.append([score(v, s) for v, s in zip(videos, scenes)])
             shown = shown or videos
         # prompts are the unit of the bootstrap: average a prompt's seeds first
@@ -233,6 +235,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--sheet", type=Path, default=Path("contact_sheet.png"))
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--size", type=int, default=SIZE, help="pixels a side, a multiple of 16")
     parser.add_argument("--no-samples", action="store_true", help="x0 errors and step costs only")
     args = parser.parse_args()
     dit.find_host(args.comfyui)
