@@ -16,9 +16,9 @@ FAMILY = REPOSITORY / "demo" / "family"
 WEIGHTS = FAMILY / "weights"
 sys.path.append(str(FAMILY))
 
-import dit  # noqa: E402
 import evaluate  # noqa: E402
 
+import dit  # noqa: E402
 import latent  # noqa: E402
 from data import held_out, held_out_scenes, random_scene, video  # noqa: E402
 from oracle import ATTRIBUTES, score  # noqa: E402
