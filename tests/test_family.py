@@ -18,6 +18,7 @@ sys.path.append(str(FAMILY))
 
 import evaluate  # noqa: E402
 
+import dit  # noqa: E402
 import latent  # noqa: E402
 from data import held_out, held_out_scenes, random_scene, video  # noqa: E402
 from oracle import ATTRIBUTES, score  # noqa: E402
@@ -65,6 +66,27 @@ def test_the_oracle_sees_noise_as_unclean_and_empty_frames_as_nothing():
     noise = torch.rand(9, 128, 128, 3, generator=torch.Generator().manual_seed(0)).numpy()
     assert score(noise, scene)["off"] > 0.3 and score(noise, scene)["mean"] < 0.3
     assert score(torch.full((9, 128, 128, 3), 0.05).numpy(), scene)["mean"] == 0.0
+
+
+def test_a_smaller_video_shows_the_same_scene_and_the_latent_takes_it():
+    scenes = held_out_scenes(12, seed=5)
+    videos = [video(scene, seed=i, size=96) for i, scene in enumerate(scenes)]
+    assert videos[0].shape == (9, 96, 96, 3)
+    scores = [score(v.numpy(), s)["mean"] for v, s in zip(videos, scenes)]
+    assert sum(scores) / len(scores) > 0.9
+    assert latent.blocks(videos[0][..., 0]).shape == (256, 3, 12, 12)
+
+
+def test_a_network_that_has_just_grown_predicts_what_it_did():
+    generator = torch.Generator().manual_seed(0)
+    x, sigma = torch.randn(1, 16, 3, 4, 4, generator=generator), torch.tensor([0.7])
+    text = encode("a red circle")[None]
+    small, large = dit.Shape(128, 3, 2), dit.Shape(128, 5, 2)
+    before, after = dit.build(small, 1), dit.build(large, 2)
+    before.head.head.weight.data.normal_(generator=generator)
+    after.load_state_dict(dit.grown(before.state_dict(), (0, 2)))
+    with torch.no_grad(), dit.trainable_host():
+        assert torch.equal(dit.velocity(before, x, sigma, text), dit.velocity(after, x, sigma, text))
 
 
 def test_held_out_prompts_are_held_out_and_reproducible():

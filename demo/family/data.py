@@ -17,6 +17,7 @@ import torch
 from text import BACKGROUNDS, COLOURS, COUNTS, MOTIONS, RELATIONS, SHAPES, Group, Scene, said
 
 SIZE = 128
+SMALL = 96  # the same scenes in fewer pixels, edges as soft in pixels
 FRAMES = 9
 EDGE = 1.5  # pixels over which a mask falls from 1 to 0
 MARGIN = 3.0
@@ -120,22 +121,22 @@ def _relation_holds(relation: str | None, placed: list[Placed], boxes: Sequence[
     return apart > GAP and abs(across) / 2 < 24
 
 
-def draw(p: Placed) -> torch.Tensor:
-    """Mask [FRAMES, SIZE, SIZE] in 0..1 of a placed group."""
-    t = torch.linspace(0, 1, FRAMES)
-    mask = torch.zeros(FRAMES, SIZE, SIZE)
-    for cx, cy in p.centres:
-        xs, ys = _span(cx, p.travel[0], p.radius), _span(cy, p.travel[1], p.radius)
-        x = (torch.arange(xs.start, xs.stop) + 0.5 - cx - t[:, None] * p.travel[0])[:, None, :]
-        y = (torch.arange(ys.start, ys.stop) + 0.5 - cy - t[:, None] * p.travel[1])[:, :, None]
-        mask[:, ys, xs] += (0.5 - DISTANCE[p.shape](x, y, p.radius) / EDGE).clamp(0, 1)
+def draw(p: Placed, size: int = SIZE) -> torch.Tensor:
+    """Mask [FRAMES, size, size] in 0..1 of a placed group, in a picture of `size` pixels."""
+    t, scale = torch.linspace(0, 1, FRAMES), size / SIZE
+    mask, r, dx, dy = torch.zeros(FRAMES, size, size), scale * p.radius, scale * p.travel[0], scale * p.travel[1]
+    for cx, cy in ((scale * x, scale * y) for x, y in p.centres):
+        xs, ys = _span(cx, dx, r, size), _span(cy, dy, r, size)
+        x = (torch.arange(xs.start, xs.stop) + 0.5 - cx - t[:, None] * dx)[:, None, :]
+        y = (torch.arange(ys.start, ys.stop) + 0.5 - cy - t[:, None] * dy)[:, :, None]
+        mask[:, ys, xs] += (0.5 - DISTANCE[p.shape](x, y, r) / EDGE).clamp(0, 1)
     return mask
 
 
-def _span(centre: float, travel: float, radius: float) -> slice:
+def _span(centre: float, travel: float, radius: float, size: int) -> slice:
     """The pixels that a shape can touch along one axis during the clip."""
     low, high = sorted((centre, centre + travel))
-    return slice(max(0, int(low - radius - EDGE)), min(SIZE, int(high + radius + EDGE) + 1))
+    return slice(max(0, int(low - radius - EDGE)), min(size, int(high + radius + EDGE) + 1))
 
 
 def _circle(x: torch.Tensor, y: torch.Tensor, r: float) -> torch.Tensor:
@@ -177,6 +178,6 @@ def compose(masks: list[torch.Tensor], scene: Scene) -> torch.Tensor:
     return video
 
 
-def video(scene: Scene, seed: int) -> torch.Tensor:
-    """A true video [FRAMES, SIZE, SIZE, 3] in 0..1 of a coloured scene."""
-    return compose([draw(p) for p in place(scene, random.Random(seed))], scene)
+def video(scene: Scene, seed: int, size: int = SIZE) -> torch.Tensor:
+    """A true video [FRAMES, size, size, 3] in 0..1 of a coloured scene."""
+    return compose([draw(p, size) for p in place(scene, random.Random(seed))], scene)

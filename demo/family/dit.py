@@ -27,8 +27,9 @@ class Shape:
 
 
 SKETCH = Shape(192, 6, 3)
-RENDER = Shape(192, 3, 3)
-RENDER_BLOCKS = (0, 2, 5)  # the sketch's blocks that the render starts from
+DEEP = Shape(192, 10, 3)  # the sketch, grown
+GROWN = (1, 2, 3, 4)  # the sketch's blocks behind which a new one is inserted
+RENDER = Shape(192, 2, 3)
 
 
 def find_host(path: str | None = None) -> None:
@@ -72,14 +73,19 @@ def _initialise(name: str, p: torch.Tensor, generator: torch.Generator) -> None:
         p.normal_(0.0, gain / p[0].numel() ** 0.5, generator=generator)
 
 
-def thinned(state: dict[str, torch.Tensor], blocks: tuple[int, ...]) -> dict[str, torch.Tensor]:
-    """A state dict that keeps only these transformer blocks, renumbered."""
-    kept = {f"blocks.{old}.": f"blocks.{new}." for new, old in enumerate(blocks)}
-    result = {}
-    for name, tensor in state.items():
-        prefix = ".".join(name.split(".")[:2]) + "."
-        if not name.startswith("blocks.") or prefix in kept:
-            result[name.replace(prefix, kept.get(prefix, prefix), 1)] = tensor
+def grown(state: dict[str, torch.Tensor], behind: tuple[int, ...]) -> dict[str, torch.Tensor]:
+    """A state dict with a block more behind each of these: a copy of it whose output projections are zero, so that the
+    network predicts what it did."""
+    layers = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))
+    order = [old for i in range(layers) for old in ((i, i) if i in behind else (i,))]
+    result = {name: t.clone() for name, t in state.items() if not name.startswith("blocks.")}
+    for new, old in enumerate(order):
+        added = new > 0 and order[new - 1] == old
+        for name, t in state.items():
+            if name.startswith(f"blocks.{old}."):
+                part = name.split(".", 2)[2]
+                silent = added and part.rsplit(".", 1)[0] in ("self_attn.o", "cross_attn.o", "ffn.2")
+                result[f"blocks.{new}.{part}"] = torch.zeros_like(t) if silent else t.clone()
     return result
 
 
@@ -111,7 +117,10 @@ def _rotate(x: torch.Tensor, freqs: torch.Tensor) -> torch.Tensor:
 def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int, **_: Any) -> torch.Tensor:
     """Attention over [B, L, heads * d]."""
     q, k, v = (t.unflatten(2, (heads, -1)).transpose(1, 2) for t in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+    if q.is_cuda:
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+    weights = (q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)).softmax(-1)  # a fifth faster a step than torch's own on CPU
+    return (weights.to(v.dtype) @ v).transpose(1, 2).flatten(2)
 
 
 def save(state: dict[str, torch.Tensor], shape: Shape, path: Path) -> None:

@@ -1,8 +1,10 @@
 """Measure the family in the real host: sketch, render, and sketch-first-k-then-render, scored by the oracle.
 
     COMFYUI_PATH=/path/to/ComfyUI python demo/family/evaluate.py --prompts 48 --seeds 2
+    python demo/family/evaluate.py --no-samples    # x0 errors and the cost of a step only: a minute
 
 Prints a table with 95 % bootstrap intervals over prompts, and writes a contact sheet (rows: prompts; columns: runs).
+For the cost of a step set OMP_NUM_THREADS=1.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import numpy as np
 import torch
 
 import dit
-from data import held_out_scenes, video
+from data import SIZE, held_out_scenes, video
 from latent import from_vae
 from oracle import ATTRIBUTES, score
 from text import Scene, caption, encode
@@ -70,15 +72,16 @@ def cooperate(sketch: Any, render: Any, k: int, steps: int) -> Any:
     return both
 
 
-def sample(model: Any, scenes: list[Scene], seed: int, cfg: float, steps: int, size: int = 16) -> torch.Tensor:
-    """VAE-space latents [N, *LATENT_SHAPE] from the host's sampler, `size` prompts at a time."""
+def sample(model: Any, scenes: list[Scene], seed: int, cfg: float, steps: int, size: int = 16,
+           shape: tuple[int, ...] = LATENT_SHAPE) -> torch.Tensor:
+    """VAE-space latents [N, *shape] from the host's sampler, `size` prompts at a time."""
     import comfy.sample
 
     parts = []
     for start in range(0, len(scenes), size):
         some = scenes[start : start + size]
-        empty = torch.zeros(len(some), *LATENT_SHAPE)
-        noise = comfy.sample.prepare_noise(torch.zeros(len(scenes), *LATENT_SHAPE), seed)[start : start + size]
+        empty = torch.zeros(len(some), *shape)
+        noise = comfy.sample.prepare_noise(torch.zeros(len(scenes), *shape), seed)[start : start + size]
         positive = [[torch.stack([encode(caption(s)) for s in some]), {}]]
         negative = [[encode("")[None], {}]]
         parts.append(comfy.sample.sample(model, noise, steps, cfg, SAMPLER, SCHEDULER, positive, negative, empty,
@@ -104,11 +107,11 @@ def summary(scores: list[dict[str, float]]) -> dict[str, list[float]]:
             for name in ("mean", *ATTRIBUTES, "off")}
 
 
-def references(vae: Any, scenes: list[Scene]) -> dict[str, dict]:
+def references(vae: Any, scenes: list[Scene], size: int = SIZE) -> dict[str, dict]:
     """Ceiling (true videos through encode and decode), chance (true videos of the next prompt), and the VAE's PSNR."""
     ceiling, chance, psnr = [], [], []
     for i, scene in enumerate(scenes):
-        true = video(scene, seed=9000 + i)
+        true = video(scene, 9000 + i, size)
         back = vae.decode(vae.encode(true))[0].float().cpu().numpy()
         psnr.append(-10 * np.log10(np.square(back - true.numpy()).mean()))
         ceiling.append(score(back, scene))
@@ -131,6 +134,23 @@ def x0_errors(model: Any, z: torch.Tensor, scenes: list[Scene], seed: int = 0) -
         x0 = model.model.apply_model(x, torch.full((len(z),), sigma, device=device), c_crossattn=text)
         result[f"{sigma:.2f}"] = float((x0.float().cpu() - z).square().mean())
     return result
+
+
+def step_costs(models: dict[str, Any], text: torch.Tensor, shape: tuple[int, ...], takes: int = 30) -> dict[str, float]:
+    """Median milliseconds of a guided step (two rows of the host's model) of each, measured in turns."""
+    import comfy.model_management
+
+    comfy.model_management.load_models_gpu(list(models.values()))
+    device = comfy.model_management.get_torch_device()
+    x, sigma = torch.randn(2, *shape, device=device), torch.full((2,), 0.7, device=device)
+    rows = text[None].expand(2, -1, -1).to(device)
+    seconds: dict[str, list[float]] = {name: [] for name in models}
+    for _ in range(takes):
+        for name, model in models.items():
+            start = time.perf_counter()
+            model.model.apply_model(x, sigma, c_crossattn=rows).float().cpu()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: 1000 * float(np.median(taken)) for name, taken in seconds.items()}
 
 
 def contact_sheet(runs: dict[str, list[np.ndarray]], scenes: list[Scene], path: Path, rows: int = 8) -> None:
@@ -158,15 +178,22 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     sketch, render = (load_dit(args.weights / f"tiny_wan_{n}.safetensors", args.shift) for n in ("sketch", "render"))
     vae = load_vae(args.weights / "tiny_wan_vae.safetensors")
     models = {"sketch": sketch, "render": render}
-    result: dict[str, Any] = references(vae, scenes)
-    true = torch.cat([vae.encode(video(s, seed=9000 + i)) for i, s in enumerate(scenes)]).float()
+    true = torch.cat([vae.encode(video(s, 9000 + i, args.size)) for i, s in enumerate(scenes)]).float()
+    shape = (*LATENT_SHAPE[:2], args.size // 8, args.size // 8)
     errors = {n: x0_errors(m, from_vae(true), scenes) for n, m in models.items()}
+    print_errors(errors)
+    costs = step_costs(models, encode(caption(scenes[0])), shape)
+    print(f"guided step, {torch.get_num_threads()} threads:", ", ".join(f"{n} {ms:.1f} ms" for n, ms in costs.items()),
+          f"ratio {costs['sketch'] / costs['render']:.2f}", flush=True)
+    if args.no_samples:
+        return {"scores": {}, "x0 errors": errors, "step ms": costs}
     models |= {f"sketch {k}, then render": cooperate(sketch, render, k, args.steps) for k in args.hand_over}
+    result: dict[str, Any] = references(vae, scenes, args.size)
     for name, model in models.items():
         scores: list[list[dict[str, float]]] = []
         shown: list[np.ndarray] = []
         for seed in range(args.seed, args.seed + args.seeds):
-            videos = decode(vae, sample(model, scenes, seed, args.cfg, args.steps))
+            videos = decode(vae, sample(model, scenes, seed, args.cfg, args.steps, shape=shape))
             scores.append([score(v, s) for v, s in zip(videos, scenes)])
             shown = shown or videos
         # prompts are the unit of the bootstrap: average a prompt's seeds first
@@ -176,8 +203,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         models[name] = shown
         print(time.strftime("%T"), line(name, result[name]), flush=True)
     contact_sheet(models, scenes, args.sheet)
-    print_errors(errors)
-    return {"scores": result, "x0 errors": errors}
+    return {"scores": result, "x0 errors": errors, "step ms": costs}
 
 
 def print_errors(errors: dict[str, dict[str, float]]) -> None:
@@ -209,6 +235,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--sheet", type=Path, default=Path("contact_sheet.png"))
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--size", type=int, default=SIZE, help="pixels a side, a multiple of 16")
+    parser.add_argument("--no-samples", action="store_true", help="x0 errors and step costs only")
     args = parser.parse_args()
     dit.find_host(args.comfyui)
     random.seed(0)

@@ -28,8 +28,8 @@ WAN_STD = torch.tensor([2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 
 
 
 def blocks(mask: torch.Tensor) -> torch.Tensor:
-    """[FRAMES, SIZE, SIZE] -> [256, *GRID]: the 4x8x8 blocks, frame 0 held for four frames."""
-    t, h, w = GRID
+    """[FRAMES, H, W] -> [256, T, H / 8, W / 8]: the 4x8x8 blocks, frame 0 held for four frames."""
+    t, h, w = GRID[0], mask.shape[1] // 8, mask.shape[2] // 8
     clip = torch.cat([mask[:1].expand(3, -1, -1), mask])
     return clip.view(t, 4, h, 8, w, 8).permute(1, 3, 5, 0, 2, 4).reshape(256, t, h, w)
 
@@ -48,7 +48,7 @@ class Latent:
     gain: torch.Tensor
 
     def project(self, mask: torch.Tensor) -> torch.Tensor:
-        """Mask [FRAMES, SIZE, SIZE] -> its pattern coefficients [P, *GRID]."""
+        """Mask [FRAMES, H, W] -> its pattern coefficients [P, T, H / 8, W / 8]."""
         return torch.einsum("pk,kthw->pthw", self.pattern, blocks(mask))
 
     def colourise(self, coefficients: torch.Tensor, paint: torch.Tensor, ground: torch.Tensor) -> torch.Tensor:

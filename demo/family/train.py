@@ -1,4 +1,4 @@
-"""Train the tiny Wan family from nothing: latent statistics, sketch, render, vae, export.
+"""Train the tiny Wan family from nothing: latent statistics, sketch, render, deep sketch, vae, export.
 
     COMFYUI_PATH=/path/to/ComfyUI python demo/family/train.py            # everything, resumes where it stopped
     python demo/family/train.py --stage sketch --sketch-steps 6000       # one stage
@@ -23,12 +23,12 @@ from torch import nn
 import dit
 import latent as lat
 import vae
-from data import compose, draw, training_colours
+from data import SIZE, SMALL, compose, draw, training_colours
 from text import Scene, caption, encode
 
 HERE = Path(__file__).resolve().parent
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-TOKENS_PER_STEP = 32 * 192
+TOKENS_PER_STEP = 32 * 192  # a token is 2x2 of the latent
 
 
 # ---------------------------------------------------------------------------------------------- data
@@ -36,24 +36,25 @@ TOKENS_PER_STEP = 32 * 192
 
 @dataclass
 class Geometry:
-    """Uncoloured scenes and their masks' coefficients [N, 2, P, *GRID] (float16; an absent second group is zero)."""
+    """Uncoloured scenes and their masks' coefficients [N, 2, P, T, H, W] (float16; an absent second group is zero)."""
 
     scenes: list[Scene]
     coefficients: torch.Tensor
 
 
-def make_geometry(latent: lat.Latent, count: int, seed: int) -> Geometry:
-    """Draw and project `count` scenes once; batches recolour them."""
-    scenes, coefficients = [], torch.zeros(count, 2, len(latent.pattern), *lat.GRID, dtype=torch.float16)
+def make_geometry(latent: lat.Latent, count: int, seed: int, size: int = SIZE) -> Geometry:
+    """Draw and project `count` scenes of `size` pixels once; batches recolour them."""
+    grid = (lat.GRID[0], size // 8, size // 8)
+    scenes, coefficients = [], torch.zeros(count, 2, len(latent.pattern), *grid, dtype=torch.float16)
     for i, (scene, placed) in enumerate(islice(lat.geometries(seed), count)):
         scenes.append(scene)
         for k, p in enumerate(placed):
-            coefficients[i, k] = latent.project(draw(p))
+            coefficients[i, k] = latent.project(draw(p, size))
     return Geometry(scenes, coefficients)
 
 
 def batch(geometry: Geometry, latent: lat.Latent, size: int, rng: random.Random) -> tuple[torch.Tensor, torch.Tensor]:
-    """x0 [B, 16, *GRID] and text [B, tokens, dim]: fresh colours, every other background unsaid, 10 % empty prompts."""
+    """x0 [B, 16, T, H, W] and text [B, tokens, dim]: fresh colours, every other background unsaid, 10 % empty prompts."""
     picks = rng.sample(range(len(geometry.scenes)), size)
     paint, ground, text = torch.zeros(size, 2, 3), torch.zeros(size, 3), []
     for b, i in enumerate(picks):
@@ -81,25 +82,31 @@ def sketch_sigmas(size: int, generator: torch.Generator) -> torch.Tensor:
 
 
 def render_sigmas(size: int, generator: torch.Generator) -> torch.Tensor:
-    """90 % below 0.8, where a render works; the rest above, so that it can also run alone."""
+    """72 % below 0.8, where a render works, and 28 % above, where composition is decided; uniform in each part."""
     u = stratified(size, generator)
-    return torch.where(u < 0.9, u / 0.9 * 0.8, 0.8 + (u - 0.9) * 2)
+    return torch.where(u < 0.72, u / 0.72 * 0.8, 0.8 + (u - 0.72) / 0.28 * 0.2)
 
 
 # ---------------------------------------------------------------------------------------------- training
 
 
+Geometries = dict[int, Geometry]  # by size
+
+
 @dataclass(frozen=True)
 class Plan:
-    """How one DiT is trained. A step is 32 videos, or 96 stills (their first latent frame) in `stills` of the
-    steps up to `stills_until` of the run; the rate falls to zero over the last `decay` of the run."""
+    """How one DiT is trained. A step is 32 videos (56 of the small size in `small` of the steps), or 96 stills (their
+    first latent frame) in `stills` of the steps up to `stills_until` of the run; the rate falls to zero over the last
+    `decay` of the run."""
 
     name: str
     shape: dit.Shape
     steps: int
     sigmas: Callable[[int, torch.Generator], torch.Tensor]
     seed: int
-    start: tuple[int, ...] = ()  # blocks of the sketch to start from
+    taught: bool = False  # by the sketch, below sigma 0.8: see `Lessons`
+    grown: tuple[int, ...] = ()  # starts as the finished sketch with a block inserted behind each of these
+    small: float = 0.0
     stills: float = 0.0
     stills_until: float = 0.0
     muon: float = 3e-3
@@ -136,15 +143,14 @@ def save_atomically(state: dict, path: Path) -> None:
 class Training:
     """A DiT in training: weights, their average, optimisers and step; all of it in one checkpoint."""
 
-    def __init__(self, plan: Plan, folder: Path) -> None:
+    def __init__(self, plan: Plan, folder: Path, start: dict[str, torch.Tensor] | None = None) -> None:
         self.plan, self.path = plan, folder / f"{plan.name}.pt"
         self.model = dit.build(plan.shape, plan.seed).to(DEVICE)
         saved = torch.load(self.path, map_location=DEVICE, weights_only=True) if self.path.exists() else None
         if saved:
             self.model.load_state_dict(saved["model"])
-        elif plan.start:
-            sketch = torch.load(folder / "sketch.pt", map_location=DEVICE, weights_only=True)
-            self.model.load_state_dict(dit.thinned(sketch["ema"], plan.start))
+        elif start:
+            self.model.load_state_dict(start)
         self.optimisers = optimisers(self.model, plan)
         self.peaks = [group["lr"] for o in self.optimisers for group in o.param_groups]
         self.ema = saved["ema"] if saved else {n: p.detach().clone() for n, p in self.model.named_parameters()}
@@ -171,21 +177,87 @@ class Training:
                          "optimisers": [o.state_dict() for o in self.optimisers]}, self.path)
 
 
-def train_dit(plan: Plan, geometry: Geometry, latent: lat.Latent, folder: Path, compiled: bool) -> None:
-    """Rectified flow: predict noise - x0 at x = (1 - sigma) x0 + sigma noise. Resumes from its checkpoint."""
-    run = Training(plan, folder)
+class Lessons:
+    """Batches with the answers of a finished sketch. Below sigma 0.8 the target is a mix: the sketch's prediction has
+    none of the truth's scatter, the truth none of the sketch's errors, which weigh most at low noise. Above 0.8 it is
+    the truth alone. One round of `BATCHES` batches is drawn and answered at a time and then used `PASSES` times in
+    different orders; a function of plan.seed and step alone."""
+
+    BATCHES, PASSES, SHARE = 300, 3, 0.75
+
+    def __init__(self, plan: Plan, teacher: nn.Module, geometry: Geometries, latent: lat.Latent, compiled: bool) -> None:
+        self.plan, self.teacher, self.geometry, self.latent = plan, teacher, geometry, latent
+        self.predict = torch.compile(dit.velocity, dynamic=False) if compiled else dit.velocity
+        self.round, self.kept, self.size = -1, list[torch.Tensor](), 0
+
+    def batch(self, step: int) -> list[torch.Tensor]:
+        """x, sigma, text and target of a step."""
+        steps = min(self.BATCHES, max(1, self.plan.steps // self.PASSES))
+        if self.round != step // (steps * self.PASSES):
+            self.round = step // (steps * self.PASSES)
+            self.kept = self._answered(self.round * steps, steps)
+        turn, place = divmod(step % (steps * self.PASSES), steps)
+        seed = (self.plan.seed * 1_000_003 + self.round) * self.PASSES + turn
+        order = torch.randperm(len(self.kept[0]), generator=torch.Generator().manual_seed(seed))
+        picks = order[place * self.size : (place + 1) * self.size]
+        return [part[picks].float().to(DEVICE) for part in self.kept]
+
+    @torch.no_grad()
+    def _answered(self, first: int, steps: int) -> list[torch.Tensor]:
+        geometry = self.geometry[_size_of(self.plan, first)]
+        drawn = [_draw_batch(self.plan, first + i, geometry, self.latent) for i in range(steps)]
+        self.size = len(drawn[0][0])
+        x0, text, sigma, noise = (torch.cat(part) for part in zip(*drawn))
+        s = sigma.view(-1, 1, 1, 1, 1)
+        x, target = (1 - s) * x0 + s * noise, noise - x0
+        low = torch.where(sigma < 0.8)[0]
+        for i in range(len(low) // self.size):  # whole batches, so that one size is compiled
+            at = low[i * self.size : (i + 1) * self.size]
+            with torch.autocast(DEVICE.type, torch.bfloat16):
+                answer = self.predict(self.teacher, x[at], sigma[at], text[at]).float()
+            share = self.SHARE * (s[at] / 0.3).clamp(max=1)
+            target[at] += share * (answer - target[at])
+        return [x.half(), sigma, text.half(), target.half()]
+
+
+def finished_sketch(folder: Path, weights: Path) -> dict[str, torch.Tensor]:
+    """The finished sketch: its checkpoint's average, or without one the exported file."""
+    from safetensors.torch import load_file
+
+    path = folder / "sketch.pt"
+    if path.exists():
+        return torch.load(path, map_location="cpu", weights_only=True)["ema"]
+    return {name: t.float() for name, t in load_file(weights / "tiny_wan_sketch.safetensors").items()}
+
+
+def train_dit(plan: Plan, geometry: Geometries, latent: lat.Latent, folder: Path, compiled: bool,
+              sketch: dict[str, torch.Tensor] | None = None) -> None:
+    """Rectified flow: predict noise - x0 at x = (1 - sigma) x0 + sigma noise. Resumes from its checkpoint.
+
+    A taught network's loss weighs 4 sigma (1 - sigma), about one over the sketch's own error at that level."""
+    run = Training(plan, folder, dit.grown(sketch, plan.grown) if sketch and plan.grown else None)
     predict = torch.compile(dit.velocity, dynamic=False) if compiled else dit.velocity
+    lessons = None
+    if plan.taught and sketch:
+        teacher = dit.build(dit.SKETCH, 0).requires_grad_(False)
+        teacher.load_state_dict(sketch)
+        lessons = Lessons(plan, teacher.to(DEVICE), geometry, latent, compiled)
     started, first, kept, smooth = time.time(), run.step, time.time(), dict[str, float]()
     with dit.trainable_host():
         while run.step < plan.steps:
-            x0, text, sigma, noise = _draw_batch(plan, run.step, geometry, latent)
-            s = sigma.view(-1, 1, 1, 1, 1)
+            if lessons:
+                x, sigma, text, target = lessons.batch(run.step)
+            else:
+                x0, text, sigma, noise = _draw_batch(plan, run.step, geometry[_size_of(plan, run.step)], latent)
+                s = sigma.view(-1, 1, 1, 1, 1)
+                x, target = (1 - s) * x0 + s * noise, noise - x0
             with torch.autocast(DEVICE.type, torch.bfloat16):
-                v = predict(run.model, (1 - s) * x0 + s * noise, sigma, text)
-            loss = (v.float() - (noise - x0)).square().mean()
+                v = predict(run.model, x, sigma, text)
+            errors = (v.float() - target).square().flatten(1).mean(1)
+            loss = (4 * sigma * (1 - sigma) * errors).mean() if lessons else errors.mean()
             loss.backward()
             run.update()
-            kind = "still" if x0.shape[2] == 1 else "video"
+            kind = "still" if x.shape[2] == 1 else "video"
             smooth[kind] = 0.98 * smooth.get(kind, loss.item()) + 0.02 * loss.item()
             done = run.step == plan.steps
             if run.step % 100 == 0 or done:
@@ -198,13 +270,19 @@ def train_dit(plan: Plan, geometry: Geometry, latent: lat.Latent, folder: Path, 
                 kept = time.time()
 
 
+def _size_of(plan: Plan, step: int) -> int:
+    """Pixels of a step's videos."""
+    return SMALL if random.Random(plan.seed * 7919 + step).random() < plan.small else SIZE
+
+
 def _draw_batch(plan: Plan, step: int, geometry: Geometry, latent: lat.Latent) -> tuple[torch.Tensor, ...]:
     """x0, text, sigma and noise of a step; a function of plan.seed and step alone."""
     rng = random.Random(plan.seed * 1_000_003 + step)
     generator = torch.Generator().manual_seed(rng.getrandbits(40))
     still = step < plan.stills_until * plan.steps and rng.random() < plan.stills
     frames = 1 if still else lat.GRID[0]
-    size = min(TOKENS_PER_STEP // (64 * frames), len(geometry.scenes))
+    area = geometry.coefficients.shape[-1] ** 2 // 4
+    size = min(TOKENS_PER_STEP // (area * frames), len(geometry.scenes))
     x0, text = batch(geometry, latent, size, rng)
     x0 = x0[:, :, :frames]
     noise = torch.randn(x0.shape, generator=generator).to(DEVICE)
@@ -319,13 +397,14 @@ def check_export(state: dict[str, torch.Tensor], shape: dit.Shape, path: Path, t
 
 
 def export(folder: Path, weights: Path) -> None:
-    """Write the averaged weights of every checkpoint there is as the files that the host loads."""
-    shapes = {"sketch": dit.SKETCH, "render": dit.RENDER}
-    for name in ("sketch", "render", "vae"):
+    """Write the averaged weights of every checkpoint there is as the files that the host loads; once there is a deep
+    sketch, it is the sketch."""
+    shapes = {"sketch": dit.SKETCH, "render": dit.RENDER, "deep": dit.DEEP}
+    for name in ("sketch", "render", "deep", "vae"):
         if not (folder / f"{name}.pt").exists():
             continue
         saved = torch.load(folder / f"{name}.pt", map_location="cpu", weights_only=True)
-        path = weights / f"tiny_wan_{name}.safetensors"
+        path = weights / f"tiny_wan_{'sketch' if name == 'deep' else name}.safetensors"
         if name == "vae":
             vae.save(saved["ema"], path)
         else:
@@ -348,11 +427,12 @@ def load_latent(folder: Path) -> lat.Latent:
 
 
 def plans(args: argparse.Namespace) -> dict[str, Plan]:
-    """The recipes of both DiTs."""
+    """The recipes of the DiTs, in order."""
     return {
         "sketch": Plan("sketch", dit.SKETCH, args.sketch_steps, sketch_sigmas, seed=11, stills=0.5, stills_until=0.6),
-        "render": Plan("render", dit.RENDER, args.render_steps, render_sigmas, seed=12,
-                       start=dit.RENDER_BLOCKS),
+        "render": Plan("render", dit.RENDER, args.render_steps, render_sigmas, seed=12, taught=True, decay=0.5),
+        "deep": Plan("deep", dit.DEEP, args.deep_steps, sketch_sigmas, seed=14, grown=dit.GROWN, small=0.25,
+                     muon=1e-3, adam=5e-4, warmup=50, decay=0.9, ema=0.99),
     }
 
 
@@ -360,9 +440,10 @@ def main() -> None:
     """Parse the command line and run the stages in order."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--comfyui", help="ComfyUI's folder (default: COMFYUI_PATH)")
-    parser.add_argument("--stage", choices=("sketch", "render", "vae", "export", "all"), default="all")
+    parser.add_argument("--stage", choices=("sketch", "render", "deep", "vae", "export", "all"), default="all")
     parser.add_argument("--sketch-steps", type=int, default=7000)
-    parser.add_argument("--render-steps", type=int, default=6000)
+    parser.add_argument("--render-steps", type=int, default=7000)
+    parser.add_argument("--deep-steps", type=int, default=750)
     parser.add_argument("--vae-steps", type=int, default=1500)
     parser.add_argument("--weights", type=Path, default=HERE / "weights")
     parser.add_argument("--geometries", type=int, default=24000)
@@ -375,7 +456,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(prefix="srd-quick-") as folder:
         args.geometries, args.no_compile = 200, True
-        args.sketch_steps = args.render_steps = args.vae_steps = 4
+        args.sketch_steps = args.render_steps = args.deep_steps = args.vae_steps = 4
         args.weights = args.weights if args.weights != HERE / "weights" else Path(folder)
         run(args, Path(folder))
 
@@ -383,11 +464,14 @@ def main() -> None:
 def run(args: argparse.Namespace, folder: Path) -> None:
     """The chosen stages, with checkpoints in `folder`."""
     latent = load_latent(folder)
-    if args.stage not in ("vae", "export"):
-        geometry = make_geometry(latent, args.geometries, seed=1)
+    geometry: Geometries = {}
     for name, plan in plans(args).items():
         if args.stage in (name, "all"):
-            train_dit(plan, geometry, latent, folder, not args.no_compile)
+            for size in (SIZE, SMALL) if plan.small else (SIZE,):
+                if size not in geometry:
+                    geometry[size] = make_geometry(latent, args.geometries, 1, size)
+            sketch = finished_sketch(folder, args.weights) if plan.taught or plan.grown else None
+            train_dit(plan, geometry, latent, folder, not args.no_compile, sketch)
     if args.stage in ("vae", "all"):
         train_vae(args.vae_steps, latent, folder)
     if args.stage in ("export", "all"):
