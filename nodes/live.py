@@ -100,9 +100,11 @@ def keep(node: type[io.ComfyNode], report: Report) -> None:
 
 
 def executing_node() -> str:
-    """The id of the node that executes now; "" if none does."""
-    context = get_executing_context()
-    return context.node_id if context else ""
+    """The id of the node that executes now; "" if none does, or the host does not say."""
+    with page_only(NOT_TOLD):
+        context = get_executing_context()
+        return str(context.node_id) if context else ""
+    return ""
 
 
 def source_of(hidden: io.HiddenHolder) -> str:
@@ -111,9 +113,11 @@ def source_of(hidden: io.HiddenHolder) -> str:
 
 
 def waits_for(node: type[io.ComfyNode]) -> set[str]:
-    """The nodes that this (executing) node's input `after` comes from."""
-    hidden = getattr(node, "hidden", None)
-    return before(_object(hidden.prompt), hidden.unique_id, "after") if hidden is not None else set()
+    """The nodes that this (executing) node's input `after` comes from; none if the host does not say."""
+    with page_only(NOT_TOLD):
+        hidden = getattr(node, "hidden", None)
+        return before(_object(hidden.prompt), hidden.unique_id, "after") if hidden is not None else set()
+    return set()
 
 
 def before(graph: dict[str, Any], node_id: str, name: str = "") -> set[str]:

@@ -42,6 +42,7 @@ class Criterion:
     fall: list[float] | None = None  # of D, in 50ths of the timesteps
     _previous: torch.Tensor | None = field(default=None, repr=False)  # the last observed prediction
     _place: float = 1.0  # where its step began, see route.py
+    _seen: bool = False  # there is an observed step to compare with
     _length: float = 0.0  # from the step before it to it, in 50ths; 0: there is none
 
     def observe(self, prediction: torch.Tensor, place: float, mask: torch.Tensor | None = None) -> bool:
@@ -59,18 +60,19 @@ class Criterion:
 
     def note(self, d: list[float] | None, place: float) -> bool:
         """The same from D, one value per sample; None: there is nothing to compare with."""
-        if d is not None and self._is_near(place):
+        if self._is_near(place):
             return False
         length = PAPER_STEPS * (self._place - place)
         before, length_before = self.d, self._length
         known = d is not None and length > 0
+        self._seen = True
         self.d, self._length, self._place, self.fall = (d if known else None), (length if known else 0.0), place, None
         if before is not None and self.d is not None:
             self.fall = [(b - now) / (length_before * length) for b, now in zip(before, self.d)]
         return True
 
     def _is_near(self, place: float) -> bool:
-        return self._previous is not None and 0 < PAPER_STEPS * (self._place - place) < NEAREST
+        return self._seen and 0 < PAPER_STEPS * (self._place - place) < NEAREST
 
     def settled(self, delta: float) -> bool:
         """Eq. 4 and 5 after the last observed step; a batch has settled when every sample has. Non-finite: False."""
@@ -78,4 +80,4 @@ class Criterion:
 
     def forget(self) -> None:
         """Free the kept prediction: a change is only taken between steps of one leg."""
-        self._previous = None
+        self._previous, self._seen = None, False

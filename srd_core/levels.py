@@ -22,6 +22,7 @@ def places_of(sampling: Any, sigmas: Sequence[float]) -> list[float]:
     if kind == FLOW_COSMOS:
         levels = levels / (1 + levels)
     if kind in (FLOW, FLOW_COSMOS):
+        levels = levels.clamp(max=1)  # a multiplied schedule begins above pure noise
         places = levels / (SHIFT - (SHIFT - 1) * levels)
     elif (table := getattr(sampling, "sigmas", None)) is not None and len(table) > 1:
         known = table.detach().double().cpu()  # rises with the timestep

@@ -59,9 +59,9 @@ def stays_anyway(model: ModelPatcher) -> bool:
 
 
 def beside(model: ModelPatcher) -> list[ModelPatcher]:
-    """What ``with_beside`` added to ``model``, if it did."""
+    """What ``with_beside`` added to ``model``, if it did, and what that brings along (its clones on other GPUs)."""
     models: list[ModelPatcher] = model.get_additional_models_with_key(BESIDE)
-    return models
+    return [each for other in models for each in (other, *other.get_nested_additional_models())]
 
 
 def with_beside(model: ModelPatcher, other: ModelPatcher) -> ModelPatcher:
@@ -85,7 +85,8 @@ def make_room(stage: str, model: ModelPatcher, others: Mapping[str, ModelPatcher
 
     Returns (what to note of the second attempt, what to say if that runs out of memory too).
     """
-    model.remove_additional_models(BESIDE)
+    for each in (model, *others.values()):
+        each.remove_additional_models(BESIDE)
     freed = [name for name, other in others.items() if _release(other, model)]
     comfy.model_management.soft_empty_cache()
     begun = f"Out of memory in the {stage}: the step was tried once more"

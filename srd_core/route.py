@@ -87,6 +87,8 @@ class Route:
 
     def start(self) -> tuple[str, bool]:
         """(the stage of the run's first step, whether it runs all of them)."""
+        if not self.sigmas:
+            return self.legs[0].stage, True
         ahead = Route(self.legs, self.sigmas, self.places)
         name, _ = ahead.stage(0)
         return name, ahead.final

@@ -14,9 +14,11 @@ All state belongs to the run, and is cleaned up also after an interrupt or an er
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -41,7 +43,8 @@ from .report.data import Report, StageReport, Step
 from .route import SKETCH, Leg, Route, Switch
 from .stage import GuidersStage, Stage
 from .steps import StepCounter, counter_for, sampler_name
-from .teacache.host import CachedRun, run_of
+from .teacache.host import COMPILE_KEY, CachedRun, run_of
+from .teacache.run import KEY as TEACACHE
 
 AtHandOver = Callable[[torch.Tensor, str, str], None]  # (x, the stage that takes over, why), before that stage is loaded
 
@@ -137,7 +140,7 @@ class Run:
     finite: FiniteGuard = field(default_factory=FiniteGuard)
     outside: Sequence[Callable[..., torch.Tensor]] = ()  # PREDICT_NOISE wrappers around every call of the run
     at_hand_over: AtHandOver | None = None
-    _forwards: int = 0  # of a network, where a cache of another pack may keep calls from it
+    _forwards: Counter[str] = field(default_factory=Counter)  # of a stage's network, where another pack may answer in its place
     _caches: dict[str, CachedRun] = field(default_factory=dict)  # of the stages that TeaCache works on
     _left: list[ModelPatcher] = field(default_factory=list)  # off the device, with patched objects that had to stay
 
@@ -164,7 +167,7 @@ class Run:
 
     def count(self, executor: WrapperExecutor, *args: Any, **kwargs: Any) -> Any:
         """DIFFUSION_MODEL wrapper, inside all others: this call reached the network."""
-        self._forwards += 1
+        self._forwards[self.in_charge] += 1
         return executor(*args, **kwargs)
 
     def predict(
@@ -177,7 +180,7 @@ class Run:
         self.books.tick(self.in_charge)
         if begins:
             self._choose_stage(x)
-        name, stage, forwards = self.in_charge, self.stages[self.in_charge], self._forwards
+        name, stage, forwards = self.in_charge, self.stages[self.in_charge], self._forwards[self.in_charge]
         self.books.report.stage(name).calls += 1
         prediction = memory.try_twice(partial(stage.predict, executor, call), self._make_room)
         self._note_teacache(name)
@@ -194,9 +197,15 @@ class Run:
         return self.host_callback(step, *args, **kwargs) if self.host_callback else None
 
     def close(self) -> None:
-        """Give back what the run has, also after an interrupt or an error."""
-        for stage in self.others():
-            stage.close()
+        """Give back what the run has, also after an interrupt or an error; all of it, even if a part fails."""
+        with contextlib.ExitStack() as parts:  # the last one first
+            parts.callback(self.books.report.changed)
+            parts.callback(self._forget)
+            for stage in self.others():
+                parts.callback(stage.close)
+            self._close_books()
+
+    def _close_books(self) -> None:
         report = self.books.report
         self.books.close(self.in_charge)
         if self.steps.other_steps and report.status == "done":
@@ -204,16 +213,17 @@ class Run:
         for step in report.steps:
             step.reused = self._reused(step)
         report.notes += [cached.plan.note for cached in self._caches.values() if cached.plan and cached.plan.note]
-        self._caches.clear()
+
+    def _forget(self) -> None:
         for model in self._left:
             if not memory.is_loaded(model):
                 model.unpatch_model(unpatch_weights=False)
         self._left.clear()
+        self._caches.clear()
         self.finite.forget()
         self.route.criterion.forget()
         self.request.clear()
         self.host_callback = None
-        report.changed()
 
     def _begins_step(self, timestep: torch.Tensor) -> bool:
         """Whether this call begins a step. Reading the noise level waits for the device, so that the seconds before it are the
@@ -274,7 +284,8 @@ class Run:
         cached = self._caches.get(self.in_charge)
         if cached is not None and self.steps.step in cached.reused:
             return False
-        return self._forwards == 0 or self._forwards > forwards_before
+        forwards = self._forwards[self.in_charge]
+        return forwards == 0 or forwards > forwards_before
 
     def _observe(self, prediction: torch.Tensor) -> None:
         mask = self.request["denoise_mask"]
@@ -308,7 +319,10 @@ class Run:
 
 
 def _has_cache(options: dict[str, Any]) -> bool:
-    """Whether wrappers stand between the sampler and the network that may answer in its place."""
+    """Whether something of another pack stands between the sampler and the network that may answer in its place."""
     wrappers = options.get("transformer_options", {}).get("wrappers", {})
-    kinds = (WrappersMP.PREDICT_NOISE, WrappersMP.CALC_COND_BATCH, WrappersMP.DIFFUSION_MODEL)
-    return any(key != KEY and found for kind in kinds for key, found in wrappers.get(kind, {}).items())
+    kinds = (WrappersMP.PREDICT_NOISE, WrappersMP.CALC_COND_BATCH, WrappersMP.APPLY_MODEL, WrappersMP.DIFFUSION_MODEL)
+    known = (KEY, TEACACHE, COMPILE_KEY)
+    return "model_function_wrapper" in options or any(
+        key not in known and found for kind in kinds for key, found in wrappers.get(kind, {}).items()
+    )

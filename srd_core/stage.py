@@ -91,6 +91,7 @@ class Stage:
     cfg: float = 0.0  # guidance scale of its own; 0: the run's
     _models: list[Any] = field(default_factory=list)  # that came along
     _clones: list[ModelPatcher] = field(default_factory=list)  # of the model, on other GPUs
+    _threads: Any = None  # that run the clones: a wrapper around the run may have put other options in the stage's place
     _loaded: bool = False
     _hook_mode: Any = None  # of the patcher before the run; None: not prepared
 
@@ -167,8 +168,9 @@ class Stage:
         """What the host does after a run, also for a stage that was only prepared."""
         if self._hook_mode is None:
             return
-        if (threads := self.options.pop(THREADS, None)) is not None:
-            threads.shutdown()
+        if self._threads is not None:
+            self._threads.shutdown()
+            self.options.pop(THREADS, None)
         if hasattr(self.guider, "inner_model"):
             for model in (self.model, *self._clones):
                 model.cleanup()
@@ -177,18 +179,18 @@ class Stage:
         comfy.samplers.cast_to_load_options(self.options, device=self.model.offload_device)
         self.model.hook_mode = self._hook_mode
         self.model.restore_hook_patches()
-        self._models, self._clones, self._hook_mode, self._loaded = [], [], None, False
+        self._models, self._clones, self._threads, self._hook_mode, self._loaded = [], [], None, None, False
         self.guider.conds = {}
 
     def _start_clones(self) -> None:
         """Clones on other GPUs (MultiGPU CFG Split) and the threads that run them."""
         prepare = getattr(comfy.sampler_helpers, "prepare_model_patcher_multigpu_clones", None)  # host 0.27 and later
         self._clones = prepare(self.model, self._models, self.options) if prepare else []
-        if self._clones and THREADS not in self.options:
+        if self._clones and self._threads is None:
             devices = [self.model.load_device, *(clone.load_device for clone in self._clones)]
             from comfy.multigpu import MultiGPUThreadPool  # not in older hosts
 
-            self.options[THREADS] = MultiGPUThreadPool(devices)
+            self._threads = self.options[THREADS] = MultiGPUThreadPool(devices)
 
     def _processed(self, conds: Conds, noise: torch.Tensor, request: Request, schedule: Any) -> Conds:
         """The conds with what this model needs of latent, mask and prompt, for the run's own ranges of steps."""

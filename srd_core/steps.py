@@ -107,6 +107,10 @@ class StepCounter:
             return False
         return self._next_step(sigma, *place) and self._begin(self._completed + 1)
 
+    def forget_call(self) -> None:
+        """The newest call failed and will be made again."""
+        self._calls.pop()
+
     def on_callback(self, number: int) -> None:
         """Note the sampler's callback, with the number that it gives the step. A repeated number is the same step."""
         if number == self._number:

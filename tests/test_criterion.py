@@ -86,6 +86,15 @@ def test_predictions_nearer_than_a_step_of_50_are_not_compared():
     assert (fine.d, fine.fall) == (coarse.d, coarse.fall)
 
 
+def test_a_recorded_curve_replays_as_the_run_was():
+    """Also where a run of many steps left out those that are too near: their D is None."""
+    seen, replayed = Criterion(), Criterion()
+    for step in range(11):
+        looked = seen.observe(torch.full((1, 4), 1 + 0.02 * step), 1 - step / 80)
+        replayed.note(seen.d if looked else None, 1 - step / 80)
+        assert (replayed.d, replayed.fall) == (seen.d, seen.fall)
+
+
 @pytest.mark.parametrize(
     ("changes", "settled"),
     [

@@ -377,3 +377,9 @@ def test_a_server_without_routes_costs_the_page_alone(
         common.show_on_node(module("nodes.compare").SRCompare.PREPARE_CLASS_CLONE(
             {"hidden_inputs": {node_api.Hidden.unique_id: "2"}}), "text")  # fmt: skip
     assert len(caplog.messages) == 2 and all(line.startswith("SRDiffusion: the page") for line in caplog.messages)
+
+
+def test_a_host_that_says_nothing_of_the_executing_node_costs_the_page_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "get_executing_context", object)
+    assert live.executing_node() == ""
+    assert live.waits_for(SimpleNamespace(hidden=SimpleNamespace(unique_id="1"))) == set()  # type: ignore[arg-type]

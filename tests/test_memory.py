@@ -303,6 +303,37 @@ def test_a_shortage_in_any_step_of_either_stage_gets_a_second_try(stage: str, ca
     assert report.status == "done" and report.notes[0].startswith(f"Out of memory in the {stage}: the step was tried once more")
 
 
+def test_the_sketch_itself_stays_when_it_runs_out_of_memory_beside_a_render_that_never_made_it_leave(wan: Any):
+    sketch, render = wan(), wan(seed=1)
+    ran(sketch, render, "never")
+    there: list[bool] = []
+
+    def fail(executor: Any, *args: Any, **kwargs: Any) -> Any:
+        there.append(is_loaded(sketch))
+        if len(there) == 2:
+            raise comfy.model_management.OOM_EXCEPTION("Allocation on device")
+        return executor(*args, **kwargs)
+
+    short = sketch.clone()
+    short.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "oom", fail)
+    ran(short, render, "never")
+    assert there[:3] == [True, True, True]
+
+
+@pytest.mark.parametrize("sampler", ["euler", "heun"])
+def test_a_second_try_costs_teacache_no_reused_step(sampler: str):
+    from test_reuse import slow_wan
+
+    def run(times: int) -> tuple[torch.Tensor, Any]:
+        report = Report()
+        model = sr_model(slow_wan(), short_of_memory(slow_wan(1), times), 3, report, teacache=0.2)
+        return helpers.ksampler(model, 14, sampler_name=sampler), report
+
+    (plain, whole), (latent, report) = run(0), run(1)
+    assert torch.equal(latent, plain)
+    assert report.reused("render") == whole.reused("render") > 0
+
+
 def test_another_error_of_the_render_is_not_tried_again(wan: Any):
     render, calls = wan(seed=1), [0]
 

@@ -280,3 +280,8 @@ def test_the_picture_of_an_empty_report_and_of_wild_values_can_be_drawn():
     report = run_of("ssr")
     report.steps[0].d, report.steps[1].fall, report.steps[2].seconds = float("nan"), float("inf"), None
     plot.draw(report)
+
+
+def test_a_latent_of_several_parts_is_one_long_row_and_its_report_is_read():
+    report = Report(status="done", shape=[1, 1, 2_096_640])
+    assert Report.from_json(report.to_json()).shape == [1, 1, 2_096_640]

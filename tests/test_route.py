@@ -157,6 +157,11 @@ def test_looking_at_the_start_does_not_begin_the_route():
     assert not route.final
 
 
+@pytest.mark.parametrize("mode", ["adaptive", "step", "sigma"])
+def test_a_schedule_without_a_step_has_a_route(mode: str):
+    assert Route(two_legs(Switch(mode)), [], []).start() == (SKETCH, True)
+
+
 # --- where noise levels lie ---------------------------------------------------------------------------------------------
 
 
@@ -174,6 +179,11 @@ def module_const() -> type:
     import comfy.model_sampling
 
     return comfy.model_sampling.CONST
+
+
+def test_levels_above_pure_noise_count_as_pure_noise(wan):
+    sampling = wan().get_model_object("model_sampling")
+    assert levels.places_of(sampling, [1.5, 1.25, 1.1, 1.0, 0.0]) == [1.0, 1.0, 1.0, 1.0, 0.0]
 
 
 def test_wans_own_schedule_of_50_steps_is_the_papers(wan):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import comfy.model_patcher
@@ -119,6 +120,34 @@ def test_clones_of_the_render_on_other_devices_are_prepared_used_and_cleaned_up(
     assert life[0] == "pre_run" and set(life[life.index("cleanup"):]) == {"cleanup"}
 
 
+def with_clone(model: Any) -> Any:
+    """``model`` with a clone of itself on another device, as MultiGPU CFG Split makes it."""
+    clone = model.deepclone_multigpu(new_load_device=torch.device("cpu", 0))
+    clone.is_multigpu_base_clone = True
+    model.set_additional_models("multigpu", [clone])
+    return model
+
+
+@pytest.mark.host_has("comfy.sampler_helpers", "prepare_model_patcher_multigpu_clones")
+@pytest.mark.parametrize("policy", ["auto", "never"])
+def test_clones_of_the_sketch_are_never_taken_for_the_renders(policy: str, wan: Any):
+    sketch, render = wan(), wan(seed=1)
+    plain = helpers.ksampler(sr_model(sketch, render, 3), STEPS)
+    latent = helpers.ksampler(sr_model(with_clone(sketch), render, 3, offload_sketch=policy), STEPS)
+    assert torch.allclose(latent, plain, atol=1e-4)
+
+
+@pytest.mark.host_has("comfy.sampler_helpers", "prepare_model_patcher_multigpu_clones")
+@pytest.mark.parametrize("cache", ["none", "TeaCache", "EasyCache"])
+def test_the_threads_of_clones_end_with_the_run(cache: str, wan: Any):
+    render = with_clone(wan(seed=1))
+    if cache == "EasyCache":
+        render = EasyCacheNode.execute(render, 0.1, 0.1, 0.95, False).args[0]
+    before = threading.active_count()
+    helpers.ksampler(sr_model(wan(), render, 3, teacache=0.2 if cache == "TeaCache" else 0.0), STEPS)
+    assert threading.active_count() == before
+
+
 # --- what the rule sees -------------------------------------------------------------------------------------------------
 
 
@@ -164,6 +193,27 @@ def test_a_step_that_a_cache_in_front_of_the_sketch_answers_is_not_observed(node
     computed = sorted(set(reached))
     assert 2 < len(computed) < 20
     assert [step.step for step in report.steps if step.d is not None] == computed[1:]
+
+
+@pytest.mark.parametrize("place", ["APPLY_MODEL", "function wrapper"])
+def test_a_cache_in_any_other_place_is_seen_too(place: str, wan: Any):
+    """One that answers every second step from what it has."""
+    sketch, report, kept = wan().clone(), Report(), []
+
+    def answer(compute: Any) -> Any:
+        if report.steps[-1].step % 2 == 0 and kept:
+            return kept[-1]
+        kept.append(compute())
+        return kept[-1]
+
+    if place == "APPLY_MODEL":
+        sketch.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "cache", lambda ex, *a, **k: answer(lambda: ex(*a, **k)))
+    else:
+        sketch.set_model_unet_function_wrapper(
+            lambda apply, args: answer(lambda: apply(args["input"], args["timestep"], **args["c"]))
+        )
+    helpers.ksampler(run_module.cooperate(sketch, wan(), Switch(**NEVER), RenderSettings(), report), 10, cfg=1.0)
+    assert [step.step for step in report.steps if step.d is not None] == [3, 5, 7, 9]
 
 
 def test_a_step_that_our_teacache_reuses_on_the_sketch_is_not_observed():

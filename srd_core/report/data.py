@@ -19,6 +19,7 @@ LARGEST = 2**53  # of the numbers in a report that is read: up to here JSON and 
 MOST_STEPS = 100_000  # of a run whose report is read
 
 Number = Annotated[float, Field(gt=-LARGEST, lt=LARGEST, allow_inf_nan=False)]
+Size = Annotated[int, Field(ge=0, le=LARGEST)]
 Count = Annotated[int, Field(ge=0, le=MOST_STEPS)]
 STRICT = ConfigDict(extra="forbid", strict=True)
 
@@ -80,7 +81,7 @@ class Report:
     latest: Count = 0  # adaptive: the run hands over after this many steps at the latest
     sampler: str = ""
     sampler_node: str = ""  # id of the node that sampled
-    shape: list[Count] = field(default_factory=list)  # of the latent
+    shape: list[Size] = field(default_factory=list)  # of the latent
     sigmas: list[Number] = field(default_factory=list)  # the run's schedule, length steps + 1
     steps: list[Step] = field(default_factory=list)
     hand_overs: list[HandOver] = field(default_factory=list)

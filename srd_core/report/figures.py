@@ -118,6 +118,7 @@ def what_if(report: Report) -> list[dict[str, Any]]:
         return []
     rows: list[tuple[float, int | None, str]] = []
     lowest, before = float("inf"), float("inf")
+    fall, low = 0.0, 0.0
     end: tuple[float, int | None, str] = (0.0, None, "")
     for s in report.steps:
         if s.stage != first or s.step >= total:
@@ -125,17 +126,19 @@ def what_if(report: Report) -> list[dict[str, Any]]:
         if s.step >= report.latest:
             end = (0.0, s.step, "latest")
             break
-        if s.fall is None or (s.fall if s.fall_low is None else s.fall_low) <= 0:
+        if s.fall is not None:  # a step that was not looked at keeps what the one before has shown
+            fall, low = s.fall, s.fall if s.fall_low is None else s.fall_low
+        if low <= 0:
             continue
         if s.step < report.earliest:
-            before = min(before, s.fall)
-        elif s.fall < lowest:
+            before = min(before, fall)
+        elif fall < lowest:
             # With a delta above ``before`` the rule held already when it was not allowed yet.
             at_earliest = s.step == report.earliest
-            if at_earliest and s.fall < before < float("inf"):
+            if at_earliest and fall < before < float("inf"):
                 rows.append((before, s.step, "earliest"))
-            lowest = s.fall
-            rows.append((lowest, s.step, "earliest" if at_earliest and before <= s.fall else "criterion"))
+            lowest = fall
+            rows.append((lowest, s.step, "earliest" if at_earliest and before <= fall else "criterion"))
     ran = next((i for i, s in enumerate(report.steps) if s.stage != first), len(report.steps))
     return [
         {"delta": delta, "after": after, "reason": reason, "seconds": _cost(report, each, min(after or ran + 1, total))}

@@ -128,7 +128,11 @@ class CachedRun:
             self._step = step
         self._reuse = self.plan.reuses(step)
         self._call.clear()
-        return executor(*args, **kwargs)
+        try:
+            return executor(*args, **kwargs)
+        except Exception:  # short of memory it is made once more: one call all the same
+            self.counter.forget_call()
+            raise
 
     def forward(self, executor: WrapperExecutor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """DIFFUSION_MODEL wrapper: one forward of the network, for one or more conds at once."""
