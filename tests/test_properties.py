@@ -299,7 +299,7 @@ def test_every_width_and_size_of_wan_has_coefficients(dim: int, image: bool, pix
 @cases(500)
 @given(st.lists(st.integers(1, 3), min_size=1, max_size=4), st.data())
 def test_residuals_are_given_back_to_the_conds_they_were_kept_for(rows: list[int], data: st.DataObject):
-    kept = teacache.Residuals()
+    kept = module("srd_core.teacache.run").Residuals()
     batch, keys = rows[0], list(range(len(rows)))
     whole = torch.arange(len(keys) * batch * 2.0).reshape(len(keys) * batch, 1, 2)
     kept.keep(keys, whole)
@@ -550,7 +550,8 @@ def records(draw: st.DrawFn) -> Any:
             record_module.Settings, st.integers(0, 2**64 - 1), words, words, st.integers(1, 10_000), finite(0, 1000), finite(0, 1),
             st.one_of(st.none(), st.lists(st.integers(0, 99_999), min_size=1, max_size=3)),
         )),
-        Report(status="done", switch=switch, hand_overs=[hand_over] * handed_over),
+        Report(status="done", stages=[StageReport(SKETCH, calls=len(calls)), StageReport(RENDER)], switch=switch,
+               hand_overs=[hand_over] * handed_over),
         noise_mask=draw(st.sampled_from([None, torch.ones((1,) * (ndim - 1)), torch.zeros((1,) * ndim)])),
         latent_image=draw(st.sampled_from([torch.zeros(shape), torch.full(shape, 0.25)])),
         sigmas=torch.linspace(1, 0, steps + 1),

@@ -103,6 +103,12 @@ def test_a_slow_first_step_of_a_stage_and_a_disturbed_one_change_nothing():
     assert figures.speed_up(report) == figures.speed_up(run_of("s" * 8 + "r" * 12)) == pytest.approx(60 / 36)
 
 
+def test_the_first_of_four_steps_is_left_out():
+    report = run_of("ssssrr")
+    report.steps[0].seconds, report.steps[2].seconds = 40.0, 20.0
+    assert figures.step_seconds(report, "sketch") == 3.0  # of 3, 20, 3
+
+
 def test_the_first_step_of_a_stage_counts_where_few_others_are_there():
     report = run_of("ssrrr")
     report.steps[2].seconds = 5.0
