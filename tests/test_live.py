@@ -136,6 +136,10 @@ def test_two_samplers_after_one_sketch_render_model_keep_a_report_each(server: A
         (last,) = (m["report"] for m in told if m["node_id"] == inspector)
         assert last == report
         assert [run["report"] for run in kept if inspector in run["nodes"]] == [report, report]
+    for i, inspector in enumerate(inspectors):  # others, after both runs are over; a difference keeps them from the host's cache
+        graph[f"late{i}"] = {**graph[inspector], "inputs": graph[inspector]["inputs"] | {"report_json": " "}}
+    late = server.run(graph, timeout=300)["outputs"]
+    assert [json.loads(late[f"late{i}"]["report"][0])["sampler_node"] for i in (0, 1)] == samplers
     again = server.run(workflow.set_inputs(graph, samplers[0], seed=5), timeout=300)
     assert inspectors[0] in again["outputs"] and json.loads(again["outputs"][inspectors[0]]["report"][0])["sampler_node"] == samplers[0]
 

@@ -70,7 +70,7 @@ def test_the_figures_of_a_saved_file_are_not_taken_for_a_field():
     assert Report.from_json(json.dumps(data)) == report
 
 
-@pytest.mark.parametrize("plan", [{"threshold": "1e400"}, {"growth": ["1e400"]}, {"growth": [10**400]}, {"table": "Wan"}])
+@pytest.mark.parametrize("plan", [{"threshold": "1e400"}, {"other": "1e400"}, {"growth": ["1e400"]}, {"growth": [10**400]}, {"table": "Wan"}])
 def test_a_number_that_json_can_t_hold_and_a_plan_without_its_threshold_are_refused(plan: dict[str, Any]):
     report = run_of("sssrr")
     report.stages[1].teacache = plan
