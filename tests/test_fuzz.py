@@ -316,5 +316,6 @@ def changed_text(text: str, rng: random.Random, huge: bool) -> str:
     data[rng.choice(list(data))] = rng.choice(ODD)
     if data.get("steps") and rng.random() < 0.5 and isinstance(data["steps"], list):
         step = data["steps"][0]
-        step[rng.choice(list(step))] = rng.choice(ODD)
+        if isinstance(step, dict):
+            step[rng.choice(list(step))] = rng.choice(ODD)
     return json.dumps(data)

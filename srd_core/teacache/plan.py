@@ -68,7 +68,7 @@ class Plan:
     first_step: int = 0  # 0-based index in the run of the first planned step
     reuse: list[bool] = field(default_factory=list)  # for every step from the first to the run's last
     note: str = ""  # what the artist should know
-    growth: list[float] = field(default_factory=list)  # what every step of the run adds to the sum; web/rule.js plans with it
+    growth: list[float] = field(default_factory=list)  # what every step of the run adds to the sum; report/figures.py plans with it
 
     def reuses(self, step: int) -> bool:
         """Whether a step of the run (0-based) is to be reused."""
