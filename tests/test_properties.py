@@ -452,7 +452,8 @@ def route_on(switch: Any, falls: list[list[float] | None]) -> list[tuple[str, st
         found.append(way.stage(step))
         if not way.final:
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(way.criterion, "observe", lambda *_, now=values: setattr(way.criterion, "fall", now))
+                seen = way.criterion.fall if values is None else values  # None: a step that is not looked at
+                patch.setattr(way.criterion, "observe", lambda *_, now=seen: setattr(way.criterion, "fall", now))
                 way.observe(step, torch.zeros(1))
     return found
 
