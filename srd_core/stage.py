@@ -83,10 +83,9 @@ class GuidersStage:
 
 
 @dataclass
-class Stage:
-    """A stage with a model of its own, as the host keeps one during a sampling run."""
+class Stage(GuidersStage):
+    """Another stage: its guider is a copy of the run's, with this stage's model, options and conds; its wrappers see it."""
 
-    guider: comfy.samplers.CFGGuider  # a copy of the run's, with this stage's model, options and conds; its wrappers see it
     latent_map: LatentMap  # from the run's space, which is the guider's, to this model's
     cfg: float = 0.0  # guidance scale of its own; 0: the run's
     _models: list[Any] = field(default_factory=list)  # that came along
@@ -105,14 +104,6 @@ class Stage:
         if settings.cfg:
             own.cfg = settings.cfg
         return cls(own, latent_map, settings.cfg)
-
-    @property
-    def model(self) -> ModelPatcher:
-        return self.guider.model_patcher
-
-    @property
-    def options(self) -> dict[str, Any]:
-        return self.guider.model_options
 
     def prepare(self) -> None:
         """What CFGGuider.sample does before a run: own options, hooks registered. Loads nothing."""
