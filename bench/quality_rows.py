@@ -144,11 +144,10 @@ def adaptive_step(curve: Sequence[float | None], steps: int, delta: float, fix_s
     """
     route = module("srd_core.route")
     switch, places = route.Switch(delta=delta, fix_step=fix_step, switch_sigma=0.0), [1 - i / steps for i in range(steps)]
-    way = route.Route(route.two_legs(switch), places, places)
+    way = route.Route(route.Pair(route.SKETCH, route.RENDER, switch), places, places)
     for step in range(steps):
-        stage, reason = way.stage(step)
-        if stage == RENDER:
-            return step, reason
+        if turn := way.turn(step):
+            return step, turn.reason
         d = curve[step] if step < len(curve) else None
         way.note(step, None if d is None else [d])
     return steps, "never"

@@ -12,7 +12,7 @@ from comfy.patcher_extension import WrappersMP
 
 from .calls import KEY
 from .latent import check_latent, check_same_prompts
-from .route import Switch
+from .route import LISTED, Pair
 from .stage import RenderSettings
 
 
@@ -47,14 +47,26 @@ def check_run(guider: comfy.samplers.CFGGuider, call: dict[str, Any], sigmas: Se
         raise ValueError(f"cfg is {cfg}; it must be a number (Wan: 5 to 6, and 1 for no guidance).")
 
 
-def check_switch(switch: Switch, places: Sequence[float]) -> None:
-    """Raises ValueError for an adaptive rule that could never decide in a run whose steps begin at ``places``."""
+def check_switch(pair: Pair, places: Sequence[float]) -> None:
+    """Raises ValueError for a rule that could not be followed in a run whose steps begin at ``places``."""
+    switch, steps = pair.switch, len(places)
     earliest = switch.earliest(places)
-    if switch.mode == "adaptive" and 0 < switch.max_step < earliest <= len(places):
+    if switch.mode == "adaptive" and 0 < switch.max_step < earliest <= steps:
         raise ValueError(
-            f"max_step is {switch.max_step}, but the rule of adaptive decides after step {earliest} of {len(places)} at the "
+            f"max_step is {switch.max_step}, but the rule of adaptive decides after step {earliest} of {steps} at the "
             f"earliest (fix_step {switch.fix_step} of 50). Raise max_step, lower fix_step, or set switch_mode to step."
         )
+    if switch.mode == LISTED:
+        if max(switch.listed) > steps:
+            raise ValueError(
+                f"sketch_steps names step {max(switch.listed)}, but the run has {steps} steps. Name steps from 1 to {steps}, or take "
+                "more steps."
+            )
+        if pair.render_steps and max(switch.listed) == steps:
+            raise ValueError(
+                f"render_steps is {pair.render_steps}, but by sketch_steps the sketch runs the last step, so the render has no rest. "
+                "Set render_steps to 0, or leave the last steps to the render."
+            )
 
 
 def check_settings(guider: comfy.samplers.CFGGuider, render: ModelPatcher, settings: RenderSettings) -> None:

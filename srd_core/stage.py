@@ -10,7 +10,7 @@ import copy
 import inspect
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -42,6 +42,8 @@ class RenderSettings:
     negative: list[Any] | None = None
     teacache: float = 0.0  # TeaCache threshold of the render stage; 0: off
     offload_sketch: str = memory.AUTO  # what happens to the sketch's memory when the render comes, see memory.py
+    fade: float = 0.0  # width of the fade at the hand-over, see fade.py; 0: a cut
+    render_steps: int = 0  # steps for the rest of the schedule, see rest.py; 0: its own
 
     def __post_init__(self) -> None:
         """Raises ValueError for settings that mean nothing."""
@@ -49,6 +51,19 @@ class RenderSettings:
             raise ValueError(f"offload_sketch is {self.offload_sketch!r}; choose one of {', '.join(memory.POLICIES)}.")
         if not math.isfinite(self.cfg):
             raise ValueError(f"render_cfg is {self.cfg}; it must be a number (0: as the sketch).")
+        if not (math.isfinite(self.fade) and self.fade >= 0):
+            raise ValueError(f"fade is {self.fade}; it must be 0 or more (0: no fade, 1.1: the fitted width).")
+        if self.render_steps < 0:
+            raise ValueError(f"render_steps is {self.render_steps}; it must be 0 or more (0: the steps of the schedule).")
+
+    def within(self, outer: RenderSettings) -> RenderSettings:
+        """The same in a stage of a pair with the settings ``outer``, which hold where this has none."""
+        return replace(
+            self,
+            cfg=self.cfg or outer.cfg,
+            positive=outer.positive if self.positive is None else self.positive,
+            negative=outer.negative if self.negative is None else self.negative,
+        )
 
     def conds(self, original: Conds) -> Conds:
         """The render's conditioning for a guider with these ``original`` conds: copies, roles unchanged."""

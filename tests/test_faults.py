@@ -310,14 +310,6 @@ def test_the_advice_names_the_attention_backend_and_fp8_weights_when_those_are_u
         assert fact in str(error.value)
 
 
-@pytest.mark.parametrize("role", ["sketch", "render"])
-def test_a_sketch_render_model_as_a_stage_is_refused(role: str, wan: Any):
-    cooperating = sr_model(wan(), wan(seed=1))
-    pair = (cooperating, wan()) if role == "sketch" else (wan(), cooperating)
-    with pytest.raises(ValueError, match=f"The {role} already is a Sketch-Render Model"):
-        sr_model(*pair)
-
-
 @pytest.mark.parametrize("shape", [(1, 4, 2, 8, 8), (1, 48, 2, 8, 8), (16, 2, 8, 8), (1, 16, 8)])
 def test_a_latent_of_wrong_dimensions_is_refused_before_any_step(shape: tuple[int, ...], wan: Any):
     with pytest.raises(ValueError, match=r"LATENT has shape .* needs \[batch, 16, frames, height, width\]"):

@@ -21,10 +21,11 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrapperExecutor, WrappersMP
 
 from ..calls import KEY, PREDICT_NOISE
+from ..checks import check_plain
 from ..latent import FULL_NAME, check_pair, latent_facts, name_of
 from ..pair import cooperate
 from ..report.data import Report
-from ..route import SKETCH, Switch
+from ..route import RENDER, SKETCH, Switch, Turn
 from ..stage import RenderSettings
 from ..steps import StepCounter
 from .file import damaged, read
@@ -68,6 +69,7 @@ def render_from(record: SketchRecord, render: ModelPatcher, settings: RenderSett
             f"The hand-over was sketched with the sampler {record.settings.sampler_name[:40]!r}, which this ComfyUI "
             f"does not have (sketched with ComfyUI {record.host})."
         )
+    check_plain(RENDER, render)
     stand_in = _stand_in(record, render)
     stand_in.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, KEY, _load_nothing)
     replay = Replay(record, report)
@@ -156,7 +158,7 @@ class Replay:
         function({**noted, "model": guider.inner_model, "model_options": options, "cond_scale": guider.cfg,
                   "cond": [], "uncond": [], "input": x, "sigma": sigma})  # fmt: skip
 
-    def check_latent(self, x: torch.Tensor, to: str, reason: str) -> None:
+    def check_latent(self, x: torch.Tensor, turn: Turn) -> None:
         """At the hand-over. Raises RuntimeError where the record's latent is not the one that its calls lead to."""
         kept = self.record.x
         if self._warned or kept is None:

@@ -20,7 +20,7 @@ from ..calls import KEY, OUTER_SAMPLE, PREDICT_NOISE
 from ..checks import check_plain, check_run, check_switch
 from ..latent import latent_facts
 from ..report.data import StageReport
-from ..route import RENDER, SKETCH, Switch, two_legs
+from ..route import RENDER, SKETCH, Pair, Switch, Turn
 from ..run import Run, begin_run, carry_out
 from .record import NOTED, Call, Schedule, SketchRecord, samples_of
 
@@ -46,14 +46,15 @@ def _sample(
     """OUTER_SAMPLE wrapper: one sampling run of the host, or the beginning of one."""
     guider = executor.class_obj
     call = OUTER_SAMPLE.bind(guider, *args, **kwargs)
-    run = begin_run(guider, call.arguments, {}, two_legs(switch), record.report)
+    pair = Pair(SKETCH, RENDER, switch)
+    run = begin_run(guider, call.arguments, {}, pair, record.report)
     record.report.stages.append(StageReport(RENDER, "not yet, see SR Render"))
     recorder = Recorder(record, run)
     run.outside, run.at_hand_over = [recorder.predict], recorder.hand_over
 
     def prepare() -> None:
         check_run(guider, call.arguments, run.steps.sigmas)
-        check_switch(switch, run.route.places)
+        check_switch(pair, run.route.places)
         if len(call.arguments.get("latent_shapes") or []) > 1:
             raise ValueError("A latent of several parts (video with sound) can't be sketched alone; use SR Sampler.")
         if run.route.start()[0] == RENDER:
@@ -102,9 +103,9 @@ class Recorder:
         self.record.calls.append(Call(float(timestep[0]), kept, sampled, noted))
         return prediction
 
-    def hand_over(self, x: torch.Tensor, to: str, reason: str) -> None:
+    def hand_over(self, x: torch.Tensor, turn: Turn) -> None:
         """Raises HandedOver."""
-        self.run.books.hand_over(self.run.steps.step, to, reason, 0.0, {})
+        self.run.books.hand_over(self.run.steps.step, turn, [], 0.0, {})
         self.record.x = x.detach().to("cpu", copy=True)
         raise HandedOver
 
