@@ -115,15 +115,15 @@ class SRRender(io.ComfyNode):
             "Sampler gives with the same settings, bit for bit; the sketch model is not needed any more.",
             inputs=[
                 SRHandOver.Input("hand_over", tooltip="From SR Sketch or Load Hand-over."),
-                *_as_in_sr_sampler("render", "positive", "negative", "render_cfg", "teacache"),
+                *_as_in_sr_sampler("render", "positive", "negative", "render_cfg", "teacache", "fade", "render_steps"),
             ],
             outputs=[io.Latent.Output(display_name="latent"), SRReport.Output(display_name="report")],
             hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
         )
 
     @classmethod
-    def validate_inputs(cls, render_cfg: float | None = None) -> bool | str:
-        return out_of_range(cls, render_cfg=render_cfg) or True
+    def validate_inputs(cls, render_cfg: float | None = None, fade: float | None = None) -> bool | str:
+        return out_of_range(cls, render_cfg=render_cfg, fade=fade) or True
 
     @classmethod
     def execute(
@@ -134,10 +134,13 @@ class SRRender(io.ComfyNode):
         negative: list[Any],
         render_cfg: float,
         teacache: float,
+        fade: float = 0.0,
+        render_steps: int = 0,
     ) -> io.NodeOutput:
         report = Report()
         live.follow(cls, report)
-        latent = render_from(hand_over, render, RenderSettings(render_cfg, positive, negative, teacache), report)
+        settings = RenderSettings(render_cfg, positive, negative, teacache, fade=fade, render_steps=render_steps)
+        latent = render_from(hand_over, render, settings, report)
         return io.NodeOutput(latent, report)
 
 
