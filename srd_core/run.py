@@ -275,7 +275,8 @@ class Run:
             self._hand_over(x, turn)
         self.books.begin_step(step, self.in_charge)
         if anew:
-            self.steps.forget_call()
+            if not self.route.final:  # the sampler will make this call again, and it will be counted then
+                self.steps.forget_call()
             raise Rest(x.clone(), step)
 
     def _hand_over(self, x: torch.Tensor, turn: Turn) -> None:
