@@ -6,7 +6,7 @@ dynamic and quantised models alike. Nothing is emptied, moved or measured by us.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 import comfy.model_management
@@ -78,6 +78,24 @@ def snapshot(coming: ModelPatcher, models: Mapping[str, ModelPatcher]) -> dict[s
     """Bytes by the host's accounting: free on the device of ``coming``, and loaded of each model by its stage's name."""
     free = comfy.model_management.get_free_memory(coming.load_device)
     return {"free": int(free)} | {name: int(model.loaded_size()) for name, model in models.items()}
+
+
+def reload_note(models: Mapping[str, ModelPatcher], noise_shape: Sequence[int], offload: str, changes: int) -> str:
+    """What to say before a run that changes its stage ``changes`` times, where each change loads a model again; "" where the
+    models fit side by side. ``noise_shape`` [B, C, ...] of the latent; reckoned by the host's own estimates."""
+    first, *others = models.values()
+    sizes = [first.model_size(), *(other.model_size() for other in others if not other.is_clone(first))]
+    if changes < 2 or len(sizes) < 2 or stays_anyway(first):
+        return ""
+    needed = sum(sizes) + max(model.model.memory_required(list(noise_shape)) for model in models.values())
+    total = comfy.model_management.get_total_memory(first.load_device)
+    if needed <= total and offload != ALWAYS:
+        return ""
+    why = "offload_sketch is always" if offload == ALWAYS else f"they need about {needed / 1e9:.1f} GB together, the device has {total / 1e9:.1f}"
+    return (
+        f"The run changes between its models {changes} times, and {why}: each change loads up to {max(sizes) / 1e9:.1f} GB again. "
+        "Fewer changes in sketch_steps cost less time."
+    )
 
 
 def make_room(stage: str, model: ModelPatcher, others: Mapping[str, ModelPatcher]) -> tuple[str, str]:

@@ -6,6 +6,7 @@ the two may be such a MODEL itself: it brings its stages along.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -20,7 +21,7 @@ from .checks import check_run, check_settings, check_switch
 from .latent import check_pair, check_same_prompts, parameters_of
 from .report.data import Report
 from .route import RENDER, SKETCH, Pair, Part, Switch, pairs_of, stages_of
-from .run import AtHandOver, begin_run, carry_out
+from .run import AtHandOver, Run, begin_run, carry_out
 from .stage import RenderSettings, Stage
 from .teacache.host import TeaCache, is_cached, with_teacache
 
@@ -137,8 +138,18 @@ def _sample(
             report.notes.append(LARGER)  # 0: it stands for a sketch of another run
         for stage in stages.values():
             stage.prepare()
+        if again := _loads_again(run, plan.whole):
+            report.notes.append(again)
+            logging.warning("SRDiffusion: %s", again)
 
     return carry_out(run, executor, call, prepare)
+
+
+def _loads_again(run: Run, whole: Pair) -> str:
+    """What to say of a run that changes its stage more than once, see memory.reload_note."""
+    changes = max(pair.switch.changes(run.steps.steps) for pair in pairs_of(whole))
+    models = {name: stage.model for name, stage in run.stages.items()}
+    return memory.reload_note(models, run.request["noise"].shape, whole.offload, changes)
 
 
 def _with_those_that_stay(plan: Plan, name: str, model: ModelPatcher, sketch: ModelPatcher) -> ModelPatcher:

@@ -56,6 +56,13 @@ class Switch:
         """listed: the steps of the leg. Raises ValueError for a text that lists none."""
         return read_steps(self.sketch_steps)
 
+    def changes(self, steps: int) -> int:
+        """How often the stage changes in a run of so many steps, at most."""
+        if self.mode != LISTED:
+            return 1
+        runs = [True, *(step + 1 in self.listed for step in range(steps))]
+        return sum(a != b for a, b in zip(runs, runs[1:]))
+
     def settings(self) -> dict[str, Any]:
         """As plain data, for the report."""
         return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "sketch_steps" or self.sketch_steps}

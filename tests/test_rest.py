@@ -10,6 +10,7 @@ import helpers
 import pytest
 import torch
 from hosting import module
+from test_reuse import THRESHOLD, slow_wan
 
 pair, route, rest = module("srd_core.pair"), module("srd_core.route"), module("srd_core.rest")
 reports, text = module("srd_core.report.data"), module("srd_core.report.text")
@@ -140,10 +141,10 @@ def test_progress_counts_the_steps_that_really_run(wan: Any):
         assert {total for step, total in told if step >= k} == {k + 3}
 
 
-def test_the_render_with_teacache_plans_the_steps_that_really_run(wan: Any):
+def test_the_render_with_teacache_plans_the_steps_that_really_run():
     for rule in ("step", "adaptive"):
         report = Report()
-        helpers.ksampler(shortened(wan(layers=2), wan(layers=2, seed=1), 12, RULES[rule], report, teacache=1.0), 20)
+        helpers.ksampler(shortened(slow_wan(), slow_wan(1), 12, RULES[rule], report, teacache=THRESHOLD), 20)
         plan, k = report.stage("render").teacache, report.hand_overs[0].after_step
         assert plan["first_step"] == k and len(plan["reuse"]) <= 12 and report.reused("render") == sum(plan["reuse"]) > 0
 
