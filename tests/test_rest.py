@@ -130,12 +130,15 @@ def test_masked_runs_keep_what_they_should_when_the_sampler_begins_anew(noisy: b
 
 def test_progress_counts_the_steps_that_really_run(wan: Any):
     for rule in ("step", "adaptive"):
-        told: list[tuple[int, int]] = []
-        report = Report()
+        report, told = Report(), list[tuple[int, int]]()
+
+        def tell(step: int, x0: torch.Tensor, x: torch.Tensor, total: int, told: list[Any] = told) -> None:
+            told.append((step, total))
+
         model = shortened(wan(), wan(seed=1), 3, RULES[rule], report)
         latent = helpers.empty_latent()["samples"]
         comfy.sample.sample(model, comfy.sample.prepare_noise(latent, 7), 20, 3.0, "euler", "simple", helpers.prompt(1), helpers.prompt(2),
-                            latent, seed=7, disable_pbar=True, callback=lambda step, x0, x, total: told.append((step, total)))  # fmt: skip
+                            latent, seed=7, disable_pbar=True, callback=tell)  # fmt: skip
         k = report.hand_overs[0].after_step
         assert [step for step, _ in told] == list(range(k + 3))
         assert {total for step, total in told if step >= k} == {k + 3}
