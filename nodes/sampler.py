@@ -15,7 +15,7 @@ from ..srd_core.report.data import Report
 from ..srd_core.route import MODES, Switch
 from ..srd_core.stage import RenderSettings
 from . import live
-from .common import CATEGORY, SEARCH_ALIASES, SRReport, out_of_range
+from .common import CATEGORY, SEARCH_ALIASES, SRReport, defaults, optional, out_of_range
 
 
 def _models() -> list[io.Input]:
@@ -26,7 +26,7 @@ def _models() -> list[io.Input]:
 
 
 def _switching() -> list[io.Input]:
-    return [
+    return optional(
         io.Combo.Input(
             "switch_mode",
             options=list(MODES),
@@ -110,15 +110,9 @@ def _switching() -> list[io.Input]:
             tooltip="What happens to the sketch's memory when the render comes. auto: ComfyUI frees as much of it as the render "
             "needs. always: all of it leaves the GPU. never: it stays, and what does not fit is loaded in part.",
         ),
-        io.Conditioning.Input(
-            "render_positive", optional=True, tooltip="Conditioning for the render; not connected: the sketch's."
-        ),
-        io.Conditioning.Input(
-            "render_negative",
-            optional=True,
-            tooltip="Negative conditioning for the render; not connected: the sketch's.",
-        ),
-    ]
+        io.Conditioning.Input("render_positive", tooltip="Conditioning for the render; not connected: the sketch's."),
+        io.Conditioning.Input("render_negative", tooltip="Negative conditioning for the render; not connected: the sketch's."),
+    )
 
 
 def _contradiction(steps: int | None, mode: str | None, switch_step: int | None) -> str | None:
@@ -174,7 +168,7 @@ class SRModel(io.ComfyNode):
 
     @classmethod
     def execute(cls, sketch: ModelPatcher, render: ModelPatcher, **switching: Any) -> io.NodeOutput:
-        model, report = _cooperate(sketch, render, **switching)
+        model, report = _cooperate(sketch, render, **defaults(_switching()) | switching)
         live.follow(cls, report)
         return io.NodeOutput(model, report)
 
@@ -246,7 +240,7 @@ class SRSampler(io.ComfyNode):
         denoise: float,
         **switching: Any,
     ) -> io.NodeOutput:
-        model, report = _cooperate(sketch, render, **switching)
+        model, report = _cooperate(sketch, render, **defaults(_switching()) | switching)
         live.follow(cls, report)
         (samples,) = nodes.common_ksampler(
             model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent, denoise=denoise
