@@ -95,7 +95,8 @@ class SRSketch(io.ComfyNode):
         settings = Settings(seed, sampler_name, scheduler, steps, cfg, denoise, indices and [int(i) for i in indices])
         record = SketchRecord(settings, noise_mask=latent.get("noise_mask"))
         live.follow(cls, record.report)
-        model = sketch_alone(sketch, Switch(**defaults(_as_in_sr_sampler(*SWITCHING)) | switching), record)
+        rule = defaults(_as_in_sr_sampler(*SWITCHING)) | switching
+        model = sketch_alone(sketch, Switch(rule.pop("switch_mode"), **rule), record)
         (preview,) = nodes.common_ksampler(
             model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent, denoise=denoise
         )
