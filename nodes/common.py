@@ -35,6 +35,19 @@ def out_of_range(node: type[io.ComfyNode], **values: Any) -> str | None:
     return None
 
 
+def optional(*inputs: io.Input) -> list[io.Input]:
+    """Inputs that a graph may leave out, as one does that was saved before they existed. Each has a default and comes after
+    the required ones, which the page puts first: a file's values go by that order."""
+    for i in inputs:
+        i.optional = True
+    return list(inputs)
+
+
+def defaults(inputs: list[io.Input]) -> dict[str, Any]:
+    """What the widgets among these inputs are where a graph does not name them."""
+    return {i.id: i.default for i in inputs if getattr(i, "default", None) is not None}
+
+
 def server() -> Any | None:
     """The host's server, when one runs in this process; nodes also run without one."""
     return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)

@@ -19,7 +19,7 @@ from ..srd_core.report.data import Report
 from ..srd_core.route import Switch
 from ..srd_core.stage import RenderSettings
 from . import live
-from .common import CATEGORY, SEARCH_ALIASES, SRReport, out_of_range
+from .common import CATEGORY, SEARCH_ALIASES, SRReport, defaults, out_of_range
 from .sampler import SRSampler
 
 SRHandOver = io.Custom("SR_HAND_OVER")
@@ -27,6 +27,7 @@ ALIASES = [*SEARCH_ALIASES, "hand-over", "sketch once render many"]
 FOLDER = "srdiffusion"  # of hand-over files, in the host's output folder and in its input folder
 SAMPLING = ("positive", "negative", "latent", "seed", "steps", "cfg", "sampler_name", "scheduler", "denoise")
 SWITCHING = ("switch_mode", "delta", "fix_step", "max_step", "switch_step", "switch_sigma")
+RENDERING = ("render_cfg", "teacache", "fade", "render_steps")
 NO_DENOISE = "denoise is 0: there is no step to sketch. Set it above 0."
 
 
@@ -86,7 +87,6 @@ class SRSketch(io.ComfyNode):
         sampler_name: str,
         scheduler: str,
         denoise: float,
-        switch_mode: str,
         **switching: Any,
     ) -> io.NodeOutput:
         if denoise <= 0:
@@ -95,7 +95,8 @@ class SRSketch(io.ComfyNode):
         settings = Settings(seed, sampler_name, scheduler, steps, cfg, denoise, indices and [int(i) for i in indices])
         record = SketchRecord(settings, noise_mask=latent.get("noise_mask"))
         live.follow(cls, record.report)
-        model = sketch_alone(sketch, Switch(switch_mode, **switching), record)
+        rule = defaults(_as_in_sr_sampler(*SWITCHING)) | switching
+        model = sketch_alone(sketch, Switch(rule.pop("switch_mode"), **rule), record)
         (preview,) = nodes.common_ksampler(
             model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent, denoise=denoise
         )
@@ -115,7 +116,7 @@ class SRRender(io.ComfyNode):
             "Sampler gives with the same settings, bit for bit; the sketch model is not needed any more.",
             inputs=[
                 SRHandOver.Input("hand_over", tooltip="From SR Sketch or Load Hand-over."),
-                *_as_in_sr_sampler("render", "positive", "negative", "render_cfg", "teacache", "fade", "render_steps"),
+                *_as_in_sr_sampler("render", "positive", "negative", *RENDERING),
             ],
             outputs=[io.Latent.Output(display_name="latent"), SRReport.Output(display_name="report")],
             hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
@@ -132,15 +133,14 @@ class SRRender(io.ComfyNode):
         render: ModelPatcher,
         positive: list[Any],
         negative: list[Any],
-        render_cfg: float,
-        teacache: float,
-        fade: float = 0.0,
-        render_steps: int = 0,
+        **rendering: Any,
     ) -> io.NodeOutput:
         report = Report()
         live.follow(cls, report)
-        settings = RenderSettings(render_cfg, positive, negative, teacache, fade=fade, render_steps=render_steps)
-        latent = render_from(hand_over, render, settings, report)
+        settings = defaults(_as_in_sr_sampler(*RENDERING)) | rendering
+        fade, render_steps = settings["fade"], settings["render_steps"]
+        own = RenderSettings(settings["render_cfg"], positive, negative, settings["teacache"], fade=fade, render_steps=render_steps)
+        latent = render_from(hand_over, render, own, report)
         return io.NodeOutput(latent, report)
 
 

@@ -12,7 +12,7 @@ from ..srd_core import cogvideox
 from ..srd_core.attention import AUTO, backends, missing, with_attention
 from ..srd_core.checkpoint import called, check_video_dit, model_names, weight_files
 from ..srd_core.latent import FILE_NAME
-from .common import CATEGORY, SEARCH_ALIASES, show_on_node
+from .common import CATEGORY, SEARCH_ALIASES, optional, show_on_node
 
 WEIGHT_DTYPES = ["default", "fp8_e4m3fn", "fp8_e4m3fn_fast", "fp8_e5m2"]
 
@@ -31,19 +31,21 @@ def _schema(node_id: str, role: str, which: str, hint: str) -> io.Schema:
                 tooltip=f"The {which} DiT, from models/diffusion_models: a file, or the folder of a model in several "
                 "files. Sketch and render must share a VAE.",
             ),
-            io.Combo.Input(
-                "weight_dtype",
-                options=WEIGHT_DTYPES,
-                default="default",
-                tooltip="Precision of the weights in memory. default: as in the file. fp8 halves the memory of fp16.",
-            ),
-            io.Combo.Input(
-                "attention",
-                options=backends(),
-                default=AUTO,
-                tooltip="Attention backend of this model alone. auto: what ComfyUI chose at its start. sage and flash are "
-                "faster and are listed once installed. A workflow may name one that is missing here: the model then runs "
-                "with auto and says so.",
+            *optional(
+                io.Combo.Input(
+                    "weight_dtype",
+                    options=WEIGHT_DTYPES,
+                    default="default",
+                    tooltip="Precision of the weights in memory. default: as in the file. fp8 halves the memory of fp16.",
+                ),
+                io.Combo.Input(
+                    "attention",
+                    options=backends(),
+                    default=AUTO,
+                    tooltip="Attention backend of this model alone. auto: what ComfyUI chose at its start. sage and flash are "
+                    "faster and are listed once installed. A workflow may name one that is missing here: the model then runs "
+                    "with auto and says so.",
+                ),
             ),
         ],
         hidden=[io.Hidden.unique_id],
@@ -78,7 +80,9 @@ class _LoadDiT(io.ComfyNode):
         if model_name is None:  # from another node
             return True
         if model_name not in model_names(folder_paths.get_filename_list("diffusion_models")):
-            return f"{model_name!r:.200} is not in models/diffusion_models. Put it there and press R, or choose another."
+            return (
+                f"{model_name!r:.200} is not in models/diffusion_models. Put it there and press R, or choose another."
+            )
         try:
             _check(_path(model_name))
         except (ValueError, OSError) as error:
@@ -86,7 +90,7 @@ class _LoadDiT(io.ComfyNode):
         return True
 
     @classmethod
-    def execute(cls, model_name: str, weight_dtype: str, attention: str) -> io.NodeOutput:
+    def execute(cls, model_name: str, weight_dtype: str = "default", attention: str = AUTO) -> io.NodeOutput:
         path = _path(model_name)
         if _check(path):
             model = cogvideox.load(path, weight_dtype)

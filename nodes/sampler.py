@@ -15,7 +15,7 @@ from ..srd_core.report.data import Report
 from ..srd_core.route import LISTED, MODES, Switch, read_steps
 from ..srd_core.stage import RenderSettings
 from . import live
-from .common import CATEGORY, SEARCH_ALIASES, SRReport, out_of_range
+from .common import CATEGORY, SEARCH_ALIASES, SRReport, defaults, optional, out_of_range
 
 
 def _models() -> list[io.Input]:
@@ -26,7 +26,7 @@ def _models() -> list[io.Input]:
 
 
 def _switching() -> list[io.Input]:
-    return [
+    return optional(
         io.Combo.Input(
             "switch_mode",
             options=list(MODES),
@@ -110,14 +110,8 @@ def _switching() -> list[io.Input]:
             tooltip="What happens to the sketch's memory when the render comes. auto: ComfyUI frees as much of it as the render "
             "needs. always: all of it leaves the GPU. never: it stays, and what does not fit is loaded in part.",
         ),
-        io.Conditioning.Input(
-            "render_positive", optional=True, tooltip="Conditioning for the render; not connected: the sketch's."
-        ),
-        io.Conditioning.Input(
-            "render_negative",
-            optional=True,
-            tooltip="Negative conditioning for the render; not connected: the sketch's.",
-        ),
+        io.Conditioning.Input("render_positive", tooltip="Conditioning for the render; not connected: the sketch's."),
+        io.Conditioning.Input("render_negative", tooltip="Negative conditioning for the render; not connected: the sketch's."),
         io.Float.Input(
             "fade",
             default=0.0,
@@ -125,7 +119,6 @@ def _switching() -> list[io.Input]:
             max=10.0,
             step=0.1,
             round=0.01,
-            optional=True,
             advanced=True,
             tooltip="The sketch's last change fades into the render, so that the hand-over is no cut: nearer to the sketch at the "
             "same cost. 0: a cut, as in the paper. 1.1 is the measured value; larger holds it longer.",
@@ -133,7 +126,6 @@ def _switching() -> list[io.Input]:
         io.String.Input(
             "sketch_steps",
             default="",
-            optional=True,
             advanced=True,
             tooltip="The steps that the sketch runs, counted from 1: 1-10, 46-50. The render runs the others, and switch_mode and "
             "its settings do nothing. Empty: off.",
@@ -143,12 +135,11 @@ def _switching() -> list[io.Input]:
             default=0,
             min=0,
             max=10000,
-            optional=True,
             advanced=True,
             tooltip="The render walks the rest of the schedule in this many steps. 0: in the steps that are left. With 50 steps "
             "and a hand-over after 10, 20 halves the render's work; 4 is for a few-step model or LoRA (with render_cfg 1).",
         ),
-    ]
+    )
 
 
 def _unreadable(sketch_steps: str | None) -> str | None:
@@ -220,7 +211,7 @@ class SRModel(io.ComfyNode):
 
     @classmethod
     def execute(cls, sketch: ModelPatcher, render: ModelPatcher, **switching: Any) -> io.NodeOutput:
-        model, report = _cooperate(sketch, render, **switching)
+        model, report = _cooperate(sketch, render, **defaults(_switching()) | switching)
         live.follow(cls, report)
         return io.NodeOutput(model, report)
 
@@ -294,7 +285,7 @@ class SRSampler(io.ComfyNode):
         denoise: float,
         **switching: Any,
     ) -> io.NodeOutput:
-        model, report = _cooperate(sketch, render, **switching)
+        model, report = _cooperate(sketch, render, **defaults(_switching()) | switching)
         live.follow(cls, report)
         (samples,) = nodes.common_ksampler(
             model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent, denoise=denoise

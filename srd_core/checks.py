@@ -14,6 +14,7 @@ from .calls import KEY
 from .latent import check_latent, check_same_prompts
 from .route import LISTED, Pair
 from .stage import RenderSettings
+from .steps import innermost, is_padded
 
 
 def check_plain(role: str, model: ModelPatcher) -> None:
@@ -37,14 +38,30 @@ def check_run(guider: comfy.samplers.CFGGuider, call: dict[str, Any], sigmas: Se
     """Raises ValueError for a latent, a schedule or a guidance scale that no hand-over works with."""
     packed = len(call.get("latent_shapes") or []) > 1  # several latents (video and sound) come as one row of values
     check_latent(call["latent_image"], guider.model_patcher, any_shape=packed)
-    if any(b > a for a, b in zip(sigmas, sigmas[1:])):
+    _check_falling(sigmas)
+    if is_padded(call["sigmas"].tolist()) and _is_the_hosts(innermost(call["sampler"])):
         raise ValueError(
-            "The hand-over needs a schedule whose noise level never rises (no FlipSigmas, no restarts); "
-            f"this one is {', '.join(f'{s:.4g}' for s in sigmas)}."
+            "The schedule begins at noise level 0, which the resample mode of another pack's sampler nodes (RES4LYF) puts there. "
+            "Only that pack's samplers can start from it: choose one, or set the mode to standard."
         )
     cfg = getattr(guider, "cfg", 1.0)  # a guider of another node may have none
     if isinstance(cfg, float) and not math.isfinite(cfg):
         raise ValueError(f"cfg is {cfg}; it must be a number (Wan: 5 to 6, and 1 for no guidance).")
+
+
+def _check_falling(sigmas: Sequence[float]) -> None:
+    rise = next((i for i, (a, b) in enumerate(zip(sigmas, sigmas[1:]), 1) if b > a), None)
+    if rise is not None:
+        raise ValueError(
+            f"The noise level rises in step {rise} of {len(sigmas) - 1}; Sketch-Render needs a schedule that never rises. "
+            "FlipSigmas, restarts and the unsample mode of other packs' sampler nodes (RES4LYF) make such a schedule: use the "
+            "sketch or the render alone there."
+        )
+
+
+def _is_the_hosts(sampler: Any) -> bool:
+    made_by = getattr(sampler, "sampler_function", type(sampler)).__module__
+    return made_by.split(".")[0] in ("comfy", "comfy_extras")
 
 
 def check_switch(pair: Pair, places: Sequence[float]) -> None:

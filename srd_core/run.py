@@ -45,7 +45,7 @@ from .report.data import Report, StageReport, Step
 from .rest import SAMPLER_SAMPLE, Rest, begun_anew, known, resampled
 from .route import SKETCH, Pair, Route, Turn, pairs_of
 from .stage import GuidersStage, Stage
-from .steps import StepCounter, counter_for, sampler_name
+from .steps import StepCounter, counter_for, is_padded, sampler_name
 from .teacache.host import COMPILE_KEY, CachedRun, run_of
 from .teacache.run import KEY as TEACACHE
 
@@ -53,6 +53,7 @@ AtHandOver = Callable[[torch.Tensor, Turn], None]  # (x, the change), before the
 
 NO_FADE = "No fade to the {stage}: it needs two steps before the hand-over, in a latent of one size."
 SWINGS = "The last steps of the {stage} still change direction (guard {guard:.2f}), so the fade is held back."
+NO_STEPS_OF_ITS_OWN = "render_steps is not followed: the sampler's mode puts a level in front of the schedule and drops it itself."
 ANEW = "{sampler} begins anew after step {step}, because the rest has steps of its own; a multistep sampler starts its history again."
 
 
@@ -72,11 +73,12 @@ def begin_run(
     check_levels(given)  # before they go into the report, whose JSON holds numbers only
     stages: dict[str, GuidersStage | Stage] = {SKETCH: GuidersStage(guider), **others}
     schedule = guider.model_patcher.get_model_object("model_sampling")
-    levels, walked = known(whole, given, partial(places_of, schedule))
+    padded = is_padded(given)
+    levels, walked = (given, set(pairs_of(whole))) if padded else known(whole, given, partial(places_of, schedule))
     if levels != given:
         call["sigmas"] = call["sigmas"].new_tensor(levels)
     steps = counter_for(call["sampler"], levels)
-    route = Route(whole, levels[:-1], places_of(schedule, levels)[:-1])
+    route = Route(whole, steps.sigmas[:-1], places_of(schedule, steps.sigmas)[:-1])
     switch = whole.switch
     report.begin(
         stages=[StageReport(name, name_of(stage.model)) for name, stage in stages.items()],
@@ -85,16 +87,17 @@ def begin_run(
         latest=switch.latest(route.sigmas),
         sampler=sampler_name(call["sampler"]).removeprefix("sample_"),
         shape=list(call["noise"].shape),
-        given_steps=len(given) - 1,
+        given_steps=steps.steps if padded else len(given) - 1,
         render_steps=whole.render_steps,
         fade=whole.fade,
-        sigmas=levels,
+        sigmas=list(steps.sigmas),
+        notes=[NO_STEPS_OF_ITS_OWN] if padded and whole.render_steps else [],
     )
     return Run(
         stages=stages,
         route=route,
         steps=steps,
-        books=Books(report, levels, SKETCH),
+        books=Books(report, steps.sigmas, SKETCH),
         request={k: call.get(k) for k in ("noise", "latent_image", "denoise_mask", "seed", "latent_shapes")},
         host_callback=call["callback"],
         walked=walked,

@@ -236,7 +236,7 @@ def test_render_conditioning_that_the_guider_can_not_take_is_refused_before_any_
 def test_a_schedule_whose_noise_level_rises_is_refused_before_any_step(wan: Any):
     model = sr_model(never_called(wan()), never_called(wan(seed=1)))
     guider = BasicGuider.execute(model, helpers.prompt(1)).args[0]
-    with pytest.raises(ValueError, match="never rises"):
+    with pytest.raises(ValueError, match="rises in step 1 of 2; .* never rises. FlipSigmas"):
         sample_with(guider, torch.tensor([0.01, 0.5, 0.9]))
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import comfy.sample
 import folder_paths
 import helpers
 import pytest
@@ -20,6 +21,7 @@ from hosting import module
 from test_cogvideox import cogvideox, folders, native, networks, random, text  # noqa: F401
 from test_cooperation import SAMPLERS, STEPS, sr_sampler
 from test_families import family, load  # noqa: F401
+from test_host_features import windows
 
 handover, apart, node = module("srd_core.handover.file"), module("srd_core.handover.render"), module("nodes.handover")
 record_module, sketch_module = module("srd_core.handover.record"), module("srd_core.handover.sketch")
@@ -129,6 +131,30 @@ def test_render_cfg_teacache_and_other_prompts_of_the_render_work_as_in_sr_sampl
     whole = sr_sampler(sketch, render, 12, sampler_name=sampler, **how,
                        render_positive=own["positive"], render_negative=own["negative"])  # fmt: skip
     assert torch.equal(latent["samples"], whole) and report.stage("render").teacache["threshold"] == 0.3
+
+
+@pytest.mark.parametrize("sampler", ["euler", "uni_pc", "dpmpp_2m_sde"])
+def test_noise_that_a_node_of_the_sketch_rearranged_goes_along(sampler: str, wan: Any, tmp_path: Path):
+    """Context windows shuffle the noise (freenoise) in a wrapper around the sampler."""
+    sketch, render = windows(wan(), freenoise=True), windows(wan(seed=1), freenoise=True)
+    how: dict[str, Any] = {"latent": helpers.empty_latent(frames=6), "sampler_name": sampler}
+    assert not torch.equal(helpers.ksampler(sketch, **how), helpers.ksampler(windows(wan()), **how))
+    latent, report = rendered(through_a_file(sketched(sketch, **how)[0], tmp_path), render)
+    assert torch.equal(latent["samples"], sr_sampler(sketch, render, **how)) and not report.notes
+
+
+def test_noise_that_is_the_seed_s_is_not_written(a_file: Path, wan: Any):
+    assert "noise" not in safetensors.torch.load_file(a_file)
+    assert apart.load(a_file).noise is None
+
+
+def test_a_file_from_before_noise_was_written_renders_and_says_what_may_have_changed_it(wan: Any, tmp_path: Path):
+    sketch, how = windows(wan(), freenoise=True), {"latent": helpers.empty_latent(frames=6)}
+    record = sketched(sketch, **how)[0]
+    record.noise = None
+    _, report = rendered(through_a_file(record, tmp_path), wan(seed=1))
+    (note,) = report.notes
+    assert "context windows" in note and "Sketch again" in note
 
 
 def test_one_sketch_serves_many_renders_and_stays_as_it_was(wan: Any):
@@ -268,7 +294,16 @@ def test_samples_of_a_tensor_too_large_for_float32_places_end_at_its_last_value(
 def test_noise_that_differs_from_the_sketchs_is_said_in_the_report(wan: Any):
     record = sketched(wan())[0]
     object.__setattr__(record.settings, "seed", 8)  # as another machine's generator would draw it
-    assert any("noise here differs" in note for note in rendered(record, wan(seed=1))[1].notes)
+    (note,) = rendered(record, wan(seed=1))[1].notes
+    assert note.startswith("The noise differs") and "torch drew it" in note
+
+
+def test_noise_that_only_the_sampler_draws_otherwise_is_said_to_be_the_sampler_s(wan: Any):
+    record = sketched(wan(), sampler_name="euler_ancestral")[0]
+    record.noise = comfy.sample.prepare_noise(record.latent_image, 7)
+    object.__setattr__(record.settings, "seed", 8)
+    (note,) = rendered(record, wan(seed=1))[1].notes
+    assert "euler_ancestral draws noise in its steps" in note and "another device" in note
 
 
 # --- refused with a sentence, before anything is loaded ------------------------------------------------------------------
@@ -529,6 +564,7 @@ def spoiled(tensor: torch.Tensor) -> torch.Tensor:
         set_tensor("prediction.0", lambda t: t.half().view(torch.uint8)),
         set_tensor("x", lambda t: None),
         lambda facts, tensors: tensors.update(more=torch.zeros(1)),
+        lambda facts, tensors: tensors.update(noise=torch.zeros(1, 16, 3, 8, 8)),
     ],
 )
 def test_a_file_with_a_wrong_value_is_refused_with_a_sentence_that_names_it(change: Any, a_file: Path):

@@ -74,6 +74,18 @@ def test_defaults_are_those_of_the_contract(schema: Any):
         assert bool(getattr(i, "advanced", None)) == (i.id in ADVANCED), i.id
 
 
+LATER_OPTIONAL = [*SWITCHING, "weight_dtype", "attention", "form", "keep_on", "dynamic_cfg", "label_a", "label_b", "layout",
+                  "position", "lpips"]  # fmt: skip
+
+
+def test_an_input_with_a_default_after_the_ones_that_a_run_needs_may_be_missing_and_keeps_its_place(schema: Any):
+    for i in schema.inputs:
+        if i.id in LATER_OPTIONAL:
+            assert i.optional and i.default is not None, i.id
+    page = [*(i.id for i in schema.inputs if not i.optional), *(i.id for i in schema.inputs if i.optional)]
+    assert page == [i.id for i in schema.inputs]  # the page shows the required ones first; a file's values go by that order
+
+
 def test_every_input_has_a_tooltip_and_every_node_a_description_and_a_help_page(schema: Any):
     assert all(i.tooltip for i in schema.inputs) and schema.description
     page = REPOSITORY / "web" / "docs" / f"{schema.node_id}.md"

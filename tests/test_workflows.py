@@ -335,6 +335,26 @@ def test_a_workflow_with_too_many_or_unknown_values_is_refused_in_words(info: Ma
         workflow.to_api(saved, info)
 
 
+def test_inputs_that_a_choice_brings_are_named_after_it_and_its_values_follow_in_the_file() -> None:
+    crf = {"crf": ["FLOAT", {"default": 23.0}]}
+    encoding = {"options": [{"key": "auto", "inputs": {"required": {}}}, {"key": "again", "inputs": {"required": crf}}]}
+    inputs = {"codec": ["COMBO", {"options": ["auto", "h264"]}], "encoding": ["COMFY_DYNAMICCOMBO_V3", encoding]}
+    format_ = {"options": [{"key": "auto", "inputs": {"required": {}}}, {"key": "mp4", "inputs": {"required": inputs}}]}
+    declared = {"format": ["COMFY_DYNAMICCOMBO_V3", format_], "name": ["STRING", {"default": "video"}]}
+    info = {"Save": {"input": {"required": declared}}}
+
+    def inputs_of(*values: Any) -> dict[str, Any]:
+        node = {"id": 1, "type": "Save", "widgets_values": list(values)}
+        return workflow.to_api({"nodes": [node], "links": []}, info)["1"]["inputs"]
+
+    whole = inputs_of("mp4", "h264", "again", 30.0, "clip")
+    assert whole == {"format": "mp4", "format.codec": "h264", "format.encoding": "again", "format.encoding.crf": 30.0, "name": "clip"}
+    assert inputs_of("auto", "clip") == {"format": "auto", "name": "clip"}
+    assert inputs_of("mp4") == {"format": "mp4", "format.codec": "auto", "format.encoding": "auto", "name": "video"}
+    with pytest.raises(workflow.WorkflowError, match="left over"):
+        inputs_of("auto", "h264", "clip")
+
+
 # --- in the host ------------------------------------------------------------------------------------------------------
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import comfy.latent_formats
 import comfy.model_sampling
+import comfy.sample
 import comfy.sampler_helpers
 import comfy.utils
 import comfyui_version
@@ -37,7 +38,19 @@ def sketch_alone(sketch: ModelPatcher, switch: Switch, record: SketchRecord) -> 
     check_plain(SKETCH, sketch)
     model = sketch.clone()
     model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, partial(_sample, switch=switch, record=record))
+    model.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, partial(_note_noise, record=record))  # inside those it has
     return model
+
+
+def _note_noise(
+    executor: WrapperExecutor, guider: Any, sigmas: Any, extra_args: Any, callback: Any, noise: torch.Tensor, *args: Any,
+    record: SketchRecord, **kwargs: Any,
+) -> Any:  # fmt: skip
+    """SAMPLER_SAMPLE wrapper: a node of the sketch may have changed the noise before (freenoise of context windows)."""
+    drawn = comfy.sample.prepare_noise(record.latent_image, record.settings.seed, record.settings.batch_index)
+    started = noise.detach().to("cpu", copy=True)
+    record.noise = None if torch.equal(started, drawn.to(started.dtype)) else started
+    return executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
 
 
 def _sample(
