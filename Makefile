@@ -8,26 +8,28 @@ HOST = $(PYTHON) demo/host.py
 # One worker a core, one thread each: tiny tensors gain nothing from a second thread.
 WORKERS ?= auto
 PYTEST = run-module pytest -p no:cacheprovider --import-mode=importlib --confcutdir=tests -n $(WORKERS) --dist worksteal
-test test-long test-all-hosts test-core soak: export OMP_NUM_THREADS ?= 1
+test test-long test-all-hosts test-core test-newest-page soak: export OMP_NUM_THREADS ?= 1
 MYPY_PACK = --ignore-missing-imports --disallow-untyped-defs --python-version 3.10 --cache-dir "$(CURDIR)/.mypy_cache/pack"
 VERSIONS = 0.24.0 0.26.0 0.27.0 0.30.0
 # What a change of the host would break: the invariants, what happens on errors and short memory, the node contract, the
 # shipped workflows in its real server, the hand-over files, and the installed archive with its help pages, texts and templates.
 CORE = $(addprefix tests/test_,cooperation.py faults.py finite.py handover.py memory.py nodes.py workflows.py registry.py locales.py \
     host_versions.py)
+PAGE_TESTS = tests/test_page.py
 # A person's words reach the demo through the environment, exactly as typed: neither make nor the shell reads them.
 ifdef PROMPT
 override PROMPT := $(value PROMPT)
 export PROMPT
 endif
 
-.PHONY: demo test test-long lint types test-core test-all-hosts soak family clean help
+.PHONY: demo test test-long lint types test-core test-newest-page test-all-hosts soak family clean help
 
 help:
 	@echo 'make demo [PROMPT="a red circle"]   sample with the tiny family in a real ComfyUI'
 	@echo 'make test                           lint, types and tests, on the default host'
 	@echo 'make test-long                      the tests that take minutes each: soak, killed servers, more families'
 	@echo 'make test-core [VERSIONS=0.24.0]    what a change of the host would break, on those versions'
+	@echo 'make test-newest-page               the tests of the page, with the newest comfyui-frontend-package of the index'
 	@echo 'make test-all-hosts                 the tests on every ComfyUI version from 0.24.0 to 0.30.0 (long)'
 	@echo 'make soak                           200 mixed runs with faults in one server, with the memory it took'
 	@echo 'make family                         train the tiny family again (long)'
@@ -67,6 +69,9 @@ test-all-hosts test-core:
 	    echo "== ComfyUI $$version"; \
 	    $(HOST) --version $$version $(PYTEST) -m "not one_host" $(PYTEST_ARGS) $(SUITE); \
 	done
+
+test-newest-page:
+	SRD_PAGE_VERSION=newest $(HOST) $(PYTEST) $(PYTEST_ARGS) $(PAGE_TESTS)
 
 # Part of `make test-long` too; here alone, with what it counted and measured.
 soak:

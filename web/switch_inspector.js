@@ -12,6 +12,14 @@ const READ = '/srdiffusion/read'
 const SAVED = 'srdiffusion' // in the `extra` of a workflow that was saved with a video
 const MARGIN = 5 // around the chart
 const views = new WeakMap() // node -> View
+let ready = false // the page has its graph
+
+// Before anything else: the page reports a message that nobody listens to as an error, and a run may be under way.
+api.addEventListener(EVENT, ({ detail }) => {
+  const run = take(detail)
+  if (run) show(run)
+  else if (ready) catchUp()
+})
 
 app.registerExtension({
   name: 'srdiffusion.switch_inspector',
@@ -26,12 +34,8 @@ app.registerExtension({
     style.rel = 'stylesheet'
     style.href = new URL('./switch_inspector.css', import.meta.url).href
     document.head.append(style)
-    api.addEventListener(EVENT, ({ detail }) => {
-      const run = take(detail)
-      if (run) show(run)
-      else catchUp()
-    })
     api.addEventListener('reconnected', catchUp)
+    ready = true
     await catchUp()
   },
 
@@ -91,7 +95,7 @@ function root() {
 
 /** Show a run on the nodes that it belongs to, if its workflow is the open one. */
 function show(run) {
-  if (run.workflow_id !== String(root()?.id)) return
+  if (!ready || run.workflow_id !== String(root()?.id)) return
   for (const id of run.nodes) views.get(nodeAt(id))?.show(run)
 }
 
@@ -106,10 +110,15 @@ function nodeAt(id) {
   return node ?? null
 }
 
+/** Whether a link sets a node's input. */
+function isLinked(node, name) {
+  const slot = node?.inputs?.findIndex((input) => input.name === name) ?? -1
+  return slot >= 0 && node.isInputConnected(slot)
+}
+
 /** The delta widget of a node, null where there is none or a link sets it. */
 function deltaWidget(node) {
-  const linked = node?.inputs?.some((input) => input.name === 'delta' && input.link !== null)
-  return linked ? null : (node?.widgets?.find((widget) => widget.name === 'delta') ?? null)
+  return isLinked(node, 'delta') ? null : (node?.widgets?.find((widget) => widget.name === 'delta') ?? null)
 }
 
 /** Reports that came with the workflow of a saved video: shown once, and taken out of the workflow. */
