@@ -204,9 +204,13 @@ function detailOf(report) {
   const total = report.sigmas.length - 1
   const sentences = report.hand_overs.map((h) => {
     const places = { stage: say(h.to), step: h.after_step, total, reason: reasonOf(h.reason) }
-    const why = whyOf(h, { ...UNSET, ...report.switch })
-    return say('{stage} took over after step {step} of {total}, {reason}', places) + (why && `: ${why}`)
+    const why = whyOf(h, { ...UNSET, ...report.switch, ...h.rule })
+    const fade = h.fade?.length ? `; ${say('fade from {share} %', { share: Math.round(100 * h.fade[0]) })}` : ''
+    return say('{stage} took over after step {step} of {total}, {reason}', places) + (why && `: ${why}`) + fade
   })
+  if (sentences.length && report.given_steps && report.given_steps !== total) {
+    sentences.push(say('{total} steps in the place of {given}', { total, given: report.given_steps }))
+  }
   if (sentences.length) return `${sentences.join('; ')}.`
   if (report.status !== 'done') return say('No hand-over yet.')
   return say('No hand-over: the {stage} ran all steps.', { stage: say(report.stages[0].name) })
@@ -227,6 +231,8 @@ function whyOf({ reason, fall, sigma }, set) {
       return say('switch_step is {step}', { step: set.switch_step })
     case 'sigma':
       return below
+    case 'listed':
+      return set.sketch_steps
   }
   return ''
 }

@@ -31,6 +31,7 @@ def draw(report: Report) -> Image.Image:
     if report.steps:
         for name, panel in PANELS.items():
             _stages(canvas, report, panel, fixed=name != "seconds")
+        _fades(canvas, report)
         _curve(canvas, report, "d", "D (change of the prediction)", None)
         adaptive = report.switch.get("mode") == "adaptive"
         _curve(canvas, report, "fall", "fall of D", float(report.switch.get("delta", 0)) if adaptive else None)
@@ -75,6 +76,19 @@ def _stages(canvas: ImageDraw.ImageDraw, report: Report, panel: tuple[int, int],
         tints = FIXED if step.step < earliest else TINTS
         canvas.rectangle((left, top, right, bottom), fill=colour(report, step.stage, tints))
     canvas.line((LEFT, bottom, RIGHT, bottom), fill=FAINT)
+
+
+def _fades(canvas: ImageDraw.ImageDraw, report: Report) -> None:
+    """How much of a stage's last velocity is held in each step after it: a slope in that stage's colour."""
+    top, bottom = PANELS["d"]
+    for hand_over in report.hand_overs:
+        leaving = next((s.stage for s in report.steps if s.step == hand_over.after_step), None)
+        if not hand_over.fade or leaving is None:
+            continue
+        for i, share in enumerate(hand_over.fade):
+            left, right = _column(report, hand_over.after_step + 1 + i)
+            canvas.rectangle((left, bottom - share * (bottom - top), right, bottom), fill=colour(report, leaving, FIXED))
+        canvas.text((_column(report, hand_over.after_step + 1)[0] + 6, bottom - 18), "fade", fill=INK, font=font(14))
 
 
 def _curve(canvas: ImageDraw.ImageDraw, report: Report, field: str, title: str, delta: float | None) -> None:
