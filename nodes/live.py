@@ -1,7 +1,7 @@
 """Live reports: what a run's report says goes to the page while the run goes on, and into what the host saves of it.
 
 The page hears EVENT through the host's own message channel; a page that is opened later, or has missed a message, asks
-ROUTE for the newest runs, and READ for what a saved report says. Nothing here changes how a run goes, and a step costs
+ROUTE for the newest runs, QUEUED for the prompts that it has in the queue, and READ for what a saved report says. Nothing here changes how a run goes, and a step costs
 nothing while nobody listens. What the host or a client does differently costs the page what it would show, never the run or a
 node: see page_only.
 """
@@ -24,6 +24,7 @@ from .common import page_only, server
 EVENT = "srdiffusion.run"
 ROUTE = "/srdiffusion/runs"
 READ = "/srdiffusion/read"
+QUEUED = "/srdiffusion/queued"
 METADATA = "srdiffusion"  # the key in the metadata of saved files and in their workflow's `extra`
 INSPECTOR = "SRSwitchInspector"
 KEPT = 16  # runs of which a page that is opened later can still be told
@@ -38,15 +39,29 @@ _runs: OrderedDict[tuple[str, str, str], Run] = OrderedDict()
 
 @page_only("the page is not told of runs before it was opened")
 def add_route() -> None:
-    """Answer GET on ROUTE with the newest runs, oldest first: {"runs": [...]}; and POST of a report's JSON on READ."""
+    """Answer GET on ROUTE with the newest runs, oldest first: {"runs": [...]}, and on QUEUED with a client's prompts; and POST
+    of a report's JSON on READ."""
     running = server()
     if running is not None:
         running.routes.get(ROUTE)(_answer)
+        running.routes.get(QUEUED)(_queued)
         running.routes.post(READ)(_read)
 
 
 async def _answer(request: web.Request) -> web.Response:
-    return web.json_response({"runs": [whole(run) for run in list(_runs.values())]})
+    here = getattr(server(), "sockets", None) or {}
+    runs = [whole(run) | {"left": run["client_id"] not in here} for run in list(_runs.values())]
+    return web.json_response({"runs": runs})
+
+
+async def _queued(request: web.Request) -> web.Response:
+    """Answer {"prompts": [...]}: the prompts that the client `client_id` has in the queue, the running one among them."""
+    client = request.query.get("client_id")
+    prompts: list[str] = []
+    with page_only("the page is not told which prompts are its own"):
+        running, waiting = server().prompt_queue.get_current_queue_volatile()[:2]
+        prompts = [item[1] for item in (*running, *waiting) if _object(item[3]).get("client_id") == client]
+    return web.json_response({"prompts": prompts})
 
 
 async def _read(request: web.Request) -> web.Response:
@@ -176,7 +191,8 @@ def _key(run: Run) -> tuple[str, str, str]:
 
 
 def _place(running: Any, prompt_id: str, node_id: str, samples: str) -> dict[str, Any]:
-    """The workflow that the run belongs to ("" if unknown) and the nodes that show it: its own and its Inspectors."""
+    """The workflow that the run belongs to and the client that queued it ("" if unknown), and the nodes that show it: its own
+    and its Inspectors."""
     graph: dict[str, Any] = {}
     extra: dict[str, Any] = {}
     with page_only("the page is not told where runs belong"):
@@ -190,7 +206,8 @@ def _place(running: Any, prompt_id: str, node_id: str, samples: str) -> dict[str
         and _shows(graph, inspector, node_id, samples)
     ]
     workflow = _object(_object(extra.get("extra_pnginfo")).get("workflow"))
-    return {"workflow_id": str(workflow.get("id") or ""), "nodes": [node_id, *inspectors]}
+    client = str(extra.get("client_id") or "")
+    return {"workflow_id": str(workflow.get("id") or ""), "client_id": client, "nodes": [node_id, *inspectors]}
 
 
 def _shows(graph: dict[str, Any], inspector: str, node_id: str, samples: str) -> bool:

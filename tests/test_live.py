@@ -86,6 +86,21 @@ def test_whoever_comes_later_gets_the_runs_from_the_route(server: Any, graph: di
         assert run["figures"] == figures_of(run["report"])
 
 
+def test_a_client_is_told_which_prompts_are_its_own_and_which_runs_nobody_waits_for(server: Any, graph: dict[str, Any]) -> None:
+    sampler, told = workflow.find(graph, "SRSampler"), []
+    graph = workflow.set_inputs(graph, sampler, seed=78)
+    prompt_id = server.post("/prompt", {"prompt": graph, "client_id": server.client_id})["prompt_id"]
+    assert server.get(f"{live.QUEUED}?client_id={server.client_id}") == {"prompts": [prompt_id]}
+    assert server.get(f"{live.QUEUED}?client_id=another") == {"prompts": []}
+    while not server.get(f"/history/{prompt_id}"):
+        pass
+    assert server.get(f"{live.QUEUED}?client_id={server.client_id}") == {"prompts": []}
+    server.run(workflow.set_inputs(graph, sampler, seed=79), lambda kind, data: told.append(
+        {run["prompt_id"]: (run["client_id"], run["left"]) for run in server.get(live.ROUTE)["runs"]}), timeout=300)  # fmt: skip
+    assert told[-1][prompt_id] == (server.client_id, False)
+    assert all(run["left"] for run in server.get(live.ROUTE)["runs"])  # nobody is connected
+
+
 def test_a_sampler_that_comes_from_the_cache_does_not_begin_a_new_run(server: Any, graph: dict[str, Any]) -> None:
     messages(server, graph)
     assert {m["node_id"] for m in messages(server, graph)} <= {workflow.find(graph, "SRSwitchInspector")}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,8 +27,8 @@ SAMPLER, INSPECTOR, LOADERS = 8, 12, (1, 2)  # node ids in the demo's workflow
 VERSION_1 = Path(__file__).parent / "data" / "report_version_1.json"
 BARS = [f".srd-bar.srd-stage-{place}" for place in range(4)]  # of the sketch, the render and further stages
 RENDERERS = {"classic": False, "vue": True}
-# What the page itself says of a server that is off the network and has no saved workflows yet.
-ITS_OWN = ("Failed to load resource", "Content Security Policy", "Fetch API cannot load", "graph accessed before")
+# What the page itself says of a refused prompt, and of a server that is off the network and has no saved workflows yet.
+ITS_OWN = ("PromptExecutionError", "Failed to load resource", "Content Security Policy", "Fetch API cannot load", "graph accessed before")
 
 OPEN = "async (saved) => { await app.loadGraphData(saved); }"
 DROP = """([text, name]) => {
@@ -36,6 +37,11 @@ DROP = """([text, name]) => {
   const options = {dataTransfer: files, bubbles: true, cancelable: true, clientX: 640, clientY: 420};
   const target = document.querySelector('#graph-canvas');
   for (const kind of ['dragenter', 'dragover', 'drop']) target.dispatchEvent(new DragEvent(kind, options));
+}"""
+IDLE = "The chart appears here when the sampler runs."
+TO_WORKFLOW = """async path => {
+  const store = app.extensionManager.workflow, workflow = store.getWorkflowByPath(path);
+  await app.loadGraphData(workflow.activeState, true, true, workflow);
 }"""
 WIDGETS = "(values) => { for (const [id, name, value] of values) {"
 WIDGETS += " app.graph.getNodeById(id).widgets.find(w => w.name === name).value = value } }"
@@ -48,7 +54,7 @@ WATCH = f"""() => {{
   const chart = {ELEMENT % INSPECTOR};
   window.bars = [];
   new MutationObserver(() => {{
-    if (/^(Sketch|Render|Done)/.test(chart.querySelector('.srd-status').textContent) && window.bars.at(-1) !== 50)
+    if (/running|done/.test(chart.querySelector('.srd-status').dataset.status) && window.bars.at(-1) !== 50)
       window.bars.push(chart.querySelectorAll('.srd-bar').length);
   }}).observe(chart.querySelector('svg'), {{childList: true}});
 }}"""
@@ -172,6 +178,14 @@ def until(page: Any, start: str, node: int = INSPECTOR, seconds: float = 120) ->
     return status(page, node)
 
 
+def until_done(page: Any, node: int = INSPECTOR, seconds: float = 120) -> str:
+    """Wait until a chart's run has ended well; returns what it says of it."""
+    page.wait_for_function(
+        f"({ELEMENT % node}).querySelector('.srd-status').dataset.status === 'done'", timeout=1000 * seconds
+    )
+    return status(page, node)
+
+
 def until_idle(server: Any, seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -188,6 +202,11 @@ def count(page: Any, selector: str, node: int = INSPECTOR) -> int:
 
 def text_of(page: Any, selector: str, node: int = INSPECTOR) -> str:
     return page.evaluate(f"selector => ({ELEMENT % node}).querySelector(selector).textContent", selector)
+
+
+def hover(page: Any, selector: str = ".srd-status", node: int = INSPECTOR) -> str:
+    """What is said to whoever points there."""
+    return page.evaluate(f"selector => ({ELEMENT % node}).querySelector(selector).title", selector)
 
 
 def slide(page: Any, place: float, node: int = INSPECTOR) -> None:
@@ -228,7 +247,7 @@ def test_a_dropped_workflow_runs_and_its_chart_grows_step_by_step(
     page.evaluate(WATCH)
     queue(page, (SAMPLER, "delta", 0.03), (SAMPLER, "seed", random.randrange(1 << 30)))
     page.wait_for_function("window.bars.includes(50)", timeout=120_000)
-    until(page, "Done")
+    until_done(page)
     until_idle(server)
     grown = page.evaluate("window.bars")
     assert grown == sorted(grown) and len(set(grown)) > 4 and grown[0] < 25
@@ -237,9 +256,11 @@ def test_a_dropped_workflow_runs_and_its_chart_grows_step_by_step(
     assert report["switch"]["delta"] == 0.03 and hand_over["reason"] in ("criterion", "earliest")
     marked = page.evaluate(f"({ELEMENT % INSPECTOR}).querySelector('.srd-mark').dataset.after")
     assert int(marked) == hand_over["after_step"] == count(page, BARS[0])
-    assert "the sketch alone (estimated)" in status(page) and status(page, SAMPLER) == status(page)
+    after = hand_over["after_step"]
+    assert re.fullmatch(rf"\d\.\d+x( \(slower\))?, switched at {after} of 50, [\d.]+ s", status(page)) and status(page, SAMPLER) == status(page)
+    assert "the sketch alone (estimated)" in hover(page) and "50 steps in " in hover(page)
     label = page.evaluate(f"({ELEMENT % INSPECTOR}).querySelector('svg[role=img]').ariaLabel")
-    assert f"after step {marked} of 50" in label
+    assert f"at step {marked} of 50" in label
     page.wait_for_function("!!document.querySelector('video')")
     page.evaluate(f"({ELEMENT % SAMPLER}).querySelector('.srd-toggle').click()")
     page.wait_for_function(f"({ELEMENT % SAMPLER}).querySelectorAll('{BARS[1]}').length > 10")
@@ -253,25 +274,89 @@ def test_a_dropped_workflow_runs_and_its_chart_grows_step_by_step(
     renderer(page, "classic")
 
 
-def test_a_reload_in_mid_run_and_a_second_tab_show_the_run_that_goes_on(page: Any, server: Any, browser: Any) -> None:
-    queue(
-        page, (SAMPLER, "switch_mode", "step"), (SAMPLER, "switch_step", 5000), (SAMPLER, "steps", 5000),
-        (SAMPLER, "seed", random.randrange(1 << 30)),
-    )  # fmt: skip
+def queue_long(page: Any) -> None:
+    """A run that ends when it is interrupted."""
+    long = {"switch_mode": "step", "switch_step": 5000, "steps": 5000, "seed": random.randrange(1 << 30)}
+    queue(page, *((SAMPLER, name, value) for name, value in long.items()))
     until(page, "Sketching")
+
+
+def grows(page: Any) -> None:
+    before = count(page, BARS[0])
+    page.wait_for_function(f"({ELEMENT % INSPECTOR}).querySelectorAll('{BARS[0]}').length > {before}")
+
+
+def test_a_reload_in_mid_run_shows_the_run_that_continues(page: Any) -> None:
+    queue_long(page)
     before = count(page, BARS[0])
     page.reload()
     page.wait_for_function(page_module.READY, timeout=120_000)
     page.wait_for_function(f"{CHART}.length >= 2")
     page.wait_for_function(f"({ELEMENT % INSPECTOR}).querySelectorAll('{BARS[0]}').length > {before}")
-    second = page_module.open_page(browser, server.url)
-    show(second, DEMO)
-    until(second, "Sketching")
-    seen = count(second, BARS[0])
-    second.wait_for_function(f"({ELEMENT % INSPECTOR}).querySelectorAll('{BARS[0]}').length > {seen}")
-    second.evaluate("fetch('/interrupt', {method: 'POST'})")
-    assert until(second, "Interrupted after step") == until(page, "Interrupted after step")
-    second.close()
+    page.evaluate("fetch('/interrupt', {method: 'POST'})")
+    assert "of 5000" in until(page, "Interrupted after step")
+
+
+def test_a_tab_shows_the_runs_that_it_queued_and_those_of_tabs_that_are_closed(page: Any, server: Any, browser: Any) -> None:
+    first, second = page_module.open_page(browser, server.url), page_module.open_page(browser, server.url)
+    for tab in (first, second):
+        show(tab, DEMO)
+    queue_long(first)
+    grows(first)
+    assert status(second) == status(page) == IDLE
+    first.close()
+    third = page_module.open_page(browser, server.url)
+    show(third, DEMO)
+    until(third, "Sketching")
+    grows(third)
+    assert status(second) == status(page) == IDLE
+    third.evaluate("fetch('/interrupt', {method: 'POST'})")
+    until(third, "Interrupted after step")
+    second.close(), third.close()
+
+
+def test_a_chart_belongs_to_the_workflow_that_queued_its_run(page: Any, server: Any) -> None:
+    """Whatever else is opened: shipped workflows share their id."""
+    queue(page, (SAMPLER, "steps", 6), (SAMPLER, "seed", random.randrange(1 << 30)))
+    until(page, "Sketching")
+    ran = until_done(page)
+    first = page.evaluate("app.extensionManager.workflow.activeWorkflow.path")
+    show(page, DEMO)  # a fresh drop of the same file
+    page.wait_for_timeout(500)
+    assert status(page) == status(page, SAMPLER) == IDLE
+    queue(page, (SAMPLER, "steps", 300), (SAMPLER, "seed", random.randrange(1 << 30)))
+    until(page, "Sketching")
+    second = page.evaluate("app.extensionManager.workflow.activeWorkflow.path")
+    page.evaluate(TO_WORKFLOW, first)
+    page.wait_for_function(f"{CHART}.length >= 2")
+    page.wait_for_timeout(500)
+    assert status(page) == status(page, SAMPLER) == ran and second != first
+    page.evaluate(TO_WORKFLOW, second)
+    until(page, "Sketching")
+    page.evaluate("fetch('/interrupt', {method: 'POST'})")
+    until(page, "Interrupted")
+
+
+@pytest.mark.parametrize("wrong", [[(SAMPLER, "switch_mode", "step"), (SAMPLER, "switch_step", 60)],
+                                   [(LOADERS[0], "model_name", "missing.safetensors")]])  # fmt: skip
+def test_what_an_older_run_left_is_gone_when_the_next_one_is_refused(wrong: list[Any], page: Any, server: Any) -> None:
+    queue(page, (SAMPLER, "steps", 6), (SAMPLER, "seed", random.randrange(1 << 30)))
+    until_done(page)
+    until_idle(server)
+    queue(page, *wrong)
+    page.wait_for_timeout(500)
+    until_idle(server)
+    assert status(page) == status(page, SAMPLER) == IDLE
+
+
+def test_a_run_that_comes_from_the_cache_keeps_its_chart(page: Any, server: Any) -> None:
+    queue(page, (SAMPLER, "steps", 6), (SAMPLER, "seed", random.randrange(1 << 30)))
+    until(page, "Sketching")
+    ran = until_done(page)
+    queue(page)
+    until_idle(server)
+    page.wait_for_timeout(500)
+    assert status(page) == status(page, SAMPLER) == ran
 
 
 def test_an_interrupt_in_either_stage_is_said_and_the_next_run_starts_clean(page: Any, server: Any) -> None:
@@ -282,10 +367,12 @@ def test_an_interrupt_in_either_stage_is_said_and_the_next_run_starts_clean(page
         )  # fmt: skip
         until(page, stage)
         page.evaluate("fetch('/interrupt', {method: 'POST'})")
-        assert "of 400" in until(page, "Interrupted after step")
+        said = until(page, "Interrupted after step")
+        counted = sum(int(number) for number in re.findall(r": (\d+) steps", text_of(page, ".srd-legend")))
+        assert said == f"Interrupted after step {counted} of 400"
         until_idle(server)
     queue(page, (SAMPLER, "steps", 12))
-    assert until(page, "Done").startswith("Done: 12 steps")
+    assert "switched at 2 of 12" in until_done(page)
     assert count(page, BARS[0]) == 2 and count(page, BARS[1]) == 10
 
 
@@ -308,8 +395,8 @@ def test_two_samplers_and_two_queued_runs_never_mix(page: Any, server: Any) -> N
     assert {nodes for _, _, nodes, _ in samplers} == {f"{SAMPLER},{INSPECTOR}", f"{twin},{inspector}"}
     assert sorted(step for *_, step in samplers) == [3, 5, 7, 9]  # one setting a sampler and prompt
     for node, viewer in ((SAMPLER, INSPECTOR), (twin, inspector)):
-        until(page, "Done", viewer)
-        assert f"after step {runs[-1][node]} of 14" in text_of(page, ".srd-detail", viewer)
+        until_done(page, viewer)
+        assert f"at step {runs[-1][node]} of 14" in text_of(page, ".srd-detail", viewer)
     for run, shown in zip(runs, reports(server)[-2:]):
         for node, viewer in ((SAMPLER, INSPECTOR), (twin, inspector)):
             assert shown[str(viewer)]["hand_overs"][0]["after_step"] == run[node]
@@ -322,7 +409,7 @@ def test_what_if_tells_another_delta_s_hand_over_and_use_this_delta_writes_it_to
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     queue(page, (SAMPLER, "delta", 0.01), (SAMPLER, "seed", random.randrange(1 << 30)))
     until(page, "Sketching")
-    until(page, "Done")
+    until_done(page)
     slide(page, -1)
     outcome = text_of(page, ".srd-outcome")
     assert outcome.startswith("delta 0.1: after step ") and outcome.endswith(" s")
@@ -335,8 +422,8 @@ def test_what_if_tells_another_delta_s_hand_over_and_use_this_delta_writes_it_to
     predicted = int(outcome.split("after step ")[1].split()[0])
     queue(page)
     until(page, "Sketching")
-    until(page, "Done")
-    assert f"after step {predicted} of 50" in text_of(page, ".srd-detail")
+    until_done(page)
+    assert f"at step {predicted} of 50" in text_of(page, ".srd-detail")
 
 
 # --- workflows and old reports --------------------------------------------------------------------------------------------
@@ -392,15 +479,17 @@ def detail(page: Any, node: int = INSPECTOR) -> str:
 
 def test_a_video_s_workflow_opens_with_the_chart_of_its_run_and_stays_as_it_was(page: Any) -> None:
     open_saved(page, json.loads(a_report("Sketcher", "Renderer").to_json()))
-    until(page, "Done: 4 steps")
-    assert "after step 2 of 4" in detail(page, SAMPLER)
+    assert until_done(page) == "1.0x, switched at 2 of 4, 4 s"
+    assert "at step 2 of 4" in detail(page, SAMPLER)
     assert "srdiffusion" not in page.evaluate("app.graph.serialize().extra ?? {}")
 
 
 def test_a_video_of_the_first_releases_still_opens_with_its_chart(page: Any) -> None:
     open_saved(page, json.loads(VERSION_1.read_text("utf-8")))
-    assert until(page, "Done: 10 steps") == "Done: 10 steps in 16.5 s · 1.82x as fast as the sketch alone (estimated)"
-    assert detail(page) == "render took over after step 4 of 10, criterion: D fell by 0.008, less than 0.01 (delta)."
+    assert until_done(page) == "1.8x, switched at 4 of 10, 16.5 s"
+    assert detail(page) == "Switched at step 4 of 10 (40 %): the composition settled."
+    assert hover(page, ".srd-detail").endswith(", D fell by 0.008, less than 0.01 (delta)")
+    assert hover(page).startswith("1.82x as fast as the sketch alone (estimated)\n10 steps in 16.5 s\nrender from sigma ")
     assert [count(page, bars) for bars in BARS] == [4, 6, 0, 0] and count(page, ".srd-reused") == 2
     assert text_of(page, ".srd-legend") == "sketch: 4 steps, 12 srender: 6 steps (2 reused, hatched), 4.5 s"
     assert text_of(page, ".srd-notes") == "A note."
@@ -416,7 +505,8 @@ def test_a_run_that_is_slower_says_so_and_a_swapped_pair_is_asked_about(page: An
     for step in report.steps[2:]:
         step.seconds = 3.0
     open_saved(page, json.loads(report.to_json()))
-    assert until(page, "Done").endswith("0.50x: slower than the sketch alone (estimated)")
+    assert until_done(page) == "0.50x (slower), switched at 2 of 4, 4 s"
+    assert hover(page).startswith("0.50x: slower than the sketch alone (estimated)\n")
     assert text_of(page, ".srd-notes") == "The render is larger than the sketch. Are the two swapped?"
 
 
@@ -425,32 +515,57 @@ def test_a_render_larger_than_the_sketch_is_noted_in_the_chart(page: Any) -> Non
     small_first = [(node, "model_name", name) for node, name in zip(LOADERS, swapped[::-1])]
     queue(page, *small_first, (SAMPLER, "steps", 8), (SAMPLER, "seed", random.randrange(1 << 30)))
     until(page, "Sketching")
-    until(page, "Done")
+    until_done(page)
     assert "Are the two swapped?" in text_of(page, ".srd-notes")
 
 
 @pytest.mark.parametrize(
     ("reason", "switch", "sentence"),
-    [("earliest", {"fix_step": 5}, "earliest step: the composition had settled before fix_step 5 allowed it"),
-     ("latest", {"max_step": 2}, "latest step: max_step is 2"),
-     ("latest", {"max_step": 0, "switch_sigma": 0.875}, "latest step: below switch_sigma 0.875"),
+    [("earliest", {"fix_step": 5}, "the composition had settled before fix_step 5 allowed it"),
+     ("latest", {"max_step": 2}, "max_step is 2"),
+     ("latest", {"max_step": 0, "switch_sigma": 0.875}, "below switch_sigma 0.875"),
      ("latest", {"max_step": 0, "switch_sigma": 0.2}, "latest step"),
-     ("sigma", {"switch_sigma": 0.875}, "sigma: below switch_sigma 0.875"),
+     ("step", {}, "switch_step is 2"),
+     ("sigma", {"switch_sigma": 0.875}, "below switch_sigma 0.875"),
      ("another", {}, "another")],
 )  # fmt: skip
 def test_every_reason_of_a_hand_over_has_its_sentence(reason: str, switch: dict[str, Any], sentence: str, page: Any) -> None:
     report = a_report("Big", "Small")
-    report.hand_overs[0].reason, report.switch = reason, {"mode": "adaptive", "delta": 0.01} | switch
+    report.hand_overs[0].reason, report.switch = reason, {"mode": "adaptive", "delta": 0.01, "switch_step": 2} | switch
     open_saved(page, json.loads(report.to_json()))
-    until(page, "Done")
-    assert detail(page) == f"render took over after step 2 of 4, {sentence}."
+    until_done(page)
+    assert detail(page) == f"Switched at step 2 of 4 (50 %): {sentence}."
+
+
+@pytest.mark.parametrize("name", RENDERERS)
+def test_the_folded_chart_is_a_line_that_is_not_cut_and_the_panel_lists_none(name: str, page: Any, artefacts: Path) -> None:
+    renderer(page, name)
+    workflow = json.loads(DEMO.read_text("utf-8"))
+    workflow["extra"] = {"srdiffusion": {str(SAMPLER): json.loads(a_report("Big", "Small").to_json())}}
+    page.evaluate(OPEN, workflow)
+    page.evaluate("""node => {
+      node = app.graph.getNodeById(node);
+      node.setSize([LiteGraph.createNode('SRSampler').size[0], 900]);  // as wide as a new one, and higher than it needs to be
+    }""", SAMPLER)
+    until_done(page, SAMPLER)
+    look_at(page)
+    page.wait_for_timeout(600)
+    chart, toggle = page.evaluate(f"""() => {{
+      const chart = {ELEMENT % SAMPLER}, line = chart.querySelector('.srd-toggle');
+      return [chart.getBoundingClientRect().height / app.canvas.ds.scale, [line.scrollWidth, line.clientWidth]];
+    }}""")
+    page.screenshot(path=artefacts / f"folded_{name}.png")
+    assert 20 < chart < 36 and toggle[0] <= toggle[1]
+    assert page.evaluate(f"app.graph.getNodeById({SAMPLER}).widgets.find(w => w.name === 'srd_chart').options.hideInPanel")
+    renderer(page, "classic")
 
 
 @pytest.mark.parametrize("name", RENDERERS)
 def test_a_run_of_three_stages_has_a_colour_and_a_line_for_each(name: str, page: Any, artefacts: Path) -> None:
     renderer(page, name)
     open_saved(page, json.loads(three_stages().to_json()))
-    until(page, "Done: 30 steps")
+    assert until_done(page).startswith("1.4x, switched at 9, 18 of 30, ")
+    assert detail(page).startswith("Switched to low at step 9 of 30 (30 %): the composition settled. Switched to small at step 18 of")
     assert [count(page, bars) for bars in BARS] == [9, 9, 12, 0] and count(page, ".srd-key") == 3 and count(page, ".srd-mark") == 2
     tones = page.evaluate(f"[...({ELEMENT % INSPECTOR}).querySelectorAll('.srd-bar')].map(bar => getComputedStyle(bar).fill)")
     assert len(set(tones)) == 3

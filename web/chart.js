@@ -131,6 +131,7 @@ function hatches(id) {
 
 function ticks({ svg, x, total }, y) {
   const every = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000].find((n) => (x(1 + n) - x(1)) >= 28) ?? total
+  text(svg, LEFT - 6, y, say('step'), 'srd-end')
   for (let step = every; step <= total; step += every) text(svg, (x(step) + x(step + 1)) / 2, y, String(step), 'srd-middle')
 }
 

@@ -3,6 +3,7 @@
 import { api } from '../../scripts/api.js'
 import { app } from '../../scripts/app.js'
 import { forgetUnended, isOver, known, take } from './runs.js'
+import { belongs, isOwn, own, ownQueued, root, whenOpen } from './tab.js'
 import { View } from './view.js'
 import { learn, say } from './words.js'
 
@@ -12,12 +13,13 @@ const READ = '/srdiffusion/read'
 const SAVED = 'srdiffusion' // in the `extra` of a workflow that was saved with a video
 const MARGIN = 5 // around the chart
 const views = new WeakMap() // node -> View
+let opened = 0 // saved reports
 let ready = false // the page has its graph
 
 // Before anything else: the page reports a message that nobody listens to as an error, and a run may be under way.
 api.addEventListener(EVENT, ({ detail }) => {
   const run = take(detail)
-  if (run) show(run)
+  if (run) show(run, true)
   else if (ready) catchUp()
 })
 
@@ -35,6 +37,10 @@ app.registerExtension({
     style.href = new URL('./switch_inspector.css', import.meta.url).href
     document.head.append(style)
     api.addEventListener('reconnected', catchUp)
+    api.addEventListener('promptQueued', ownQueued)
+    api.addEventListener('execution_start', ({ detail }) => ofPrompt(detail, (view) => view.reset(detail.prompt_id)))
+    api.addEventListener('execution_error', ({ detail }) => ofPrompt(detail, (view) => view.reset(detail.prompt_id)))
+    api.addEventListener('execution_cached', ({ detail }) => ofPrompt(detail, (view, id) => detail.nodes.includes(id) && view.restore()))
     ready = true
     await catchUp()
   },
@@ -44,9 +50,13 @@ app.registerExtension({
     if (node.comfyClass === 'SRSampler') attach(node, true)
   },
 
-  async afterConfigureGraph() {
-    known().forEach(show)
-    await openSaved()
+  afterConfigureGraph() {
+    const saved = takeSaved()
+    showKnown()
+    whenOpen(() => {
+      showKnown()
+      if (saved) showSaved(saved)
+    })
   }
 })
 
@@ -60,6 +70,7 @@ function attach(node, collapsible) {
   const widget = node.addDOMWidget('srd_chart', 'srd_chart', view.element, {
     serialize: false,
     hideOnZoom: false,
+    hideInPanel: true,
     margin: MARGIN,
     getMinHeight: () => view.minHeight(),
     getMaxHeight: () => (collapsible ? view.minHeight() : undefined),
@@ -67,8 +78,10 @@ function attach(node, collapsible) {
     setValue: () => {}
   })
   widget.serialize = false // no part of the saved workflow
+  widget.beforeQueued = () => view.reset()
   views.set(node, view)
-  if (!collapsible) node.setSize([Math.max(node.size[0], 480), Math.max(node.size[1], 560)])
+  const [width, height] = collapsible ? [310, 0] : [480, 560] // of a new node
+  node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], height)])
 }
 
 /** Give the node the height that its widgets now need; what the user had made larger stays larger by as much. */
@@ -86,17 +99,36 @@ async function catchUp() {
   forgetUnended(runs)
   // A run that ended while this answer was on its way stays ended.
   runs.filter((run) => run.report.status !== 'running' || !isOver(run)).forEach(take)
-  known().forEach(show)
-}
-
-function root() {
-  return app.rootGraph ?? app.graph
+  known().forEach((run) => show(run))
 }
 
 /** Show a run on the nodes that it belongs to, if its workflow is the open one. */
-function show(run) {
-  if (!ready || run.workflow_id !== String(root()?.id)) return
+function show(run, live = false) {
+  if (!ready || !belongs(run, live)) return
   for (const id of run.nodes) views.get(nodeAt(id))?.show(run)
+}
+
+/** Show on every chart the newest run that is its own, and no other. */
+function showKnown() {
+  if (!ready) return
+  for (const [, node] of nodesOf(root())) {
+    const view = views.get(node)
+    if (view?.run && !belongs(view.run)) view.show(null)
+  }
+  known().forEach((run) => show(run))
+}
+
+/** Call act(view, id) for every chart of the open workflow, if that queued the prompt of a message. */
+function ofPrompt({ prompt_id }, act) {
+  if (isOwn(prompt_id)) for (const [id, node] of nodesOf(root())) if (views.has(node)) act(views.get(node), id)
+}
+
+/** [id as the server has it, node] of all nodes, also those in subgraphs. */
+function* nodesOf(graph, before = '') {
+  for (const node of graph?.nodes ?? []) {
+    yield [`${before}${node.id}`, node]
+    if (node.subgraph) yield* nodesOf(node.subgraph, `${before}${node.id}:`)
+  }
 }
 
 /** The node under an id as the server has it: "5", or "3:5" for node 5 in the subgraph that is node 3. */
@@ -121,17 +153,23 @@ function deltaWidget(node) {
   return isLinked(node, 'delta') ? null : (node?.widgets?.find((widget) => widget.name === 'delta') ?? null)
 }
 
-/** Reports that came with the workflow of a saved video: shown once, and taken out of the workflow. */
-async function openSaved() {
+/** Reports that came with the workflow of a saved video, null where there are none: taken out of the workflow. */
+function takeSaved() {
   const saved = root()?.extra?.[SAVED]
-  if (!saved || typeof saved !== 'object') return
+  if (!saved || typeof saved !== 'object') return null
   delete root().extra[SAVED]
+  return saved
+}
+
+async function showSaved(saved) {
+  const prompt = `saved ${++opened}`
   const workflow = String(root().id)
+  own(prompt)
   const { output } = await app.graphToPrompt()
   for (const [key, text] of Object.entries(saved)) {
     const [id, samples = ''] = key.split(' ') // as nodes/live.py stores it: the node of the report, another that sampled
     const inspectors = Object.keys(output).filter((node) => shows(output, node, id, samples))
-    const run = { prompt_id: `saved ${workflow}`, node_id: id, samples, sampler: id, workflow_id: workflow, nodes: [id, ...inspectors] }
+    const run = { prompt_id: prompt, node_id: id, samples, sampler: id, workflow_id: workflow, nodes: [id, ...inspectors] }
     show(take({ ...run, ...(await read(text)) }))
   }
 }

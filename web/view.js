@@ -8,13 +8,15 @@ const LOWEST = -3.3 // the slider's ends: log10 of delta
 const HIGHEST = -0.5
 const HEIGHT = { closed: 36, sampler: 430, inspector: 400 } // with the margin that the host leaves around it
 const DOING = { 'sketch': 'Sketching: step {done} of {total}', 'render': 'Rendering: step {done} of {total}' }
+const SWITCHED = 'Switched at step {step} of {total} ({percent} %): {why}.'
+const SWITCHED_TO = 'Switched to {stage} at step {step} of {total} ({percent} %): {why}.'
 const UNSET = { delta: '?', fix_step: '?', switch_step: '?', switch_sigma: '?' } // where a report does not have all settings
 const IDLE = 'The chart appears here when the sampler runs.'
 
 export class View {
   /** deltaOf(run): the widget to write delta to, or null; resized(): called when the chart opens or closes. */
   constructor({ collapsible, deltaOf, resized, changed }) {
-    Object.assign(this, { collapsible, deltaOf, resized, changed, run: null, chosen: null, before: 0 })
+    Object.assign(this, { collapsible, deltaOf, resized, changed, run: null, last: null, chosen: null, before: 0 })
     this.element = this.build()
     // Keys and drags are meant for the chart's own controls, not for the canvas or the node below.
     for (const event of ['pointerdown', 'keydown', 'copy']) {
@@ -90,11 +92,24 @@ export class View {
     return grown
   }
 
-  /** Show a run; a different one than before starts with the slider at its own delta. */
+  /** Show a run, or none (null); a different one than before starts with the slider at its own delta. */
   show(run) {
-    if (!this.run || keyOf(run) !== keyOf(this.run)) this.chosen = null
+    if (!this.run || !run || keyOf(run) !== keyOf(this.run)) this.chosen = null
     this.run = run
     this.refresh()
+  }
+
+  /** Another run is to come, that of `prompt` if it is known: what an older one has left goes. */
+  reset(prompt) {
+    if (!this.run || this.run.prompt_id === prompt || this.run.report.status === 'running') return
+    this.last = this.run
+    this.run = null
+    this.refresh()
+  }
+
+  /** The run to come has nothing to do: what the one before left is still true. */
+  restore() {
+    if (!this.run && this.last) this.show(this.last)
   }
 
   /** The report of the shown run, null where there is none to draw. */
@@ -107,7 +122,9 @@ export class View {
     const report = this.report()
     this.status.textContent = statusOf(this.run)
     this.status.dataset.status = this.run?.report.status ?? 'idle'
+    this.status.title = report ? figuresOf(this.run) : ''
     this.detail.textContent = report ? detailOf(report) : ''
+    this.detail.title = report ? switchesOf(report) : ''
     this.notes.replaceChildren(...(report?.notes ?? []).map((note) => make('div', { textContent: note })))
     this.legend.replaceChildren(...(report?.stages ?? []).map((stage) => legendOf(report, stage)))
     this.controls.hidden = !report
@@ -172,21 +189,42 @@ function statusOf(run) {
   if (report.status === 'unreadable') return report.error
   if (report.status === 'not run') return say('No run yet: connect the sampler\'s latent to "after".')
   const total = report.sigmas.length - 1
-  const done = report.steps.filter((step) => step.seconds !== null).length
+  const done = doneOf(report.steps)
   if (report.status === 'interrupted') return say('Interrupted after step {done} of {total}', { done, total })
   if (report.status === 'failed') return say('Failed after step {done} of {total}: {error}', { done, total, error: report.error })
-  const { left, seconds, speed_up: times } = run.figures
+  if (report.status === 'done') return resultOf(run)
+  const { left, speed_up: times } = run.figures
   const last = report.hand_overs.at(-1)?.to ?? report.stages[0]?.name
-  const charged = report.stages.find((stage) => stage.name === last)
-  if (report.status === 'done') {
-    const ran = charged?.calls ? total : done // SR Sketch ends at its hand-over
-    return listed(say('Done: {total} steps in {time}', { total: ran, time: time(seconds) }), times && speedOf(report, times))
-  }
   return listed(
     say(DOING[last] ?? '{stage}: step {done} of {total}', { stage: say(last), done, total }),
     left && say(left.bound ? 'at most {time} left' : 'about {time} left', { time: time(left.seconds) }),
-    times && speedOf(report, times)
+    times && timesOf(times)
   )
+}
+
+/** What came of a run: "1.6x, switched at 14 of 50, 7.6 s". */
+function resultOf({ report, figures }) {
+  const total = report.sigmas.length - 1
+  const steps = report.hand_overs.map((h) => h.after_step).join(', ')
+  const switched = steps ? say('switched at {steps} of {total}', { steps, total }) : say('not switched, {total} steps', { total })
+  return [figures.speed_up && timesOf(figures.speed_up), switched, time(figures.seconds)].filter(Boolean).join(', ')
+}
+
+/** How many of these steps have ended. */
+function doneOf(steps) {
+  return steps.filter((step) => step.seconds !== null).length
+}
+
+/** "1.6x", and what it means where a run is slower. */
+function timesOf(times) {
+  const shown = times.toFixed(times < 1 ? 2 : 1)
+  return Number(shown) < 1 ? say('{times}x (slower)', { times: shown }) : `${shown}x`
+}
+
+/** The figures behind the result, for whoever points at it. */
+function figuresOf({ report, figures: { speed_up: times, seconds } }) {
+  const steps = report.status === 'done' && say('{steps} steps in {time}', { steps: doneOf(report.steps), time: time(seconds) })
+  return [times && speedOf(report, times), steps, switchesOf(report)].filter(Boolean).join('\n')
 }
 
 function speedOf(report, times) {
@@ -200,33 +238,33 @@ function listed(...parts) {
   return parts.filter(Boolean).join(' · ')
 }
 
+/** When and why it switched, in a sentence for each switch. */
 function detailOf(report) {
   const total = report.sigmas.length - 1
   const sentences = report.hand_overs.map((h) => {
-    const places = { stage: say(h.to), step: h.after_step, total, reason: reasonOf(h.reason) }
+    const places = { stage: say(h.to), step: h.after_step, total, percent: Math.round((100 * h.after_step) / total) }
     const why = whyOf(h, { ...UNSET, ...report.switch, ...h.rule })
-    const fade = h.fade?.length ? `; ${say('fade from {share} %', { share: Math.round(100 * h.fade[0]) })}` : ''
-    return say('{stage} took over after step {step} of {total}, {reason}', places) + (why && `: ${why}`) + fade
+    return say(report.hand_overs.length > 1 ? SWITCHED_TO : SWITCHED, { ...places, why })
   })
   if (sentences.length && report.given_steps && report.given_steps !== total) {
-    sentences.push(say('{total} steps in the place of {given}', { total, given: report.given_steps }))
+    sentences.push(say('{total} steps in the place of {given}.', { total, given: report.given_steps }))
   }
-  if (sentences.length) return `${sentences.join('; ')}.`
-  if (report.status !== 'done') return say('No hand-over yet.')
-  return say('No hand-over: the {stage} ran all steps.', { stage: say(report.stages[0].name) })
+  if (sentences.length) return sentences.join(' ')
+  if (report.status !== 'done') return say('Not switched yet.')
+  return say('Not switched: the {stage} ran all steps.', { stage: say(report.stages[0].name) })
 }
 
-/** Why a hand-over came when it did, as srd_core/report/text.py says it; '' where the reason's name says all. */
-function whyOf({ reason, fall, sigma }, set) {
+/** Why it switched when it did. */
+function whyOf({ reason, sigma }, set) {
   const below = say('below switch_sigma {sigma}', { sigma: set.switch_sigma })
   switch (reason) {
     case 'criterion':
-      return say('D fell by {fall}, less than {delta} (delta)', { fall: short(fall ?? 0), delta: set.delta })
+      return say('the composition settled')
     case 'earliest':
       return say('the composition had settled before fix_step {step} allowed it', { step: set.fix_step })
     case 'latest':
       if (set.max_step) return say('max_step is {step}', { step: set.max_step })
-      return sigma < set.switch_sigma ? below : ''
+      return sigma < set.switch_sigma ? below : reasonOf(reason)
     case 'step':
       return say('switch_step is {step}', { step: set.switch_step })
     case 'sigma':
@@ -234,11 +272,24 @@ function whyOf({ reason, fall, sigma }, set) {
     case 'listed':
       return set.sketch_steps
   }
-  return ''
+  return reasonOf(reason)
+}
+
+/** The numbers of each switch, a line each. */
+function switchesOf(report) {
+  const lines = report.hand_overs.map(({ to, sigma, reason, fall, fade }) => {
+    const facts = [say('{stage} from sigma {sigma}', { stage: say(to), sigma: short(sigma) })]
+    if (fade?.length) facts.push(say('fade from {share} %', { share: Math.round(100 * fade[0]) }))
+    if (reason === 'criterion') {
+      facts.push(say('D fell by {fall}, less than {delta} (delta)', { fall: short(fall ?? 0), delta: report.switch.delta ?? '?' }))
+    }
+    return facts.join(', ')
+  })
+  return lines.join('\n')
 }
 
 function legendOf(report, { name, teacache, seconds }) {
-  const steps = report.steps.filter((step) => step.stage === name)
+  const steps = report.steps.filter((step) => step.stage === name && step.seconds !== null)
   const reused = steps.filter((step) => step.reused).length
   const entry = make('span', { className: `srd-key ${toneOf(report, name)}` })
   const places = { stage: say(name), steps: steps.length, reused, time: time(seconds) }

@@ -1,0 +1,76 @@
+// Which runs the open workflow shows: those that it queued itself, in this tab. Shipped workflows share their id, so a run is
+// known by its prompt: the workflow in front when that was queued is its owner.
+
+import { api } from '../../scripts/api.js'
+import { app } from '../../scripts/app.js'
+
+const QUEUED = '/srdiffusion/queued' // as nodes/live.py
+const KEPT = 256
+const owners = new Map() // prompt id -> workflow of this tab
+const SETTLING = 1000 // milliseconds
+let starting = true // the page has not opened its first workflow yet
+let settled = null // the id of the graph of which it is known that it is the open workflow's
+let loads = 0
+
+/** The graph of the open workflow. */
+export function root() {
+  return app.rootGraph ?? app.graph
+}
+
+function openWorkflow() {
+  return app.extensionManager.workflow?.activeWorkflow ?? null
+}
+
+/** Note that the open workflow queued this prompt. */
+export function own(prompt) {
+  owners.set(prompt, openWorkflow())
+  if (owners.size > KEPT) owners.delete(owners.keys().next().value)
+}
+
+/** Whether the open workflow queued this prompt, as far as is known. */
+export function isOwn(prompt) {
+  return owners.has(prompt) && owners.get(prompt) === openWorkflow()
+}
+
+/** Note which prompts the open workflow has just queued. */
+export async function ownQueued() {
+  const workflow = openWorkflow()
+  const answer = await api.fetchApi(`${QUEUED}?client_id=${client()}`)
+  if (!answer.ok || workflow !== openWorkflow()) return
+  const { prompts } = await answer.json()
+  prompts.filter((prompt) => !owners.has(prompt)).forEach(own)
+}
+
+/**
+ * Whether the open workflow shows a run. One of this tab that has no owner gets the open workflow: as long as the server
+ * tells of it (`live`), and when the page starts, then also those of tabs that have been closed.
+ */
+export function belongs(run, live) {
+  if (run.workflow_id !== String(root()?.id)) return false
+  if (owners.has(run.prompt_id)) return isOwn(run.prompt_id)
+  if (settled !== run.workflow_id || (run.client_id !== client() && !run.left)) return false
+  if (!starting && !live && run.report.status !== 'running') return false
+  own(run.prompt_id)
+  return true
+}
+
+/**
+ * A graph has been loaded: call act() when the page has made its workflow the open one, which comes after it tells extensions.
+ * Loaded into the same workflow (undo), nothing changes.
+ */
+export function whenOpen(act) {
+  const [load, before, end] = [++loads, openWorkflow(), performance.now() + SETTLING]
+  settled = null
+  const look = () => {
+    if (load !== loads) return
+    if (openWorkflow() === before && performance.now() < end) return void setTimeout(look, 20)
+    settled = String(root()?.id)
+    act()
+    starting = false
+  }
+  look()
+}
+
+function client() {
+  return api.clientId ?? api.initialClientId ?? ''
+}
