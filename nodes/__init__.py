@@ -8,6 +8,7 @@ from .handover import SRLoadHandOver, SRRender, SRSaveHandOver, SRSketch
 from .inspector import SRSwitchInspector
 from .live import add_route
 from .loaders import SRLoadRenderDiT, SRLoadSketchDiT
+from .measure import SRMeasurePair
 from .sampler import SRModel, SRSampler
 from .teacache import SRTeaCache
 
@@ -30,6 +31,7 @@ class SRDiffusionExtension(ComfyExtension):
             SRSwitchInspector,
             SRCompare,
             SRCogVideoXFix,
+            SRMeasurePair,
         ]
 
 

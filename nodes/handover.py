@@ -31,7 +31,7 @@ RENDERING = ("render_cfg", "teacache", "fade", "render_steps")
 NO_DENOISE = "denoise is 0: there is no step to sketch. Set it above 0."
 
 
-def _as_in_sr_sampler(*names: str) -> list[io.Input]:
+def as_in_sr_sampler(*names: str) -> list[io.Input]:
     """These inputs, as SR Sampler has them."""
     known = {i.id: i for i in SRSampler.define_schema().inputs}
     return [known[name] for name in names]
@@ -47,7 +47,7 @@ class SRSketch(io.ComfyNode):
             search_aliases=ALIASES,
             description="The first half of SR Sampler: runs the sketch until it hands over, and gives what SR Render needs to "
             "go on, now or later, here or on another machine. The preview shows what the video will be like.",
-            inputs=_as_in_sr_sampler("sketch", *SAMPLING, *SWITCHING),
+            inputs=as_in_sr_sampler("sketch", *SAMPLING, *SWITCHING),
             outputs=[
                 SRHandOver.Output(display_name="hand_over"),
                 io.Latent.Output(display_name="preview"),
@@ -95,7 +95,7 @@ class SRSketch(io.ComfyNode):
         settings = Settings(seed, sampler_name, scheduler, steps, cfg, denoise, indices and [int(i) for i in indices])
         record = SketchRecord(settings, noise_mask=latent.get("noise_mask"))
         live.follow(cls, record.report)
-        rule = defaults(_as_in_sr_sampler(*SWITCHING)) | switching
+        rule = defaults(as_in_sr_sampler(*SWITCHING)) | switching
         model = sketch_alone(sketch, Switch(rule.pop("switch_mode"), **rule), record)
         (preview,) = nodes.common_ksampler(
             model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent, denoise=denoise
@@ -116,7 +116,7 @@ class SRRender(io.ComfyNode):
             "Sampler gives with the same settings, bit for bit; the sketch model is not needed any more.",
             inputs=[
                 SRHandOver.Input("hand_over", tooltip="From SR Sketch or Load Hand-over."),
-                *_as_in_sr_sampler("render", "positive", "negative", *RENDERING),
+                *as_in_sr_sampler("render", "positive", "negative", *RENDERING),
             ],
             outputs=[io.Latent.Output(display_name="latent"), SRReport.Output(display_name="report")],
             hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
@@ -137,7 +137,7 @@ class SRRender(io.ComfyNode):
     ) -> io.NodeOutput:
         report = Report()
         live.follow(cls, report)
-        settings = defaults(_as_in_sr_sampler(*RENDERING)) | rendering
+        settings = defaults(as_in_sr_sampler(*RENDERING)) | rendering
         fade, render_steps = settings["fade"], settings["render_steps"]
         own = RenderSettings(settings["render_cfg"], positive, negative, settings["teacache"], fade=fade, render_steps=render_steps)
         latent = render_from(hand_over, render, own, report)

@@ -29,7 +29,7 @@ def log_snr(sigma: torch.Tensor, flow: bool) -> torch.Tensor:
     return ((1 - sigma.clamp(max=1)).log() if flow else 0) - sigma.log()
 
 
-def weight(lambdas: torch.Tensor, lambda_j: torch.Tensor, fade: float) -> torch.Tensor:
+def weight(lambdas: torch.Tensor, lambda_j: torch.Tensor, fade: float | torch.Tensor) -> torch.Tensor:
     """a without the guard, in 0..1. At pure noise (lambda_j is -inf) nothing is held."""
     away = torch.where(lambdas == lambda_j, torch.zeros_like(lambdas), lambdas - lambda_j)
     return 1 / (1 + (away / fade) ** 2)

@@ -161,6 +161,7 @@ class Run:
     finite: FiniteGuard = field(default_factory=FiniteGuard)
     outside: Sequence[Callable[..., torch.Tensor]] = ()  # PREDICT_NOISE wrappers around every call of the run
     at_hand_over: AtHandOver | None = None
+    at_end: Callable[[], None] | None = None  # when the sampler has ended, while all models are prepared
     _forwards: Counter[str] = field(default_factory=Counter)  # of a stage's network, where another pack may answer in its place
     _caches: dict[str, CachedRun] = field(default_factory=dict)  # of the stages that TeaCache works on
     _left: list[ModelPatcher] = field(default_factory=list)  # off the device, with patched objects that had to stay
@@ -197,7 +198,10 @@ class Run:
         call = first = SAMPLER_SAMPLE.bind(executor.class_obj, *args, **kwargs)
         while True:
             try:
-                return executor(*call.args[1:], **call.kwargs)
+                latent = executor(*call.args[1:], **call.kwargs)
+                if self.at_end:
+                    self.at_end()
+                return latent
             except Rest as rest:
                 call = begun_anew(first, rest, self.steps.sigmas)
 
@@ -213,9 +217,9 @@ class Run:
             self._choose_stage(x)
         name, stage, forwards = self.in_charge, self.stages[self.in_charge], self._forwards[self.in_charge]
         self.books.report.stage(name).calls += 1
-        prediction = memory.try_twice(partial(stage.predict, executor, call), self._make_room)
+        prediction = memory.try_twice(partial(stage.predict, call, executor), self.make_room)
         self._note_teacache(name)
-        self.finite.watch(prediction, partial(self._not_finite, name, self._known_step(), timestep))
+        self.finite.watch(prediction, partial(self.not_finite, name, self._known_step(), timestep))
         if begins and not self.route.final and self._was_computed(forwards):
             self._observe(prediction)
         if self.fade:
@@ -287,19 +291,23 @@ class Run:
         if self.at_hand_over:
             self.at_hand_over(x, turn)
         begin, leaving, coming = time.perf_counter(), self.stages[self.in_charge].model, self.stages[turn.to].model
-        noise = self.request["noise"] if self.request["noise"].shape == x.shape else x
         models = {name: stage.model for name, stage in self.stages.items()}
         bytes_at = {"before": memory.snapshot(coming, models)}
         memory.end_malloc_graph()
         if memory.leaves(turn.pair.offload, leaving, coming):
             memory.release(leaving)
         bytes_at["at"] = memory.snapshot(coming, models)
-        schedule = self._schedules_model().get_model_object("model_sampling")
-        self.in_charge = turn.to
-        memory.try_twice(partial(self.stages[turn.to].load, noise, self.request, schedule), self._make_room)
-        self._keep_objects()
+        self.load(turn.to, x)
         bytes_at["after"] = memory.snapshot(coming, models)
         self.books.hand_over(self.steps.step, turn, self._fade_shares(x, turn), time.perf_counter() - begin, bytes_at)
+
+    def load(self, stage: str, x: torch.Tensor) -> None:
+        """``stage`` is in charge and loaded, for a latent of the size of x [B, C, ...]."""
+        noise = self.request["noise"] if self.request["noise"].shape == x.shape else x
+        schedule = self._schedules_model().get_model_object("model_sampling")
+        self.in_charge = stage
+        memory.try_twice(partial(self.stages[stage].load, noise, self.request, schedule), self.make_room)
+        self._keep_objects()
 
     def _fade_shares(self, x: torch.Tensor, turn: Turn) -> list[float]:
         """The fade of a hand-over begins; returns the share of what is held in each step from here on."""
@@ -325,7 +333,7 @@ class Run:
                 cached.follow(levels)
         self.books.report.notes.append(ANEW.format(sampler=self.books.report.sampler, step=step))
 
-    def _make_room(self) -> str:
+    def make_room(self) -> str:
         """After the stage in charge ran out of memory: the others leave. Returns what to say if that does not help."""
         others = {name: stage.model for name, stage in self.stages.items() if name != self.in_charge}
         note, give_up = memory.make_room(self.in_charge, self.stages[self.in_charge].model, others)
@@ -379,7 +387,7 @@ class Run:
         """The present step (0-based); None where calls are not counted any more."""
         return None if self.route.final else self.steps.step
 
-    def _not_finite(self, name: str, step: int | None, timestep: torch.Tensor) -> str:
+    def not_finite(self, name: str, step: int | None, timestep: torch.Tensor) -> str:
         """What to say of a prediction of the stage ``name`` in ``step`` (0-based; None: as its timestep [B] says)."""
         sigma, stage = float(timestep[0]), self.stages[name]
         step = self.steps.interval(sigma) if step is None else step

@@ -92,8 +92,8 @@ class GuidersStage:
         """Load it again: the host has done so once, and may have moved its weights meanwhile."""
         load_again(self.guider, noise)
 
-    def predict(self, executor: WrapperExecutor, call: inspect.BoundArguments) -> torch.Tensor:
-        """The guided x0 prediction [B, C, ...] for the arguments of a PREDICT_NOISE ``call``."""
+    def predict(self, call: inspect.BoundArguments, executor: WrapperExecutor) -> torch.Tensor:
+        """The guided x0 prediction [B, C, ...] for the arguments of a PREDICT_NOISE ``call``; ``executor``: the host's way on."""
         return executor(*call.args[1:], **call.kwargs)
 
 
@@ -155,7 +155,7 @@ class Stage(GuidersStage):
         own.conds = self._processed(conds, noise, request, schedule)
         self._loaded = True
 
-    def predict(self, executor: WrapperExecutor, call: inspect.BoundArguments) -> torch.Tensor:
+    def predict(self, call: inspect.BoundArguments, executor: WrapperExecutor | None = None) -> torch.Tensor:
         """The guided x0 prediction [B, C, ...] for the arguments of a PREDICT_NOISE ``call``, in the run's space."""
         guider, x, sigma = (call.arguments[name] for name in ("self", "x", "timestep"))
         device = self.model.load_device

@@ -34,6 +34,10 @@ CONTRACT = {
     "SRTeaCache": ("Render TeaCache", ["model", "threshold", "form", "keep_on"], ["MODEL"]),
     "SRCompare": ("SR Compare", ["a", "b", "label_a", "label_b", "layout", "position", "lpips"], ["IMAGE", "IMAGE", "STRING"]),
     "SRCogVideoXFix": ("CogVideoX Sampling Fix", ["model", "dynamic_cfg"], ["MODEL"]),
+    "SRMeasurePair": (
+        "Measure Pair", [*MODELS, *SAMPLER, "speed_up", "points", "render_positive", "render_negative"],
+        ["FLOAT", "INT", "IMAGE", "STRING"],
+    ),
     "SRSwitchInspector": ("Switch Inspector", ["report", "after", "report_json"], ["IMAGE", "STRING"]),
 }
 DEFAULTS = {
@@ -43,7 +47,7 @@ DEFAULTS = {
     "threshold": 0.08, "form": "e", "keep_on": "gpu", "fade": 0.0, "sketch_steps": "", "render_steps": 0,
 }  # fmt: skip
 ADVANCED = {"max_step", "switch_step", "switch_sigma", "render_cfg", "teacache", "offload_sketch", "form", "keep_on", "lpips", "fade",
-            "sketch_steps", "render_steps"}  # fmt: skip
+            "sketch_steps", "render_steps", "points"}  # fmt: skip
 
 
 def node_classes() -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -103,13 +104,8 @@ class Recorder:
         self, executor: WrapperExecutor, x: torch.Tensor, timestep: torch.Tensor, *args: Any, **kwargs: Any
     ) -> torch.Tensor:
         """PREDICT_NOISE wrapper around the run's own: x [B, C, ...], timestep [B]; returns what the run returns."""
-        guider, noted = executor.class_obj, {}  # type: Any, dict[str, torch.Tensor]
-        call = PREDICT_NOISE.bind(guider, x, timestep, *args, **kwargs)
-        options = call.arguments.get("model_options", {})
-        added_from = len(guider.model_options.get(POST_CFG, []))
-        if functions := options.get(POST_CFG, [])[added_from:]:
-            own = options[POST_CFG][:added_from]
-            call.arguments["model_options"] = {**options, POST_CFG: [*own, partial(_note, noted), *functions]}
+        call = PREDICT_NOISE.bind(executor.class_obj, x, timestep, *args, **kwargs)
+        call, noted = noting(executor.class_obj, call, only_beside_others=True)
         sampled = samples_of(x)
         prediction = executor(*call.args[1:], **call.kwargs)
         kept = prediction.detach().to("cpu", copy=True)
@@ -121,6 +117,22 @@ class Recorder:
         self.run.books.hand_over(self.run.steps.step, turn, [], 0.0, {})
         self.record.x = x.detach().to("cpu", copy=True)
         raise HandedOver
+
+
+def noting(
+    guider: Any, call: inspect.BoundArguments, only_beside_others: bool = False
+) -> tuple[inspect.BoundArguments, dict[str, torch.Tensor]]:
+    """(a PREDICT_NOISE ``call`` that notes what functions added to the guidance are given, those tensors by NOTED once it is
+    made). ``only_beside_others``: where the sampler added such functions itself."""
+    noted: dict[str, torch.Tensor] = {}
+    options = call.arguments.get("model_options", {})
+    added_from = len(guider.model_options.get(POST_CFG, []))
+    functions = options.get(POST_CFG, [])[added_from:]
+    if functions or not only_beside_others:
+        call = PREDICT_NOISE.bind(*call.args, **call.kwargs)
+        own = options.get(POST_CFG, [])[:added_from]
+        call.arguments["model_options"] = {**options, POST_CFG: [*own, partial(_note, noted), *functions]}
+    return call, noted
 
 
 def _note(noted: dict[str, torch.Tensor], args: dict[str, Any]) -> torch.Tensor:
