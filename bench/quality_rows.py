@@ -70,7 +70,11 @@ def all_rows() -> list[Row]:
     few = [row for steps in (20, 8) for row in rows_of(steps)]
     others = [row for sampler in ("uni_pc", "dpmpp_2m") for row in rows_beyond(PAPER_STEPS, 10, sampler)]
     beyond = [*rows_beyond(20, 4), *rows_beyond(10, 3), *others]
-    return [row for row in [*base, *few, *main, *beyond] if available(row)]
+    found: dict[tuple[Any, ...], Row] = {}
+    for row in [*base, *few, *main, *beyond]:
+        if available(row):
+            found.setdefault((row.name, row.run), row)
+    return list(found.values())
 
 
 def rows_beyond(steps: int, k: int, sampler: str = "euler") -> list[Row]:
