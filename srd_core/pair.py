@@ -16,12 +16,13 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrapperExecutor, WrappersMP
 
 from . import memory
+from .begin import begin_run, carry_out
 from .calls import KEY, OUTER_SAMPLE
 from .checks import check_run, check_settings, check_switch
 from .latent import check_pair, check_same_prompts, parameters_of
 from .report.data import Report
 from .route import RENDER, SKETCH, Pair, Part, Switch, pairs_of, stages_of
-from .run import AtHandOver, Run, begin_run, carry_out
+from .run import AtHandOver, Run
 from .stage import RenderSettings, Stage
 from .teacache.host import TeaCache, is_cached, with_teacache
 

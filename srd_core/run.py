@@ -16,7 +16,6 @@ All state belongs to the run, and is cleaned up also after an interrupt or an er
 from __future__ import annotations
 
 import contextlib
-import inspect
 import logging
 import time
 from collections import Counter
@@ -30,22 +29,22 @@ import comfy.model_patcher
 import comfy.samplers
 import torch
 from comfy.model_patcher import ModelPatcher
-from comfy.patcher_extension import WrapperExecutor, WrappersMP, add_wrapper_with_key, get_all_wrappers
+from comfy.patcher_extension import WrapperExecutor, WrappersMP, add_wrapper_with_key
 
 from . import memory
 from .attention import backend_of
 from .books import Books
 from .calls import KEY, PREDICT_NOISE
-from .checks import check_levels
 from .fade import Fade
 from .finite import FiniteGuard, complaint
-from .latent import FLOW, kind_of, name_of
+from .latent import name_of
+from .leg import LegsLevels
 from .levels import places_of
-from .report.data import Report, StageReport, Step
-from .rest import SAMPLER_SAMPLE, Rest, begun_anew, known, resampled
-from .route import SKETCH, Pair, Route, Turn, pairs_of
+from .report.data import Step
+from .rest import SAMPLER_SAMPLE, Rest, begun_anew, resampled
+from .route import SKETCH, Pair, Route, Turn
 from .stage import GuidersStage, Stage
-from .steps import StepCounter, counter_for, is_padded, sampler_name
+from .steps import StepCounter
 from .teacache.host import COMPILE_KEY, CachedRun, run_of
 from .teacache.run import KEY as TEACACHE
 
@@ -53,96 +52,7 @@ AtHandOver = Callable[[torch.Tensor, Turn], None]  # (x, the change), before the
 
 NO_FADE = "No fade to the {stage}: it needs two steps before the hand-over, in a latent of one size."
 SWINGS = "The last steps of the {stage} still change direction (guard {guard:.2f}), so the fade is held back."
-NO_STEPS_OF_ITS_OWN = "render_steps is not followed: the sampler's mode puts a level in front of the schedule and drops it itself."
 ANEW = "{sampler} begins anew after step {step}, because the rest has steps of its own; a multistep sampler starts its history again."
-
-
-def begin_run(
-    guider: comfy.samplers.CFGGuider,
-    call: dict[str, Any],
-    others: dict[str, Stage],
-    whole: Pair,
-    report: Report,
-) -> Run:
-    """The state of a sampling run with the arguments ``call``, of the guider's own model as the sketch and the ``others`` by
-    name, over the route ``whole``; ``report`` starts anew. Raises ValueError for a schedule that is not finite.
-
-    The call's sigmas become those of the route, where it walks a part of them in steps of its own.
-    """
-    given = [float(sigma) for sigma in call["sigmas"]]
-    check_levels(given)  # before they go into the report, whose JSON holds numbers only
-    stages: dict[str, GuidersStage | Stage] = {SKETCH: GuidersStage(guider), **others}
-    schedule = guider.model_patcher.get_model_object("model_sampling")
-    padded = is_padded(given)
-    levels, walked = (given, set(pairs_of(whole))) if padded else known(whole, given, partial(places_of, schedule))
-    if levels != given:
-        call["sigmas"] = call["sigmas"].new_tensor(levels)
-    steps = counter_for(call["sampler"], levels)
-    route = Route(whole, steps.sigmas[:-1], places_of(schedule, steps.sigmas)[:-1])
-    switch = whole.switch
-    report.begin(
-        stages=[StageReport(name, name_of(stage.model)) for name, stage in stages.items()],
-        switch=switch.settings(),
-        earliest=switch.earliest(route.places),
-        latest=switch.latest(route.sigmas),
-        sampler=sampler_name(call["sampler"]).removeprefix("sample_"),
-        shape=list(call["noise"].shape),
-        given_steps=steps.steps if padded else len(given) - 1,
-        render_steps=whole.render_steps,
-        fade=whole.fade,
-        sigmas=list(steps.sigmas),
-        notes=[NO_STEPS_OF_ITS_OWN] if padded and whole.render_steps else [],
-    )
-    return Run(
-        stages=stages,
-        route=route,
-        steps=steps,
-        books=Books(report, steps.sigmas, SKETCH),
-        request={k: call.get(k) for k in ("noise", "latent_image", "denoise_mask", "seed", "latent_shapes")},
-        host_callback=call["callback"],
-        walked=walked,
-        fade=Fade(kind_of(schedule) == FLOW) if any(pair.fade for pair in pairs_of(whole)) else None,
-    )
-
-
-def carry_out(
-    run: Run, executor: WrapperExecutor, call: inspect.BoundArguments, prepare: Callable[[], None]
-) -> torch.Tensor:
-    """The host's sampling run ``call`` with ``run`` in it, from ``prepare`` (checks, nothing loaded) to the clean-up.
-
-    Returns the latent [B, C, ...]; the report says how it ended, also when it did not end well.
-    """
-    guider, report = executor.class_obj, run.books.report
-    call.arguments["callback"] = run.callback
-    own_options = guider.model_options
-    try:
-        prepare()
-        guider.model_options = run.options_for(guider)
-        latent = _inside_wrappers(run, executor)(*call.args[1:], **call.kwargs)
-        latent.flatten()[:1].cpu()  # wait for the device once: what it still has to do belongs to the last step
-        if report.steps and report.steps[-1].seconds is not None:
-            run.books.add_seconds()
-        run.finite.check(wait=True)
-        report.status = "done"
-        return latent
-    except comfy.model_management.InterruptProcessingException:
-        report.status = "interrupted"
-        raise
-    except Exception as error:
-        report.status, report.error = "failed", f"{type(error).__name__}: {error}"
-        raise
-    finally:
-        guider.model_options = own_options
-        run.close()
-
-
-def _inside_wrappers(run: Run, executor: WrapperExecutor) -> Callable[..., torch.Tensor]:
-    """The run inside the other stages' wrappers around a whole run (EasyCache), which can't be entered in mid-run."""
-    sample: Callable[..., torch.Tensor] = executor
-    for stage in run.others():
-        wrappers = get_all_wrappers(WrappersMP.OUTER_SAMPLE, stage.options, is_model_options=True)
-        sample = WrapperExecutor.new_class_executor(sample, stage.guider, wrappers).execute
-    return sample
 
 
 @dataclass
@@ -158,6 +68,7 @@ class Run:
     walked: set[Pair]  # of the route, whose part of the schedule has been set already
     fade: Fade | None = None  # None: every hand-over is a cut
     in_charge: str = SKETCH
+    leg: LegsLevels = field(default_factory=LegsLevels)  # of the present leg
     finite: FiniteGuard = field(default_factory=FiniteGuard)
     outside: Sequence[Callable[..., torch.Tensor]] = ()  # PREDICT_NOISE wrappers around every call of the run
     at_hand_over: AtHandOver | None = None
@@ -179,6 +90,7 @@ class Run:
         for each in (options, *(stage.options for stage in self.others())):
             if _has_cache(each):
                 add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, self.count, each, is_model_options=True)
+            self.leg.tell(each)
         wrappers = options.setdefault("transformer_options", {}).setdefault("wrappers", {})
         calls = [*self.outside, self.predict]
         wrappers[WrappersMP.PREDICT_NOISE] = {KEY: calls, **wrappers.get(WrappersMP.PREDICT_NOISE, {})}
@@ -290,6 +202,7 @@ class Run:
         comfy.model_management.throw_exception_if_processing_interrupted()
         if self.at_hand_over:
             self.at_hand_over(x, turn)
+        self.leg.count = self.steps.steps + 1 - self.steps.step
         begin, leaving, coming = time.perf_counter(), self.stages[self.in_charge].model, self.stages[turn.to].model
         models = {name: stage.model for name, stage in self.stages.items()}
         bytes_at = {"before": memory.snapshot(coming, models)}

@@ -18,12 +18,13 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrapperExecutor, WrappersMP
 
+from ..begin import begin_run, carry_out
 from ..calls import KEY, OUTER_SAMPLE, PREDICT_NOISE
 from ..checks import check_plain, check_run, check_switch
 from ..latent import latent_facts
 from ..report.data import StageReport
 from ..route import RENDER, SKETCH, Pair, Switch, Turn
-from ..run import Run, begin_run, carry_out
+from ..run import Run
 from .record import NOTED, Call, Schedule, SketchRecord, samples_of
 
 POST_CFG = "sampler_post_cfg_function"  # model option: what *_cfg_pp samplers add a function to

@@ -20,6 +20,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrapperExecutor, WrappersMP
 
 from .. import memory
+from ..begin import begin_run, carry_out
 from ..calls import KEY, OUTER_SAMPLE, PREDICT_NOISE
 from ..checks import check_plain, check_run, check_settings
 from ..fade import log_snr, velocity
@@ -28,7 +29,7 @@ from ..latent import FLOW, check_pair, check_same_prompts, kind_of, name_of
 from ..report.data import Report
 from ..report.figures import step_seconds
 from ..route import RENDER, SKETCH, Pair, Switch
-from ..run import Run, begin_run, carry_out
+from ..run import Run
 from ..stage import RenderSettings, Stage
 from .fit import KEPT, Pull, chosen, difference, pull
 
