@@ -8,6 +8,7 @@ import comfy.model_management
 import helpers
 import pytest
 import torch
+from comfy.patcher_extension import WrappersMP
 from hosting import module
 from test_faults import failing, interrupting, state_of
 from test_reuse import THRESHOLD, slow_wan
@@ -114,6 +115,24 @@ def test_a_fault_after_the_sketch_came_back_leaves_all_models_as_they_were(fault
     with pytest.raises(kind):
         helpers.ksampler(listed(fault(sketch, 3), render, "1-2, 4", fade=1.1, render_steps=render_steps), STEPS)
     assert torch.equal(helpers.ksampler(sketch, 3), plain)
+
+
+@pytest.mark.parametrize("at_call", [1, 3, 4])
+def test_out_of_memory_in_any_leg_of_the_sketch_gets_a_second_try_and_the_same_video(at_call: int, wan: Any):
+    """The third call is the first after the sketch came back."""
+    calls, report = [0], Report()
+
+    def fail(executor: Any, *args: Any, **kwargs: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == at_call:
+            raise comfy.model_management.OOM_EXCEPTION("Allocation on device")
+        return executor(*args, **kwargs)
+
+    short = wan()
+    short.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "oom", fail)
+    latent = helpers.ksampler(listed(short, wan(seed=1), "1-2, 5-6", report, fade=1.1, render_steps=1), STEPS)
+    assert torch.equal(latent, helpers.ksampler(listed(wan(), wan(seed=1), "1-2, 5-6", fade=1.1, render_steps=1), STEPS))
+    assert any("Out of memory in the sketch" in note for note in report.notes)
 
 
 @pytest.mark.parametrize("policy", ["auto", "always", "never"])

@@ -9,7 +9,16 @@ import comfy.samplers
 import helpers
 import pytest
 import torch
+from comfy_extras.nodes_custom_sampler import (
+    BasicGuider,
+    CFGGuider,
+    DualCFGGuider,
+    KSamplerSelect,
+    RandomNoise,
+    SamplerCustomAdvanced,
+)
 from hosting import module
+from nodes import KSamplerAdvanced
 from test_reuse import THRESHOLD, slow_wan
 
 pair, route, rest = module("srd_core.pair"), module("srd_core.route"), module("srd_core.rest")
@@ -106,6 +115,38 @@ def test_an_adaptive_rest_begins_anew_from_where_the_sketch_ended(sampler: str, 
         assert [s.sigma for s in report.steps] == report.sigmas[:-1]
         assert len(calls) == report.stage("sketch").calls
     assert any("begins anew" in note for note in report.notes)
+
+
+GUIDERS = {
+    "CFGGuider": lambda model: CFGGuider.execute(model, helpers.prompt(1), helpers.prompt(2), 3.0),
+    "BasicGuider": lambda model: BasicGuider.execute(model, helpers.prompt(1)),
+    "DualCFGGuider": lambda model: DualCFGGuider.execute(model, helpers.prompt(1), helpers.prompt(3), helpers.prompt(2), 3.0, 2.0, "regular"),
+}
+
+
+@pytest.mark.parametrize("guider", GUIDERS)
+@pytest.mark.parametrize("sampler", ["euler", "uni_pc", "dpmpp_2m_sde"])
+def test_under_any_guider_a_known_rest_is_the_plain_run_over_those_levels(guider: str, sampler: str, wan: Any):
+    def sampled(model: Any, levels: list[float]) -> torch.Tensor:
+        sampling = (RandomNoise.execute(7).args[0], GUIDERS[guider](model).args[0], KSamplerSelect.execute(sampler).args[0])
+        return SamplerCustomAdvanced.execute(*sampling, torch.tensor(levels), helpers.empty_latent()).args[0]["samples"]
+
+    sketch = wan()
+    levels = comfy.samplers.calculate_sigmas(sketch.get_model_object("model_sampling"), "simple", 10).tolist()
+    plain = sampled(sketch, [*levels[:4], *rest.resampled(levels[4:], 3)])
+    for rule in ("step", "listed"):
+        assert torch.equal(sampled(shortened(sketch, wan(), 3, RULES[rule]), levels), plain), rule
+
+
+def test_under_ksampler_advanced_the_rest_of_its_own_steps_is_walked(wan: Any):
+    def half(model: Any) -> torch.Tensor:
+        return KSamplerAdvanced().sample(model, "enable", 7, 12, 3.0, "euler", "simple", helpers.prompt(1), helpers.prompt(2),
+                                         helpers.empty_latent(), 2, 10, "enable")[0]["samples"]  # fmt: skip
+
+    report = Report()
+    half(shortened(wan(), wan(seed=1), 2, Switch("step", switch_step=3), report))
+    assert (report.given_steps, len(report.sigmas) - 1, [s.stage for s in report.steps]) == (8, 5, ["sketch"] * 3 + ["render"] * 2)
+    assert torch.equal(half(shortened(wan(), wan(), 5, Switch("step", switch_step=3))), half(wan()))
 
 
 def test_begun_anew_euler_is_the_run_over_the_walked_levels(wan: Any):
