@@ -73,6 +73,8 @@ class Books:
             step, turn.to, turn.reason, self.sigmas[step], 100 * step / steps, d, fall, seconds, memory,
             rule=turn.pair.switch.settings(), fade=fade,
         )  # fmt: skip
+        for before in self.report.hand_overs:  # what was to fade longer ends here
+            before.fade = before.fade[: step - before.after_step]
         self.report.hand_overs.append(hand_over)
         logging.info("SRDiffusion: %s", describe_hand_over(hand_over, self.report))
         self.report.changed()

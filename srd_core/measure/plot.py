@@ -11,9 +11,9 @@ from .fit import KEPT, Pull
 from .run import Measured
 from .text import Advice
 
-WIDTH, HEIGHT = 1120, 620
+WIDTH, HEIGHT = 1120, 650
 LEFT, RIGHT = 84, WIDTH - 28
-PANELS = ((90, 300), (370, 570))  # top and bottom
+PANELS = ((116, 320), (390, 590))  # top and bottom
 Curve = tuple[str, list[tuple[int, float]]]  # (name, points of (step, value))
 
 

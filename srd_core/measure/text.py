@@ -48,7 +48,7 @@ def describe(measured: Measured, advice: Advice, speed_up: float) -> str:
         f"Sketch: {measured.sketch}",
         f"Render: {measured.render}",
         f"A step: {measured.sketch_seconds:.3g} s of the sketch, {measured.render_seconds:.3g} s of the render. "
-        f"No hand-over can be more than {most:.3g}x as fast.",
+        f"With guidance on the render no run can be more than {most:.3g}x as fast.",
         "Disagreement of the render, mean of the measured steps: " + ", ".join(f"{name} {mean:.2f}" for name, mean in means.items()) + ".",
         f"switch_step {advice.switch_step} of {measured.steps}: {advice.speed_up:.2f}x (reckoned).{reach}",
         f"fade {advice.fade:g}" + ("." if advice.fade else ": no fade is nearer to the sketch than a cut."),

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from PIL import Image, ImageDraw, ImageFont
 
+from ..route import LISTED
 from .data import Report, StageReport
 from .text import describe_hand_over, describe_speed_up
 
@@ -19,6 +20,8 @@ TINTS = ("#e8effb", "#fdf0e3", "#e9f5ec", "#f3e9f7")
 TONES = ("#2f6bd8", "#e08423", "#3b9150", "#8b4fa8")
 FIXED = ("#ccd4e2", "#e0d6cb", "#cfe0d3", "#dccfe2")  # the tints where the rule may not decide yet
 BAND, MARK = "#bfe3c4", "#b3261e"
+
+MOST_LINES = 8  # of labels of hand-overs; the rest is in the summary
 
 Scale = Callable[[float], float]
 
@@ -143,13 +146,20 @@ def _hatch(canvas: ImageDraw.ImageDraw, box: tuple[float, float, float, float], 
 
 
 def _hand_overs(canvas: ImageDraw.ImageDraw, report: Report) -> None:
+    ends: list[float] = []  # of the labels in each line
     for hand_over in report.hand_overs:
         x = _column(report, hand_over.after_step + 1)[0]
         for top, bottom in PANELS.values():
             canvas.line((x, top, x, bottom), fill=MARK, width=2)
-        text = _one_line(f"{hand_over.to}: {hand_over.reason}")
-        near_edge = x + canvas.textlength(text, font=font(15)) > RIGHT
-        canvas.text((x + (-6 if near_edge else 6), PANELS["d"][0] + 4), text, fill=MARK, font=font(15),
+        text = _one_line(f"{hand_over.to}: {'sketch_steps' if hand_over.reason == LISTED else hand_over.reason}")
+        wide = 12 + canvas.textlength(text, font=font(15))
+        near_edge = x + wide > RIGHT
+        begin = x - wide if near_edge else x
+        line = next((i for i, end in enumerate(ends) if end <= begin), len(ends))
+        if line == MOST_LINES:
+            continue
+        ends[line : line + 1] = [begin + wide]
+        canvas.text((x + (-6 if near_edge else 6), PANELS["d"][0] + 4 + 18 * line), text, fill=MARK, font=font(15),
                     anchor="ra" if near_edge else "la")  # fmt: skip
 
 

@@ -82,7 +82,8 @@ def summarize(report: Report) -> str:
     ]
     if rest := describe_rest(report):
         lines.append(rest)
-    lines += [describe_memory(h) for h in report.hand_overs if h.memory]
+    first = {h.to: h for h in reversed(report.hand_overs) if h.memory}  # of each stage
+    lines += [describe_memory(h) for h in report.hand_overs if first.get(h.to) is h]
     if not report.hand_overs:
         lines.append(f"Hand-over: {report.never()}")
     seconds = medians(report)
