@@ -24,7 +24,7 @@ HOOKS = {
     "comfy.model_sampling": "ModelSamplingDiscrete V_PREDICTION rescale_zero_terminal_snr_sigmas",
     "comfy.ops": "fp8_ops.Linear manual_cast.Linear",
     "comfy.patcher_extension": "PatcherInjection WrapperExecutor.new_class_executor WrappersMP.APPLY_MODEL WrappersMP.CALC_COND_BATCH WrappersMP.DIFFUSION_MODEL "
-    "WrappersMP.OUTER_SAMPLE WrappersMP.PREDICT_NOISE WrappersMP.PREPARE_SAMPLING add_wrapper_with_key get_all_wrappers",
+    "WrappersMP.OUTER_SAMPLE WrappersMP.PREDICT_NOISE WrappersMP.PREPARE_SAMPLING WrappersMP.SAMPLER_SAMPLE add_wrapper_with_key get_all_wrappers",
     "comfy.sample": "prepare_noise sample_custom",
     "comfy.sampler_helpers": "cleanup_models convert_cond estimate_memory get_additional_models "
     "prepare_model_patcher prepare_sampling",
@@ -33,7 +33,7 @@ HOOKS = {
     "get_total_hook_groups_in_conds preprocess_conds_hooks process_conds sampler_object",
     "comfy.sd": "load_diffusion_model_state_dict",
     "comfy.supported_models": "WAN21_T2V",
-    "comfy.utils": "PROGRESS_BAR_ENABLED load_torch_file reshape_mask state_dict_prefix_replace",
+    "comfy.utils": "PROGRESS_BAR_ENABLED get_attr load_torch_file reshape_mask state_dict_prefix_replace",
     "comfy_api.latest": "ComfyExtension io.Schema.search_aliases ui",
     "comfy_execution.utils": "get_executing_context",
     "comfyui_version": "__version__",

@@ -16,6 +16,7 @@ from . import memory
 from .calls import KEY, OUTER_SAMPLE
 from .checks import check_plain, check_run, check_settings, check_switch
 from .latent import LatentMap, check_pair, check_same_prompts, parameters_of
+from .reach import Things, misfit_notes, one_stage_note, things_on
 from .report.data import Report
 from .route import RENDER, SKETCH, Switch, two_legs
 from .run import AtHandOver, begin_run, carry_out
@@ -60,7 +61,7 @@ def cooperate(
         report=report,
         at_hand_over=at_hand_over,
     )
-    model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, outer_sample)
+    model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, partial(outer_sample, before=things_on(model)))
     return model
 
 
@@ -73,6 +74,7 @@ def _sample(
     settings: RenderSettings,
     report: Report,
     at_hand_over: AtHandOver | None,
+    before: Things,
     **kwargs: Any,
 ) -> torch.Tensor:
     """OUTER_SAMPLE wrapper: one sampling run of the host, whatever guider and sampler it uses."""
@@ -90,6 +92,8 @@ def _sample(
         check_settings(guider, render, settings)
         if 0 < parameters_of(guider.model_patcher) < parameters_of(render):  # 0: it stands for a sketch of another run
             report.notes.append(LARGER)
+        report.notes += misfit_notes(SKETCH, guider.model_patcher) + misfit_notes(RENDER, render)
+        report.notes += one_stage_note(guider.model_patcher, before)
         stage.prepare()
 
     return carry_out(run, executor, call, prepare)
