@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import comfy.samplers
@@ -15,7 +16,7 @@ from ..srd_core.report.data import Report
 from ..srd_core.route import MODES, Switch
 from ..srd_core.stage import RenderSettings
 from . import live
-from .common import CATEGORY, SEARCH_ALIASES, SRReport, defaults, optional, out_of_range
+from .common import CATEGORY, SEARCH_ALIASES, SRReport, defaults, optional
 
 
 def _models() -> list[io.Input]:
@@ -115,14 +116,16 @@ def _switching() -> list[io.Input]:
     )
 
 
-def _contradiction(steps: int | None, mode: str | None, switch_step: int | None) -> str | None:
-    """Why these settings can't all be meant; None: they can, or the values come from another node and are not known yet."""
-    if mode == "step" and switch_step is not None and steps is not None and switch_step > steps:
-        return (
-            f"switch_step is {switch_step}, but the run has {steps} steps: the render would run none. "
+def check_sampling(steps: int, cfg: float, denoise: float, rule: dict[str, Any]) -> None:
+    """First thing in a run. Raises ValueError for settings that can't all be meant, and for what the host takes for a number."""
+    for name, value in (("cfg", cfg), ("denoise", denoise)):
+        if not math.isfinite(value):
+            raise ValueError(f"{name} is {value}; it must be a number.")
+    if rule["switch_mode"] == "step" and rule["switch_step"] > steps:
+        raise ValueError(
+            f"switch_step is {rule['switch_step']}, but the run has {steps} steps: the render would run none. "
             f"Set switch_step below {steps} ({steps}: the sketch alone)."
         )
-    return None
 
 
 def _cooperate(
@@ -160,11 +163,6 @@ class SRModel(io.ComfyNode):
             outputs=[io.Model.Output(display_name="model"), SRReport.Output(display_name="report")],
             hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
         )
-
-    @classmethod
-    def validate_inputs(cls, render_cfg: float | None = None) -> bool | str:
-        """Names what the host lets through although it is no number: it compares with min and max only."""
-        return out_of_range(cls, render_cfg=render_cfg) or True
 
     @classmethod
     def execute(cls, sketch: ModelPatcher, render: ModelPatcher, **switching: Any) -> io.NodeOutput:
@@ -206,25 +204,6 @@ class SRSampler(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def validate_inputs(
-        cls,
-        steps: int | None = None,
-        switch_mode: str | None = None,
-        fix_step: int | None = None,
-        max_step: int | None = None,
-        switch_step: int | None = None,
-        cfg: float | None = None,
-        render_cfg: float | None = None,
-    ) -> bool | str:
-        """Names the inputs that can contradict each other, and the scales: the host takes NaN for a number. For all others
-        the host looks at the schema."""
-        fault = out_of_range(
-            cls, steps=steps, switch_mode=switch_mode, fix_step=fix_step, max_step=max_step, switch_step=switch_step, cfg=cfg,
-            render_cfg=render_cfg,
-        )  # fmt: skip
-        return fault or _contradiction(steps, switch_mode, switch_step) or True
-
-    @classmethod
     def execute(
         cls,
         sketch: ModelPatcher,
@@ -240,7 +219,9 @@ class SRSampler(io.ComfyNode):
         denoise: float,
         **switching: Any,
     ) -> io.NodeOutput:
-        model, report = _cooperate(sketch, render, **defaults(_switching()) | switching)
+        switching = defaults(_switching()) | switching
+        check_sampling(steps, cfg, denoise, switching)
+        model, report = _cooperate(sketch, render, **switching)
         live.follow(cls, report)
         (samples,) = nodes.common_ksampler(
             model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent, denoise=denoise

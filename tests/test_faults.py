@@ -354,9 +354,11 @@ def test_render_cfg_without_a_negative_prompt_is_refused_before_any_step(wan: An
         sample_with(guider)
 
 
-def test_switch_step_beyond_the_steps_runs(wan: Any):
+def test_switch_step_beyond_the_steps_is_refused_by_sr_sampler_and_means_never_where_the_steps_are_another_node_s(wan: Any):
     sketch = wan()
-    assert torch.equal(sr_sampler(sketch, wan(seed=1), switch_step=99), helpers.ksampler(sketch, STEPS))
+    with pytest.raises(ValueError, match="switch_step is 99, but the run has 6 steps"):
+        sr_sampler(never_called(sketch), never_called(wan(seed=1)), switch_step=99)
+    assert torch.equal(helpers.ksampler(sr_model(sketch, wan(seed=1), 99), STEPS), helpers.ksampler(sketch, STEPS))
 
 
 # --- files --------------------------------------------------------------------------------------------------------------
