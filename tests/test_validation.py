@@ -126,7 +126,7 @@ def test_what_several_inputs_decide_is_said_by_the_node_itself_and_its_sentence_
         ("../vae/tiny_wan_vae.safetensors", "is not in models/diffusion_models"),
         ("cut.safetensors", "cut.safetensors is cut short"),
         ("page.safetensors", "page.safetensors is not a safetensors file, or its download broke off"),
-        ("vae.safetensors", "vae.safetensors is no diffusion model that this ComfyUI knows"),
+        ("vae.safetensors", "vae.safetensors is not a diffusion model that this ComfyUI knows"),
     ],
 )
 @pytest.mark.parametrize("loader", ["SRLoadSketchDiT", "SRLoadRenderDiT"])

@@ -52,7 +52,7 @@ def identify(path: Path) -> Layout:
     header, metadata = read_headers(weight_files(path))
     prefix = _prefix(header)
     if prefix is None:
-        raise ValueError(f"{called(path)} is no CogVideoX transformer. Choose the transformer of CogVideoX-2b or -5b.")
+        raise ValueError(f"{called(path)} is not a CogVideoX transformer. Choose the transformer of CogVideoX-2b or -5b.")
     _check_host(called(path))
     shapes = {host_key(key.removeprefix(prefix)): t["shape"] for key, t in header.items() if key.startswith(prefix)}
     _check_complete(called(path), shapes)
