@@ -47,10 +47,11 @@ def _fits(model: ModelPatcher, key: str, patch: Any, offset: Any) -> bool:
     shape = list(getattr(weight, "tensor_shape", weight.shape))  # ComfyUI-GGUF holds packed bytes
     if offset is not None:
         shape[offset[0]] = offset[2]
-    parts = getattr(patch, "weights", None)
-    if getattr(patch, "name", "") == "lora" and parts[3] is None and parts[5] is None:
-        up, down = parts[0].flatten(start_dim=1), parts[1].flatten(start_dim=1)
-        return bool(up.shape[1] == down.shape[0] and up.shape[0] == shape[0] and up.shape[0] * down.shape[1] == math.prod(shape))
+    if getattr(patch, "name", "") == "lora":
+        up, down, _, middle, _, padded = patch.weights
+        up, down = up.flatten(start_dim=1), down.flatten(start_dim=1)
+        plain = middle is None and padded is None
+        return not plain or bool(up.shape[1] == down.shape[0] and up.shape[0] * down.shape[1] == math.prod(shape))
     if isinstance(patch, (tuple, list)) and patch[0] == "diff" and len(patch[1]) == 1:
         return list(patch[1][0].shape) == shape
     return True

@@ -184,7 +184,7 @@ def other_format(model: Any, **facts: Any) -> Any:
         ({"name": "Wan22", "latent_channels": 48}, "different VAEs (16 and 48 channels)"),
         ({"latents_mean": torch.zeros(16)}, "different latents (channel means)"),
         ({"scale_factor": 0.7, "latents_mean": torch.zeros(16)}, "(scale, channel means)"),  # a scale alone is mapped
-        ({"temporal_downscale_ratio": 8}, "temporal compression"),  # the number is known since host 0.20
+        ({"temporal_downscale_ratio": 8}, "temporal compression"),
     ],
 )
 def test_models_that_do_not_share_a_latent_are_refused_with_the_difference_and_what_fits(

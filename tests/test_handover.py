@@ -18,7 +18,7 @@ import safetensors.torch
 import torch
 from comfy_extras.nodes_model_advanced import ModelSamplingSD3
 from hosting import module
-from test_cogvideox import cogvideox, folders, native, networks, random, text  # noqa: F401
+from test_cogvideox import cogvideox, folders, networks, random, text  # noqa: F401
 from test_cooperation import SAMPLERS, STEPS, sr_sampler
 from test_families import family, load  # noqa: F401
 from test_host_features import windows
@@ -198,7 +198,6 @@ def test_a_sketch_that_never_hands_over_comes_back_finished(wan: Any, tmp_path: 
 DDPM_SAMPLERS = ["euler", "dpmpp_2m", "heun", "euler_cfg_pp", "dpmpp_sde", "uni_pc"]
 
 
-@native
 @pytest.mark.parametrize("sampler", DDPM_SAMPLERS)
 @pytest.mark.parametrize("denoise", [1.0, 0.6])
 def test_a_latent_of_another_scale_is_mapped_as_in_sr_sampler_bit_for_bit(
