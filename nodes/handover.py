@@ -19,8 +19,8 @@ from ..srd_core.report.data import Report
 from ..srd_core.route import Switch
 from ..srd_core.stage import RenderSettings
 from . import live
-from .common import CATEGORY, SEARCH_ALIASES, SRReport, defaults, out_of_range
-from .sampler import SRSampler
+from .common import CATEGORY, SEARCH_ALIASES, SRReport, defaults
+from .sampler import SRSampler, check_sampling
 
 SRHandOver = io.Custom("SR_HAND_OVER")
 ALIASES = [*SEARCH_ALIASES, "hand-over", "sketch once render many"]
@@ -28,7 +28,6 @@ FOLDER = "srdiffusion"  # of hand-over files, in the host's output folder and in
 SAMPLING = ("positive", "negative", "latent", "seed", "steps", "cfg", "sampler_name", "scheduler", "denoise")
 SWITCHING = ("switch_mode", "delta", "fix_step", "max_step", "switch_step", "switch_sigma")
 RENDERING = ("render_cfg", "teacache", "fade", "render_steps")
-NO_DENOISE = "denoise is 0: there is no step to sketch. Set it above 0."
 
 
 def as_in_sr_sampler(*names: str) -> list[io.Input]:
@@ -57,24 +56,6 @@ class SRSketch(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(
-        cls,
-        steps: int | None = None,
-        cfg: float | None = None,
-        denoise: float | None = None,
-        switch_mode: str | None = None,
-        fix_step: int | None = None,
-        max_step: int | None = None,
-        switch_step: int | None = None,
-    ) -> bool | str:
-        if denoise == 0:
-            return NO_DENOISE
-        if switch_mode == "step" and switch_step == 0:
-            return "switch_step is 0: the sketch would run no step. Set it to 1 or more."
-        fault = out_of_range(cls, cfg=cfg, denoise=denoise)
-        return fault or SRSampler.validate_inputs(steps, switch_mode, fix_step, max_step, switch_step)
-
-    @classmethod
     def execute(
         cls,
         sketch: ModelPatcher,
@@ -89,13 +70,14 @@ class SRSketch(io.ComfyNode):
         denoise: float,
         **switching: Any,
     ) -> io.NodeOutput:
+        rule = defaults(as_in_sr_sampler(*SWITCHING)) | switching
+        check_sampling(steps, cfg, denoise, rule)
         if denoise <= 0:
-            raise ValueError(NO_DENOISE)
+            raise ValueError("denoise is 0: there is no step to sketch. Set it above 0.")
         indices = latent.get("batch_index")
         settings = Settings(seed, sampler_name, scheduler, steps, cfg, denoise, indices and [int(i) for i in indices])
         record = SketchRecord(settings, noise_mask=latent.get("noise_mask"))
         live.follow(cls, record.report)
-        rule = defaults(as_in_sr_sampler(*SWITCHING)) | switching
         model = sketch_alone(sketch, Switch(rule.pop("switch_mode"), **rule), record)
         (preview,) = nodes.common_ksampler(
             model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent, denoise=denoise
@@ -121,10 +103,6 @@ class SRRender(io.ComfyNode):
             outputs=[io.Latent.Output(display_name="latent"), SRReport.Output(display_name="report")],
             hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
         )
-
-    @classmethod
-    def validate_inputs(cls, render_cfg: float | None = None, fade: float | None = None) -> bool | str:
-        return out_of_range(cls, render_cfg=render_cfg, fade=fade) or True
 
     @classmethod
     def execute(

@@ -13,8 +13,9 @@ from ..srd_core.measure.run import Measured, measuring
 from ..srd_core.measure.text import advise, describe
 from ..srd_core.report.data import Report
 from ..srd_core.stage import RenderSettings
-from .common import CATEGORY, SEARCH_ALIASES, as_image, out_of_range, preview
+from .common import CATEGORY, SEARCH_ALIASES, as_image, preview
 from .handover import SAMPLING, as_in_sr_sampler
+from .sampler import check_numbers
 
 
 class SRMeasurePair(io.ComfyNode):
@@ -61,10 +62,6 @@ class SRMeasurePair(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, cfg: float | None = None, denoise: float | None = None, speed_up: float | None = None) -> bool | str:
-        return out_of_range(cls, cfg=cfg, denoise=denoise, speed_up=speed_up) or True
-
-    @classmethod
     def execute(
         cls,
         sketch: ModelPatcher,
@@ -83,6 +80,7 @@ class SRMeasurePair(io.ComfyNode):
         render_positive: list[Any] | None = None,
         render_negative: list[Any] | None = None,
     ) -> io.NodeOutput:
+        check_numbers(cfg=cfg, denoise=denoise, speed_up=speed_up)
         if denoise <= 0:
             raise ValueError("denoise is 0: there is no step to measure. Set it above 0.")
         measured = Measured()

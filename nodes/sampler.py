@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import comfy.samplers
@@ -15,7 +16,7 @@ from ..srd_core.report.data import Report
 from ..srd_core.route import LISTED, MODES, Switch, read_steps
 from ..srd_core.stage import RenderSettings
 from . import live
-from .common import CATEGORY, SEARCH_ALIASES, SRReport, defaults, optional, out_of_range
+from .common import CATEGORY, SEARCH_ALIASES, SRReport, defaults, optional
 
 
 def _models() -> list[io.Input]:
@@ -151,16 +152,21 @@ def _unreadable(sketch_steps: str | None) -> str | None:
     return None
 
 
-def _contradiction(steps: int | None, mode: str | None, switch_step: int | None, sketch_steps: str | None) -> str | None:
-    """Why these settings can't all be meant; None: they can, or the values come from another node and are not known yet."""
-    if sketch_steps:
-        return _unreadable(sketch_steps)
-    if mode == "step" and switch_step is not None and steps is not None and switch_step > steps:
-        return (
-            f"switch_step is {switch_step}, but the run has {steps} steps: the render would run none. "
+def check_numbers(**values: float) -> None:
+    """Raises ValueError for a value that is not finite: the host compares with min and max only."""
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise ValueError(f"{name} is {value}; it must be a number.")
+
+
+def check_sampling(steps: int, cfg: float, denoise: float, rule: dict[str, Any]) -> None:
+    """First thing in a run. Raises ValueError for settings that can't all be meant, and for what the host takes for a number."""
+    check_numbers(cfg=cfg, denoise=denoise)
+    if not rule.get("sketch_steps") and rule["switch_mode"] == "step" and rule["switch_step"] > steps:
+        raise ValueError(
+            f"switch_step is {rule['switch_step']}, but the run has {steps} steps: the render would run none. "
             f"Set switch_step below {steps} ({steps}: the sketch alone)."
         )
-    return None
 
 
 def _cooperate(
@@ -203,11 +209,8 @@ class SRModel(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(
-        cls, render_cfg: float | None = None, fade: float | None = None, sketch_steps: str | None = None
-    ) -> bool | str:
-        """Names what the host lets through although it is no number: it compares with min and max only."""
-        return out_of_range(cls, render_cfg=render_cfg, fade=fade) or _unreadable(sketch_steps) or True
+    def validate_inputs(cls, sketch_steps: str | None = None) -> bool | str:
+        return _unreadable(sketch_steps) or True
 
     @classmethod
     def execute(cls, sketch: ModelPatcher, render: ModelPatcher, **switching: Any) -> io.NodeOutput:
@@ -249,25 +252,8 @@ class SRSampler(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def validate_inputs(
-        cls,
-        steps: int | None = None,
-        switch_mode: str | None = None,
-        fix_step: int | None = None,
-        max_step: int | None = None,
-        switch_step: int | None = None,
-        cfg: float | None = None,
-        render_cfg: float | None = None,
-        fade: float | None = None,
-        sketch_steps: str | None = None,
-    ) -> bool | str:
-        """Names the inputs that can contradict each other, and the scales: the host takes NaN for a number. For all others
-        the host looks at the schema."""
-        fault = out_of_range(
-            cls, steps=steps, switch_mode=switch_mode, fix_step=fix_step, max_step=max_step, switch_step=switch_step, cfg=cfg,
-            render_cfg=render_cfg, fade=fade,
-        )  # fmt: skip
-        return fault or _contradiction(steps, switch_mode, switch_step, sketch_steps) or True
+    def validate_inputs(cls, sketch_steps: str | None = None) -> bool | str:
+        return _unreadable(sketch_steps) or True
 
     @classmethod
     def execute(
@@ -285,7 +271,9 @@ class SRSampler(io.ComfyNode):
         denoise: float,
         **switching: Any,
     ) -> io.NodeOutput:
-        model, report = _cooperate(sketch, render, **defaults(_switching()) | switching)
+        switching = defaults(_switching()) | switching
+        check_sampling(steps, cfg, denoise, switching)
+        model, report = _cooperate(sketch, render, **switching)
         live.follow(cls, report)
         (samples,) = nodes.common_ksampler(
             model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent, denoise=denoise

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 import comfy.model_management
+import comfy.model_prefetch
 from comfy.model_patcher import ModelPatcher
 
 from .latent import FULL_NAME
@@ -157,9 +158,5 @@ def try_twice(attempt: Callable[[], Result], room: Callable[[], str]) -> Result:
 
 def end_malloc_graph() -> None:
     """Newer hosts record a stage's allocations and play them back: another stage's are others."""
-    try:
-        from comfy import model_prefetch  # not in older hosts
-    except ImportError:
-        return
-    if end := getattr(model_prefetch, "cleanup_malloc_graph", None):
+    if end := getattr(comfy.model_prefetch, "cleanup_malloc_graph", None):
         end()

@@ -20,6 +20,7 @@ from .begin import begin_run, carry_out
 from .calls import KEY, OUTER_SAMPLE
 from .checks import check_run, check_settings, check_switch
 from .latent import check_pair, check_same_prompts, parameters_of
+from .reach import Things, misfit_notes, one_stage_note, things_on
 from .report.data import Report
 from .route import RENDER, SKETCH, Pair, Part, Switch, pairs_of, stages_of
 from .run import AtHandOver, Run
@@ -43,6 +44,8 @@ class Plan:
 
     whole: Pair
     members: dict[str, Member]  # by stage; the first one's model is that of the guider
+    things: Things  # what is on the MODEL already, see reach.py
+    notes: list[str]  # of the parts that are pairs
 
 
 def cooperate(
@@ -78,7 +81,13 @@ def _plan(sketch: ModelPatcher, render: ModelPatcher, switch: Switch, settings: 
         theirs[name] = replace(member, model=_cached(member.model, settings.teacache))
     theirs = {name: replace(member, settings=member.settings.within(settings)) for name, member in theirs.items()}
     pair = Pair(first, then, switch, settings.fade, settings.render_steps, settings.offload_sketch)
-    return Plan(pair, ours | theirs)
+    return Plan(pair, ours | theirs, things_on(_plain(sketch)), _notes_of(sketch) + _notes_of(render))
+
+
+def _notes_of(part: ModelPatcher) -> list[str]:
+    """What a part that is a pair has to say: of nodes between it and the pair that it becomes a part of."""
+    plan: Plan | None = part.get_attachment(KEY)
+    return [] if plan is None else plan.notes + one_stage_note(_plain(part), plan.things)
 
 
 def _cached(render: ModelPatcher, threshold: float) -> ModelPatcher:
@@ -137,6 +146,9 @@ def _sample(
             check_settings(guider, plan.members[name].model, plan.members[name].settings)
         if len(stages) == 1 and 0 < parameters_of(guider.model_patcher) < parameters_of(plan.members[RENDER].model):
             report.notes.append(LARGER)  # 0: it stands for a sketch of another run
+        report.notes += plan.notes + one_stage_note(guider.model_patcher, plan.things)
+        for name in stages_of(plan.whole):
+            report.notes += misfit_notes(name, run.stages[name].model)
         for stage in stages.values():
             stage.prepare()
         if again := _loads_again(run, plan.whole):

@@ -21,6 +21,7 @@ import comfy.sampler_helpers
 import comfy.samplers
 import torch
 from comfy.model_patcher import ModelPatcher
+from comfy.multigpu import MultiGPUThreadPool
 from comfy.patcher_extension import WrapperExecutor
 
 from . import memory
@@ -166,7 +167,7 @@ class Stage(GuidersStage):
         own = PREDICT_NOISE.bind(*call.args, **call.kwargs)
         own.arguments["x"], own.arguments["timestep"] = self.latent_map.to_render(x.to(device), sigma.to(device))
         own.arguments["model_options"] = options
-        with _pointed_at(guider, self), _device_context(device):
+        with _pointed_at(guider, self), comfy.model_management.cuda_device_context(device):
             prediction = guider.outer_predict_noise(*own.args[1:], **own.kwargs)
         return self.latent_map.clean_to_sketch(prediction).to(x.device)
 
@@ -190,12 +191,9 @@ class Stage(GuidersStage):
 
     def _start_clones(self) -> None:
         """Clones on other GPUs (MultiGPU CFG Split) and the threads that run them."""
-        prepare = getattr(comfy.sampler_helpers, "prepare_model_patcher_multigpu_clones", None)  # host 0.27 and later
-        self._clones = prepare(self.model, self._models, self.options) if prepare else []
+        self._clones = comfy.sampler_helpers.prepare_model_patcher_multigpu_clones(self.model, self._models, self.options)
         if self._clones and self._threads is None:
             devices = [self.model.load_device, *(clone.load_device for clone in self._clones)]
-            from comfy.multigpu import MultiGPUThreadPool  # not in older hosts
-
             self._threads = self.options[THREADS] = MultiGPUThreadPool(devices)
 
     def _processed(self, conds: Conds, noise: torch.Tensor, request: Request, schedule: Any) -> Conds:
@@ -271,9 +269,3 @@ def _follow_schedule(conds: list[dict[str, Any]], schedule_of: Any) -> None:
             to_sigma = schedule_of.model_sampling.percent_to_sigma
             control.timestep_range = (to_sigma(start), to_sigma(end))
             control = control.previous_controlnet
-
-
-def _device_context(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """The host's device context, on hosts that have one (0.20 and later)."""
-    context = getattr(comfy.model_management, "cuda_device_context", None)
-    return context(device) if context else contextlib.nullcontext()

@@ -22,6 +22,7 @@ from ..begin import begin_run, carry_out
 from ..calls import KEY, OUTER_SAMPLE, PREDICT_NOISE
 from ..checks import check_plain, check_run, check_switch
 from ..latent import latent_facts
+from ..reach import misfit_notes
 from ..report.data import StageReport
 from ..route import RENDER, SKETCH, Pair, Switch, Turn
 from ..run import Run
@@ -75,6 +76,7 @@ def _sample(
         if run.route.start()[0] == RENDER:
             raise ValueError("The sketch would run no step. Set switch_step to 1 or more, or switch_sigma lower.")
         _begin_record(record, guider.model_patcher, call.arguments)
+        record.report.notes += misfit_notes(SKETCH, guider.model_patcher)
 
     try:
         return carry_out(run, executor, call, prepare)
