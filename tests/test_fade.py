@@ -12,7 +12,7 @@ import helpers
 import pytest
 import torch
 from hosting import module
-from test_cogvideox import cogvideox, folders, native, networks, text  # noqa: F401
+from test_cogvideox import cogvideox, folders, networks, text  # noqa: F401
 
 fade_module, pair, route = module("srd_core.fade"), module("srd_core.pair"), module("srd_core.route")
 reports, handover_nodes = module("srd_core.report.data"), module("nodes.handover")
@@ -137,7 +137,6 @@ def test_a_flow_model_fades_as_a_loop_by_hand(steps: int, wan: Any):
     assert distance(run(faded(sketch, render, fade=0.0), conds, sigmas, noise), expected) > 1e-3
 
 
-@native
 @pytest.mark.parametrize("render_of", ["5b", "2b"])
 def test_cogvideox_fades_as_a_loop_by_hand_also_into_another_latent_space(render_of: str, folders: dict[str, Path]):  # noqa: F811
     conds = ([[text(1), {}]], [[text(2), {}]])
