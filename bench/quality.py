@@ -140,7 +140,7 @@ class Evaluation:
 
     def key(self, plan: Plan, cell: Cell) -> str:
         """What a result depends on, as a short name."""
-        facts = [self.store.weights, self._family_settings(), asdict(plan), cell.prompt, cell.number, cell.seed, self.net]
+        facts = [self.store.weights, self._family_settings(), plan.facts(), cell.prompt, cell.number, cell.seed, self.net]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
     def settings(self) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from quality_host import Graph, defaults, has_node, module
@@ -22,6 +22,21 @@ EASYCACHE = (0.05, 0.1, 0.2)
 TEACACHE = (0.05, 0.08, 0.14, 0.2)
 PAPER_STEPS = 50
 SHEET_PROMPTS = 8  # whose frames the contact sheet shows
+
+
+More = tuple[tuple[str, Any], ...]
+FADE, NO_GUIDANCE = ("fade", 1.1), ("render_cfg", 1.0)
+# Beyond the paper, at a fixed step: name -> further inputs of SR Sampler.
+BEYOND: dict[str, More] = {
+    "fade": (FADE,),
+    "fade, no guidance": (FADE, NO_GUIDANCE),
+    "no guidance": (NO_GUIDANCE,),
+}
+FEWER: dict[str, More] = {
+    "20 render steps": (("render_steps", 20),),
+    "fade, no guidance, 20 render steps": (FADE, NO_GUIDANCE, ("render_steps", 20)),
+}
+LISTED = ("1-8, 20, 35", "1-8, 49-50")  # ten sketch steps of 50, not all of them first
 
 
 @dataclass(frozen=True)
@@ -40,6 +55,7 @@ class Row:
     steps: int = PAPER_STEPS
     sampler: str = "euler"
     scheduler: str = "simple"
+    more: More = ()  # fixed: further inputs of SR Sampler
 
     @property
     def run(self) -> tuple[int, str]:
@@ -52,7 +68,20 @@ def all_rows() -> list[Row]:
     base = rows_of_fifty()
     main = [replace(row, sampler="uni_pc") for row in base if row.main]
     few = [row for steps in (20, 8) for row in rows_of(steps)]
-    return [row for row in [*base, *few, *main] if available(row)]
+    others = [row for sampler in ("uni_pc", "dpmpp_2m") for row in rows_beyond(PAPER_STEPS, 10, sampler)]
+    beyond = [*rows_beyond(20, 4), *rows_beyond(10, 3), *others]
+    found: dict[tuple[Any, ...], Row] = {}
+    for row in [*base, *few, *main, *beyond]:
+        if available(row):
+            found.setdefault((row.name, row.run), row)
+    return list(found.values())
+
+
+def rows_beyond(steps: int, k: int, sampler: str = "euler") -> list[Row]:
+    """A hand-over after ``k`` of so many steps: as a cut, and beyond the paper; with what they are compared to."""
+    models = [Row(f"{model} only", "plain", model, steps=steps, sampler=sampler) for model in (SKETCH, RENDER)]
+    cut = Row(f"fixed, step {k}", "fixed", value=k, steps=steps, sampler=sampler)
+    return [*models, cut, *(replace(cut, name=f"step {k}, {name}", more=more) for name, more in BEYOND.items())]
 
 
 def rows_of_fifty() -> list[Row]:
@@ -64,6 +93,8 @@ def rows_of_fifty() -> list[Row]:
         Row("fixed, step 10", "fixed", value=10, main=True),
         Row("two KSamplers, step 10", "chained", value=10, main=True, peer=True),
         Row(f"sigma {BOUNDARY}, re-noised", "renoised", value=BOUNDARY, main=True, peer=True),
+        *(Row(f"step 10, {name}", "fixed", value=10, more=more) for name, more in (BEYOND | FEWER).items()),
+        *(Row(f"sketch steps {steps}, fade", "fixed", value=10, more=(FADE, ("sketch_steps", steps))) for steps in LISTED),
         *(Row(f"fixed, step {k}", "fixed", value=k) for k in FIXED if k != 10),
         Row("render 10 steps, then sketch", "reverse", value=10),
         *(Row(f"EasyCache {t} on the sketch", "easycache", value=t, peer=True) for t in EASYCACHE),
@@ -105,6 +136,11 @@ class Plan:
     switch_step: int = 0  # steps of the first model
     threshold: float = 0  # of a cache
     together: bool = True  # may share a batch with other prompts; caches that look at the latent may not
+    more: More = ()  # handover: further inputs of SR Sampler
+
+    def facts(self) -> dict[str, Any]:
+        """What a result depends on; as it was before there were further inputs, where there are none."""
+        return {name: value for name, value in asdict(self).items() if name != "more" or value}
 
 
 def plan_of(row: Row, curves: dict[str, list[float | None]] | None, sigmas: Sequence[float]) -> tuple[Plan, str]:
@@ -119,7 +155,7 @@ def plan_of(row: Row, curves: dict[str, list[float | None]] | None, sigmas: Sequ
         return replace(plan, model=row.model, threshold=row.value, together=row.kind != "easycache"), ""
     if row.kind in ("fixed", "reverse"):
         model = SKETCH if row.kind == "fixed" else RENDER
-        return replace(plan, kind="handover", model=model, switch_step=int(row.value)), "step"
+        return replace(plan, kind="handover", model=model, switch_step=int(row.value), more=row.more), "step"
     if row.kind == "chained":
         return replace(plan, switch_step=int(row.value)), "step"
     if row.kind == "renoised":
@@ -144,11 +180,10 @@ def adaptive_step(curve: Sequence[float | None], steps: int, delta: float, fix_s
     """
     route = module("srd_core.route")
     switch, places = route.Switch(delta=delta, fix_step=fix_step, switch_sigma=0.0), [1 - i / steps for i in range(steps)]
-    way = route.Route(route.two_legs(switch), places, places)
+    way = route.Route(route.Pair(route.SKETCH, route.RENDER, switch), places, places)
     for step in range(steps):
-        stage, reason = way.stage(step)
-        if stage == RENDER:
-            return step, reason
+        if turn := way.turn(step):
+            return step, turn.reason
         d = curve[step] if step < len(curve) else None
         way.note(step, None if d is None else [d])
     return steps, "never"
@@ -238,7 +273,7 @@ def _sampling(graph: Graph, plan: Plan, family: Family, models: dict[str, Any], 
 def _switching(plan: Plan) -> dict[str, Any]:
     """SR Sampler's own inputs."""
     mode = {"switch_mode": "step", "switch_step": plan.switch_step}
-    return {**defaults("SRSampler"), **mode, "teacache": plan.threshold}
+    return {**defaults("SRSampler"), **mode, "teacache": plan.threshold, **dict(plan.more)}
 
 
 def _clip(family: Family) -> dict[str, Any]:

@@ -329,14 +329,13 @@ def measure(session: Session, selected: Sequence[Any]) -> None:
 
 
 def begin(options: argparse.Namespace, device: Any) -> tuple[Session, list[Any]]:
-    """(session, rows). Raises ValueError for a size, a row, a results file or a family that can't be, OSError for a results
+    """(session, rows). Raises ValueError for a size, a row or a results file that can't be, OSError for a results
     file that can't be read."""
     import speed_measure
     import speed_models
     import speed_rows
 
     sketch, render, size = speed_models.SHAPES[options.shapes][options.family]
-    speed_models.check_host(sketch)
     size = cost.Size.parse(options.size) if options.size else size
     bench = speed_rows.Bench(sketch, render, size, device, options.steps)
     case = f"{options.family} {size}, {options.shapes} shapes, {options.steps} steps"

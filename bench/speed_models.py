@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
+import comfy.ldm.cogvideo.model
 import comfy.ldm.wan.model
 import comfy.model_management
 import comfy.ops
 import comfy.sd
-import comfy.supported_models
 import cost
 import torch
 import torch.utils._python_dispatch
@@ -82,18 +82,9 @@ def _empty(network: Any, dtype: torch.dtype) -> Any:
     if network.family == cost.WAN:
         return comfy.ldm.wan.model.WanModel(dim=network.dim, ffn_dim=network.ffn, num_heads=network.heads,
                                             num_layers=network.layers, **built_in)  # fmt: skip
-    check_host(network)
-    from comfy.ldm.cogvideo.model import CogVideoXTransformer3DModel  # not in hosts before 0.24.0
-
-    return CogVideoXTransformer3DModel(
+    return comfy.ldm.cogvideo.model.CogVideoXTransformer3DModel(
         num_attention_heads=network.heads, num_layers=network.layers, use_rotary_positional_embeddings=True, **built_in
     )
-
-
-def check_host(network: Any) -> None:
-    """Raises ValueError where the host has no networks of that family."""
-    if network.family == cost.COGVIDEOX and not hasattr(comfy.supported_models, "CogVideoX_T2V"):
-        raise ValueError(f"{network.name} needs ComfyUI {module('srd_core.cogvideox.files').HOST_SINCE} or newer.")
 
 
 def _corrected(model: Any, network: Any) -> Any:

@@ -75,26 +75,28 @@ def choices(type_: Any, options: Mapping[str, Any]) -> list[Any] | None:
 def _widget_inputs(node: Mapping[str, Any], definition: Mapping[str, Any]) -> dict[str, Any]:
     """The node's widget values by input name. A file from before a widget existed gets its default, as in the page."""
     values = list(node.get("widgets_values") or [])
-    inputs: dict[str, Any] = {}
-    for name, type_, options in specs(definition):
-        if not is_widget(type_, options):
-            continue
-        if not values and "default" not in options and not choices(type_, options):
-            raise WorkflowError(f"{_name(node)} has no value for {name}.")
-        inputs[name] = values.pop(0) if values else options.get("default", (choices(type_, options) or [None])[0])
-        if type_ == DYNAMIC_COMBO:
-            _no_inputs_of_a_choice(node, name, inputs[name], options)
-        if options.get("control_after_generate") and values and values[0] in CONTROLS:
-            values.pop(0)
+    inputs = _taken(node, definition, values)
     if values:
         raise WorkflowError(f"{_name(node)} has values left over: {values}.")
     return inputs
 
 
-def _no_inputs_of_a_choice(node: Mapping[str, Any], name: str, value: Any, options: Mapping[str, Any]) -> None:
-    for option in options["options"]:
-        if option["key"] == value and any(option["inputs"].values()):
-            raise WorkflowError(f"{_name(node)}: {name} = {value} brings inputs of its own; not supported here.")
+def _taken(node: Mapping[str, Any], definition: Mapping[str, Any], values: list[Any], prefix: str = "") -> dict[str, Any]:
+    """What these inputs take off the front of ``values``. Those that a choice brings follow it, named after it."""
+    inputs: dict[str, Any] = {}
+    for name, type_, options in specs(definition):
+        if not is_widget(type_, options):
+            continue
+        if not values and "default" not in options and not choices(type_, options):
+            raise WorkflowError(f"{_name(node)} has no value for {prefix}{name}.")
+        value = values.pop(0) if values else options.get("default", (choices(type_, options) or [None])[0])
+        inputs[prefix + name] = value
+        if options.get("control_after_generate") and values and values[0] in CONTROLS:
+            values.pop(0)
+        for option in options["options"] if type_ == DYNAMIC_COMBO else ():
+            if option["key"] == value:
+                inputs |= _taken(node, {"input": option["inputs"]}, values, f"{prefix}{name}.")
+    return inputs
 
 
 def _name(node: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ from .compare import SRCompare
 from .handover import SRLoadHandOver, SRRender, SRSaveHandOver, SRSketch
 from .inspector import SRSwitchInspector
 from .loaders import SRLoadRenderDiT, SRLoadSketchDiT
+from .measure import SRMeasurePair
 from .sampler import SRModel, SRSampler
 from .teacache import SRTeaCache
 
@@ -31,6 +32,7 @@ class SRDiffusionExtension(ComfyExtension):
             SRSwitchInspector,
             SRCompare,
             SRCogVideoXFix,
+            SRMeasurePair,
         ]
 
 

@@ -24,6 +24,7 @@ class SRCogVideoXFix(io.ComfyNode):
                 io.Boolean.Input(
                     "dynamic_cfg",
                     default=False,
+                    optional=True,
                     tooltip="Guidance as in the official 5B pipeline: a wave between 1 and 1 + cfg of the sampler, "
                     "which it uses at cfg 6. Replaces other nodes' guidance (RescaleCFG).",
                 ),
@@ -32,5 +33,5 @@ class SRCogVideoXFix(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model: ModelPatcher, dynamic_cfg: bool) -> io.NodeOutput:
+    def execute(cls, model: ModelPatcher, dynamic_cfg: bool = False) -> io.NodeOutput:
         return io.NodeOutput(correct(model, dynamic_cfg))

@@ -19,20 +19,17 @@ SRReport = io.Custom("SR_REPORT")
 said: set[tuple[str, str]] = set()  # (what does not work, kind of fault) that the log has already
 
 
-def out_of_range(node: type[io.ComfyNode], **values: Any) -> str | None:
-    """What is wrong with the first of these widget values, by the node's schema; None: nothing, or the input is connected.
+def optional(*inputs: io.Input) -> list[io.Input]:
+    """Inputs that a graph may leave out, as one does that was saved before they existed. Each has a default and comes after
+    the required ones, which the page puts first: a file's values go by that order."""
+    for i in inputs:
+        i.optional = True
+    return list(inputs)
 
-    The host leaves that to ``validate_inputs`` for all inputs that are named there.
-    """
-    for i in node.define_schema().inputs:
-        value, options, low = values.get(i.id), getattr(i, "options", None), getattr(i, "min", None)
-        if value is None:
-            continue
-        if options and value not in options:
-            return f"{i.id} is {value!r:.80}; choose one of {', '.join(map(str, options))}."
-        if low is not None and not (isinstance(value, (int, float)) and low <= value <= i.max):
-            return f"{i.id} is {value!r:.80}; it must be a number from {low} to {i.max}."
-    return None
+
+def defaults(inputs: list[io.Input]) -> dict[str, Any]:
+    """What the widgets among these inputs are where a graph does not name them."""
+    return {i.id: i.default for i in inputs if getattr(i, "default", None) is not None}
 
 
 def server() -> Any | None:

@@ -7,7 +7,7 @@ from comfy_api.latest import io
 
 from ..srd_core.compare import LAYOUTS, compare, picture, plot, summarize
 from ..srd_core.likeness import LPIPS_NETS
-from .common import CATEGORY, SEARCH_ALIASES, as_image, preview
+from .common import CATEGORY, SEARCH_ALIASES, as_image, optional, preview
 
 
 class SRCompare(io.ComfyNode):
@@ -24,30 +24,32 @@ class SRCompare(io.ComfyNode):
             inputs=[
                 io.Image.Input("a", tooltip="The clip to compare with, for example sketch only."),
                 io.Image.Input("b", tooltip="The clip that is compared: same size and same number of frames as a."),
-                io.String.Input("label_a", default="sketch only", tooltip="Written on a. Empty: nothing."),
-                io.String.Input("label_b", default="sketch + render", tooltip="Written on b. Empty: nothing."),
-                io.Combo.Input(
-                    "layout",
-                    options=list(LAYOUTS),
-                    default=LAYOUTS[0],
-                    tooltip="side by side: a left, b right. wipe: a left of the edge, b right of it. moving wipe: the edge "
-                    "goes there and back over the clip. difference: what differs, four times as strong.",
-                ),
-                io.Float.Input(
-                    "position",
-                    default=0.5,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="wipe: where the edge is. 0: all b. 1: all a.",
-                ),
-                io.Combo.Input(
-                    "lpips",
-                    options=[*LPIPS_NETS, "off"],
-                    default=LPIPS_NETS[0],
-                    advanced=True,
-                    tooltip="Network of LPIPS. It needs the package torchmetrics and the network's weights; without them the "
-                    "text says how to get them, and the rest is measured all the same.",
+                *optional(
+                    io.String.Input("label_a", default="sketch only", tooltip="Written on a. Empty: nothing."),
+                    io.String.Input("label_b", default="sketch + render", tooltip="Written on b. Empty: nothing."),
+                    io.Combo.Input(
+                        "layout",
+                        options=list(LAYOUTS),
+                        default=LAYOUTS[0],
+                        tooltip="side by side: a left, b right. wipe: a left of the edge, b right of it. moving wipe: the edge "
+                        "goes there and back over the clip. difference: what differs, four times as strong.",
+                    ),
+                    io.Float.Input(
+                        "position",
+                        default=0.5,
+                        min=0.0,
+                        max=1.0,
+                        step=0.01,
+                        tooltip="wipe: where the edge is. 0: all b. 1: all a.",
+                    ),
+                    io.Combo.Input(
+                        "lpips",
+                        options=[*LPIPS_NETS, "off"],
+                        default=LPIPS_NETS[0],
+                        advanced=True,
+                        tooltip="Network of LPIPS. It needs the package torchmetrics and the network's weights; without them the "
+                        "text says how to get them, and the rest is measured all the same.",
+                    ),
                 ),
             ],
             outputs=[
@@ -62,11 +64,11 @@ class SRCompare(io.ComfyNode):
         cls,
         a: torch.Tensor,
         b: torch.Tensor,
-        label_a: str,
-        label_b: str,
-        layout: str,
-        position: float,
-        lpips: str,
+        label_a: str = "sketch only",
+        label_b: str = "sketch + render",
+        layout: str = LAYOUTS[0],
+        position: float = 0.5,
+        lpips: str = LPIPS_NETS[0],
     ) -> io.NodeOutput:
         names = (label_a.strip() or "a", label_b.strip() or "b")
         found = compare(a, b, names, lpips)

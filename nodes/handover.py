@@ -19,18 +19,18 @@ from ..srd_core.report.data import Report
 from ..srd_core.route import Switch
 from ..srd_core.stage import RenderSettings
 from . import live
-from .common import CATEGORY, SEARCH_ALIASES, SRReport, out_of_range
-from .sampler import SRSampler
+from .common import CATEGORY, SEARCH_ALIASES, SRReport, defaults
+from .sampler import SRSampler, check_sampling
 
 SRHandOver = io.Custom("SR_HAND_OVER")
 ALIASES = [*SEARCH_ALIASES, "hand-over", "sketch once render many"]
 FOLDER = "srdiffusion"  # of hand-over files, in the host's output folder and in its input folder
 SAMPLING = ("positive", "negative", "latent", "seed", "steps", "cfg", "sampler_name", "scheduler", "denoise")
 SWITCHING = ("switch_mode", "delta", "fix_step", "max_step", "switch_step", "switch_sigma")
-NO_DENOISE = "denoise is 0: there is no step to sketch. Set it above 0."
+RENDERING = ("render_cfg", "teacache", "fade", "render_steps")
 
 
-def _as_in_sr_sampler(*names: str) -> list[io.Input]:
+def as_in_sr_sampler(*names: str) -> list[io.Input]:
     """These inputs, as SR Sampler has them."""
     known = {i.id: i for i in SRSampler.define_schema().inputs}
     return [known[name] for name in names]
@@ -46,7 +46,7 @@ class SRSketch(io.ComfyNode):
             search_aliases=ALIASES,
             description="The first half of SR Sampler: runs the sketch until it hands over, and gives what SR Render needs to "
             "go on, now or later, here or on another machine. The preview shows what the video will be like.",
-            inputs=_as_in_sr_sampler("sketch", *SAMPLING, *SWITCHING),
+            inputs=as_in_sr_sampler("sketch", *SAMPLING, *SWITCHING),
             outputs=[
                 SRHandOver.Output(display_name="hand_over"),
                 io.Latent.Output(display_name="preview"),
@@ -54,24 +54,6 @@ class SRSketch(io.ComfyNode):
             ],
             hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
         )
-
-    @classmethod
-    def validate_inputs(
-        cls,
-        steps: int | None = None,
-        cfg: float | None = None,
-        denoise: float | None = None,
-        switch_mode: str | None = None,
-        fix_step: int | None = None,
-        max_step: int | None = None,
-        switch_step: int | None = None,
-    ) -> bool | str:
-        if denoise == 0:
-            return NO_DENOISE
-        if switch_mode == "step" and switch_step == 0:
-            return "switch_step is 0: the sketch would run no step. Set it to 1 or more."
-        fault = out_of_range(cls, cfg=cfg, denoise=denoise)
-        return fault or SRSampler.validate_inputs(steps, switch_mode, fix_step, max_step, switch_step)
 
     @classmethod
     def execute(
@@ -86,16 +68,17 @@ class SRSketch(io.ComfyNode):
         sampler_name: str,
         scheduler: str,
         denoise: float,
-        switch_mode: str,
         **switching: Any,
     ) -> io.NodeOutput:
+        rule = defaults(as_in_sr_sampler(*SWITCHING)) | switching
+        check_sampling(steps, cfg, denoise, rule)
         if denoise <= 0:
-            raise ValueError(NO_DENOISE)
+            raise ValueError("denoise is 0: there is no step to sketch. Set it above 0.")
         indices = latent.get("batch_index")
         settings = Settings(seed, sampler_name, scheduler, steps, cfg, denoise, indices and [int(i) for i in indices])
         record = SketchRecord(settings, noise_mask=latent.get("noise_mask"))
         live.follow(cls, record.report)
-        model = sketch_alone(sketch, Switch(switch_mode, **switching), record)
+        model = sketch_alone(sketch, Switch(rule.pop("switch_mode"), **rule), record)
         (preview,) = nodes.common_ksampler(
             model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent, denoise=denoise
         )
@@ -115,15 +98,11 @@ class SRRender(io.ComfyNode):
             "Sampler gives with the same settings, bit for bit; the sketch model is not needed any more.",
             inputs=[
                 SRHandOver.Input("hand_over", tooltip="From SR Sketch or Load Hand-over."),
-                *_as_in_sr_sampler("render", "positive", "negative", "render_cfg", "teacache"),
+                *as_in_sr_sampler("render", "positive", "negative", *RENDERING),
             ],
             outputs=[io.Latent.Output(display_name="latent"), SRReport.Output(display_name="report")],
             hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
         )
-
-    @classmethod
-    def validate_inputs(cls, render_cfg: float | None = None) -> bool | str:
-        return out_of_range(cls, render_cfg=render_cfg) or True
 
     @classmethod
     def execute(
@@ -132,12 +111,14 @@ class SRRender(io.ComfyNode):
         render: ModelPatcher,
         positive: list[Any],
         negative: list[Any],
-        render_cfg: float,
-        teacache: float,
+        **rendering: Any,
     ) -> io.NodeOutput:
         report = Report()
         live.follow(cls, report)
-        latent = render_from(hand_over, render, RenderSettings(render_cfg, positive, negative, teacache), report)
+        settings = defaults(as_in_sr_sampler(*RENDERING)) | rendering
+        fade, render_steps = settings["fade"], settings["render_steps"]
+        own = RenderSettings(settings["render_cfg"], positive, negative, settings["teacache"], fade=fade, render_steps=render_steps)
+        latent = render_from(hand_over, render, own, report)
         return io.NodeOutput(latent, report)
 
 

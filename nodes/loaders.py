@@ -12,9 +12,16 @@ from ..srd_core import cogvideox
 from ..srd_core.attention import AUTO, backends, missing, with_attention
 from ..srd_core.checkpoint import called, check_video_dit, model_names, weight_files
 from ..srd_core.latent import FILE_NAME
-from .common import CATEGORY, SEARCH_ALIASES, show_on_node
+from .common import CATEGORY, SEARCH_ALIASES, optional, show_on_node
 
 WEIGHT_DTYPES = ["default", "fp8_e4m3fn", "fp8_e4m3fn_fast", "fp8_e5m2"]
+
+
+class _AnyOther(list[str]):
+    """A list of choices of which the host takes any other too: a workflow may name a backend that is missing here."""
+
+    def __contains__(self, value: object) -> bool:
+        return True
 
 
 def _schema(node_id: str, role: str, which: str, hint: str) -> io.Schema:
@@ -31,24 +38,32 @@ def _schema(node_id: str, role: str, which: str, hint: str) -> io.Schema:
                 tooltip=f"The {which} DiT, from models/diffusion_models: a file, or the folder of a model in several "
                 "files. Sketch and render must share a VAE.",
             ),
-            io.Combo.Input(
-                "weight_dtype",
-                options=WEIGHT_DTYPES,
-                default="default",
-                tooltip="Precision of the weights in memory. default: as in the file. fp8 halves the memory of fp16.",
-            ),
-            io.Combo.Input(
-                "attention",
-                options=backends(),
-                default=AUTO,
-                tooltip="Attention backend of this model alone. auto: what ComfyUI chose at its start. sage and flash are "
-                "faster and are listed once installed. A workflow may name one that is missing here: the model then runs "
-                "with auto and says so.",
+            *optional(
+                io.Combo.Input(
+                    "weight_dtype",
+                    options=WEIGHT_DTYPES,
+                    default="default",
+                    tooltip="Precision of the weights in memory. default: as in the file. fp8 halves the memory of fp16.",
+                ),
+                io.Combo.Input(
+                    "attention",
+                    options=_AnyOther(backends()),
+                    default=AUTO,
+                    tooltip="Attention backend of this model alone. auto: what ComfyUI chose at its start. sage and flash are "
+                    "faster and are listed once installed. A workflow may name one that is missing here: the model then runs "
+                    "with auto and says so.",
+                ),
             ),
         ],
         hidden=[io.Hidden.unique_id],
         outputs=[io.Model.Output(display_name="MODEL")],
     )
+
+
+def _listed(model_name: str) -> str | None:
+    """The name as the list has it, also where a workflow of another system has the other separator; None: not there."""
+    names = model_names(folder_paths.get_filename_list("diffusion_models"))
+    return next((name for name in names if name.replace("\\", "/") == model_name.replace("\\", "/")), None)
 
 
 def _path(model_name: str) -> Path:
@@ -72,21 +87,21 @@ class _LoadDiT(io.ComfyNode):
     """What both loaders do; they differ in their words."""
 
     @classmethod
-    def validate_inputs(cls, model_name: str | None = None, attention: str | None = None) -> bool | str:
-        """A file that can't be loaded is refused at once, by its header. Any ``attention`` is taken: the host would refuse a
-        workflow with a backend that is not in the list; see srd_core/attention.py."""
+    def validate_inputs(cls, model_name: str | None = None) -> bool | str:
+        """A file that can't be loaded is refused at once, by its header."""
         if model_name is None:  # from another node
             return True
-        if model_name not in model_names(folder_paths.get_filename_list("diffusion_models")):
+        if (listed := _listed(str(model_name))) is None:
             return f"{model_name!r:.200} is not in models/diffusion_models. Put it there and press R, or choose another."
         try:
-            _check(_path(model_name))
+            _check(_path(listed))
         except (ValueError, OSError) as error:
             return str(error)
         return True
 
     @classmethod
-    def execute(cls, model_name: str, weight_dtype: str, attention: str) -> io.NodeOutput:
+    def execute(cls, model_name: str, weight_dtype: str = "default", attention: str = AUTO) -> io.NodeOutput:
+        model_name = _listed(model_name) or model_name
         path = _path(model_name)
         if _check(path):
             model = cogvideox.load(path, weight_dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import comfy.samplers
@@ -12,10 +13,10 @@ from comfy_api.latest import io
 from ..srd_core.memory import AUTO, POLICIES
 from ..srd_core.pair import cooperate
 from ..srd_core.report.data import Report
-from ..srd_core.route import MODES, Switch
+from ..srd_core.route import LISTED, MODES, Switch, read_steps
 from ..srd_core.stage import RenderSettings
 from . import live
-from .common import CATEGORY, SEARCH_ALIASES, SRReport, out_of_range
+from .common import CATEGORY, SEARCH_ALIASES, SRReport, defaults, optional
 
 
 def _models() -> list[io.Input]:
@@ -26,7 +27,7 @@ def _models() -> list[io.Input]:
 
 
 def _switching() -> list[io.Input]:
-    return [
+    return optional(
         io.Combo.Input(
             "switch_mode",
             options=list(MODES),
@@ -110,25 +111,62 @@ def _switching() -> list[io.Input]:
             tooltip="What happens to the sketch's memory when the render comes. auto: ComfyUI frees as much of it as the render "
             "needs. always: all of it leaves the GPU. never: it stays, and what does not fit is loaded in part.",
         ),
-        io.Conditioning.Input(
-            "render_positive", optional=True, tooltip="Conditioning for the render; not connected: the sketch's."
+        io.Conditioning.Input("render_positive", tooltip="Conditioning for the render; not connected: the sketch's."),
+        io.Conditioning.Input("render_negative", tooltip="Negative conditioning for the render; not connected: the sketch's."),
+        io.Float.Input(
+            "fade",
+            default=0.0,
+            min=0.0,
+            max=10.0,
+            step=0.1,
+            round=0.01,
+            advanced=True,
+            tooltip="The sketch's last change fades into the render, so that the hand-over is no cut: nearer to the sketch at the "
+            "same cost. 0: a cut, as in the paper. 1.1 is the measured value; larger holds it longer.",
         ),
-        io.Conditioning.Input(
-            "render_negative",
-            optional=True,
-            tooltip="Negative conditioning for the render; not connected: the sketch's.",
+        io.String.Input(
+            "sketch_steps",
+            default="",
+            advanced=True,
+            tooltip="The steps that the sketch runs, counted from 1: 1-10, 46-50. The render runs the others, and switch_mode and "
+            "its settings do nothing. Empty: off.",
         ),
-    ]
+        io.Int.Input(
+            "render_steps",
+            default=0,
+            min=0,
+            max=10000,
+            advanced=True,
+            tooltip="The render walks the rest of the schedule in this many steps. 0: in the steps that are left. With 50 steps "
+            "and a hand-over after 10, 20 halves the render's work; 4 is for a few-step model or LoRA (with render_cfg 1).",
+        ),
+    )
 
 
-def _contradiction(steps: int | None, mode: str | None, switch_step: int | None) -> str | None:
-    """Why these settings can't all be meant; None: they can, or the values come from another node and are not known yet."""
-    if mode == "step" and switch_step is not None and steps is not None and switch_step > steps:
-        return (
-            f"switch_step is {switch_step}, but the run has {steps} steps: the render would run none. "
+def _unreadable(sketch_steps: str | None) -> str | None:
+    """What is wrong with a list of steps; None: nothing, or it comes from another node."""
+    try:
+        read_steps(sketch_steps or "")
+    except ValueError as fault:
+        return str(fault)
+    return None
+
+
+def check_numbers(**values: float) -> None:
+    """Raises ValueError for a value that is not finite: the host compares with min and max only."""
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise ValueError(f"{name} is {value}; it must be a number.")
+
+
+def check_sampling(steps: int, cfg: float, denoise: float, rule: dict[str, Any]) -> None:
+    """First thing in a run. Raises ValueError for settings that can't all be meant, and for what the host takes for a number."""
+    check_numbers(cfg=cfg, denoise=denoise)
+    if not rule.get("sketch_steps") and rule["switch_mode"] == "step" and rule["switch_step"] > steps:
+        raise ValueError(
+            f"switch_step is {rule['switch_step']}, but the run has {steps} steps: the render would run none. "
             f"Set switch_step below {steps} ({steps}: the sketch alone)."
         )
-    return None
 
 
 def _cooperate(
@@ -145,10 +183,13 @@ def _cooperate(
     offload_sketch: str,
     render_positive: list[Any] | None = None,
     render_negative: list[Any] | None = None,
+    fade: float = 0.0,
+    sketch_steps: str = "",
+    render_steps: int = 0,
 ) -> tuple[ModelPatcher, Report]:
-    report = Report()
-    switch = Switch(switch_mode, delta, fix_step, max_step, switch_step, switch_sigma)
-    settings = RenderSettings(render_cfg, render_positive, render_negative, teacache, offload_sketch)
+    report, mode = Report(), LISTED if sketch_steps.strip() else switch_mode
+    switch = Switch(mode, delta, fix_step, max_step, switch_step, switch_sigma, sketch_steps.strip())
+    settings = RenderSettings(render_cfg, render_positive, render_negative, teacache, offload_sketch, fade, render_steps)
     return cooperate(sketch, render, switch, settings, report), report
 
 
@@ -168,13 +209,12 @@ class SRModel(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, render_cfg: float | None = None) -> bool | str:
-        """Names what the host lets through although it is no number: it compares with min and max only."""
-        return out_of_range(cls, render_cfg=render_cfg) or True
+    def validate_inputs(cls, sketch_steps: str | None = None) -> bool | str:
+        return _unreadable(sketch_steps) or True
 
     @classmethod
     def execute(cls, sketch: ModelPatcher, render: ModelPatcher, **switching: Any) -> io.NodeOutput:
-        model, report = _cooperate(sketch, render, **switching)
+        model, report = _cooperate(sketch, render, **defaults(_switching()) | switching)
         live.follow(cls, report)
         return io.NodeOutput(model, report)
 
@@ -212,23 +252,8 @@ class SRSampler(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def validate_inputs(
-        cls,
-        steps: int | None = None,
-        switch_mode: str | None = None,
-        fix_step: int | None = None,
-        max_step: int | None = None,
-        switch_step: int | None = None,
-        cfg: float | None = None,
-        render_cfg: float | None = None,
-    ) -> bool | str:
-        """Names the inputs that can contradict each other, and the scales: the host takes NaN for a number. For all others
-        the host looks at the schema."""
-        fault = out_of_range(
-            cls, steps=steps, switch_mode=switch_mode, fix_step=fix_step, max_step=max_step, switch_step=switch_step, cfg=cfg,
-            render_cfg=render_cfg,
-        )  # fmt: skip
-        return fault or _contradiction(steps, switch_mode, switch_step) or True
+    def validate_inputs(cls, sketch_steps: str | None = None) -> bool | str:
+        return _unreadable(sketch_steps) or True
 
     @classmethod
     def execute(
@@ -246,6 +271,8 @@ class SRSampler(io.ComfyNode):
         denoise: float,
         **switching: Any,
     ) -> io.NodeOutput:
+        switching = defaults(_switching()) | switching
+        check_sampling(steps, cfg, denoise, switching)
         model, report = _cooperate(sketch, render, **switching)
         live.follow(cls, report)
         (samples,) = nodes.common_ksampler(

@@ -31,11 +31,11 @@ class SRTeaCache(io.ComfyNode):
                                tooltip="Larger reuses more steps: faster, less exact. 0: off. Advised by TeaCache's "
                                "authors: Wan 1.3B 0.05 to 0.08, 14B 0.14 to 0.2, i2v 480p 0.13 to 0.26, i2v 720p 0.18 to "
                                "0.3; CogVideoX 0.1 to 0.3. The paper: 0.14 on the render of Wan, 0.1 on CogVideoX's."),
-                io.Combo.Input("form", options=list(FORMS), default="e", advanced=True,
+                io.Combo.Input("form", options=list(FORMS), default="e", optional=True, advanced=True,
                                tooltip="What the change is measured on. e: the time embedding. e0: its projection, with the "
                                "first five steps of a run computed (\"ret steps\"); its thresholds are Wan 1.3B 0.05 to "
                                "0.1, 14B 0.1 to 0.2, i2v 0.2 to 0.3."),
-                io.Combo.Input("keep_on", options=KEEP_ON, default="gpu", advanced=True,
+                io.Combo.Input("keep_on", options=KEEP_ON, default="gpu", optional=True, advanced=True,
                                tooltip="Where the last computed step is kept. cpu saves one residual for each prompt on "
                                "the GPU (Wan 1.3B, 832x480x81: 0.1 GB each) and costs a copy at each reuse."),
             ],
@@ -43,6 +43,6 @@ class SRTeaCache(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, model: ModelPatcher, threshold: float, form: str, keep_on: str) -> io.NodeOutput:
+    def execute(cls, model: ModelPatcher, threshold: float, form: str = "e", keep_on: str = "gpu") -> io.NodeOutput:
         check_plain("model of Render TeaCache", model)
         return io.NodeOutput(with_teacache(model, TeaCache(threshold, form, keep_on == "cpu")))

@@ -18,7 +18,7 @@ PACKAGES = {"sage": "sageattention", "sage3": "sageattn3", "flash": "flash-attn"
 
 def backends() -> list[str]:
     """What can be chosen here: auto and the backends that the host has registered (those that it could import)."""
-    return [AUTO, *sorted(getattr(attention, "REGISTERED_ATTENTION_FUNCTIONS", {}))]
+    return [AUTO, *sorted(attention.REGISTERED_ATTENTION_FUNCTIONS)]
 
 
 def missing(backend: str) -> str:

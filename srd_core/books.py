@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from .report.data import HandOver, Report, Step
 from .report.text import describe_hand_over
+from .route import Turn
 
 
 @dataclass
@@ -60,15 +61,20 @@ class Books:
         step.d, step.fall = _largest(d), _largest(fall)
         step.fall_low = None if step.fall is None else min(fall or [])
 
-    def hand_over(self, step: int, to: str, reason: str, seconds: float, memory: dict[str, dict[str, int]]) -> None:
-        """``to`` takes over at ``step`` (0-based) after ``seconds`` of loading; ``memory`` as in HandOver."""
-        self.report.stage(to).load_seconds += seconds
+    def hand_over(self, step: int, turn: Turn, fade: list[float], seconds: float, memory: dict[str, dict[str, int]]) -> None:
+        """A change at ``step`` (0-based) after ``seconds`` of loading; ``fade`` and ``memory`` as in HandOver."""
+        self.report.stage(turn.to).load_seconds += seconds
         self._clock += seconds
         self._step_clock += seconds
         last = self.report.steps[-1] if self.report.steps else None
         steps = len(self.sigmas) - 1
         d, fall = (last.d, last.fall) if last else (None, None)
-        hand_over = HandOver(step, to, reason, self.sigmas[step], 100 * step / steps, d, fall, seconds, memory)
+        hand_over = HandOver(
+            step, turn.to, turn.reason, self.sigmas[step], 100 * step / steps, d, fall, seconds, memory,
+            rule=turn.pair.switch.settings(), fade=fade,
+        )  # fmt: skip
+        for before in self.report.hand_overs:  # what was to fade longer ends here
+            before.fade = before.fade[: step - before.after_step]
         self.report.hand_overs.append(hand_over)
         logging.info("SRDiffusion: %s", describe_hand_over(hand_over, self.report))
         self.report.changed()

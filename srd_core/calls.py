@@ -2,8 +2,10 @@
 
 import inspect
 
+import comfy.model_base
 import comfy.samplers
 
 KEY = "srdiffusion"  # of a pair's wrappers
 OUTER_SAMPLE = inspect.signature(comfy.samplers.CFGGuider.outer_sample)
 PREDICT_NOISE = inspect.signature(comfy.samplers.CFGGuider.outer_predict_noise)
+APPLY_MODEL = inspect.signature(comfy.model_base.BaseModel.apply_model)

@@ -35,6 +35,14 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"  # how the Hub calls the one fil
 INDEX = ".safetensors.index.json"  # after the stem: which tensor lies in which shard
 
 
+GET = "Get the version for ComfyUI"
+SUCH_AS = "such as wan2.1_t2v_14B_fp8_scaled.safetensors."
+
+
+class OddNumber(ValueError):
+    """A number that the weights of a model can't have; the text: a part of a sentence."""
+
+
 def model_names(files: Iterable[str]) -> list[str]:
     """What a loader offers for the ``files`` of a models folder (relative paths), sorted.
 
@@ -103,35 +111,60 @@ def check_video_dit(path: Path) -> None:
     path, *others = weight_files(path)
     if others:
         raise ValueError(
-            f"{called(path)} is one of several shards, which only CogVideoX is loaded from. "
-            "Choose the single-file version of this model."
+            f"{called(path)} is a {_kind(read_headers([path, *others])[0])} in {len(others) + 1} shards. Only CogVideoX is loaded "
+            f"from shards. {GET}, one file, {SUCH_AS}"
         )
     if path.suffix.lower() not in SAFETENSORS:
         return
     header = read_header(path)
+    metadata = header.pop("__metadata__", None) or {}
     try:
-        config = _model_config(header)
+        config = _model_config(header, metadata)
     except (NotImplementedError, RuntimeError) as error:  # detection that reads values, which a header does not have
         logging.info("SRDiffusion: %s can't be judged by its header (%s); loading it.", path.name, error)
         return
-    except (KeyError, IndexError, TypeError, AttributeError) as error:  # detection that misses tensors
-        raise ValueError(
-            f"{path.name} holds only a part of a model ({error} is missing): one of several shards? "
-            "Choose the single-file version of this model."
-        ) from error
-    except (ValueError, ArithmeticError, RecursionError) as error:  # tensors or metadata that describe no model
-        raise ValueError(f"{path.name} is damaged: it describes no model ({str(error)[:200]}). Get it again.") from error
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError, ArithmeticError, RecursionError) as error:
+        raise ValueError(f"{called(path)} {_no_model(header, metadata, error)}") from error
     if config is None:
-        raise ValueError(
-            f"{path.name} is no diffusion model that this ComfyUI knows (a VAE, a text encoder, a LoRA or one of "
-            "several shards?). "
-            "Choose the DiT of a video model, e.g. wan2.1_t2v_14B_fp8_scaled.safetensors."
-        )
+        raise ValueError(f"{called(path)} {_no_model(header, metadata)}")
     if config.latent_format.latent_dimensions != 3:
         raise ValueError(
-            f"{path.name} is {type(config).__name__}, no video DiT. Choose one (Wan, LTX-Video, ...); for a pair of "
+            f"{called(path)} is {type(config).__name__}, not a video DiT. Choose one (Wan, LTX-Video, ...); for a pair of "
             "image models use the node Load Diffusion Model twice with Sketch-Render Model."
         )
+
+
+def _no_model(header: dict[str, Any], metadata: dict[str, str], error: Exception | None = None) -> str:
+    """What a whole file is of which the host's detection makes no model, and what to get: the rest of a sentence."""
+    if error is not None and (odd := _odd_config(metadata, error)):
+        return f"is whole, but its metadata (config) {odd}, so ComfyUI cannot read it. {GET}, {SUCH_AS}"
+    if any(".attn1.to_q." in key and "lora" not in key for key in header):
+        return f"is a {_kind(header)} in diffusers' format, which ComfyUI does not load. {GET}, {SUCH_AS}"
+    if isinstance(error, (KeyError, IndexError, TypeError, AttributeError)):  # detection that misses tensors
+        return f"holds only a part of a model ({error} is missing): one of several shards? Choose the single-file version of this model."
+    reason = f" ({str(error)[:200]})" if error else ""
+    return (
+        f"is not a diffusion model that this ComfyUI knows{reason}. It may be a VAE, a text encoder, a LoRA or one of several "
+        f"shards. Choose the DiT of a video model, {SUCH_AS}"
+    )
+
+
+def _kind(header: dict[str, Any]) -> str:
+    """What to call a model of which only the tensors' names are known."""
+    return "Wan" if any("condition_embedder." in key for key in header) else "model"
+
+
+def _odd_config(metadata: dict[str, str], error: Exception) -> str:
+    """What is wrong with the model's description in a file's metadata; empty if nothing is."""
+    if "config" not in metadata:
+        return ""
+    try:
+        config = json.loads(metadata["config"])
+    except (ValueError, RecursionError):
+        return "is not JSON"
+    if not isinstance(config, dict) or not isinstance(config.get("transformer", {}), dict):
+        return "is not a description of a model"
+    return str(error) if isinstance(error, OddNumber) else ""
 
 
 def read_header(path: Path, limit: int = HEADER_LIMIT) -> dict[str, Any]:
@@ -176,9 +209,8 @@ def read_headers(files: Sequence[Path]) -> tuple[dict[str, Any], dict[str, str]]
     return tensors, metadata
 
 
-def _model_config(header: dict[str, Any]) -> Any | None:
+def _model_config(header: dict[str, Any], metadata: dict[str, str]) -> Any | None:
     """The host's own detection, run on tensors without data."""
-    metadata = header.pop("__metadata__", None)
     state_dict = {
         key: torch.empty(t["shape"], dtype=DTYPES.get(t["dtype"], torch.uint8), device="meta")
         for key, t in header.items()
@@ -194,8 +226,8 @@ def _model_config(header: dict[str, Any]) -> Any | None:
 
 
 def _check_numbers(described: dict[str, Any], largest: int) -> None:
-    """Raises ValueError for numbers of layers and widths that the weights can't have: they come from the file's metadata,
+    """Raises OddNumber for numbers of layers and widths that the weights can't have: they come from the file's metadata,
     and the host would build a model of that size."""
     for name, value in described.items():
         if isinstance(value, int) and ("layers" in name or "blocks" in name or "dim" in name) and value > max(largest, 1 << 16):
-            raise ValueError(f"its metadata says {name} {value}")
+            raise OddNumber(f"says {name} {value}")

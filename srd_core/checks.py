@@ -12,8 +12,9 @@ from comfy.patcher_extension import WrappersMP
 
 from .calls import KEY
 from .latent import check_latent, check_same_prompts
-from .route import Switch
+from .route import LISTED, Pair
 from .stage import RenderSettings
+from .steps import innermost, is_padded
 
 
 def check_plain(role: str, model: ModelPatcher) -> None:
@@ -37,24 +38,52 @@ def check_run(guider: comfy.samplers.CFGGuider, call: dict[str, Any], sigmas: Se
     """Raises ValueError for a latent, a schedule or a guidance scale that no hand-over works with."""
     packed = len(call.get("latent_shapes") or []) > 1  # several latents (video and sound) come as one row of values
     check_latent(call["latent_image"], guider.model_patcher, any_shape=packed)
-    if any(b > a for a, b in zip(sigmas, sigmas[1:])):
+    _check_falling(sigmas)
+    if is_padded(call["sigmas"].tolist()) and _is_the_hosts(innermost(call["sampler"])):
         raise ValueError(
-            "The hand-over needs a schedule whose noise level never rises (no FlipSigmas, no restarts); "
-            f"this one is {', '.join(f'{s:.4g}' for s in sigmas)}."
+            "The schedule begins at noise level 0, which the resample mode of another pack's sampler nodes (RES4LYF) puts there. "
+            "Only that pack's samplers can start from it: choose one, or set the mode to standard."
         )
     cfg = getattr(guider, "cfg", 1.0)  # a guider of another node may have none
     if isinstance(cfg, float) and not math.isfinite(cfg):
         raise ValueError(f"cfg is {cfg}; it must be a number (Wan: 5 to 6, and 1 for no guidance).")
 
 
-def check_switch(switch: Switch, places: Sequence[float]) -> None:
-    """Raises ValueError for an adaptive rule that could never decide in a run whose steps begin at ``places``."""
-    earliest = switch.earliest(places)
-    if switch.mode == "adaptive" and 0 < switch.max_step < earliest <= len(places):
+def _check_falling(sigmas: Sequence[float]) -> None:
+    rise = next((i for i, (a, b) in enumerate(zip(sigmas, sigmas[1:]), 1) if b > a), None)
+    if rise is not None:
         raise ValueError(
-            f"max_step is {switch.max_step}, but the rule of adaptive decides after step {earliest} of {len(places)} at the "
+            f"The noise level rises in step {rise} of {len(sigmas) - 1}; Sketch-Render needs a schedule that never rises. "
+            "FlipSigmas, restarts and the unsample mode of other packs' sampler nodes (RES4LYF) make such a schedule: use the "
+            "sketch or the render alone there."
+        )
+
+
+def _is_the_hosts(sampler: Any) -> bool:
+    made_by = getattr(sampler, "sampler_function", type(sampler)).__module__
+    return made_by.split(".")[0] in ("comfy", "comfy_extras")
+
+
+def check_switch(pair: Pair, places: Sequence[float]) -> None:
+    """Raises ValueError for a rule that could not be followed in a run whose steps begin at ``places``."""
+    switch, steps = pair.switch, len(places)
+    earliest = switch.earliest(places)
+    if switch.mode == "adaptive" and 0 < switch.max_step < earliest <= steps:
+        raise ValueError(
+            f"max_step is {switch.max_step}, but the rule of adaptive decides after step {earliest} of {steps} at the "
             f"earliest (fix_step {switch.fix_step} of 50). Raise max_step, lower fix_step, or set switch_mode to step."
         )
+    if switch.mode == LISTED:
+        if max(switch.listed) > steps:
+            raise ValueError(
+                f"sketch_steps names step {max(switch.listed)}, but the run has {steps} steps. Name steps from 1 to {steps}, or take "
+                "more steps."
+            )
+        if pair.render_steps and max(switch.listed) == steps:
+            raise ValueError(
+                f"render_steps is {pair.render_steps}, but by sketch_steps the sketch runs the last step, so the render has no rest. "
+                "Set render_steps to 0, or leave the last steps to the render."
+            )
 
 
 def check_settings(guider: comfy.samplers.CFGGuider, render: ModelPatcher, settings: RenderSettings) -> None:

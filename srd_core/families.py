@@ -10,6 +10,7 @@ class Pair:
     """A sketch and a render that share a latent."""
 
     latent_format: str  # class name of the host's latent format
+    model: str  # how the names of the host's model classes begin
     sketch: str
     render: str
     tried: str  # how far this project has tried it
@@ -19,16 +20,16 @@ TINY = "tiny weights in the real host; real weights not tried here"
 OWN_TEXT = f"{TINY}; the render has a text encoder of its own: connect render_positive and render_negative"
 
 PAIRS = (
-    Pair("Wan21", "Wan2.1 T2V 14B", "Wan2.1 T2V 1.3B", TINY),
-    Pair("Wan21", "Wan2.2 A14B high noise", "Wan2.1 T2V 1.3B", TINY),
-    Pair("Wan21", "Wan2.1 VACE 14B", "Wan2.1 VACE 1.3B", TINY),
-    Pair("Wan21", "Wan2.1 Fun InP/Control 14B", "Wan2.1 Fun InP/Control 1.3B", TINY),
-    Pair("Wan21", "Cosmos-Predict2 14B", "Cosmos-Predict2 2B", TINY),
-    Pair("LTXV", "LTX-Video 13B", "LTX-Video 2B", TINY),
-    Pair("HunyuanVideo", "Kandinsky 5 Pro", "Kandinsky 5 Lite", TINY),
-    Pair("SD3", "SD3.5 Large", "SD3.5 Medium", TINY),
-    Pair("Flux2", "Flux.2 dev", "Flux.2 Klein", OWN_TEXT),
-    Pair("CogVideoX1_5", "CogVideoX 5B", "CogVideoX 2B", TINY),
+    Pair("Wan21", "WAN", "Wan2.1 T2V 14B", "Wan2.1 T2V 1.3B", TINY),
+    Pair("Wan21", "WAN", "Wan2.2 A14B high noise", "Wan2.1 T2V 1.3B", TINY),
+    Pair("Wan21", "WAN", "Wan2.1 VACE 14B", "Wan2.1 VACE 1.3B", TINY),
+    Pair("Wan21", "WAN", "Wan2.1 Fun InP/Control 14B", "Wan2.1 Fun InP/Control 1.3B", TINY),
+    Pair("Wan21", "CosmosPredict2", "Cosmos-Predict2 14B", "Cosmos-Predict2 2B", TINY),
+    Pair("LTXV", "LTXV", "LTX-Video 13B", "LTX-Video 2B", TINY),
+    Pair("HunyuanVideo", "Kandinsky5", "Kandinsky 5 Pro", "Kandinsky 5 Lite", TINY),
+    Pair("SD3", "SD3", "SD3.5 Large", "SD3.5 Medium", TINY),
+    Pair("Flux2", "Flux2", "Flux.2 dev", "Flux.2 Klein", OWN_TEXT),
+    Pair("CogVideoX1_5", "CogVideoX", "CogVideoX 5B", "CogVideoX 2B", TINY),
 )
 
 # How a CogVideoX knows where in the video a patch lies.
@@ -55,10 +56,10 @@ COGVIDEOX = (
     CogVideoX("CogVideoX 1.5 5B", 48, SLICE, latent_scale=0.7, snr_shift=1.0, frame_patch=2),
 )
 
-# Latent formats that people try to pair and can't, with the reason.
-ALONE = {
-    "Wan22": "Wan 2.2 5B has a VAE of its own (48 channels) and no smaller relative",
-}
+# Latent formats that people try to pair and can't: no other model shares the VAE.
+ALONE = {"Wan22": "Wan 2.2 5B"}
+
+SHOWN = 3  # pairs in a message
 
 # What else to do with a model of these latent formats before it can be paired.
 FIRST = dict.fromkeys(
@@ -66,10 +67,12 @@ FIRST = dict.fromkeys(
 )
 
 
-def advice(latent_format: str) -> str:
-    """What to use with a sketch of this latent format, in one or two sentences."""
+def advice(latent_format: str, model: str, render_format: str) -> str:
+    """What to use with a sketch of this latent format and model class instead of a render of that format, in one or two
+    sentences. Names are the host's."""
+    alone = next((f"{ALONE[name]} cannot be paired with any model. " for name in (latent_format, render_format) if name in ALONE), "")
     if latent_format in ALONE:
-        return f"{ALONE[latent_format]}: use it alone."
-    pairs = [f"{p.sketch} -> {p.render}" for p in PAIRS if p.latent_format == latent_format]
-    fitting = f"Pairs that fit this sketch: {'; '.join(pairs)}." if pairs else "Take both models from one family."
-    return fitting + FIRST.get(latent_format, "")
+        return f"{alone}Use it alone."
+    pairs = [f"{p.sketch} -> {p.render}" for p in PAIRS if p.latent_format == latent_format and model.startswith(p.model)]
+    fitting = f"Pairs that fit this sketch: {'; '.join(pairs[:SHOWN])}." if pairs else "Take both models from one family."
+    return alone + fitting + FIRST.get(latent_format, "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -103,7 +104,8 @@ def check_pair(sketch: ModelPatcher, render: ModelPatcher) -> LatentMap:
     """How latents of the sketch become latents of the render: unchanged, or by a scale (CogVideoX 5B -> 2B).
 
     Raises ValueError naming both models, what differs and what to use instead, when a latent of the sketch means
-    something else to the render: another format, channels, statistics, compression or kind of noise schedule.
+    something else to the render: another format, channels, statistics, compression or kind of noise schedule. The numbers
+    go into the log.
     """
     ours, theirs = (dict(latent_facts(model)) for model in (sketch, render))
     ratio, kind = theirs["scale"] / ours["scale"], ours["noise schedule"]
@@ -113,19 +115,30 @@ def check_pair(sketch: ModelPatcher, render: ModelPatcher) -> LatentMap:
     if one_family and kind in (FLOW, VARIANCE_EXPLODING) and set(different) <= {"latent format", "scale"}:
         return LatentMap(ratio, kind)
     if different:
-        differences = "; ".join(f"{what} {ours[what]} / {theirs[what]}" for what in different)
+        numbers = "; ".join(f"{what} {ours[what]} / {theirs[what]}" for what in different)
+        logging.warning("SRDiffusion: latents of sketch / render differ: %s", numbers)
         raise ValueError(
-            f"Sketch {name_of(sketch)} and render {name_of(render)} do not share a latent. "
-            f"Different (sketch / render): {differences}. {_next_step(ours, theirs, formats[0].__name__)}"
+            f"Sketch {name_of(sketch)} and render {name_of(render)} {_difference(ours, theirs, different)}, so they cannot be "
+            f"paired. {_next_step(ours, theirs, type(sketch.model), type(render.model))}"
         )
     return LatentMap(1.0)
 
 
-def _next_step(ours: dict[str, Any], theirs: dict[str, Any], latent_format: str) -> str:
+def _difference(ours: dict[str, Any], theirs: dict[str, Any], different: list[str]) -> str:
+    if different == ["noise schedule"]:
+        return f"have different noise schedules ({ours['noise schedule']} and {theirs['noise schedule']})"
+    if "channels" in different:
+        return f"use different VAEs ({ours['channels']} and {theirs['channels']} channels)"
+    return f"use different latents ({', '.join(different)})"
+
+
+def _next_step(ours: dict[str, Any], theirs: dict[str, Any], sketch: type, render: type) -> str:
     raw = [role for role, facts in (("sketch", ours), ("render", theirs)) if facts["noise schedule"] == DDPM]
     if len(raw) == 1:  # the host's own CogVideoX beside one that is put right
         return f"Put CogVideoX Sampling Fix on the {raw[0]}, or load it with this pack's loader."
-    return advice(latent_format)
+    if sketch is render and ours["latent format"] == theirs["latent format"] and ours["noise schedule"] != theirs["noise schedule"]:
+        return "Put the same ModelSampling node on both, or on neither."
+    return advice(ours["latent format"], sketch.__name__, theirs["latent format"])
 
 
 def check_same_prompts(sketch: ModelPatcher, render: ModelPatcher, role: str) -> None:

@@ -30,7 +30,7 @@ def check_comparable(a: torch.Tensor, b: torch.Tensor, names: tuple[str, str] = 
     """Raises ValueError, in a sentence, for two videos that can't be compared pixel by pixel."""
     for video, name in zip((a, b), names):
         if video.ndim != 4 or video.shape[-1] < 3 or not video.numel():
-            raise ValueError(f"{name} is no video: its shape is {list(video.shape)}, expected [frames, height, width, 3].")
+            raise ValueError(f"{name} is not a video: its shape is {list(video.shape)}, expected [frames, height, width, 3].")
     if a.shape[0] != b.shape[0]:
         raise ValueError(
             f"{names[0]} has {a.shape[0]} frames and {names[1]} has {b.shape[0]}. Compare clips of one length: give both "

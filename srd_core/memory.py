@@ -6,10 +6,11 @@ dynamic and quantised models alike. Nothing is emptied, moved or measured by us.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 import comfy.model_management
+import comfy.model_prefetch
 from comfy.model_patcher import ModelPatcher
 
 from .latent import FULL_NAME
@@ -80,6 +81,24 @@ def snapshot(coming: ModelPatcher, models: Mapping[str, ModelPatcher]) -> dict[s
     return {"free": int(free)} | {name: int(model.loaded_size()) for name, model in models.items()}
 
 
+def reload_note(models: Mapping[str, ModelPatcher], noise_shape: Sequence[int], offload: str, changes: int) -> str:
+    """What to say before a run that changes its stage ``changes`` times, where each change loads a model again; "" where the
+    models fit side by side. ``noise_shape`` [B, C, ...] of the latent; reckoned by the host's own estimates."""
+    first, *others = models.values()
+    sizes = [first.model_size(), *(other.model_size() for other in others if not other.is_clone(first))]
+    if changes < 2 or len(sizes) < 2 or stays_anyway(first):
+        return ""
+    needed = sum(sizes) + max(model.model.memory_required(list(noise_shape)) for model in models.values())
+    total = comfy.model_management.get_total_memory(first.load_device)
+    if needed <= total and offload != ALWAYS:
+        return ""
+    why = "offload_sketch is always" if offload == ALWAYS else f"they need about {needed / 1e9:.1f} GB together, the device has {total / 1e9:.1f}"
+    return (
+        f"The run changes between its models {changes} times, and {why}: each change loads up to {max(sizes) / 1e9:.1f} GB again. "
+        "Fewer changes in sketch_steps cost less time."
+    )
+
+
 def make_room(stage: str, model: ModelPatcher, others: Mapping[str, ModelPatcher]) -> tuple[str, str]:
     """After ``model`` of ``stage`` ran out of memory: the models of the other stages leave its device.
 
@@ -139,9 +158,5 @@ def try_twice(attempt: Callable[[], Result], room: Callable[[], str]) -> Result:
 
 def end_malloc_graph() -> None:
     """Newer hosts record a stage's allocations and play them back: another stage's are others."""
-    try:
-        from comfy import model_prefetch  # not in older hosts
-    except ImportError:
-        return
-    if end := getattr(model_prefetch, "cleanup_malloc_graph", None):
+    if end := getattr(comfy.model_prefetch, "cleanup_malloc_graph", None):
         end()

@@ -1,10 +1,13 @@
 """Two MODELs as one: a clone of the sketch whose sampling runs hand over to the render.
 
-Its OUTER_SAMPLE wrapper begins a run (run.py) whenever the host samples with it, whatever guider and sampler it uses.
+Its OUTER_SAMPLE wrapper begins a run (run.py) whenever the host samples with it, whatever guider and sampler it uses. Either of
+the two may be such a MODEL itself: it brings its stages along.
 """
 
 from __future__ import annotations
 
+import logging
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -13,16 +16,36 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrapperExecutor, WrappersMP
 
 from . import memory
+from .begin import begin_run, carry_out
 from .calls import KEY, OUTER_SAMPLE
-from .checks import check_plain, check_run, check_settings, check_switch
-from .latent import LatentMap, check_pair, check_same_prompts, parameters_of
+from .checks import check_run, check_settings, check_switch
+from .latent import check_pair, check_same_prompts, parameters_of
+from .reach import Things, misfit_notes, one_stage_note, things_on
 from .report.data import Report
-from .route import RENDER, SKETCH, Switch, two_legs
-from .run import AtHandOver, begin_run, carry_out
+from .route import RENDER, SKETCH, Pair, Part, Switch, pairs_of, stages_of
+from .run import AtHandOver, Run
 from .stage import RenderSettings, Stage
 from .teacache.host import TeaCache, is_cached, with_teacache
 
 LARGER = "The render is larger than the sketch. Are the two swapped?"
+
+
+@dataclass(frozen=True)
+class Member:
+    """One stage's model, and what it does otherwise than the guider says."""
+
+    model: ModelPatcher
+    settings: RenderSettings
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a Sketch-Render Model does: it lies on the MODEL as an attachment, for the pair that it may become a part of."""
+
+    whole: Pair
+    members: dict[str, Member]  # by stage; the first one's model is that of the guider
+    things: Things  # what is on the MODEL already, see reach.py
+    notes: list[str]  # of the parts that are pairs
 
 
 def cooperate(
@@ -35,61 +58,118 @@ def cooperate(
 ) -> ModelPatcher:
     """A MODEL that samples as ``sketch`` until ``switch`` says so, then as ``render``; ``report`` is filled meanwhile.
 
-    Raises ValueError when the two do not share a latent, would need other prompts, or one already is such a MODEL; and
-    for a TeaCache that is asked for twice.
+    Raises ValueError when the stages do not share a latent or would need other prompts, and for a TeaCache that is asked for twice.
     """
-    for role, plain in ((SKETCH, sketch), (RENDER, render)):
-        check_plain(role, plain)
-    latent_map = check_pair(sketch, render)
-    if settings.positive is None:
-        check_same_prompts(sketch, render, "positive")
+    plan = _plan(sketch, render, switch, settings)
+    first, *others = plan.members.values()
+    for member in others:
+        check_pair(first.model, member.model)
+        if member.settings.positive is None:
+            check_same_prompts(first.model, member.model, "positive")
+    model = _plain(sketch)
+    model.set_attachments(KEY, plan)
+    sample = partial(_sample, plan=plan, report=report, at_hand_over=at_hand_over)
+    model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, sample)
+    return model
+
+
+def _plan(sketch: ModelPatcher, render: ModelPatcher, switch: Switch, settings: RenderSettings) -> Plan:
+    first, ours = _part(SKETCH, sketch)
+    then, theirs = _part(RENDER, render)
     if settings.teacache:
-        if is_cached(render):
-            raise ValueError(
-                f"teacache is {settings.teacache:g}, but the render MODEL already comes from Render TeaCache. "
-                "Set teacache to 0 or leave that node out."
-            )
-        render = with_teacache(render, TeaCache(settings.teacache))
-    model = sketch.clone()
-    outer_sample = partial(
-        _sample,
-        render=render,
-        latent_map=latent_map,
-        switch=switch,
-        settings=settings,
-        report=report,
-        at_hand_over=at_hand_over,
-    )
-    model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, outer_sample)
+        name, member = next(iter(theirs.items()))
+        theirs[name] = replace(member, model=_cached(member.model, settings.teacache))
+    theirs = {name: replace(member, settings=member.settings.within(settings)) for name, member in theirs.items()}
+    pair = Pair(first, then, switch, settings.fade, settings.render_steps, settings.offload_sketch)
+    return Plan(pair, ours | theirs, things_on(_plain(sketch)), _notes_of(sketch) + _notes_of(render))
+
+
+def _notes_of(part: ModelPatcher) -> list[str]:
+    """What a part that is a pair has to say: of nodes between it and the pair that it becomes a part of."""
+    plan: Plan | None = part.get_attachment(KEY)
+    return [] if plan is None else plan.notes + one_stage_note(_plain(part), plan.things)
+
+
+def _cached(render: ModelPatcher, threshold: float) -> ModelPatcher:
+    if is_cached(render):
+        raise ValueError(
+            f"teacache is {threshold:g}, but the render MODEL already comes from Render TeaCache. "
+            "Set teacache to 0 or leave that node out."
+        )
+    return with_teacache(render, TeaCache(threshold))
+
+
+def _part(role: str, model: ModelPatcher) -> tuple[Part, dict[str, Member]]:
+    """The part of a route that ``model`` is, and its stages, named after their ``role``: sketch, sketch 2, ..."""
+    plan: Plan | None = model.get_attachment(KEY)
+    if plan is None:
+        return role, {role: Member(model, RenderSettings())}
+    names = {name: role if i == 0 else f"{role} {i + 1}" for i, name in enumerate(stages_of(plan.whole))}
+    members = {names[name]: member for name, member in plan.members.items()}
+    members[role] = replace(members[role], model=_plain(model))
+    return _renamed(plan.whole, names), members
+
+
+def _renamed(part: Part, names: dict[str, str]) -> Part:
+    if isinstance(part, str):
+        return names[part]
+    return replace(part, first=_renamed(part.first, names), then=_renamed(part.then, names))
+
+
+def _plain(model: ModelPatcher) -> ModelPatcher:
+    """A clone that samples alone."""
+    model = model.clone()
+    model.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)
+    model.remove_attachments(KEY)
     return model
 
 
 def _sample(
-    executor: WrapperExecutor,
-    *args: Any,
-    render: ModelPatcher,
-    latent_map: LatentMap,
-    switch: Switch,
-    settings: RenderSettings,
-    report: Report,
-    at_hand_over: AtHandOver | None,
-    **kwargs: Any,
+    executor: WrapperExecutor, *args: Any, plan: Plan, report: Report, at_hand_over: AtHandOver | None, **kwargs: Any
 ) -> torch.Tensor:
     """OUTER_SAMPLE wrapper: one sampling run of the host, whatever guider and sampler it uses."""
     guider = executor.class_obj
     call = OUTER_SAMPLE.bind(guider, *args, **kwargs)
-    if settings.offload_sketch == memory.NEVER:
-        render = memory.with_beside(render, guider.model_patcher)
-    stage = Stage.beside(guider, render, settings, latent_map)
-    run = begin_run(guider, call.arguments, {RENDER: stage}, two_legs(switch), report, settings.offload_sketch)
+    stages = {}
+    for name in stages_of(plan.whole)[1:]:
+        member = plan.members[name]
+        model = _with_those_that_stay(plan, name, member.model, guider.model_patcher)
+        stages[name] = Stage.beside(guider, model, member.settings, check_pair(guider.model_patcher, member.model))
+    run = begin_run(guider, call.arguments, stages, plan.whole, report)
     run.at_hand_over = at_hand_over
 
     def prepare() -> None:
         check_run(guider, call.arguments, run.steps.sigmas)
-        check_switch(switch, run.route.places)
-        check_settings(guider, render, settings)
-        if 0 < parameters_of(guider.model_patcher) < parameters_of(render):  # 0: it stands for a sketch of another run
-            report.notes.append(LARGER)
-        stage.prepare()
+        for pair in pairs_of(plan.whole):
+            check_switch(pair, run.route.places)
+        for name in stages:
+            check_settings(guider, plan.members[name].model, plan.members[name].settings)
+        if len(stages) == 1 and 0 < parameters_of(guider.model_patcher) < parameters_of(plan.members[RENDER].model):
+            report.notes.append(LARGER)  # 0: it stands for a sketch of another run
+        report.notes += plan.notes + one_stage_note(guider.model_patcher, plan.things)
+        for name in stages_of(plan.whole):
+            report.notes += misfit_notes(name, run.stages[name].model)
+        for stage in stages.values():
+            stage.prepare()
+        if again := _loads_again(run, plan.whole):
+            report.notes.append(again)
+            logging.warning("SRDiffusion: %s", again)
 
     return carry_out(run, executor, call, prepare)
+
+
+def _loads_again(run: Run, whole: Pair) -> str:
+    """What to say of a run that changes its stage more than once, see memory.reload_note."""
+    changes = max(pair.switch.changes(run.steps.steps) for pair in pairs_of(whole))
+    models = {name: stage.model for name, stage in run.stages.items()}
+    return memory.reload_note(models, run.request["noise"].shape, whole.offload, changes)
+
+
+def _with_those_that_stay(plan: Plan, name: str, model: ModelPatcher, sketch: ModelPatcher) -> ModelPatcher:
+    """``model`` of the stage ``name``, beside the models that offload_sketch keeps on the device when it comes."""
+    names = stages_of(plan.whole)
+    for pair in pairs_of(plan.whole):
+        if pair.offload == memory.NEVER and name in stages_of(pair.then):
+            stays = stages_of(pair.first)[0]
+            model = memory.with_beside(model, sketch if stays == names[0] else plan.members[stays].model)
+    return model

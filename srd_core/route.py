@@ -1,13 +1,16 @@
-"""Who runs which step. A route is a row of legs: a stage, and the rule that ends its leg. Torch only, through criterion.py.
+"""Who runs which step. A route is a row of legs: each has a stage, and a rule ends it. Torch only, through criterion.py.
 
-The paper's route is two legs: the sketch until the rule holds, then the render.
+The paper's route is two legs: the sketch until the rule holds, then the render. A leg may be a pair of its own (Wan 2.2's high
+and low noise models), and steps may be listed freely.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from typing import Any
 
 import torch
 
@@ -17,31 +20,52 @@ SKETCH = "sketch"
 RENDER = "render"
 
 MODES = ("adaptive", "step", "sigma")
+LISTED = "listed"  # the mode of a Switch with sketch_steps
 ROUNDING = 2e-3  # of a place: schedulers pick whole timesteps of 1000
+MOST_LISTED = 10_000  # the highest step that a list may name
 
 
 @dataclass(frozen=True)
 class Switch:
     """What ends a leg. Steps are scheduler steps of the run, counted from 1."""
 
-    mode: str = "adaptive"  # adaptive: the paper's rule; step: after switch_step; sigma: below switch_sigma
+    mode: str = "adaptive"  # adaptive: the paper's rule; step: after switch_step; sigma: below switch_sigma; listed: as listed
     delta: float = 0.01  # adaptive: the fall of D must lie in (0, delta), as for 50 uniform timesteps
     fix_step: int = 5  # adaptive: the leg has more than this many of 50 uniform timesteps: a noise level, see ``earliest``
     max_step: int = 0  # adaptive: the leg ends after this step at the latest; 0: below switch_sigma
     switch_step: int = 10  # step: the leg ends after this step; 0: it has no step
     switch_sigma: float = 0.875  # sigma: the leg has the steps that start at this noise level or above; adaptive: see max_step
+    sketch_steps: str = ""  # listed: the steps of the leg, as "1-10, 46-50"
 
     def __post_init__(self) -> None:
         """Raises ValueError for settings that no run could follow."""
-        if self.mode not in MODES:
+        if self.mode not in (*MODES, LISTED):
             raise ValueError(f"switch_mode is {self.mode!r}; choose one of {', '.join(MODES)}.")
         if self.mode == "adaptive" and not (math.isfinite(self.delta) and self.delta > 0):
             raise ValueError(f"delta is {self.delta}; it must be above 0 (the paper uses 0.002 to 0.03, default 0.01).")
-        if self.mode != "step" and math.isnan(self.switch_sigma):
+        if self.mode not in ("step", LISTED) and math.isnan(self.switch_sigma):
             raise ValueError("switch_sigma is not a number; Wan 2.2 uses 0.875 for text-to-video.")
         for name in ("fix_step", "max_step", "switch_step"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more.")
+        if self.mode == LISTED and not self.listed:
+            raise ValueError('sketch_steps names no step. Write for example "1-10, 46-50", or leave it empty.')
+
+    @cached_property
+    def listed(self) -> frozenset[int]:
+        """listed: the steps of the leg. Raises ValueError for a text that lists none."""
+        return read_steps(self.sketch_steps)
+
+    def changes(self, steps: int) -> int:
+        """How often the stage changes in a run of so many steps, at most."""
+        if self.mode != LISTED:
+            return 1
+        runs = [True, *(step + 1 in self.listed for step in range(steps))]
+        return sum(a != b for a, b in zip(runs, runs[1:]))
+
+    def settings(self) -> dict[str, Any]:
+        """As plain data, for the report."""
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "sketch_steps" or self.sketch_steps}
 
     def earliest(self, places: Sequence[float]) -> int:
         """adaptive: after this many steps the rule may end the leg, in a run whose steps begin at ``places``: when the last
@@ -56,42 +80,93 @@ class Switch:
         return next((step for step, sigma in enumerate(sigmas) if sigma < self.switch_sigma), len(sigmas))
 
 
+def read_steps(text: str) -> frozenset[int]:
+    """The steps that a text like "1-10, 46-50" names, counted from 1. Raises ValueError for any other text."""
+    steps: set[int] = set()
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        first, _, last = (word.strip() for word in part.partition("-"))
+        ends = [first, last] if "-" in part else [first, first]
+        low, high = (int(end) if end.isascii() and end.isdigit() and len(end) < 8 else 0 for end in ends)
+        if not 1 <= low <= high <= MOST_LISTED:
+            raise ValueError(
+                f"sketch_steps has {part[:40]!r}, which names no steps. Write steps from 1 and ranges, with commas between them: "
+                '"1-10, 46-50".'
+            )
+        steps.update(range(low, high + 1))
+    return frozenset(steps)
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """Two parts of a route, each a stage or a pair of its own, and how the second takes over from the first."""
+
+    first: Part
+    then: Part
+    switch: Switch
+    fade: float = 0.0  # width of the fade at a hand-over to the second, see fade.py; 0: a cut
+    render_steps: int = 0  # the rest of the schedule after the last hand-over is walked in so many steps; 0: in its own
+    offload: str = "auto"  # what happens to the memory of the part that leaves, see memory.py
+
+
+Part = str | Pair  # a stage's name, or a pair
+
+
+def stages_of(part: Part) -> list[str]:
+    """The names of a part's stages, in the order of the route."""
+    return [part] if isinstance(part, str) else [*stages_of(part.first), *stages_of(part.then)]
+
+
+def pairs_of(part: Part) -> Iterator[Pair]:
+    """A part's pairs, the outer ones first."""
+    if isinstance(part, Pair):
+        yield part
+        yield from pairs_of(part.first)
+        yield from pairs_of(part.then)
+
+
 @dataclass(frozen=True)
-class Leg:
-    """The steps in a row that one stage runs."""
+class Turn:
+    """One change of the stage in charge."""
 
-    stage: str
-    until: Switch | None = None  # None: to the end of the run
+    to: str
+    reason: str  # criterion, earliest, latest, step, sigma or listed
+    pair: Pair  # whose rule it was
+    forward: bool  # from the pair's first part to its second
+    last: bool  # the pair changes no more
 
-
-def two_legs(switch: Switch) -> tuple[Leg, ...]:
-    """The paper's route: the sketch until ``switch``, then the render."""
-    return Leg(SKETCH, switch), Leg(RENDER)
+    @property
+    def fade(self) -> float:
+        """Width of the fade; a part that comes back starts with its own predictions."""
+        return self.pair.fade if self.forward else 0.0
 
 
 @dataclass
 class Route:
-    """One run's way through its legs: asked for the stage before every step, told of the prediction after it."""
+    """One run's way through its legs: asked for a change before every step, told of the prediction after it."""
 
-    legs: tuple[Leg, ...]
+    whole: Part
     sigmas: Sequence[float]  # noise level at which each step begins
     places: Sequence[float]  # where these lie in the model's uniform timesteps: 1 pure noise, 0 none
     criterion: Criterion = field(default_factory=Criterion)
-    _at: int = 0  # index of the present leg
-    _held: bool = False  # the rule held already before it was allowed to end the leg
+    in_charge: str = ""  # the stage of the newest step; before the first: the first part's
+    _step: int = -1  # the newest, 0-based
+    _over: set[Pair] = field(default_factory=set)  # whose second part is in charge
+    _held: set[Pair] = field(default_factory=set)  # whose rule held already before it was allowed to end the leg
+
+    def __post_init__(self) -> None:
+        self.in_charge = self.in_charge or stages_of(self.whole)[0]
 
     @property
     def final(self) -> bool:
         """Whether the present stage runs the rest of the run."""
-        return self.legs[self._at].until is None
+        return all(self._settled(pair) for pair in self._path())
 
     def start(self) -> tuple[str, bool]:
         """(the stage of the run's first step, whether it runs all of them)."""
-        if not self.sigmas:
-            return self.legs[0].stage, True
-        ahead = Route(self.legs, self.sigmas, self.places)
-        name, _ = ahead.stage(0)
-        return name, ahead.final
+        ahead = Route(self.whole, self.sigmas, self.places)
+        if self.sigmas:
+            ahead.turn(0)
+        return ahead.in_charge, ahead.final or not self.sigmas
 
     def observe(self, step: int, prediction: torch.Tensor, mask: torch.Tensor | None = None) -> bool:
         """Take in the guided x0 prediction [B, ...] of ``step`` (0-based), made by the present leg's stage. Returns whether the
@@ -106,21 +181,55 @@ class Route:
         self._look(step)
 
     def _look(self, step: int) -> None:
-        switch = self.legs[self._at].until
-        if switch is not None and step + 1 < switch.earliest(self.places):
-            self._held |= self.criterion.settled(switch.delta)
+        for pair in self._path():
+            if step + 1 < pair.switch.earliest(self.places) and self.criterion.settled(pair.switch.delta):
+                self._held.add(pair)
 
-    def stage(self, step: int) -> tuple[str, str]:
-        """(stage, reason) of ``step`` (0-based), before it runs; the reason is empty while the leg continues."""
-        reason = ""
-        while (until := self.legs[self._at].until) and (ended := self._ended(until, step)):
-            reason, self._held = ended, False
-            self._at += 1
-            self.criterion.forget()
-        return self.legs[self._at].stage, reason
+    def turn(self, step: int) -> Turn | None:
+        """The change of stage before ``step`` (0-based); None: the stage in charge continues."""
+        self._step = step
+        part, cause = self.whole, None
+        while isinstance(part, Pair):
+            reason = self._reason(part, step)
+            if reason:
+                self._over ^= {part}
+                cause = cause or (part, reason)
+            part = part.then if part in self._over else part.first
+        if cause is None or part == self.in_charge:
+            return None
+        self.in_charge, (pair, reason) = part, cause
+        self.criterion.forget()
+        return Turn(part, reason, pair, pair in self._over, self._settled(pair))
 
-    def _ended(self, switch: Switch, step: int) -> str:
-        """Why the leg ends before ``step`` (0-based); "" if it does not."""
+    def waits(self) -> bool:
+        """Whether the next change hangs on predictions."""
+        return any(pair.switch.mode == "adaptive" and pair not in self._over for pair in self._path())
+
+    def follow(self, sigmas: Sequence[float], places: Sequence[float]) -> None:
+        """The rest of the run has other steps: these levels, for all steps from the first."""
+        self.sigmas, self.places = sigmas, places
+
+    def _path(self) -> Iterator[Pair]:
+        """The pairs that the present stage is part of, the outer ones first."""
+        part = self.whole
+        while isinstance(part, Pair):
+            yield part
+            part = part.then if part in self._over else part.first
+
+    def _settled(self, pair: Pair) -> bool:
+        """Whether the part of ``pair`` that is in charge runs the rest of the run, as far as the pair decides it."""
+        over = pair in self._over
+        if pair.switch.mode != LISTED:
+            return over
+        return all((step + 1 not in pair.switch.listed) == over for step in range(self._step + 1, len(self.sigmas)))
+
+    def _reason(self, pair: Pair, step: int) -> str:
+        """Why ``pair`` changes before ``step`` (0-based); "" if it does not."""
+        switch, over = pair.switch, pair in self._over
+        if switch.mode == LISTED:
+            return LISTED if (step + 1 not in switch.listed) != over else ""
+        if over:
+            return ""
         if switch.mode == "step":
             return "step" if step >= switch.switch_step else ""
         if switch.mode == "sigma":
@@ -130,4 +239,4 @@ class Route:
         earliest = switch.earliest(self.places)
         if step < earliest or not self.criterion.settled(switch.delta):
             return ""
-        return "earliest" if step == earliest and self._held else "criterion"
+        return "earliest" if step == earliest and pair in self._held else "criterion"

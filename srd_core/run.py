@@ -7,6 +7,7 @@ levels, so its history survives every hand-over, and asks ``Run.predict`` for ea
     route   who is in charge of that step?     a change: hand over
     stage   makes the prediction
     route   sees it, where a rule needs it
+    fade    mixes in what the stage before it left
     books   note it
 
 All state belongs to the run, and is cleaned up also after an interrupt or an error.
@@ -15,7 +16,6 @@ All state belongs to the run, and is cleaned up also after an interrupt or an er
 from __future__ import annotations
 
 import contextlib
-import inspect
 import logging
 import time
 from collections import Counter
@@ -29,100 +29,30 @@ import comfy.model_patcher
 import comfy.samplers
 import torch
 from comfy.model_patcher import ModelPatcher
-from comfy.patcher_extension import WrapperExecutor, WrappersMP, add_wrapper_with_key, get_all_wrappers
+from comfy.patcher_extension import WrapperExecutor, WrappersMP, add_wrapper_with_key
 
 from . import memory
 from .attention import backend_of
 from .books import Books
 from .calls import KEY, PREDICT_NOISE
-from .checks import check_levels
+from .fade import Fade
 from .finite import FiniteGuard, complaint
 from .latent import name_of
+from .leg import LegsLevels
 from .levels import places_of
-from .report.data import Report, StageReport, Step
-from .route import SKETCH, Leg, Route, Switch
+from .report.data import Step
+from .rest import SAMPLER_SAMPLE, Rest, begun_anew, resampled
+from .route import SKETCH, Pair, Route, Turn
 from .stage import GuidersStage, Stage
-from .steps import StepCounter, counter_for, sampler_name
+from .steps import StepCounter
 from .teacache.host import COMPILE_KEY, CachedRun, run_of
 from .teacache.run import KEY as TEACACHE
 
-AtHandOver = Callable[[torch.Tensor, str, str], None]  # (x, the stage that takes over, why), before that stage is loaded
+AtHandOver = Callable[[torch.Tensor, Turn], None]  # (x, the change), before the stage that takes over is loaded
 
-
-def begin_run(
-    guider: comfy.samplers.CFGGuider,
-    call: dict[str, Any],
-    others: dict[str, Stage],
-    legs: tuple[Leg, ...],
-    report: Report,
-    policy: str = memory.AUTO,
-) -> Run:
-    """The state of a sampling run with the arguments ``call``, of the guider's own model as the sketch and the ``others`` by
-    name; ``report`` starts anew. Raises ValueError for a schedule that is not finite."""
-    steps = counter_for(call["sampler"], call["sigmas"])
-    check_levels(steps.sigmas)  # before they go into the report, whose JSON holds numbers only
-    stages: dict[str, GuidersStage | Stage] = {SKETCH: GuidersStage(guider), **others}
-    schedule = guider.model_patcher.get_model_object("model_sampling")
-    route = Route(legs, steps.sigmas[:-1], places_of(schedule, steps.sigmas)[:-1])
-    switch = next((leg.until for leg in legs if leg.until), Switch())
-    report.begin(
-        stages=[StageReport(name, name_of(stage.model)) for name, stage in stages.items()],
-        switch=dict(vars(switch)),
-        earliest=switch.earliest(route.places),
-        latest=switch.latest(route.sigmas),
-        sampler=sampler_name(call["sampler"]).removeprefix("sample_"),
-        shape=list(call["noise"].shape),
-        sigmas=list(steps.sigmas),
-    )
-    return Run(
-        stages=stages,
-        route=route,
-        steps=steps,
-        books=Books(report, steps.sigmas, SKETCH),
-        request={k: call.get(k) for k in ("noise", "latent_image", "denoise_mask", "seed", "latent_shapes")},
-        host_callback=call["callback"],
-        policy=policy,
-    )
-
-
-def carry_out(
-    run: Run, executor: WrapperExecutor, call: inspect.BoundArguments, prepare: Callable[[], None]
-) -> torch.Tensor:
-    """The host's sampling run ``call`` with ``run`` in it, from ``prepare`` (checks, nothing loaded) to the clean-up.
-
-    Returns the latent [B, C, ...]; the report says how it ended, also when it did not end well.
-    """
-    guider, report = executor.class_obj, run.books.report
-    call.arguments["callback"] = run.callback
-    own_options = guider.model_options
-    try:
-        prepare()
-        guider.model_options = run.options_for(guider)
-        latent = _inside_wrappers(run, executor)(*call.args[1:], **call.kwargs)
-        latent.flatten()[:1].cpu()  # wait for the device once: what it still has to do belongs to the last step
-        if report.steps and report.steps[-1].seconds is not None:
-            run.books.add_seconds()
-        run.finite.check(wait=True)
-        report.status = "done"
-        return latent
-    except comfy.model_management.InterruptProcessingException:
-        report.status = "interrupted"
-        raise
-    except Exception as error:
-        report.status, report.error = "failed", f"{type(error).__name__}: {error}"
-        raise
-    finally:
-        guider.model_options = own_options
-        run.close()
-
-
-def _inside_wrappers(run: Run, executor: WrapperExecutor) -> Callable[..., torch.Tensor]:
-    """The run inside the other stages' wrappers around a whole run (EasyCache), which can't be entered in mid-run."""
-    sample: Callable[..., torch.Tensor] = executor
-    for stage in run.others():
-        wrappers = get_all_wrappers(WrappersMP.OUTER_SAMPLE, stage.options, is_model_options=True)
-        sample = WrapperExecutor.new_class_executor(sample, stage.guider, wrappers).execute
-    return sample
+NO_FADE = "No fade to the {stage}: it needs two steps before the hand-over, in a latent of one size."
+SWINGS = "The last steps of the {stage} still change direction (guard {guard:.2f}), so the fade is held back."
+ANEW = "{sampler} begins anew after step {step}, because the rest has steps of its own; a multistep sampler starts its history again."
 
 
 @dataclass
@@ -135,11 +65,14 @@ class Run:
     books: Books
     request: dict[str, Any]  # the run's noise, latent_image, denoise_mask, seed, latent_shapes
     host_callback: Callable[..., Any] | None
-    policy: str  # what happens to the memory of a stage that leaves, see memory.py
+    walked: set[Pair]  # of the route, whose part of the schedule has been set already
+    fade: Fade | None = None  # None: every hand-over is a cut
     in_charge: str = SKETCH
+    leg: LegsLevels = field(default_factory=LegsLevels)  # of the present leg
     finite: FiniteGuard = field(default_factory=FiniteGuard)
     outside: Sequence[Callable[..., torch.Tensor]] = ()  # PREDICT_NOISE wrappers around every call of the run
     at_hand_over: AtHandOver | None = None
+    at_end: Callable[[], None] | None = None  # when the sampler has ended, while all models are prepared
     _forwards: Counter[str] = field(default_factory=Counter)  # of a stage's network, where another pack may answer in its place
     _caches: dict[str, CachedRun] = field(default_factory=dict)  # of the stages that TeaCache works on
     _left: list[ModelPatcher] = field(default_factory=list)  # off the device, with patched objects that had to stay
@@ -157,9 +90,11 @@ class Run:
         for each in (options, *(stage.options for stage in self.others())):
             if _has_cache(each):
                 add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, self.count, each, is_model_options=True)
+            self.leg.tell(each)
         wrappers = options.setdefault("transformer_options", {}).setdefault("wrappers", {})
         calls = [*self.outside, self.predict]
         wrappers[WrappersMP.PREDICT_NOISE] = {KEY: calls, **wrappers.get(WrappersMP.PREDICT_NOISE, {})}
+        add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, self.sample, options, is_model_options=True)  # the innermost
         if alone:  # the host still loads the guider's model: by that model's own wrappers
             own = guider.model_options.get("transformer_options", {}).get("wrappers", {})
             wrappers[WrappersMP.PREPARE_SAMPLING] = own.get(WrappersMP.PREPARE_SAMPLING, {})
@@ -169,6 +104,18 @@ class Run:
         """DIFFUSION_MODEL wrapper, inside all others: this call reached the network."""
         self._forwards[self.in_charge] += 1
         return executor(*args, **kwargs)
+
+    def sample(self, executor: WrapperExecutor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """SAMPLER_SAMPLE wrapper: the sampler, and the sampler anew for what remains after each hand-over that asks for it."""
+        call = first = SAMPLER_SAMPLE.bind(executor.class_obj, *args, **kwargs)
+        while True:
+            try:
+                latent = executor(*call.args[1:], **call.kwargs)
+                if self.at_end:
+                    self.at_end()
+                return latent
+            except Rest as rest:
+                call = begun_anew(first, rest, self.steps.sigmas)
 
     def predict(
         self, executor: WrapperExecutor, x: torch.Tensor, timestep: torch.Tensor, *args: Any, **kwargs: Any
@@ -182,11 +129,15 @@ class Run:
             self._choose_stage(x)
         name, stage, forwards = self.in_charge, self.stages[self.in_charge], self._forwards[self.in_charge]
         self.books.report.stage(name).calls += 1
-        prediction = memory.try_twice(partial(stage.predict, executor, call), self._make_room)
+        prediction = memory.try_twice(partial(stage.predict, call, executor), self.make_room)
         self._note_teacache(name)
-        self.finite.watch(prediction, partial(self._not_finite, name, self._known_step(), timestep))
+        self.finite.watch(prediction, partial(self.not_finite, name, self._known_step(), timestep))
         if begins and not self.route.final and self._was_computed(forwards):
             self._observe(prediction)
+        if self.fade:
+            prediction = self.fade.blend(x, timestep, prediction)
+            if begins and not self.route.final:
+                self.fade.note(x, timestep, prediction)
         self.finite.check()
         return prediction
 
@@ -222,6 +173,8 @@ class Run:
         self._caches.clear()
         self.finite.forget()
         self.route.criterion.forget()
+        if self.fade:
+            self.fade.forget()
         self.request.clear()
         self.host_callback = None
 
@@ -233,31 +186,67 @@ class Run:
         return self.steps.on_call(float(timestep[0]) if self.steps.needs_sigma else None)
 
     def _choose_stage(self, x: torch.Tensor) -> None:
-        name, reason = self.route.stage(self.steps.step)
-        if name != self.in_charge:
-            self._hand_over(x, name, reason)
-        self.books.begin_step(self.steps.step, name)
+        step, turn = self.steps.step, self.route.turn(self.steps.step)
+        anew = turn is not None and turn.pair.render_steps and turn.forward and turn.last and turn.pair not in self.walked
+        if turn and anew:
+            self._walk_rest(turn, step)
+        if turn:
+            self._hand_over(x, turn)
+        self.books.begin_step(step, self.in_charge)
+        if anew:
+            if not self.route.final:  # the sampler will make this call again, and it will be counted then
+                self.steps.forget_call()
+            raise Rest(x.clone(), step)
 
-    def _hand_over(self, x: torch.Tensor, to: str, reason: str) -> None:
+    def _hand_over(self, x: torch.Tensor, turn: Turn) -> None:
         comfy.model_management.throw_exception_if_processing_interrupted()
         if self.at_hand_over:
-            self.at_hand_over(x, to, reason)
-        begin, leaving, coming = time.perf_counter(), self.stages[self.in_charge].model, self.stages[to].model
-        noise = self.request["noise"] if self.request["noise"].shape == x.shape else x
+            self.at_hand_over(x, turn)
+        self.leg.count = self.steps.steps + 1 - self.steps.step
+        begin, leaving, coming = time.perf_counter(), self.stages[self.in_charge].model, self.stages[turn.to].model
         models = {name: stage.model for name, stage in self.stages.items()}
         bytes_at = {"before": memory.snapshot(coming, models)}
         memory.end_malloc_graph()
-        if memory.leaves(self.policy, leaving, coming):
+        if memory.leaves(turn.pair.offload, leaving, coming):
             memory.release(leaving)
         bytes_at["at"] = memory.snapshot(coming, models)
-        schedule = self._schedules_model().get_model_object("model_sampling")
-        self.in_charge = to
-        memory.try_twice(partial(self.stages[to].load, noise, self.request, schedule), self._make_room)
-        self._keep_objects()
+        self.load(turn.to, x)
         bytes_at["after"] = memory.snapshot(coming, models)
-        self.books.hand_over(self.steps.step, to, reason, time.perf_counter() - begin, bytes_at)
+        self.books.hand_over(self.steps.step, turn, self._fade_shares(x, turn), time.perf_counter() - begin, bytes_at)
 
-    def _make_room(self) -> str:
+    def load(self, stage: str, x: torch.Tensor) -> None:
+        """``stage`` is in charge and loaded, for a latent of the size of x [B, C, ...]."""
+        noise = self.request["noise"] if self.request["noise"].shape == x.shape else x
+        schedule = self._schedules_model().get_model_object("model_sampling")
+        self.in_charge = stage
+        memory.try_twice(partial(self.stages[stage].load, noise, self.request, schedule), self.make_room)
+        self._keep_objects()
+
+    def _fade_shares(self, x: torch.Tensor, turn: Turn) -> list[float]:
+        """The fade of a hand-over begins; returns the share of what is held in each step from here on."""
+        if self.fade is None:
+            return []
+        guards = self.fade.begin(turn.fade, self._mask_for(x))
+        notes = self.books.report.notes
+        if turn.fade and not guards:
+            notes.append(NO_FADE.format(stage=turn.to))
+        elif guards and min(guards) < 0.5:
+            notes.append(SWINGS.format(stage=self.books.report.steps[-1].stage, guard=min(guards)))
+        levels = torch.tensor(self.steps.sigmas[self.steps.step : -1], dtype=torch.float64)
+        return self.fade.shares(levels, guards) if guards else []
+
+    def _walk_rest(self, turn: Turn, step: int) -> None:
+        """The rest of the schedule from ``step`` (0-based) on gets the pair's own number of steps."""
+        levels = [*self.steps.sigmas[:step], *resampled(self.steps.sigmas[step:], turn.pair.render_steps)]
+        self.walked.add(turn.pair)
+        self.steps.sigmas = self.books.sigmas = self.books.report.sigmas = levels
+        self.route.follow(levels[:-1], places_of(self._schedules_model().get_model_object("model_sampling"), levels)[:-1])
+        for stage in self.others():
+            if cached := run_of(stage.options):
+                cached.follow(levels)
+        self.books.report.notes.append(ANEW.format(sampler=self.books.report.sampler, step=step))
+
+    def make_room(self) -> str:
         """After the stage in charge ran out of memory: the others leave. Returns what to say if that does not help."""
         others = {name: stage.model for name, stage in self.stages.items() if name != self.in_charge}
         note, give_up = memory.make_room(self.in_charge, self.stages[self.in_charge].model, others)
@@ -288,11 +277,13 @@ class Run:
         return forwards == 0 or forwards > forwards_before
 
     def _observe(self, prediction: torch.Tensor) -> None:
-        mask = self.request["denoise_mask"]
-        if mask is not None:
-            mask = mask.to(prediction.device) if mask.shape[2:] == prediction.shape[2:] else None
-        if self.route.observe(self.steps.step, prediction, mask):
+        if self.route.observe(self.steps.step, prediction, self._mask_for(prediction)):
             self.books.observed(self.route.criterion.d, self.route.criterion.fall)
+
+    def _mask_for(self, x: torch.Tensor) -> torch.Tensor | None:
+        """The run's mask where it fits x [B, ...]: 1 where the latent is generated."""
+        mask = self.request["denoise_mask"]
+        return mask.to(x.device) if mask is not None and mask.shape[2:] == x.shape[2:] else None
 
     def _note_teacache(self, name: str) -> None:
         """A skip plan goes into the report once it is made."""
@@ -309,7 +300,7 @@ class Run:
         """The present step (0-based); None where calls are not counted any more."""
         return None if self.route.final else self.steps.step
 
-    def _not_finite(self, name: str, step: int | None, timestep: torch.Tensor) -> str:
+    def not_finite(self, name: str, step: int | None, timestep: torch.Tensor) -> str:
         """What to say of a prediction of the stage ``name`` in ``step`` (0-based; None: as its timestep [B] says)."""
         sigma, stage = float(timestep[0]), self.stages[name]
         step = self.steps.interval(sigma) if step is None else step

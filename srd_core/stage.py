@@ -10,7 +10,7 @@ import copy
 import inspect
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,6 +21,7 @@ import comfy.sampler_helpers
 import comfy.samplers
 import torch
 from comfy.model_patcher import ModelPatcher
+from comfy.multigpu import MultiGPUThreadPool
 from comfy.patcher_extension import WrapperExecutor
 
 from . import memory
@@ -42,6 +43,8 @@ class RenderSettings:
     negative: list[Any] | None = None
     teacache: float = 0.0  # TeaCache threshold of the render stage; 0: off
     offload_sketch: str = memory.AUTO  # what happens to the sketch's memory when the render comes, see memory.py
+    fade: float = 0.0  # width of the fade at the hand-over, see fade.py; 0: a cut
+    render_steps: int = 0  # steps for the rest of the schedule, see rest.py; 0: its own
 
     def __post_init__(self) -> None:
         """Raises ValueError for settings that mean nothing."""
@@ -49,6 +52,19 @@ class RenderSettings:
             raise ValueError(f"offload_sketch is {self.offload_sketch!r}; choose one of {', '.join(memory.POLICIES)}.")
         if not math.isfinite(self.cfg):
             raise ValueError(f"render_cfg is {self.cfg}; it must be a number (0: as the sketch).")
+        if not (math.isfinite(self.fade) and self.fade >= 0):
+            raise ValueError(f"fade is {self.fade}; it must be 0 or more (0: no fade, 1.1: the fitted width).")
+        if self.render_steps < 0:
+            raise ValueError(f"render_steps is {self.render_steps}; it must be 0 or more (0: the steps of the schedule).")
+
+    def within(self, outer: RenderSettings) -> RenderSettings:
+        """The same in a stage of a pair with the settings ``outer``, which hold where this has none."""
+        return replace(
+            self,
+            cfg=self.cfg or outer.cfg,
+            positive=outer.positive if self.positive is None else self.positive,
+            negative=outer.negative if self.negative is None else self.negative,
+        )
 
     def conds(self, original: Conds) -> Conds:
         """The render's conditioning for a guider with these ``original`` conds: copies, roles unchanged."""
@@ -77,8 +93,8 @@ class GuidersStage:
         """Load it again: the host has done so once, and may have moved its weights meanwhile."""
         load_again(self.guider, noise)
 
-    def predict(self, executor: WrapperExecutor, call: inspect.BoundArguments) -> torch.Tensor:
-        """The guided x0 prediction [B, C, ...] for the arguments of a PREDICT_NOISE ``call``."""
+    def predict(self, call: inspect.BoundArguments, executor: WrapperExecutor) -> torch.Tensor:
+        """The guided x0 prediction [B, C, ...] for the arguments of a PREDICT_NOISE ``call``; ``executor``: the host's way on."""
         return executor(*call.args[1:], **call.kwargs)
 
 
@@ -140,7 +156,7 @@ class Stage(GuidersStage):
         own.conds = self._processed(conds, noise, request, schedule)
         self._loaded = True
 
-    def predict(self, executor: WrapperExecutor, call: inspect.BoundArguments) -> torch.Tensor:
+    def predict(self, call: inspect.BoundArguments, executor: WrapperExecutor | None = None) -> torch.Tensor:
         """The guided x0 prediction [B, C, ...] for the arguments of a PREDICT_NOISE ``call``, in the run's space."""
         guider, x, sigma = (call.arguments[name] for name in ("self", "x", "timestep"))
         device = self.model.load_device
@@ -151,7 +167,7 @@ class Stage(GuidersStage):
         own = PREDICT_NOISE.bind(*call.args, **call.kwargs)
         own.arguments["x"], own.arguments["timestep"] = self.latent_map.to_render(x.to(device), sigma.to(device))
         own.arguments["model_options"] = options
-        with _pointed_at(guider, self), _device_context(device):
+        with _pointed_at(guider, self), comfy.model_management.cuda_device_context(device):
             prediction = guider.outer_predict_noise(*own.args[1:], **own.kwargs)
         return self.latent_map.clean_to_sketch(prediction).to(x.device)
 
@@ -175,12 +191,9 @@ class Stage(GuidersStage):
 
     def _start_clones(self) -> None:
         """Clones on other GPUs (MultiGPU CFG Split) and the threads that run them."""
-        prepare = getattr(comfy.sampler_helpers, "prepare_model_patcher_multigpu_clones", None)  # host 0.27 and later
-        self._clones = prepare(self.model, self._models, self.options) if prepare else []
+        self._clones = comfy.sampler_helpers.prepare_model_patcher_multigpu_clones(self.model, self._models, self.options)
         if self._clones and self._threads is None:
             devices = [self.model.load_device, *(clone.load_device for clone in self._clones)]
-            from comfy.multigpu import MultiGPUThreadPool  # not in older hosts
-
             self._threads = self.options[THREADS] = MultiGPUThreadPool(devices)
 
     def _processed(self, conds: Conds, noise: torch.Tensor, request: Request, schedule: Any) -> Conds:
@@ -256,9 +269,3 @@ def _follow_schedule(conds: list[dict[str, Any]], schedule_of: Any) -> None:
             to_sigma = schedule_of.model_sampling.percent_to_sigma
             control.timestep_range = (to_sigma(start), to_sigma(end))
             control = control.previous_controlnet
-
-
-def _device_context(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """The host's device context, on hosts that have one (0.20 and later)."""
-    context = getattr(comfy.model_management, "cuda_device_context", None)
-    return context(device) if context else contextlib.nullcontext()

@@ -39,10 +39,16 @@ def sampler_name(sampler: Any) -> str:
     return getattr(getattr(sampler, "sampler_function", None), "__name__", type(sampler).__name__)
 
 
-def _innermost(sampler: Any) -> Any:
+def innermost(sampler: Any) -> Any:
     """The sampler that another one is wrapped around (Detail Daemon keeps it among its options); else itself."""
     inner = [value for value in getattr(sampler, "extra_options", {}).values() if hasattr(value, "sampler_function")]
-    return _innermost(inner[0]) if inner else sampler
+    return innermost(inner[0]) if inner else sampler
+
+
+def is_padded(sigmas: Sequence[float]) -> bool:
+    """Whether a level 0 stands in front, as other packs' resample and unsample modes put it so that the host adds no noise:
+    their samplers drop it."""
+    return len(sigmas) > 2 and sigmas[0] == 0 < sigmas[1]
 
 
 def counter_for(sampler: Any, sigmas: Iterable[Any]) -> StepCounter:
@@ -50,10 +56,12 @@ def counter_for(sampler: Any, sigmas: Iterable[Any]) -> StepCounter:
 
     The levels are copied: uni_pc writes 0.001 into the last sigma of the host's tensor.
     """
-    sampler = _innermost(sampler)
-    name = sampler_name(sampler)
+    sampler, levels = innermost(sampler), [float(s) for s in sigmas]
+    name, padded = sampler_name(sampler), is_padded(levels)
+    if padded:
+        levels = levels[1:-1] if levels[-1] == 0 else levels[1:]
     ahead = look_ahead(name, getattr(sampler, "extra_options", {}))
-    return StepCounter([float(s) for s in sigmas], ahead, own_levels=name in OWN_LEVELS)
+    return StepCounter(levels, ahead, own_levels=name in OWN_LEVELS, padded=padded)
 
 
 @dataclass
@@ -69,6 +77,7 @@ class StepCounter:
     sigmas: Sequence[float]  # of the run, falling, length steps + 1
     look_ahead: tuple[int, ...] = ()  # offsets at which every step makes further calls
     own_levels: bool = False  # the sampler takes only the ends of the schedule
+    padded: bool = False  # a level in front was dropped: the run may begin at a later step, and callbacks are numbered otherwise
     step: int = -1  # 0-based, of the newest call; -1 before the first
     needs_sigma: bool = True  # False once every step is known to be one call: callbacks then count the steps
     callbacks: int = 0
@@ -89,7 +98,7 @@ class StepCounter:
     @property
     def other_steps(self) -> bool:
         """At the end of a run: whether the sampler's steps were others than those of the schedule."""
-        return self.own_levels or self.callbacks not in (0, self.steps)
+        return self.own_levels or (self.callbacks not in (0, self.steps) and not self.padded)
 
     def on_call(self, sigma: float | None) -> bool:
         """Note a model call at ``sigma`` (None where ``needs_sigma`` is False); True when it begins a new step (then
@@ -97,7 +106,7 @@ class StepCounter:
         place = (self.step, False) if sigma is None else self._locate(sigma)
         self._calls.append(place)
         if self.step < 0:
-            return self._begin(0)
+            return self._begin(place[0] if self.padded and place[1] else 0)
         if self.own_levels:
             return place[0] > self.step and self._begin(place[0])
         self._silent |= self.callbacks == 0 and place[1] and place[0] > self.step + 1
@@ -121,7 +130,7 @@ class StepCounter:
         if self.own_levels or not calls:  # nobody told of the calls: one step further
             self.step = self._completed = min(self.step + (not calls or self.step < 0), self.steps - 1)
             return
-        self._completed = max(self._completed + 1, min(number, self.steps - 1))
+        self._completed = max(self._completed + 1, self.step if self.padded else min(number, self.steps - 1))
         if self.callbacks == 1:
             self._first_calls, self._silent = len(calls), False
         else:

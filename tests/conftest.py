@@ -21,11 +21,6 @@ import comfy.model_management  # noqa: E402
 import comfy.sd  # noqa: E402
 import helpers  # noqa: E402
 
-# What a test that uses this fixture needs of the host: a module of it and an attribute's path. A test says the same of
-# itself by the marker host_has.
-FIXTURE_NEEDS = {"folders": ("comfy.supported_models", "CogVideoX_T2V")}
-
-
 PAGE = load_by_path("srd_page", REPOSITORY / "demo" / "page.py")
 PAGE_TESTS = "browser"  # the fixture that all tests of the page use
 
@@ -54,9 +49,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def needs_of(item: pytest.Item) -> list[tuple[str, ...]]:
-    """The (module, attribute ...) paths that a test needs of the host and its Python."""
-    fixtures = getattr(item, "fixturenames", ())
-    return [mark.args for mark in item.iter_markers("host_has")] + [FIXTURE_NEEDS[f] for f in fixtures if f in FIXTURE_NEEDS]
+    """The (module, attribute ...) paths that a test needs of the host and its Python, by its marker host_has."""
+    return [mark.args for mark in item.iter_markers("host_has")]
 
 
 def host_has(path: tuple[str, ...]) -> bool:

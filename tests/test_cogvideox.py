@@ -12,7 +12,6 @@ import cogvideox_oracle as oracle
 import comfy.sample
 import comfy.samplers
 import comfy.sd
-import comfy.supported_models
 import comfy.utils
 import helpers
 import pytest
@@ -21,7 +20,6 @@ from comfy.patcher_extension import WrappersMP
 from hosting import module
 from torch.utils._python_dispatch import TorchDispatchMode
 
-native = pytest.mark.host_has("comfy.supported_models", "CogVideoX_T2V")
 cogvideox, files, latent = module("srd_core.cogvideox"), module("srd_core.cogvideox.files"), module("srd_core.latent")
 checkpoint, families = module("srd_core.checkpoint"), module("srd_core.families")
 
@@ -249,7 +247,6 @@ def test_a_table_of_positions_in_the_file_is_not_added_a_second_time(
     assert same_as(reference, cogvideox.correct(comfy.sd.load_diffusion_model(str(whole))))
 
 
-@native
 def test_the_config_in_the_metadata_comes_before_the_one_beside_the_file(networks: dict[str, Any], tmp_path: Path):
     """Two configs that fit the weights: one calls them rotary, the other not."""
     path = tmp_path / "model.safetensors"
@@ -261,7 +258,6 @@ def test_the_config_in_the_metadata_comes_before_the_one_beside_the_file(network
     assert cogvideox.identify(path).member.name == "CogVideoX 2B"
 
 
-@native
 def test_sizes_and_scales_of_the_config_are_followed(tmp_path: Path):
     x = random(1, 16, 2, 20, 12)
     for kind, changes in (
@@ -276,7 +272,6 @@ def test_sizes_and_scales_of_the_config_are_followed(tmp_path: Path):
         assert relative(forward(cogvideox.load(plain), x, text(1), 500), reference) > 1e-3
 
 
-@native
 @pytest.mark.parametrize("kind, heads, name", [("2b", 30, "2B"), ("5b", 48, "5B"), ("1.5", 48, "1.5 5B")])
 def test_without_a_config_the_width_tells_the_variant(kind: str, heads: int, name: str, tmp_path: Path):
     shapes = official(kind, heads)
@@ -389,11 +384,6 @@ def test_files_of_other_families_are_left_to_the_host(tiny_file: Callable[..., P
             checkpoint.check_video_dit(path)
 
 
-def test_a_host_without_cogvideox_is_named_with_the_version_it_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.delattr(comfy.supported_models, "CogVideoX_T2V", raising=False)  # as up to 0.20
-    refused(hollow_file(tmp_path / "cog.safetensors", official("5b", 48)), "needs ComfyUI 0.24.0 or newer")
-
-
 def test_the_loader_offers_one_name_for_the_shards_of_a_model():
     shards = [f"diffusion_pytorch_model-{i:05}-of-00002.safetensors" for i in (1, 2)]
     single = str(Path("CogVideoX-2b", "transformer", SINGLE))
@@ -430,7 +420,6 @@ def test_the_fix_of_another_model_is_refused(wan: Callable[..., Any]):
         cogvideox.correct(wan())
 
 
-@pytest.mark.host_has("comfy.model_patcher", "ModelPatcher", "deepclone_multigpu")
 def test_a_clone_with_weights_of_its_own_computes_with_those(folders: dict[str, Path]):
     """The host makes such clones for a second GPU: no patch may hold on to the first one's modules."""
     model = cogvideox.load(folders["2b"])

@@ -16,7 +16,6 @@ from test_cogvideox import (  # noqa: F401
     cogvideox,
     files,
     folders,
-    native,
     networks,
     oracle,
     random,
@@ -32,7 +31,6 @@ reuse, teacache = module("srd_core.teacache.host"), module("srd_core.teacache.pl
 modulation = module("srd_core.teacache.cogvideox").modulation
 R = oracle.SCALE["2b"] / oracle.SCALE["5b"]
 STEPS = 20
-pytestmark = native
 
 
 def in_another_space(folders: dict[str, Path], ratio: float = R) -> Any:  # noqa: F811

@@ -149,16 +149,25 @@ def test_every_way_of_sampling_is_bit_identical_with_the_same_weights_in_both_st
     assert torch.equal(WAYS[way](sketch), plain)
 
 
-def test_a_route_that_returns_to_the_sketch_is_bit_identical_too(wan: Any, monkeypatch: pytest.MonkeyPatch):
-    """Nothing assumes a single switch: four legs of two stages."""
-    until = [Switch("step", switch_step=step) for step in (1, 3, 5)]
-    legs = [criterion.Leg(stage, end) for stage, end in zip(("sketch", "render") * 2, [*until, None])]
-    monkeypatch.setattr(cooperation, "two_legs", lambda switch: tuple(legs))
+def listed(sketch: Any, render: Any, steps: str, report: Any = None, **settings: Any) -> Any:
+    return cooperation.cooperate(sketch, render, Switch("listed", sketch_steps=steps), RenderSettings(**settings), report or Report())
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_route_that_returns_to_the_sketch_is_bit_identical_for_every_sampler(sampler: str, wan: Any):
     sketch, report = wan(), Report()
-    latent = helpers.ksampler(sr_model(sketch, wan(), report=report), STEPS, sampler_name="dpmpp_2m")
-    assert torch.equal(latent, helpers.ksampler(sketch, STEPS, sampler_name="dpmpp_2m"))
-    assert [s.stage for s in report.steps] == ["sketch", "render", "render", "sketch", "sketch", "render"]
-    assert [(h.after_step, h.to) for h in report.hand_overs] == [(1, "render"), (3, "sketch"), (5, "render")]
+    plain = helpers.ksampler(sketch, STEPS, sampler_name=sampler)
+    assert torch.equal(helpers.ksampler(listed(sketch, wan(), "1, 4-5", report), STEPS, sampler_name=sampler), plain)
+    if sampler not in ("dpm_fast", "dpm_adaptive"):
+        assert [s.stage for s in report.steps] == ["sketch", "render", "render", "sketch", "sketch", "render"]
+        assert [(h.after_step, h.to) for h in report.hand_overs] == [(1, "render"), (3, "sketch"), (5, "render")]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_listed_route_and_three_stages_are_bit_identical_under_every_way_of_sampling(way: str, wan: Any):
+    sketch, plain = wan(), WAYS[way](wan())
+    assert torch.equal(WAYS[way](listed(sketch, wan(), "1, 3")), plain)
+    assert torch.equal(WAYS[way](sr_model(sr_model(sketch, wan(), 1), wan(), 3)), plain)
 
 
 def test_the_same_model_object_and_a_clone_serve_as_their_own_render(wan: Any):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+import comfy.ldm.cogvideo.model
 import comfy.ldm.wan.model
 import comfy.ops
 import pytest
@@ -30,8 +31,6 @@ def wan(network: Any) -> Any:
 
 
 def cogvideox(network: Any) -> Any:
-    import comfy.ldm.cogvideo.model  # not in hosts before 0.24.0
-
     return comfy.ldm.cogvideo.model.CogVideoXTransformer3DModel(
         num_attention_heads=network.heads, num_layers=network.layers, use_rotary_positional_embeddings=True, **BUILT_IN
     )
@@ -55,7 +54,6 @@ def test_operations_of_a_wan_are_those_that_torch_counts(network: Any, size: Any
     assert cost.forward_flops(network, size).total == counted(wan(network), network, size)
 
 
-@pytest.mark.host_has("comfy.supported_models", "CogVideoX_T2V")
 @pytest.mark.parametrize("size", [SMALL, cost.Size(720, 480, 49)], ids=str)
 @pytest.mark.parametrize("network", [COG_TINY, cost.COGVIDEOX_5B, cost.COGVIDEOX_2B], ids=lambda network: network.name)
 def test_operations_of_a_cogvideox_are_those_that_torch_counts(network: Any, size: Any):
@@ -73,7 +71,6 @@ def test_weights_are_those_of_the_host_s_wan_up_to_biases_and_norms(network: Any
     assert cost.weights(network) == pytest.approx(built, rel=2e-3)
 
 
-@pytest.mark.host_has("comfy.supported_models", "CogVideoX_T2V")
 @pytest.mark.parametrize("network", [cost.COGVIDEOX_5B, cost.COGVIDEOX_2B], ids=lambda network: network.name)
 def test_weights_are_those_of_the_host_s_cogvideox_up_to_biases_and_norms(network: Any):
     built = sum(parameter.numel() for parameter in cogvideox(network).parameters())

@@ -9,8 +9,10 @@ import weakref
 from pathlib import Path
 from typing import Any
 
+import comfy.ldm.wan.model
 import comfy.model_base
 import comfy.model_management
+import comfy.ops
 import comfy.sd
 import comfy.utils
 import folder_paths
@@ -179,10 +181,10 @@ def other_format(model: Any, **facts: Any) -> Any:
 @pytest.mark.parametrize(
     ("facts", "named"),
     [
-        ({"name": "Wan22", "latent_channels": 48}, "channels 16 / 48"),
-        ({"latents_mean": torch.zeros(16)}, "channel means"),
-        ({"scale_factor": 0.7, "latents_mean": torch.zeros(16)}, "scale 1.0 / 0.7"),  # a scale alone is mapped
-        ({"temporal_downscale_ratio": 8}, "temporal compression"),  # the number is known since host 0.20
+        ({"name": "Wan22", "latent_channels": 48}, "different VAEs (16 and 48 channels)"),
+        ({"latents_mean": torch.zeros(16)}, "different latents (channel means)"),
+        ({"scale_factor": 0.7, "latents_mean": torch.zeros(16)}, "(scale, channel means)"),  # a scale alone is mapped
+        ({"temporal_downscale_ratio": 8}, "temporal compression"),
     ],
 )
 def test_models_that_do_not_share_a_latent_are_refused_with_the_difference_and_what_fits(
@@ -203,7 +205,7 @@ def test_models_with_different_kinds_of_noise_schedule_are_refused(wan: Any):
         pass
 
     render.add_object_patch("model_sampling", Sampling(render.model.model_config))
-    with pytest.raises(ValueError, match="noise schedule flow / variance exploding"):
+    with pytest.raises(ValueError, match=r"noise schedules \(flow and variance exploding\), so .* Put the same ModelSampling node on both"):
         sr_model(wan(), render)
 
 
@@ -236,7 +238,7 @@ def test_render_conditioning_that_the_guider_can_not_take_is_refused_before_any_
 def test_a_schedule_whose_noise_level_rises_is_refused_before_any_step(wan: Any):
     model = sr_model(never_called(wan()), never_called(wan(seed=1)))
     guider = BasicGuider.execute(model, helpers.prompt(1)).args[0]
-    with pytest.raises(ValueError, match="never rises"):
+    with pytest.raises(ValueError, match="rises in step 1 of 2; .* never rises. FlipSigmas"):
         sample_with(guider, torch.tensor([0.01, 0.5, 0.9]))
 
 
@@ -310,12 +312,27 @@ def test_the_advice_names_the_attention_backend_and_fp8_weights_when_those_are_u
         assert fact in str(error.value)
 
 
-@pytest.mark.parametrize("role", ["sketch", "render"])
-def test_a_sketch_render_model_as_a_stage_is_refused(role: str, wan: Any):
-    cooperating = sr_model(wan(), wan(seed=1))
-    pair = (cooperating, wan()) if role == "sketch" else (wan(), cooperating)
-    with pytest.raises(ValueError, match=f"The {role} already is a Sketch-Render Model"):
-        sr_model(*pair)
+def wan_22_5b() -> Any:
+    """A tiny MODEL with the latent of Wan 2.2 5B: 48 channels, with its own statistics."""
+    network = {"dim": 128, "ffn_dim": 256, "num_heads": 1, "num_layers": 1, "in_dim": 48, "out_dim": 48, "text_dim": 4096}
+    made = comfy.ldm.wan.model.WanModel(model_type="t2v", **network, operations=comfy.ops.disable_weight_init)
+    return comfy.sd.load_diffusion_model_state_dict({k: torch.zeros(v.shape) for k, v in made.state_dict().items()})
+
+
+def test_wan_2_2_5b_is_refused_in_two_lines_with_what_to_take_and_the_numbers_go_to_the_log(
+    wan: Any, caplog: pytest.LogCaptureFixture
+):
+    other = wan_22_5b()
+    assert type(other.model.latent_format).__name__ == "Wan22"
+    with pytest.raises(ValueError) as error:
+        sr_model(wan(), other)
+    said = str(error.value)
+    assert "use different VAEs (16 and 48 channels), so they cannot be paired" in said
+    assert "Wan 2.2 5B cannot be paired with any model. Pairs that fit this sketch: Wan2.1 T2V 14B -> Wan2.1 T2V 1.3B" in said
+    assert "Cosmos" not in said and "CogVideoX" not in said and len(said) < 400 and "channel means" in caplog.text
+    with pytest.raises(ValueError, match="Wan 2.2 5B cannot be paired with any model. Use it alone.") as error:
+        sr_model(other, wan())
+    assert "Pairs" not in str(error.value)
 
 
 @pytest.mark.parametrize("shape", [(1, 4, 2, 8, 8), (1, 48, 2, 8, 8), (16, 2, 8, 8), (1, 16, 8)])
@@ -354,9 +371,11 @@ def test_render_cfg_without_a_negative_prompt_is_refused_before_any_step(wan: An
         sample_with(guider)
 
 
-def test_switch_step_beyond_the_steps_runs(wan: Any):
+def test_switch_step_beyond_the_steps_is_refused_by_sr_sampler_and_means_never_where_the_steps_are_another_node_s(wan: Any):
     sketch = wan()
-    assert torch.equal(sr_sampler(sketch, wan(seed=1), switch_step=99), helpers.ksampler(sketch, STEPS))
+    with pytest.raises(ValueError, match="switch_step is 99, but the run has 6 steps"):
+        sr_sampler(never_called(sketch), never_called(wan(seed=1)), switch_step=99)
+    assert torch.equal(helpers.ksampler(sr_model(sketch, wan(seed=1), 99), STEPS), helpers.ksampler(sketch, STEPS))
 
 
 # --- files --------------------------------------------------------------------------------------------------------------
@@ -457,7 +476,7 @@ def test_a_file_that_is_no_safetensors_is_named(models_folder: Path):
 )
 def test_a_file_that_is_no_diffusion_model_is_refused_with_what_to_choose(keys: dict[str, Any], models_folder: Path):
     comfy.utils.save_torch_file({k: torch.zeros(v) for k, v in keys.items()}, str(models_folder / "other.safetensors"))
-    with pytest.raises(ValueError, match="other.safetensors is no diffusion model.*Choose the DiT of a video model"):
+    with pytest.raises(ValueError, match="other.safetensors is not a diffusion model.*Choose the DiT of a video model"):
         load("other.safetensors")
 
 
@@ -467,6 +486,44 @@ def test_one_of_several_shards_is_refused_as_such(models_folder: Path):
     comfy.utils.save_torch_file(part, str(models_folder / "model-00002-of-00002.safetensors"))
     with pytest.raises(ValueError, match="model-00002-of-00002.safetensors .*shards"):
         load("model-00002-of-00002.safetensors")
+
+
+@pytest.mark.parametrize("prefix", ["", "transformer."])
+def test_a_wan_with_diffusers_names_is_called_that_with_the_file_to_get(prefix: str, models_folder: Path):
+    names = ("condition_embedder.time_proj.weight", "blocks.0.attn1.to_q.weight", "blocks.0.ffn.net.0.proj.weight", "proj_out.weight")
+    comfy.utils.save_torch_file({prefix + name: torch.zeros(4, 4) for name in names}, str(models_folder / "wan.safetensors"))
+    with pytest.raises(ValueError, match="wan.safetensors is a Wan in diffusers' format.*Get the version for ComfyUI.*wan2.1_t2v_14B"):
+        load("wan.safetensors")
+
+
+def test_a_folder_of_shards_is_called_what_it_is_with_the_file_to_get(models_folder: Path):
+    (models_folder / "transformer").mkdir()
+    shards = [models_folder / "transformer" / f"part-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    names = ("condition_embedder.time_proj.weight", "blocks.0.attn1.to_q.weight")
+    for name, shard in zip(names, shards):
+        comfy.utils.save_torch_file({name: torch.zeros(4, 4)}, str(shard))
+    index = {"weight_map": {name: shard.name for name, shard in zip(names, shards)}}
+    (models_folder / "transformer" / "part.safetensors.index.json").write_text(json.dumps(index), "utf-8")
+    for name in ("transformer", "transformer/part-00002-of-00002.safetensors"):
+        with pytest.raises(ValueError, match="is a Wan in 2 shards. Only CogVideoX.*Get the version for ComfyUI, one file"):
+            load(name)
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ("not JSON", "is not JSON"),
+        ("[1]", "is not a description of a model"),
+        ('{"transformer": 5}', "is not a description of a model"),
+        ("null", "is not a description of a model"),
+        ('{"transformer": {"num_layers": 99999999}}', "says num_layers 99999999"),
+    ],
+)
+def test_odd_metadata_of_a_whole_file_is_called_that_and_not_damage(config: str, words: str, models_folder: Path):
+    comfy.utils.save_torch_file(helpers.wan_state_dict(), str(models_folder / "odd.safetensors"), metadata={"config": config})
+    with pytest.raises(ValueError, match=f"odd.safetensors is whole, but its metadata .config. {words}.*Get the version for") as error:
+        load("odd.safetensors")
+    assert "damaged" not in str(error.value) and "again" not in str(error.value)
 
 
 @pytest.mark.parametrize("header", [b"[1]", b'{"a": {"dtype": "F16"}}', b'{"a": 3}'])
@@ -485,7 +542,7 @@ def test_an_image_model_is_refused_with_the_way_for_image_models(models_folder: 
         "joint_blocks.0.x_block.attn.qkv.weight": [192, 64], "joint_blocks.0.context_block.attn.qkv.weight": [192, 64],
     }  # fmt: skip
     comfy.utils.save_torch_file({k: torch.zeros(v) for k, v in shapes.items()}, str(models_folder / "sd3.safetensors"))
-    with pytest.raises(ValueError, match="sd3.safetensors is SD3, no video DiT.*Load Diffusion Model"):
+    with pytest.raises(ValueError, match="sd3.safetensors is SD3, not a video DiT.*Load Diffusion Model"):
         load("sd3.safetensors")
 
 

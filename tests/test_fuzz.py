@@ -258,7 +258,7 @@ def test_the_loaders_refuse_a_changed_file_and_no_name_leads_out_of_the_models_f
 def sketched(wan: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A hand-over that Save Hand-over wrote."""
     record = handover_nodes.SRSketch.execute(
-        wan(), helpers.prompt(1), helpers.prompt(2), helpers.empty_latent(), 7, 6, 3.0, "euler", "simple", 1.0, "step",
+        wan(), helpers.prompt(1), helpers.prompt(2), helpers.empty_latent(), 7, 6, 3.0, "euler", "simple", 1.0, switch_mode="step",
         delta=0.01, fix_step=5, max_step=0, switch_step=3, switch_sigma=0.875,
     ).args[0]  # fmt: skip
     path = tmp_path_factory.mktemp("whole") / "whole.sketch.safetensors"

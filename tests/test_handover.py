@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import comfy.sample
 import folder_paths
 import helpers
 import pytest
@@ -17,9 +18,10 @@ import safetensors.torch
 import torch
 from comfy_extras.nodes_model_advanced import ModelSamplingSD3
 from hosting import module
-from test_cogvideox import cogvideox, folders, native, networks, random, text  # noqa: F401
+from test_cogvideox import cogvideox, folders, networks, random, text  # noqa: F401
 from test_cooperation import SAMPLERS, STEPS, sr_sampler
 from test_families import family, load  # noqa: F401
+from test_host_features import windows
 
 handover, apart, node = module("srd_core.handover.file"), module("srd_core.handover.render"), module("nodes.handover")
 record_module, sketch_module = module("srd_core.handover.record"), module("srd_core.handover.sketch")
@@ -131,6 +133,30 @@ def test_render_cfg_teacache_and_other_prompts_of_the_render_work_as_in_sr_sampl
     assert torch.equal(latent["samples"], whole) and report.stage("render").teacache["threshold"] == 0.3
 
 
+@pytest.mark.parametrize("sampler", ["euler", "uni_pc", "dpmpp_2m_sde"])
+def test_noise_that_a_node_of_the_sketch_rearranged_goes_along(sampler: str, wan: Any, tmp_path: Path):
+    """Context windows shuffle the noise (freenoise) in a wrapper around the sampler."""
+    sketch, render = windows(wan(), freenoise=True), windows(wan(seed=1), freenoise=True)
+    how: dict[str, Any] = {"latent": helpers.empty_latent(frames=6), "sampler_name": sampler}
+    assert not torch.equal(helpers.ksampler(sketch, **how), helpers.ksampler(windows(wan()), **how))
+    latent, report = rendered(through_a_file(sketched(sketch, **how)[0], tmp_path), render)
+    assert torch.equal(latent["samples"], sr_sampler(sketch, render, **how)) and not report.notes
+
+
+def test_noise_that_is_the_seed_s_is_not_written(a_file: Path, wan: Any):
+    assert "noise" not in safetensors.torch.load_file(a_file)
+    assert apart.load(a_file).noise is None
+
+
+def test_a_file_from_before_noise_was_written_renders_and_says_what_may_have_changed_it(wan: Any, tmp_path: Path):
+    sketch, how = windows(wan(), freenoise=True), {"latent": helpers.empty_latent(frames=6)}
+    record = sketched(sketch, **how)[0]
+    record.noise = None
+    _, report = rendered(through_a_file(record, tmp_path), wan(seed=1))
+    (note,) = report.notes
+    assert "context windows" in note and "Sketch again" in note
+
+
 def test_one_sketch_serves_many_renders_and_stays_as_it_was(wan: Any):
     sketch = wan()
     record = sketched(sketch, sampler_name="uni_pc")[0]
@@ -161,7 +187,7 @@ def test_sketching_runs_no_step_after_the_hand_over_and_leaves_nothing_behind(wa
 
 def test_a_sketch_that_never_hands_over_comes_back_finished(wan: Any, tmp_path: Path):
     sketch, (render, calls) = wan(), helpers.count_calls(wan(seed=1))
-    record, preview, report = sketched(sketch, switch_step=99, sampler_name="dpmpp_2m")
+    record, preview, report = sketched(sketch, switch_step=STEPS, sampler_name="dpmpp_2m")
     latent, _ = rendered(through_a_file(record, tmp_path), render)
     plain = helpers.ksampler(sketch, sampler_name="dpmpp_2m")
     assert torch.equal(latent["samples"], plain) and torch.equal(preview["samples"], plain)
@@ -172,7 +198,6 @@ def test_a_sketch_that_never_hands_over_comes_back_finished(wan: Any, tmp_path: 
 DDPM_SAMPLERS = ["euler", "dpmpp_2m", "heun", "euler_cfg_pp", "dpmpp_sde", "uni_pc"]
 
 
-@native
 @pytest.mark.parametrize("sampler", DDPM_SAMPLERS)
 @pytest.mark.parametrize("denoise", [1.0, 0.6])
 def test_a_latent_of_another_scale_is_mapped_as_in_sr_sampler_bit_for_bit(
@@ -268,7 +293,16 @@ def test_samples_of_a_tensor_too_large_for_float32_places_end_at_its_last_value(
 def test_noise_that_differs_from_the_sketchs_is_said_in_the_report(wan: Any):
     record = sketched(wan())[0]
     object.__setattr__(record.settings, "seed", 8)  # as another machine's generator would draw it
-    assert any("noise here differs" in note for note in rendered(record, wan(seed=1))[1].notes)
+    (note,) = rendered(record, wan(seed=1))[1].notes
+    assert note.startswith("The noise differs") and "torch drew it" in note
+
+
+def test_noise_that_only_the_sampler_draws_otherwise_is_said_to_be_the_sampler_s(wan: Any):
+    record = sketched(wan(), sampler_name="euler_ancestral")[0]
+    record.noise = comfy.sample.prepare_noise(record.latent_image, 7)
+    object.__setattr__(record.settings, "seed", 8)
+    (note,) = rendered(record, wan(seed=1))[1].notes
+    assert "euler_ancestral draws noise in its steps" in note and "another device" in note
 
 
 # --- refused with a sentence, before anything is loaded ------------------------------------------------------------------
@@ -281,29 +315,16 @@ def test_noise_that_differs_from_the_sketchs_is_said_in_the_report(wan: Any):
         ({"switch_step": 0}, "would run no step"),
         ({"switch_mode": "sigma", "switch_sigma": 2.0}, "would run no step"),
         ({"latent": {"samples": torch.zeros(1, 4, 8, 8) + 1}}, "needs [batch, 16, frames"),
+        ({"switch_step": STEPS + 1}, f"switch_step is {STEPS + 1}, but the run has {STEPS} steps"),
+        ({"cfg": float("nan")}, "cfg is nan; it must be a number"),
     ],
-    ids=["denoise 0", "step 0", "sigma", "latent"],
+    ids=["denoise 0", "step 0", "sigma", "latent", "beyond", "cfg nan"],
 )
 def test_a_sketch_that_makes_no_sense_is_refused(how: dict[str, Any], words: str, wan: Any):
     sketch, calls = helpers.count_calls(wan())
     with pytest.raises(ValueError) as error:
         sketched(sketch, **how)
     assert words in str(error.value) and not calls
-
-
-@pytest.mark.parametrize(
-    ("how", "words"),
-    [
-        ({"denoise": 0.0}, "denoise is 0"),
-        ({"denoise": 1.5}, "denoise is 1.5"),
-        ({"switch_mode": "step", "switch_step": 0}, "switch_step is 0"),
-        ({"cfg": float("nan")}, "cfg is nan; it must be a number from 0"),
-        ({"steps": 0}, "steps is 0"),
-    ],
-)
-def test_what_can_be_known_before_the_run_is_refused_at_queue_time(how: dict[str, Any], words: str):
-    assert words in str(node.SRSketch.validate_inputs(**how))
-    assert node.SRSketch.validate_inputs(steps=50, denoise=0.5, switch_mode="adaptive", fix_step=5, max_step=0, switch_step=0) is True
 
 
 def test_a_render_of_another_latent_is_refused_naming_both(wan: Any):
@@ -368,7 +389,7 @@ def test_neither_preview_nor_render_takes_a_latent_that_its_format_can_not_be(na
 @pytest.mark.parametrize(
     ("how", "words"),
     [
-        ({"scheduler": "kl_optimal", "steps": 1}, "not finite .nan, 0.. Take more steps .kl_optimal"),
+        ({"scheduler": "kl_optimal", "steps": 1, "switch_step": 1}, "not finite .nan, 0.. Take more steps .kl_optimal"),
         ({"cfg": float("nan")}, "cfg is nan"),
         ({"cfg": float("inf")}, "cfg is inf"),
     ],
@@ -529,6 +550,7 @@ def spoiled(tensor: torch.Tensor) -> torch.Tensor:
         set_tensor("prediction.0", lambda t: t.half().view(torch.uint8)),
         set_tensor("x", lambda t: None),
         lambda facts, tensors: tensors.update(more=torch.zeros(1)),
+        lambda facts, tensors: tensors.update(noise=torch.zeros(1, 16, 3, 8, 8)),
     ],
 )
 def test_a_file_with_a_wrong_value_is_refused_with_a_sentence_that_names_it(change: Any, a_file: Path):

@@ -21,8 +21,6 @@ host_check = module("srd_core.host_check")
 HOST_PACKAGES = (
     "comfy", "comfy_api", "comfy_execution", "comfy_extras", "comfyui_version", "folder_paths", "latent_preview", "nodes", "server",
 )  # fmt: skip
-# Hosts before 0.24.0 have no CogVideoX: only its nodes need that, and they say so (tests/test_cogvideox.py).
-OPTIONAL = re.compile("cogvideo|model_prefetch|multigpu", re.IGNORECASE)
 
 
 def names_used(path: Path) -> Iterator[str]:
@@ -52,7 +50,7 @@ def hook_of(name: str) -> str | None:
 
     Of a module of comfy two levels ("WrappersMP.OUTER_SAMPLE"), of the nodes' API one: its inputs and outputs come together.
     """
-    if name.split(".")[0] not in HOST_PACKAGES or OPTIONAL.search(name):
+    if name.split(".")[0] not in HOST_PACKAGES:
         return None
     if any(f"{module}.".startswith(f"{name.rstrip('.')}.") for module in host_check.HOOKS):
         return None

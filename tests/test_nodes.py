@@ -15,7 +15,7 @@ from hosting import REPOSITORY, module, pack
 from test_cooperation import SWITCHING
 
 MODELS = ["sketch", "render"]
-SWITCH = [*SWITCHING, "render_positive", "render_negative"]
+SWITCH = [*SWITCHING, "render_positive", "render_negative", "fade", "sketch_steps", "render_steps"]
 SAMPLER = ["positive", "negative", "latent", "seed", "steps", "cfg", "sampler_name", "scheduler", "denoise"]
 RULE = ["switch_mode", "delta", "fix_step", "max_step", "switch_step", "switch_sigma"]
 LOADER = ["model_name", "weight_dtype", "attention"]
@@ -25,21 +25,29 @@ CONTRACT = {
     "SRSampler": ("SR Sampler", [*MODELS, *SAMPLER, *SWITCH], ["LATENT", "SR_REPORT"]),
     "SRModel": ("Sketch-Render Model", [*MODELS, *SWITCH], ["MODEL", "SR_REPORT"]),
     "SRSketch": ("SR Sketch", ["sketch", *SAMPLER, *RULE], ["SR_HAND_OVER", "LATENT", "SR_REPORT"]),
-    "SRRender": ("SR Render", ["hand_over", "render", "positive", "negative", "render_cfg", "teacache"], ["LATENT", "SR_REPORT"]),
+    "SRRender": (
+        "SR Render", ["hand_over", "render", "positive", "negative", "render_cfg", "teacache", "fade", "render_steps"],
+        ["LATENT", "SR_REPORT"],
+    ),
     "SRSaveHandOver": ("Save Hand-over", ["hand_over", "filename_prefix"], ["SR_HAND_OVER"]),
     "SRLoadHandOver": ("Load Hand-over", ["hand_over"], ["SR_HAND_OVER", "LATENT", "SR_REPORT"]),
     "SRTeaCache": ("Render TeaCache", ["model", "threshold", "form", "keep_on"], ["MODEL"]),
     "SRCompare": ("SR Compare", ["a", "b", "label_a", "label_b", "layout", "position", "lpips"], ["IMAGE", "IMAGE", "STRING"]),
     "SRCogVideoXFix": ("CogVideoX Sampling Fix", ["model", "dynamic_cfg"], ["MODEL"]),
+    "SRMeasurePair": (
+        "Measure Pair", [*MODELS, *SAMPLER, "speed_up", "points", "render_positive", "render_negative"],
+        ["FLOAT", "INT", "IMAGE", "STRING"],
+    ),
     "SRSwitchInspector": ("Switch Inspector", ["report", "after", "report_json"], ["IMAGE", "STRING"]),
 }
 DEFAULTS = {
     "steps": 50, "cfg": 5.0, "sampler_name": "uni_pc", "scheduler": "simple", "denoise": 1.0, "switch_mode": "adaptive",
     "delta": 0.01, "fix_step": 5, "max_step": 0, "switch_step": 10, "switch_sigma": 0.875, "render_cfg": 0.0,
     "teacache": 0.0, "offload_sketch": "auto", "weight_dtype": "default", "attention": "auto",
-    "threshold": 0.08, "form": "e", "keep_on": "gpu",
+    "threshold": 0.08, "form": "e", "keep_on": "gpu", "fade": 0.0, "sketch_steps": "", "render_steps": 0,
 }  # fmt: skip
-ADVANCED = {"max_step", "switch_step", "switch_sigma", "render_cfg", "teacache", "offload_sketch", "form", "keep_on", "lpips"}
+ADVANCED = {"max_step", "switch_step", "switch_sigma", "render_cfg", "teacache", "offload_sketch", "form", "keep_on", "lpips", "fade",
+            "sketch_steps", "render_steps", "points"}  # fmt: skip
 
 
 def node_classes() -> list[Any]:
@@ -72,6 +80,18 @@ def test_defaults_are_those_of_the_contract(schema: Any):
         if i.id in DEFAULTS:
             assert i.default == DEFAULTS[i.id], i.id
         assert bool(getattr(i, "advanced", None)) == (i.id in ADVANCED), i.id
+
+
+LATER_OPTIONAL = [*SWITCHING, "weight_dtype", "attention", "form", "keep_on", "dynamic_cfg", "label_a", "label_b", "layout",
+                  "position", "lpips"]  # fmt: skip
+
+
+def test_an_input_with_a_default_after_the_ones_that_a_run_needs_may_be_missing_and_keeps_its_place(schema: Any):
+    for i in schema.inputs:
+        if i.id in LATER_OPTIONAL:
+            assert i.optional and i.default is not None, i.id
+    page = [*(i.id for i in schema.inputs if not i.optional), *(i.id for i in schema.inputs if i.optional)]
+    assert page == [i.id for i in schema.inputs]  # the page shows the required ones first; a file's values go by that order
 
 
 def test_every_input_has_a_tooltip_and_every_node_a_description_and_a_help_page(schema: Any):

@@ -17,9 +17,11 @@ run_module, route, report_data = module("srd_core.pair"), module("srd_core.route
 STEPS = 12
 
 
-def sampled(model: Any, sampler: Any, scheduler: str = "simple") -> torch.Tensor:
+def sampled(model: Any, sampler: Any, scheduler: str = "simple", padded: bool = False) -> torch.Tensor:
     guider = CFGGuider.execute(model, helpers.prompt(1), helpers.prompt(2), 3.0).args[0]
     sigmas = BasicScheduler.execute(model, scheduler, STEPS, 1.0).args[0]
+    if padded:
+        sigmas = torch.cat([torch.zeros(1), sigmas, torch.zeros(1)])
     return SamplerCustomAdvanced.execute(
         RandomNoise.execute(7).args[0], guider, sampler, sigmas, helpers.empty_latent()
     ).args[0]["samples"]
@@ -186,3 +188,64 @@ def test_only_a_sampler_with_steps_of_its_own_is_said_to_choose_them(wan: Any):
     report = handed_over(KSAMPLER(half_as_many), 3, wan)
     (note,) = report.notes
     assert "its own noise levels" in note
+
+
+# --- a level 0 in front -------------------------------------------------------------------------------------------------
+
+
+def resampling(start: int = 0) -> KSAMPLER:
+    """As RES4LYF's samplers in resample mode: the schedule has a 0 at each end, so that the host adds no noise; they are
+    dropped. ``start``: the step at which a chain's next sampler continues. Callbacks count along the padded schedule."""
+
+    def sample(model: Any, x: Any, sigmas: Any, extra_args: Any = None, callback: Any = None, disable: Any = None):
+        assert float(sigmas[0]) == float(sigmas[-1]) == 0
+        inner, ones = sigmas[1:-1], x.new_ones([x.shape[0]])
+        for i in range(start, len(inner) - 1):
+            denoised = model(x, inner[i] * ones, **extra_args)
+            x = x + (x - denoised) / inner[i] * (inner[i + 1] - inner[i])
+            number = round(i / (len(inner) - 1) * (len(sigmas) - 1))
+            callback({"x": x, "i": number, "sigma": inner[i], "sigma_hat": inner[i], "denoised": denoised})
+        return x
+
+    return KSAMPLER(sample)
+
+
+@pytest.mark.parametrize("after", [1, 5, 11])
+def test_a_level_0_in_front_that_the_sampler_drops_is_no_step(after: int, wan: Any):
+    report = handed_over(resampling(), after, wan, padded=True)
+    assert [step.stage for step in report.steps] == ["sketch"] * after + ["render"] * (STEPS - after)
+    assert report.stage("sketch").calls == after and report.notes == []
+    assert len(report.sigmas) == STEPS + 1 and report.sigmas[0] == 1.0
+    sketch = wan()
+    same = run_module.cooperate(
+        sketch, wan(), route.Switch(mode="step", switch_step=after), run_module.RenderSettings(), report_data.Report()
+    )
+    assert torch.equal(sampled(same, resampling(), padded=True), sampled(sketch, resampling(), padded=True))
+
+
+@pytest.mark.parametrize(("start", "after"), [(3, 6), (8, 6)])
+def test_a_sampler_that_continues_a_chain_counts_from_where_it_starts(start: int, after: int, wan: Any):
+    report = handed_over(resampling(start), after, wan, padded=True)
+    assert [step.step for step in report.steps] == list(range(start + 1, STEPS + 1))
+    assert report.count("sketch") == max(after - start, 0) and report.notes == []
+
+
+def test_a_level_0_in_front_of_a_sampler_that_starts_there_is_refused_by_what_makes_it(wan: Any):
+    inner = comfy.samplers.sampler_object("euler")
+    for sampler in (inner, lying(inner, 0.9, (0, 4), told=True)):
+        with pytest.raises(ValueError, match="begins at noise level 0.*resample") as error:
+            handed_over(sampler, 6, wan, padded=True)
+        assert "0.9" not in str(error.value) and len(str(error.value)) < 300
+
+
+def test_levels_that_rise_are_refused_by_what_makes_them(wan: Any):
+    def sampled_up() -> None:
+        guider = CFGGuider.execute(pair, helpers.prompt(1), helpers.prompt(2), 3.0).args[0]
+        sigmas = torch.cat([BasicScheduler.execute(pair, "simple", STEPS, 1.0).args[0].flip(0), torch.zeros(1)])
+        SamplerCustomAdvanced.execute(RandomNoise.execute(7).args[0], guider, resampling(), sigmas, helpers.empty_latent())
+
+    settings = route.Switch(mode="step", switch_step=3), run_module.RenderSettings(), report_data.Report()
+    pair = run_module.cooperate(wan(), wan(seed=1), *settings)
+    with pytest.raises(ValueError, match="rises.*unsample") as error:
+        sampled_up()
+    assert len(str(error.value)) < 300

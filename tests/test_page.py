@@ -19,6 +19,7 @@ from hosting import REPOSITORY, host_module, load_by_path, module
 
 page_module = load_by_path("srd_page", REPOSITORY / "demo" / "page.py")
 report_module = module("srd_core.report.data")
+workflow_module = load_by_path("srd_workflow", REPOSITORY / "demo" / "workflow.py")
 
 DEMO = REPOSITORY / "workflows" / "demo.json"
 FIRST_RELEASE = Path(__file__).parent / "data" / "workflow_first_release.json"
@@ -537,6 +538,27 @@ def test_a_workflow_saved_from_the_page_and_loaded_again_is_unchanged(path: Path
     for node in saved["nodes"]:
         if node["type"].startswith("SR"):
             assert (node.get("widgets_values") or []) == (shipped[int(node["id"])].get("widgets_values") or [])
+
+
+CHOOSE = """() => {
+  const resize = LiteGraph.createNode('ResizeImageMaskNode'), save = app.graph.nodes.find(node => node.type === 'SaveVideo');
+  app.graph.add(resize);
+  app.graph.nodes.find(node => node.type === 'VAEDecode').connect(0, resize, 0);
+  const set = (node, name, value) => { node.widgets.find(widget => widget.name === name).value = value };
+  set(resize, 'resize_type', 'scale longer dimension');
+  set(resize, 'resize_type.longer_size', 96);
+  for (const [name, value] of [['codec', 'h264'], ['codec.encoding', 're-encode'], ['codec.encoding.crf', 31]]) set(save, name, value);
+}"""
+
+
+def test_choices_that_bring_inputs_are_queued_by_the_demo_as_by_the_page(page: Any, server: Any) -> None:
+    page.evaluate(CHOOSE)
+    saved = json.loads(page.evaluate("JSON.stringify(app.graph.serialize())"))
+    queued = json.loads(page.evaluate("app.graphToPrompt().then(prompt => JSON.stringify(prompt.output))"))
+    graph = workflow_module.to_api(saved, server.object_info())
+    save = next(node["inputs"] for node in graph.values() if node["class_type"] == "SaveVideo")
+    assert (save["codec"], save["codec.encoding"], save["codec.encoding.crf"]) == ("h264", "re-encode", 31)
+    assert {key: node["inputs"] for key, node in graph.items()} == {key: node["inputs"] for key, node in queued.items()}
 
 
 def open_saved(page: Any, report: Any, key: str = str(SAMPLER)) -> None:

@@ -102,16 +102,16 @@ def test_a_run_hands_over_at_most_once_within_its_bounds_and_for_a_reason(
     """Whatever the predictions are, also where they are not finite or change their size."""
     sigmas = [highest * (1 - step / steps) for step in range(steps)]
     places = [1 - step / steps for step in range(steps)]
-    way = Route(route.two_legs(switch), sigmas, places)
+    way = Route(route.Pair(SKETCH, RENDER, switch), sigmas, places)
     earliest, latest = switch.earliest(places), switch.latest(sigmas)
     assert 1 <= earliest <= steps + 1
     switched = None
     for step in range(steps):
-        stage, reason = way.stage(step)
-        if stage == RENDER:
-            switched = step
+        if turn := way.turn(step):
+            assert (turn.to, turn.forward, turn.last) == (RENDER, True, True)
+            switched, reason = step, turn.reason
             break
-        assert (stage, reason) == (SKETCH, "")
+        assert way.in_charge == SKETCH
         if step < len(shown):
             way.observe(step, torch.tensor([shown[step]]))
         settled = way.criterion.settled(switch.delta)
@@ -227,7 +227,7 @@ def test_two_models_fit_exactly_where_nothing_but_the_scale_differs(
     if (channels, dimensions, compression, statistics) == (16, 3, False, False):
         assert latent.check_pair(sketch, theirs).ratio == scale
     else:
-        with pytest.raises(ValueError, match="do not share a latent. Different"):
+        with pytest.raises(ValueError, match="so they cannot be paired"):
             latent.check_pair(sketch, theirs)
 
 
@@ -446,10 +446,11 @@ def route_on(switch: Any, falls: list[list[float] | None]) -> list[tuple[str, st
     """(stage, reason) of every step as srd_core.route has them where the criterion says ``falls``."""
     steps = len(falls)
     places = [1 - step / steps for step in range(steps)]
-    way = Route(route.two_legs(switch), places, places)
+    way = Route(route.Pair(SKETCH, RENDER, switch), places, places)
     found = []
     for step, values in enumerate(falls):
-        found.append(way.stage(step))
+        turn = way.turn(step)
+        found.append((way.in_charge, turn.reason if turn else ""))
         if not way.final:
             with pytest.MonkeyPatch.context() as patch:
                 seen = way.criterion.fall if values is None else values  # None: a step that is not looked at

@@ -291,3 +291,11 @@ def test_the_picture_of_an_empty_report_and_of_wild_values_can_be_drawn():
 def test_a_latent_of_several_parts_is_one_long_row_and_its_report_is_read():
     report = Report(status="done", shape=[1, 1, 2_096_640])
     assert Report.from_json(report.to_json()).shape == [1, 1, 2_096_640]
+
+
+def test_many_hand_overs_have_their_labels_below_each_other_and_a_summary_with_each_stages_memory_once():
+    report = run_of("srsrsrsr")
+    for hand_over in report.hand_overs:
+        hand_over.memory = {"before": {"free": 10**9}}
+    plot.draw(report)
+    assert text.summarize(report).count("Memory, GB") == len({hand_over.to for hand_over in report.hand_overs})

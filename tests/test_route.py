@@ -13,8 +13,17 @@ from comfy_extras.nodes_model_advanced import ModelSamplingSD3
 from hosting import module
 
 criterion, levels, route_module = (module(f"srd_core.{name}") for name in ("criterion", "levels", "route"))
-Leg, Route, Switch, two_legs = route_module.Leg, route_module.Route, route_module.Switch, route_module.two_legs
+Pair, Route, Switch = route_module.Pair, route_module.Route, route_module.Switch
 SKETCH, RENDER = route_module.SKETCH, route_module.RENDER
+
+
+def two_legs(switch: Switch) -> Pair:
+    return Pair(SKETCH, RENDER, switch)
+
+
+def stages(route: Route) -> list[str]:
+    """Who runs each step."""
+    return [route.turn(step) and route.in_charge or route.in_charge for step in range(len(route.sigmas))]
 
 
 def uniform(steps: int, first: float = 1.0) -> list[float]:
@@ -30,9 +39,8 @@ def hands_over(falls: Sequence[float | None], places: Sequence[float], **setting
     """(steps, reason) of the hand-over in a run whose criterion says ``falls`` after each step; None: never."""
     route = Route(two_legs(Switch(**settings)), sigmas_of(places), places)
     for step in range(len(places)):
-        stage, reason = route.stage(step)
-        if stage == RENDER:
-            return step, reason
+        if turn := route.turn(step):
+            return step, turn.reason
         route.criterion.fall = [falls[step]] if step < len(falls) else None
         route._look(step)
     return None
@@ -117,7 +125,7 @@ def test_mode_step_hands_over_after_switch_step():
 
 def test_mode_sigma_hands_over_below_switch_sigma():
     route = Route(two_legs(Switch(mode="sigma", switch_sigma=0.875)), [1.0, 0.875, 0.874, 0.5], uniform(4))
-    assert [route.stage(step) for step in range(4)] == [(SKETCH, ""), (SKETCH, ""), (RENDER, "sigma"), (RENDER, "")]
+    assert [turn and (turn.to, turn.reason) for turn in map(route.turn, range(4))] == [None, None, (RENDER, "sigma"), None]
 
 
 @pytest.mark.parametrize("delta", [0.0, -0.01, math.nan, math.inf])
@@ -139,16 +147,72 @@ def test_negative_steps_are_refused():
 # --- legs ---------------------------------------------------------------------------------------------------------------
 
 
-def test_a_route_of_many_legs_runs_them_in_order():
-    legs = (Leg("a", Switch("step", switch_step=2)), Leg("b", Switch("sigma", switch_sigma=0.5)), Leg("a"))
-    route = Route(legs, [1.0, 0.9, 0.8, 0.6, 0.4, 0.2], uniform(6))
-    assert [route.stage(step)[0] for step in range(6)] == ["a", "a", "b", "b", "a", "a"]
+SIX = [1.0, 0.9, 0.8, 0.6, 0.4, 0.2]
+
+
+def test_a_pair_may_be_the_first_part_of_another():
+    high_low = Pair("high", "low", Switch("sigma", switch_sigma=0.85))
+    route = Route(Pair(high_low, "small", Switch("step", switch_step=4)), SIX, uniform(6))
+    assert stages(route) == ["high", "high", "low", "low", "small", "small"]
     assert route.final
 
 
+def test_a_pair_may_be_the_second_part_of_another():
+    small_low = Pair("small", "low", Switch("step", switch_step=4))
+    route = Route(Pair("high", small_low, Switch("step", switch_step=2)), SIX, uniform(6))
+    assert stages(route) == ["high", "high", "small", "small", "low", "low"]
+    assert route.final
+
+
+def test_the_outer_rule_ends_all_legs_of_its_first_part():
+    high_low = Pair("high", "low", Switch("step", switch_step=5))
+    assert stages(Route(Pair(high_low, "small", Switch("step", switch_step=2)), SIX, uniform(6))) == ["high"] * 2 + ["small"] * 4
+
+
 def test_a_leg_without_a_step_is_passed_over():
-    legs = (Leg("a", Switch("step", switch_step=0)), Leg("b", Switch("step", switch_step=0)), Leg("c"))
-    assert Route(legs, [1.0], [1.0]).start() == ("c", True)
+    inner = Pair("a", "b", Switch("step", switch_step=0))
+    assert Route(Pair(inner, "c", Switch("step", switch_step=0)), [1.0], [1.0]).start() == ("c", True)
+
+
+@pytest.mark.parametrize(("text", "steps"), [("1-3", {1, 2, 3}), (" 1 - 2 ,5", {1, 2, 5}), ("4,4,4-4,", {4})])
+def test_listed_steps_are_read(text: str, steps: set[int]):
+    assert Switch("listed", sketch_steps=text).listed == steps
+
+
+@pytest.mark.parametrize("text", ["1-", "-3", "5-2", "0", "0-4", "one", "1;2", "1.5", "1-2-3", "9" * 50, "²"])
+def test_a_list_that_names_no_steps_is_refused_with_the_part_that_is_wrong(text: str):
+    with pytest.raises(ValueError, match="which names no steps"):
+        Switch("listed", sketch_steps=text)
+
+
+def test_an_empty_list_is_refused():
+    with pytest.raises(ValueError, match="names no step"):
+        Switch("listed", sketch_steps=" , ")
+
+
+def test_listed_steps_are_the_sketchs_and_every_change_is_told():
+    route = Route(two_legs(Switch("listed", sketch_steps="2-3, 5")), SIX, uniform(6))
+    turns = [route.turn(step) for step in range(6)]
+    assert [turn and turn.to for turn in turns] == [RENDER, SKETCH, None, RENDER, SKETCH, RENDER]
+    assert [turn.forward for turn in turns if turn] == [True, False, True, False, True]
+    assert [turn.last for turn in turns if turn] == [False, False, False, False, True]
+    assert {turn.reason for turn in turns if turn} == {"listed"}
+
+
+def test_a_list_is_final_once_nothing_changes_any_more():
+    route = Route(two_legs(Switch("listed", sketch_steps="1-2, 4")), SIX, uniform(6))
+    final = []
+    for step in range(6):
+        route.turn(step)
+        final.append(route.final)
+    assert final == [False, False, False, False, True, True]
+
+
+def test_a_returning_pair_continues_where_it_was():
+    """A pair inside has handed over once and for all."""
+    high_low = Pair("high", "low", Switch("step", switch_step=1))
+    route = Route(Pair(high_low, "small", Switch("listed", sketch_steps="1-2, 5")), SIX, uniform(6))
+    assert stages(route) == ["high", "low", "small", "small", "low", "small"]
 
 
 def test_looking_at_the_start_does_not_begin_the_route():

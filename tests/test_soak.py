@@ -31,7 +31,8 @@ def mixed(run: int, rng: random.Random) -> tuple[str, dict[str, Any]]:
         "frames": rng.choice([1, 5, 9]), "side": rng.choice([32, 64, 80]),
         "sampling": {"steps": steps, "sampler_name": rng.choice(SAMPLERS), "cfg": rng.choice([1.0, 3.0]), "seed": run},
         "switching": {"switch_mode": rng.choice(["adaptive", "step", "sigma"]), "switch_step": rng.randrange(steps),
-                      "teacache": rng.choice([0.0, 0.2])},
+                      "teacache": rng.choice([0.0, 0.2]), "fade": rng.choice([0.0, 1.1]),
+                      "sketch_steps": rng.choice(["", "", f"1, {steps - 1}"]), "render_steps": rng.choice([0, 0, 2])},
     }  # fmt: skip
     if fate == "sketch":
         return fate, sketch_saved(run)

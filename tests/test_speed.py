@@ -14,7 +14,6 @@ from typing import Any
 
 import comfy.model_management
 import comfy.sd
-import comfy.supported_models
 import pytest
 import torch
 from hosting import REPOSITORY, module
@@ -269,7 +268,6 @@ def test_the_table_has_every_row_with_its_numbers(made: Path):
     assert "pip install sageattention" in text and "No target is judged" in text
 
 
-@pytest.mark.host_has("comfy.supported_models", "CogVideoX_T2V")
 def test_cogvideox_runs_from_start_to_table(tmp_path: Path):
     rows = ("SR, 15 steps, TeaCache 0.1", "two chained samplers, 15 steps")
     assert command(tmp_path, "--family", "cogvideox", rows=rows) == 0
@@ -334,15 +332,6 @@ def test_without_a_gpu_it_says_so_instead_of_loading_the_host(tmp_path: Path):
                           capture_output=True, text=True, timeout=500)  # fmt: skip
     assert done.returncode == 2
     assert done.stderr == "There is no GPU here that torch can use. Try --device cpu --shapes small.\n"
-
-
-def test_cogvideox_on_a_host_without_one_is_refused_with_what_it_needs(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-):
-    quality_host.start()
-    monkeypatch.delattr(comfy.supported_models, "CogVideoX_T2V", raising=False)  # as up to 0.20
-    assert command(tmp_path, "--family", "cogvideox", rows=()) == 2
-    assert "needs ComfyUI 0.24.0 or newer" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("content", ["", "[]", "3", '{"sessions": []}', '{"sessions": [], "lines": [{}]}',

@@ -86,7 +86,6 @@ def test_the_parts_of_a_latent_are_told_to_every_stages_model(wan: Any):
 # --- clones on other GPUs -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.host_has("comfy.sampler_helpers", "prepare_model_patcher_multigpu_clones")
 def test_clones_of_the_render_on_other_devices_are_prepared_used_and_cleaned_up(wan: Any, monkeypatch: pytest.MonkeyPatch):
     """A second device is played by the CPU under another name, as the host's own list of devices has it."""
     sketch, render = wan(), wan(seed=1)
@@ -128,7 +127,6 @@ def with_clone(model: Any) -> Any:
     return model
 
 
-@pytest.mark.host_has("comfy.sampler_helpers", "prepare_model_patcher_multigpu_clones")
 @pytest.mark.parametrize("policy", ["auto", "never"])
 def test_clones_of_the_sketch_are_never_taken_for_the_renders(policy: str, wan: Any):
     sketch, render = wan(), wan(seed=1)
@@ -137,7 +135,6 @@ def test_clones_of_the_sketch_are_never_taken_for_the_renders(policy: str, wan: 
     assert torch.allclose(latent, plain, atol=1e-4)
 
 
-@pytest.mark.host_has("comfy.sampler_helpers", "prepare_model_patcher_multigpu_clones")
 @pytest.mark.parametrize("cache", ["none", "TeaCache", "EasyCache"])
 def test_the_threads_of_clones_end_with_the_run(cache: str, wan: Any):
     render = with_clone(wan(seed=1))

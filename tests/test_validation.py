@@ -10,13 +10,14 @@ from typing import Any
 import comfy.utils
 import helpers
 import pytest
+import safetensors.torch
 import torch
-from hosting import REPOSITORY, host_module, load_by_path, module
+from hosting import REPOSITORY, host_module, load_by_path
 
 workflow = load_by_path("srd_workflow", REPOSITORY / "demo" / "workflow.py")
-sampler = module("nodes.sampler").SRSampler
-
-WHOLE = {"steps": 50, "switch_mode": "adaptive", "fix_step": 5, "max_step": 0, "switch_step": 10}
+# Inputs with a default, after those that a run needs: an API graph from before one existed does not name it.
+LATER = ("weight_dtype", "attention", "switch_mode", "delta", "fix_step", "max_step", "switch_step", "switch_sigma", "render_cfg",
+         "teacache", "offload_sketch")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     comfy.utils.save_torch_file({"decoder.conv1.weight": torch.zeros(4, 4)}, str(vae))
     part = folder / "part-00001-of-00002.safetensors"
     part.write_bytes(wan.read_bytes())
-    return [cut, text, vae, part]
+    (folder / "sub").mkdir()
+    (folder / "sub" / "deep.safetensors").write_bytes(cut.read_bytes())
+    return [cut, text, vae, part, folder / "sub"]
 
 
 @pytest.fixture(scope="module")
@@ -47,14 +50,24 @@ def saved(server: Any) -> dict[str, Any]:
     return workflow.to_api(workflow.load(REPOSITORY / "workflows" / "demo.json"), server.object_info())
 
 
-def refused(server: Any, saved: Any, node: str, **values: Any) -> dict[str, Any]:
-    """What the server answers to the demo's workflow with other values on one node: input -> what it says of it."""
+def refused(server: Any, saved: Any, node: str, **values: Any) -> tuple[str, str]:
+    """The one error that the server answers to the demo's workflow with other values on one node: (input, what it says)."""
     node_id = workflow.find(saved, node)
     with pytest.raises(host_module.HostError) as error:
         server.queue(workflow.set_inputs(saved, node_id, **values))
-    errors = error.value.details["node_errors"][node_id]["errors"]
-    assert not any("exception" in fault["type"] for fault in errors)
-    return {fault["extra_info"]["input_name"]: f"{fault['message']}: {fault['details']}" for fault in errors}
+    ((found, said),) = error.value.details["node_errors"].items()
+    (fault,) = said["errors"]
+    assert found == node_id and "exception" not in fault["type"]
+    return fault["extra_info"]["input_name"], f"{fault['message']}: {fault['details']}"
+
+
+def failed(server: Any, saved: Any, node: str, **values: Any) -> str:
+    """What the server says of the demo's workflow that it took, when this node runs with other values."""
+    node_id = workflow.find(saved, node)
+    with pytest.raises(host_module.HostError) as error:
+        server.run(workflow.set_inputs(saved, node_id, **values), timeout=300)
+    assert error.value.details["node_id"] == node_id
+    return str(error.value.details["exception_message"])
 
 
 @pytest.mark.parametrize(
@@ -65,28 +78,45 @@ def refused(server: Any, saved: Any, node: str, **values: Any) -> dict[str, Any]
         ({"delta": 1.5}, "delta", "bigger than max"),
         ({"teacache": -0.1}, "teacache", "smaller than min"),
         ({"teacache": 1.1}, "teacache", "bigger than max"),
-        ({"render_cfg": -1.0}, "render_cfg", "render_cfg is -1.0; it must be a number from 0"),
-        ({"render_cfg": "nan"}, "render_cfg", "render_cfg is nan; it must be a number from 0"),
+        ({"render_cfg": -1.0}, "render_cfg", "smaller than min"),
         ({"switch_sigma": -0.5}, "switch_sigma", "smaller than min"),
-        ({"cfg": 101.0}, "cfg", "cfg is 101.0; it must be a number from 0.0 to 100"),
-        ({"cfg": "nan"}, "cfg", "cfg is nan; it must be a number from 0"),
+        ({"cfg": 101.0}, "cfg", "bigger than max"),
         ({"denoise": 1.01}, "denoise", "bigger than max"),
         ({"seed": -1}, "seed", "smaller than min"),
         ({"offload_sketch": "sometimes"}, "offload_sketch", "Value not in list"),
         ({"sampler_name": "gone_in_this_version"}, "sampler_name", "Value not in list"),
         ({"scheduler": "gone_in_this_version"}, "scheduler", "Value not in list"),
-        ({"steps": 0}, "steps", "steps is 0; it must be a number from 1 to 10000"),
-        ({"fix_step": -1}, "fix_step", "fix_step is -1; it must be a number from 0"),
-        ({"max_step": 10001}, "max_step", "max_step is 10001; it must be a number from 0 to 10000"),
-        ({"switch_step": -3}, "switch_step", "switch_step is -3; it must be a number from 0"),
-        ({"switch_mode": "percent"}, "switch_mode", "switch_mode is 'percent'; choose one of adaptive, step, sigma"),
-        ({"switch_mode": "step", "switch_step": 51, "steps": 50}, "switch_step", "the run has 50 steps.*Set switch_step below"),
+        ({"steps": 0}, "steps", "smaller than min of 1"),
+        ({"steps": "ten"}, "steps", "Failed to convert"),
+        ({"fix_step": -1}, "fix_step", "smaller than min"),
+        ({"max_step": 10001}, "max_step", "bigger than max of 10000"),
+        ({"switch_step": -3}, "switch_step", "smaller than min"),
+        ({"switch_mode": "percent"}, "switch_mode", "Value not in list"),
     ],
     ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
 )
 def test_sr_sampler_refuses_when_it_is_queued(values: Any, where: str, words: str, server: Any, saved: Any):
-    said = refused(server, saved, "SRSampler", **values)
-    assert re.search(words, said[where]), said
+    name, said = refused(server, saved, "SRSampler", **values)
+    assert name == where and re.search(words, said), said
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"switch_mode": "step", "switch_step": 51, "steps": 50}, "switch_step is 51, but the run has 50 steps.*Set switch_step below"),
+        ({"cfg": "nan"}, "cfg is nan; it must be a number"),
+        ({"render_cfg": "nan"}, "render_cfg is nan; it must be a number"),
+        ({"delta": "nan"}, "delta is nan; it must be above 0"),
+        ({"switch_sigma": "nan"}, "switch_sigma is not a number"),
+        ({"denoise": "nan"}, "denoise is nan; it must be a number"),
+        ({"teacache": "nan"}, "teacache is nan; the threshold must be"),
+    ],
+    ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
+)
+def test_what_several_inputs_decide_is_said_by_the_node_itself_and_its_sentence_comes_first(
+    values: Any, words: str, server: Any, saved: Any
+):
+    assert re.match(words, failed(server, saved, "SRSampler", **values))
 
 
 @pytest.mark.parametrize(
@@ -96,23 +126,38 @@ def test_sr_sampler_refuses_when_it_is_queued(values: Any, where: str, words: st
         ("../vae/tiny_wan_vae.safetensors", "is not in models/diffusion_models"),
         ("cut.safetensors", "cut.safetensors is cut short"),
         ("page.safetensors", "page.safetensors is not a safetensors file, or its download broke off"),
-        ("vae.safetensors", "vae.safetensors is no diffusion model that this ComfyUI knows"),
+        ("vae.safetensors", "vae.safetensors is not a diffusion model that this ComfyUI knows"),
     ],
 )
 @pytest.mark.parametrize("loader", ["SRLoadSketchDiT", "SRLoadRenderDiT"])
 def test_a_loader_refuses_a_file_by_its_header_when_it_is_queued(
     loader: str, name: str, words: str, server: Any, saved: Any
 ):
-    assert words in refused(server, saved, loader, model_name=name)["model_name"]
+    where, said = refused(server, saved, loader, model_name=name)
+    assert where == "model_name" and words in said
+
+
+@pytest.mark.parametrize("loader", ["SRLoadSketchDiT", "SRLoadRenderDiT"])
+def test_a_name_with_the_other_system_s_separator_is_found(loader: str, server: Any, saved: Any):
+    _, options = server.object_info(loader)[loader]["input"]["required"]["model_name"]
+    (name,) = (name for name in options["options"] if "deep" in name)
+    other = name.replace("/", "\\") if "/" in name else name.replace("\\", "/")
+    assert other != name and "cut short" in refused(server, saved, loader, model_name=other)[1]
+
+
+def test_any_attention_is_taken(server: Any, saved: Any):
+    node_id = workflow.find(saved, "SRLoadSketchDiT")
+    graph = workflow.set_inputs(saved, node_id, attention="gone")
+    server.run(workflow.up_to_latent(workflow.set_inputs(graph, workflow.find(graph, "SRSampler"), steps=2), workflow.find(graph, "SRSampler")))
 
 
 def test_one_of_several_shards_is_refused_by_the_name_of_what_is_missing(server: Any, saved: Any):
-    said = refused(server, saved, "SRLoadSketchDiT", model_name="part.safetensors.index.json")["model_name"]
-    assert "index.json" in said
+    assert "index.json" in refused(server, saved, "SRLoadSketchDiT", model_name="part.safetensors.index.json")[1]
 
 
 def test_a_loader_refuses_a_precision_that_is_gone(server: Any, saved: Any):
-    assert "Value not in list" in refused(server, saved, "SRLoadRenderDiT", weight_dtype="int3")["weight_dtype"]
+    where, said = refused(server, saved, "SRLoadRenderDiT", weight_dtype="int3")
+    assert where == "weight_dtype" and "Value not in list" in said
 
 
 def test_the_same_workflow_with_good_values_is_taken(server: Any, saved: Any):
@@ -121,30 +166,19 @@ def test_the_same_workflow_with_good_values_is_taken(server: Any, saved: Any):
         server.run(workflow.set_inputs(saved, node_id, **values), timeout=300)
 
 
-def test_values_that_come_from_other_nodes_are_left_to_the_run():
-    assert sampler.validate_inputs() is True
-    assert sampler.validate_inputs(switch_mode="step", switch_step=99) is True
-    assert sampler.validate_inputs(steps=10, switch_mode="adaptive", max_step=2) is True
-    assert module("nodes.loaders").SRLoadSketchDiT.validate_inputs(attention="sage") is True
+def latent_of(server: Any, graph: Any) -> torch.Tensor:
+    entry = server.run(workflow.up_to_latent(graph, workflow.find(graph, "SRSampler")), timeout=300)
+    return safetensors.torch.load(server.view(entry["outputs"]["latent"]["latents"][0]))["latent_tensor"]
 
 
-@pytest.mark.parametrize(
-    ("values", "taken"),
-    [
-        ({}, True),
-        ({"switch_mode": "step", "switch_step": 50}, True),  # the sketch alone
-        ({"switch_mode": "step", "switch_step": 51}, False),
-        ({"switch_mode": "sigma", "switch_step": 51}, True),  # not used
-        ({"max_step": 3}, True),  # whether fix_step allows it depends on the schedule: the run says so
-    ],
-)
-def test_settings_contradict_each_other_only_where_they_are_used(values: dict[str, Any], taken: bool):
-    assert (sampler.validate_inputs(**WHOLE | values) is True) == taken
-
-
-def test_values_of_another_kind_are_refused_with_a_sentence():
-    assert "switch_step is 'ten'" in sampler.validate_inputs(**WHOLE | {"switch_step": "ten"})
-    assert "steps is nan" in sampler.validate_inputs(**WHOLE | {"steps": float("nan")})
-    for node in (sampler, module("nodes.sampler").SRModel, module("nodes.handover").SRRender):
-        assert "render_cfg is nan; it must be a number" in node.validate_inputs(render_cfg=float("nan"))
-        assert node.validate_inputs() is True and node.validate_inputs(render_cfg=1.0) is True
+def test_an_api_graph_from_before_a_widget_existed_runs_with_its_default(server: Any):
+    info = server.object_info()
+    first = workflow.load(REPOSITORY / "tests" / "data" / "workflow_first_release.json")
+    whole = workflow.to_api(first, info)
+    sampler_id = workflow.find(whole, "SRSampler")
+    defaults = {name: options["default"] for name, _, options in workflow.specs(info["SRSampler"]) if name in LATER}
+    whole = workflow.set_inputs(whole, sampler_id, **defaults, steps=8)
+    before = {key: node | {"inputs": {name: value for name, value in node["inputs"].items() if name not in LATER}}
+              for key, node in whole.items()}  # fmt: skip
+    assert before != whole
+    assert torch.equal(latent_of(server, before), latent_of(server, whole))

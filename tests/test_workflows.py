@@ -3,7 +3,7 @@
 The runs take each workflow as shipped, with tiny random files under the shipped names. Only two things are changed: the
 size of the video, and CLIPLoader with CLIPTextEncode (no text encoder of Wan's can be tiny), which become a test node
 that makes up embeddings of the right width. The tiny VAE is Wan's in all of them: the host builds CogVideoX's at full size
-only, and its latents have the same shape. Hosts without a CogVideoX can't take the two workflows that need one.
+only, and its latents have the same shape.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import av
 import comfy.ldm.wan.model
 import comfy.ldm.wan.vae
 import comfy.ops
-import comfy.supported_models
 import comfy.utils
 import comfyui_workflow_templates_core
 import helpers
@@ -37,9 +36,7 @@ WAN21, WAN21_KSAMPLER = "wan2.1_t2v_14B_to_1.3B", "wan2.1_t2v_14B_to_1.3B_ksampl
 WAN22, DEMO = "wan2.2_high_noise_to_wan2.1_1.3B", "demo"
 COG, COG_KSAMPLER = "cogvideox_5B_to_2B", "cogvideox_5B_to_2B_ksampler"
 COMPARE, SWEEP, ONCE = "compare_wan2.1_t2v_14B_to_1.3B", "delta_sweep", "sketch_once_render_many"
-NATIVE = hasattr(comfy.supported_models, "CogVideoX_T2V")  # does this host have a CogVideoX?
-RUNNABLE = [name for name in NAMES if NATIVE or name not in (COG, COG_KSAMPLER)]
-KSAMPLER_OF = {name: f"{name}_ksampler" for name in (WAN21, COG) if name in RUNNABLE}
+KSAMPLER_OF = {name: f"{name}_ksampler" for name in (WAN21, COG)}
 OWN = (
     "SRLoadSketchDiT", "SRLoadRenderDiT", "SRSampler", "SRModel", "SRSwitchInspector", "SRCompare", "SRCogVideoXFix",
     "SRTeaCache", "SRSketch", "SRRender", "SRSaveHandOver", "SRLoadHandOver",
@@ -78,8 +75,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:
         made["diffusion_models"].append(path)
     for seed, model in enumerate(("tiny_wan_sketch", "tiny_wan_render")):
         made["diffusion_models"].append(demo_dit(folder / f"{model}.safetensors", seed))
-    if NATIVE:
-        made["diffusion_models"] += [cogvideox(folder, kind, seed) for seed, kind in enumerate(("5b", "2b"))]
+    made["diffusion_models"] += [cogvideox(folder, kind, seed) for seed, kind in enumerate(("5b", "2b"))]
     for name in ("wan_2.1_vae", "tiny_wan_vae", "cogvideox_vae"):
         made["vae"].append(tiny_vae(folder / f"{name}.safetensors"))
     for name in ("umt5_xxl_fp8_e4m3fn_scaled", "t5xxl_fp16"):
@@ -265,7 +261,7 @@ def test_every_model_folder_comes_with_its_official_address_in_the_note(name: st
 def test_the_file_names_and_addresses_are_those_of_the_host_s_own_templates() -> None:
     folders = [Path(path).parent for path in comfyui_workflow_templates_core.__path__]
     subjects = {WAN21: "wan", WAN22: "wan", COG: "void"}  # void: made of CogVideoX, with its VAE and text encoder
-    for name in subjects.keys() & set(RUNNABLE):
+    for name in subjects.keys() & set(NAMES):
         pattern = f"comfyui_workflow_templates*/**/*{subjects[name]}*.json"
         texts = [path.read_text("utf-8") for folder in folders for path in folder.glob(pattern)]
         for node in shipped(name)["nodes"]:
@@ -297,7 +293,7 @@ def test_every_node_link_and_value_is_one_the_host_knows(name: str, info: Mappin
         assert wanted in (given, "*")
 
 
-@pytest.mark.parametrize("name", RUNNABLE)
+@pytest.mark.parametrize("name", NAMES)
 def test_every_widget_has_exactly_one_value_and_it_is_allowed(name: str, info: Mapping[str, Any]) -> None:
     saved = {str(node["id"]): node for node in shipped(name)["nodes"]}
     for node_id, node in workflow.to_api(shipped(name), info).items():  # raises for values too few or too many
@@ -335,10 +331,30 @@ def test_a_workflow_with_too_many_or_unknown_values_is_refused_in_words(info: Ma
         workflow.to_api(saved, info)
 
 
+def test_inputs_that_a_choice_brings_are_named_after_it_and_its_values_follow_in_the_file() -> None:
+    crf = {"crf": ["FLOAT", {"default": 23.0}]}
+    encoding = {"options": [{"key": "auto", "inputs": {"required": {}}}, {"key": "again", "inputs": {"required": crf}}]}
+    inputs = {"codec": ["COMBO", {"options": ["auto", "h264"]}], "encoding": ["COMFY_DYNAMICCOMBO_V3", encoding]}
+    format_ = {"options": [{"key": "auto", "inputs": {"required": {}}}, {"key": "mp4", "inputs": {"required": inputs}}]}
+    declared = {"format": ["COMFY_DYNAMICCOMBO_V3", format_], "name": ["STRING", {"default": "video"}]}
+    info = {"Save": {"input": {"required": declared}}}
+
+    def inputs_of(*values: Any) -> dict[str, Any]:
+        node = {"id": 1, "type": "Save", "widgets_values": list(values)}
+        return workflow.to_api({"nodes": [node], "links": []}, info)["1"]["inputs"]
+
+    whole = inputs_of("mp4", "h264", "again", 30.0, "clip")
+    assert whole == {"format": "mp4", "format.codec": "h264", "format.encoding": "again", "format.encoding.crf": 30.0, "name": "clip"}
+    assert inputs_of("auto", "clip") == {"format": "auto", "name": "clip"}
+    assert inputs_of("mp4") == {"format": "mp4", "format.codec": "auto", "format.encoding": "auto", "name": "video"}
+    with pytest.raises(workflow.WorkflowError, match="left over"):
+        inputs_of("auto", "h264", "clip")
+
+
 # --- in the host ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", RUNNABLE)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_shipped_workflow_runs_in_the_real_server_and_saves_its_video(
     name: str, server: Any, info: Mapping[str, Any]
 ) -> None:

@@ -77,11 +77,24 @@ function curve({ svg, report, x, name, top, bottom, right, whatIf }, delta) {
       add(svg, 'line', { class: 'srd-what-if', x1: LEFT, y1: other, x2: right, y2: other })
     }
   }
+  if (name === 'd') fades({ svg, report, x, top, bottom })
   const middle = (x(2) - x(1)) / 2
   const dots = points.map(([step, value]) => [x(step) + middle, y(value)])
   add(svg, 'polyline', { class: 'srd-line', points: dots.map((dot) => dot.join(',')).join(' ') })
   for (const [cx, cy] of dots) add(svg, 'circle', { class: 'srd-dot', cx, cy, r: Math.min(3, middle) })
   return [low, high]
+}
+
+/** How much of a stage's last velocity is held in each step after it: a slope in that stage's colour, of the panel's height. */
+function fades({ svg, report, x, top, bottom }) {
+  for (const { after_step, fade } of report.hand_overs) {
+    if (!fade?.length) continue
+    const from = report.steps.find((step) => step.step === after_step)?.stage
+    const corners = fade.flatMap((share, i) => [after_step + 1 + i, after_step + 2 + i].map((step) => `${x(step)},${bottom - share * (bottom - top)}`))
+    const points = [`${x(after_step + 1)},${bottom}`, ...corners, `${x(after_step + 1 + fade.length)},${bottom}`].join(' ')
+    add(svg, 'polygon', { class: `srd-fade ${toneOf(report, from)}`, points })
+    text(svg, x(after_step + 1) + 6, bottom - 5, say('fade'), 'srd-faint')
+  }
 }
 
 function seconds({ svg, report, figures, x, top, bottom }) {

@@ -243,9 +243,12 @@ function detailOf(report) {
   const total = report.sigmas.length - 1
   const sentences = report.hand_overs.map((h) => {
     const places = { stage: say(h.to), step: h.after_step, total, percent: Math.round((100 * h.after_step) / total) }
-    const why = whyOf(h, { ...UNSET, ...report.switch })
+    const why = whyOf(h, { ...UNSET, ...report.switch, ...h.rule })
     return say(report.hand_overs.length > 1 ? SWITCHED_TO : SWITCHED, { ...places, why })
   })
+  if (sentences.length && report.given_steps && report.given_steps !== total) {
+    sentences.push(say('{total} steps in the place of {given}.', { total, given: report.given_steps }))
+  }
   if (sentences.length) return sentences.join(' ')
   if (report.status !== 'done') return say('Not switched yet.')
   return say('Not switched: the {stage} ran all steps.', { stage: say(report.stages[0].name) })
@@ -266,14 +269,17 @@ function whyOf({ reason, sigma }, set) {
       return say('switch_step is {step}', { step: set.switch_step })
     case 'sigma':
       return below
+    case 'listed':
+      return set.sketch_steps
   }
   return reasonOf(reason)
 }
 
 /** The numbers of each switch, a line each. */
 function switchesOf(report) {
-  const lines = report.hand_overs.map(({ to, sigma, reason, fall }) => {
+  const lines = report.hand_overs.map(({ to, sigma, reason, fall, fade }) => {
     const facts = [say('{stage} from sigma {sigma}', { stage: say(to), sigma: short(sigma) })]
+    if (fade?.length) facts.push(say('fade from {share} %', { share: Math.round(100 * fade[0]) }))
     if (reason === 'criterion') {
       facts.push(say('D fell by {fall}, less than {delta} (delta)', { fall: short(fall ?? 0), delta: report.switch.delta ?? '?' }))
     }

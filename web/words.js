@@ -13,7 +13,7 @@ export function say(words, places = {}) {
   return (translations[words] ?? words).replace(/\{(\w+)\}/g, (place, name) => places[name] ?? place)
 }
 
-const REASONS = { criterion: 'criterion', earliest: 'earliest step', latest: 'latest step', step: 'step', sigma: 'sigma' }
+const REASONS = { criterion: 'criterion', earliest: 'earliest step', latest: 'latest step', step: 'step', sigma: 'sigma', listed: 'sketch_steps' }
 
 /** A hand-over's reason in the page's language. */
 export function reasonOf(name) {

@@ -8,14 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import comfy.supported_models
 import comfy.utils
 import torch
 
 from ..checkpoint import called, read_headers, weight_files
 from .layout import Layout, config_of, facts_of_weights, layout_from
-
-HOST_SINCE = "0.24.0"  # the oldest tested host with a CogVideoX of its own
 
 # From the official key layout (diffusers) to the host's; keys that are in the host's already stay as they are.
 RENAMES = tuple(
@@ -47,13 +44,12 @@ def identify(path: Path) -> Layout:
     """The layout of the CogVideoX in ``path`` (file or folder of shards), read from headers and config.json alone.
 
     Raises ValueError with a sentence naming the file and the next step for what is no text-to-video CogVideoX, is
-    incomplete or unknown, and on hosts that have no CogVideoX.
+    incomplete or unknown.
     """
     header, metadata = read_headers(weight_files(path))
     prefix = _prefix(header)
     if prefix is None:
-        raise ValueError(f"{called(path)} is no CogVideoX transformer. Choose the transformer of CogVideoX-2b or -5b.")
-    _check_host(called(path))
+        raise ValueError(f"{called(path)} is not a CogVideoX transformer. Choose the transformer of CogVideoX-2b or -5b.")
     shapes = {host_key(key.removeprefix(prefix)): t["shape"] for key, t in header.items() if key.startswith(prefix)}
     _check_complete(called(path), shapes)
     facts = facts_of_weights(shapes)
@@ -104,11 +100,6 @@ def _prefix(keys: Mapping[str, Any]) -> str | None:
             names = {host_key(k.removeprefix(prefix)) for k in keys if k.startswith(prefix)}
             return prefix if names.issuperset(MARKS) and any(n.startswith("blocks.") for n in names) else None
     return None
-
-
-def _check_host(name: str) -> None:
-    if not hasattr(comfy.supported_models, "CogVideoX_T2V"):
-        raise ValueError(f"{name} is a CogVideoX, which needs ComfyUI {HOST_SINCE} or newer. Update ComfyUI.")
 
 
 def _check_complete(name: str, shapes: Mapping[str, Any]) -> None:

@@ -79,7 +79,7 @@ def layout_of(model: ModelPatcher) -> Layout | None:
 
 def _file_of(model: ModelPatcher) -> Path | None:
     """The safetensors file that the host's loader read this MODEL from, where the host still knows."""
-    _, arguments, *_ = getattr(model, "cached_patcher_init", None) or (None, ())
+    _, arguments, *_ = model.cached_patcher_init or (None, ())
     path = Path(arguments[0]) if arguments and isinstance(arguments[0], (str, Path)) else None
     return path if path and path.is_file() and path.suffix.lower() in (".safetensors", ".sft") else None
 

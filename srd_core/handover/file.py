@@ -64,7 +64,7 @@ def _tensors(record: SketchRecord) -> dict[str, torch.Tensor]:
     }
     if not _is_implied(record):
         tensors["latent_image"] = record.latent_image
-    for name, tensor in (("noise_mask", record.noise_mask), ("x", record.x)):
+    for name, tensor in (("noise", record.noise), ("noise_mask", record.noise_mask), ("x", record.x)):
         if tensor is not None:
             tensors[name] = tensor
     for i, call in enumerate(record.calls):
@@ -151,7 +151,7 @@ def _record(facts: dict[str, Any], tensors: dict[str, torch.Tensor]) -> SketchRe
     for prediction, others in zip(predictions, noted):
         _need(all(other.shape == prediction.shape for other in others.values()), "its tensors do not fit together")
         _need(len(others) in (0, len(NOTED)), "a prediction has lost a part")
-    x, noise_mask = tensors.pop("x", None), tensors.pop("noise_mask", None)
+    x, noise_mask, noise = (tensors.pop(name, None) for name in ("x", "noise_mask", "noise"))
     tables = {name: tensors.pop(name) for name in list(tensors) if name.startswith("schedule.")}
     _need(not tensors, f"nobody knows what {next(iter(tensors), '')[:40]!r} is")
     record = SketchRecord(
@@ -159,6 +159,7 @@ def _record(facts: dict[str, Any], tensors: dict[str, torch.Tensor]) -> SketchRe
         report=_report(facts["report"], len(sigmas) - 1),
         noise_mask=noise_mask,
         latent_image=latent,
+        noise=noise,
         sigmas=sigmas,
         x=x,
         calls=[Call(*call) for call in zip(levels.tolist(), predictions, call_x, noted)],
@@ -168,6 +169,7 @@ def _record(facts: dict[str, Any], tensors: dict[str, torch.Tensor]) -> SketchRe
     )
     _need((x is not None) == bool(record.report.hand_overs), "its latent and its report disagree about the hand-over")
     _need(x is None or x.shape[:2] == first.shape[:2], "its tensors do not fit together")
+    _need(noise is None or noise.shape == latent.shape, "its tensors do not fit together")
     _need(noise_mask is None or 2 <= noise_mask.ndim <= first.ndim, "its mask has the wrong shape")
     return record
 

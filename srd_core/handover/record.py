@@ -61,6 +61,7 @@ class SketchRecord:
     report: Report = field(default_factory=Report)
     noise_mask: torch.Tensor | None = None  # as the LATENT had it
     latent_image: torch.Tensor = field(default_factory=lambda: torch.zeros(0))  # [B, C, ...], as the LATENT had it
+    noise: torch.Tensor | None = None  # that the sampler started from; None: what the host draws for the seed
     sigmas: torch.Tensor = field(default_factory=lambda: torch.zeros(0))  # [steps + 1], of the whole run
     x: torch.Tensor | None = None  # the latent at the hand-over, in the sketch's space; None: the sketch ran to the end
     calls: list[Call] = field(default_factory=list)

@@ -21,10 +21,11 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrapperExecutor, WrappersMP
 
 from ..calls import KEY, PREDICT_NOISE
+from ..checks import check_plain
 from ..latent import FULL_NAME, check_pair, latent_facts, name_of
 from ..pair import cooperate
 from ..report.data import Report
-from ..route import SKETCH, Switch
+from ..route import RENDER, SKETCH, Switch, Turn
 from ..stage import RenderSettings
 from ..steps import StepCounter
 from .file import damaged, read
@@ -32,6 +33,15 @@ from .record import Call, Schedule, SketchRecord, difference, merge_reports, sam
 from .sketch import POST_CFG, latent_format_of, layout_of, schedule_of, what_to_do
 
 SAME_LEVEL = 1e-4  # relative difference of two noise levels, by rounding
+NOISE_DIFFERS = "The noise differs from that of the sketch's run, so the video is not exactly that of one run."
+NOISE_AT_THE_START = (
+    f"{NOISE_DIFFERS} A node on the sketch changed the noise (context windows with freenoise) and this hand-over does not hold it, "
+    "or another version of torch drew it. Sketch again with this version of the pack."
+)
+NOISE_OF_THE_SAMPLER = (
+    f"{NOISE_DIFFERS} {{sampler}} draws noise in its steps, and another device or version of torch draws other noise. Use a "
+    "sampler without noise of its own (euler, uni_pc, dpmpp_2m), or render where you sketched."
+)
 SAME_NOISE = 0.02  # relative difference of x up to which another machine's rounding explains it
 
 
@@ -68,6 +78,7 @@ def render_from(record: SketchRecord, render: ModelPatcher, settings: RenderSett
             f"The hand-over was sketched with the sampler {record.settings.sampler_name[:40]!r}, which this ComfyUI "
             f"does not have (sketched with ComfyUI {record.host})."
         )
+    check_plain(RENDER, render)
     stand_in = _stand_in(record, render)
     stand_in.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, KEY, _load_nothing)
     replay = Replay(record, report)
@@ -94,10 +105,12 @@ def _tell_merged(sketched: Report, watch: Callable[[Report], None] | None, merge
 
 def _run_sampler(model: ModelPatcher, record: SketchRecord) -> torch.Tensor:
     """What the host's KSampler does, over the noise levels of the record."""
-    settings, latent = record.settings, record.latent_image
+    settings, latent, noise = record.settings, record.latent_image, record.noise
+    if noise is None:
+        noise = comfy.sample.prepare_noise(latent, settings.seed, settings.batch_index)
     return comfy.sample.sample_custom(
         model,
-        comfy.sample.prepare_noise(latent, settings.seed, settings.batch_index),
+        noise.clone(),
         settings.cfg,
         comfy.samplers.sampler_object(settings.sampler_name),
         record.sigmas.clone(),  # uni_pc writes into it
@@ -156,7 +169,7 @@ class Replay:
         function({**noted, "model": guider.inner_model, "model_options": options, "cond_scale": guider.cfg,
                   "cond": [], "uncond": [], "input": x, "sigma": sigma})  # fmt: skip
 
-    def check_latent(self, x: torch.Tensor, to: str, reason: str) -> None:
+    def check_latent(self, x: torch.Tensor, turn: Turn) -> None:
         """At the hand-over. Raises RuntimeError where the record's latent is not the one that its calls lead to."""
         kept = self.record.x
         if self._warned or kept is None:
@@ -165,14 +178,12 @@ class Replay:
             raise RuntimeError(f"The hand-over's latent is not the one that its predictions lead to. {what_to_do(self.record)}")
 
     def _compare(self, call: Call, x: torch.Tensor) -> None:
-        """Note in the report where this machine's noise is not that of the sketch's."""
+        """Note in the report where the noise is not that of the sketch's run."""
         if self._warned or difference(call.x, samples_of(x)) <= SAME_NOISE:
             return
         self._warned = True
-        self.report.notes.append(
-            "The noise here differs from that of the sketch's machine (another device or version of torch draws it), so the "
-            "video is not exactly that of one run. Samplers without noise of their own (euler, uni_pc, dpmpp_2m) avoid that."
-        )
+        first = call is self.record.calls[0]
+        self.report.notes.append(NOISE_AT_THE_START if first else NOISE_OF_THE_SAMPLER.format(sampler=self.record.settings.sampler_name))
 
 
 def _stand_in(record: SketchRecord, render: ModelPatcher) -> ModelPatcher:

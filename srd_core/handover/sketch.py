@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -9,6 +10,7 @@ from typing import Any
 
 import comfy.latent_formats
 import comfy.model_sampling
+import comfy.sample
 import comfy.sampler_helpers
 import comfy.utils
 import comfyui_version
@@ -16,12 +18,14 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrapperExecutor, WrappersMP
 
+from ..begin import begin_run, carry_out
 from ..calls import KEY, OUTER_SAMPLE, PREDICT_NOISE
 from ..checks import check_plain, check_run, check_switch
 from ..latent import latent_facts
+from ..reach import misfit_notes
 from ..report.data import StageReport
-from ..route import RENDER, SKETCH, Switch, two_legs
-from ..run import Run, begin_run, carry_out
+from ..route import RENDER, SKETCH, Pair, Switch, Turn
+from ..run import Run
 from .record import NOTED, Call, Schedule, SketchRecord, samples_of
 
 POST_CFG = "sampler_post_cfg_function"  # model option: what *_cfg_pp samplers add a function to
@@ -37,7 +41,19 @@ def sketch_alone(sketch: ModelPatcher, switch: Switch, record: SketchRecord) -> 
     check_plain(SKETCH, sketch)
     model = sketch.clone()
     model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, partial(_sample, switch=switch, record=record))
+    model.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, partial(_note_noise, record=record))  # inside those it has
     return model
+
+
+def _note_noise(
+    executor: WrapperExecutor, guider: Any, sigmas: Any, extra_args: Any, callback: Any, noise: torch.Tensor, *args: Any,
+    record: SketchRecord, **kwargs: Any,
+) -> Any:  # fmt: skip
+    """SAMPLER_SAMPLE wrapper: a node of the sketch may have changed the noise before (freenoise of context windows)."""
+    drawn = comfy.sample.prepare_noise(record.latent_image, record.settings.seed, record.settings.batch_index)
+    started = noise.detach().to("cpu", copy=True)
+    record.noise = None if torch.equal(started, drawn.to(started.dtype)) else started
+    return executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
 
 
 def _sample(
@@ -46,19 +62,21 @@ def _sample(
     """OUTER_SAMPLE wrapper: one sampling run of the host, or the beginning of one."""
     guider = executor.class_obj
     call = OUTER_SAMPLE.bind(guider, *args, **kwargs)
-    run = begin_run(guider, call.arguments, {}, two_legs(switch), record.report)
+    pair = Pair(SKETCH, RENDER, switch)
+    run = begin_run(guider, call.arguments, {}, pair, record.report)
     record.report.stages.append(StageReport(RENDER, "not yet, see SR Render"))
     recorder = Recorder(record, run)
     run.outside, run.at_hand_over = [recorder.predict], recorder.hand_over
 
     def prepare() -> None:
         check_run(guider, call.arguments, run.steps.sigmas)
-        check_switch(switch, run.route.places)
+        check_switch(pair, run.route.places)
         if len(call.arguments.get("latent_shapes") or []) > 1:
             raise ValueError("A latent of several parts (video with sound) can't be sketched alone; use SR Sampler.")
         if run.route.start()[0] == RENDER:
             raise ValueError("The sketch would run no step. Set switch_step to 1 or more, or switch_sigma lower.")
         _begin_record(record, guider.model_patcher, call.arguments)
+        record.report.notes += misfit_notes(SKETCH, guider.model_patcher)
 
     try:
         return carry_out(run, executor, call, prepare)
@@ -89,24 +107,35 @@ class Recorder:
         self, executor: WrapperExecutor, x: torch.Tensor, timestep: torch.Tensor, *args: Any, **kwargs: Any
     ) -> torch.Tensor:
         """PREDICT_NOISE wrapper around the run's own: x [B, C, ...], timestep [B]; returns what the run returns."""
-        guider, noted = executor.class_obj, {}  # type: Any, dict[str, torch.Tensor]
-        call = PREDICT_NOISE.bind(guider, x, timestep, *args, **kwargs)
-        options = call.arguments.get("model_options", {})
-        added_from = len(guider.model_options.get(POST_CFG, []))
-        if functions := options.get(POST_CFG, [])[added_from:]:
-            own = options[POST_CFG][:added_from]
-            call.arguments["model_options"] = {**options, POST_CFG: [*own, partial(_note, noted), *functions]}
+        call = PREDICT_NOISE.bind(executor.class_obj, x, timestep, *args, **kwargs)
+        call, noted = noting(executor.class_obj, call, only_beside_others=True)
         sampled = samples_of(x)
         prediction = executor(*call.args[1:], **call.kwargs)
         kept = prediction.detach().to("cpu", copy=True)
         self.record.calls.append(Call(float(timestep[0]), kept, sampled, noted))
         return prediction
 
-    def hand_over(self, x: torch.Tensor, to: str, reason: str) -> None:
+    def hand_over(self, x: torch.Tensor, turn: Turn) -> None:
         """Raises HandedOver."""
-        self.run.books.hand_over(self.run.steps.step, to, reason, 0.0, {})
+        self.run.books.hand_over(self.run.steps.step, turn, [], 0.0, {})
         self.record.x = x.detach().to("cpu", copy=True)
         raise HandedOver
+
+
+def noting(
+    guider: Any, call: inspect.BoundArguments, only_beside_others: bool = False
+) -> tuple[inspect.BoundArguments, dict[str, torch.Tensor]]:
+    """(a PREDICT_NOISE ``call`` that notes what functions added to the guidance are given, those tensors by NOTED once it is
+    made). ``only_beside_others``: where the sampler added such functions itself."""
+    noted: dict[str, torch.Tensor] = {}
+    options = call.arguments.get("model_options", {})
+    added_from = len(guider.model_options.get(POST_CFG, []))
+    functions = options.get(POST_CFG, [])[added_from:]
+    if functions or not only_beside_others:
+        call = PREDICT_NOISE.bind(*call.args, **call.kwargs)
+        own = options.get(POST_CFG, [])[:added_from]
+        call.arguments["model_options"] = {**options, POST_CFG: [*own, partial(_note, noted), *functions]}
+    return call, noted
 
 
 def _note(noted: dict[str, torch.Tensor], args: dict[str, Any]) -> torch.Tensor:

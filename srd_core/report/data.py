@@ -59,7 +59,7 @@ class HandOver:
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
     after_step: Count  # completed steps, 0: the run starts with ``to``
     to: str  # the stage that takes over
-    reason: str  # criterion, earliest, latest, step or sigma
+    reason: str  # criterion, earliest, latest, step, sigma or listed
     sigma: Number  # noise level of the first step of ``to``
     percent: Number  # share of the run's steps completed, 0 to 100
     d: Number | None = None
@@ -67,6 +67,8 @@ class HandOver:
     seconds: Number = 0.0  # to load and prepare the model that takes over
     # before, at (what is to leave has left) and after -> free on the new stage's device, and each stage on its own; bytes
     memory: dict[str, dict[str, int]] = field(default_factory=dict)
+    rule: dict[str, Any] = field(default_factory=dict)  # the settings of the switch that made it; empty: those of the report
+    fade: list[Number] = field(default_factory=list)  # share of the velocity that is held, in each step from here on; empty: a cut
 
 
 @dataclass
@@ -82,7 +84,10 @@ class Report:
     sampler: str = ""
     sampler_node: str = ""  # id of the node that sampled
     shape: list[Size] = field(default_factory=list)  # of the latent
-    sigmas: list[Number] = field(default_factory=list)  # the run's schedule, length steps + 1
+    fade: Number = 0.0  # as set, 0: a cut
+    render_steps: Count = 0  # as set, 0: the schedule's own
+    given_steps: Count = 0  # of the schedule that the sampler was given; 0: as many as ``sigmas`` has
+    sigmas: list[Number] = field(default_factory=list)  # the run's schedule as it is walked, length steps + 1
     steps: list[Step] = field(default_factory=list)
     hand_overs: list[HandOver] = field(default_factory=list)
     total_seconds: Annotated[Number, Field(ge=0)] = 0.0  # the whole sampling run with loading
@@ -189,12 +194,15 @@ def _check_sense(report: Report) -> None:
     for what, holds in {
         "stages": len(names) == len(report.stages),
         "stage": {s.stage for s in report.steps} | {h.to for h in report.hand_overs} <= names,
-        "switch": isinstance(report.switch.get("mode", ""), str)
-        and all(_is_number(value) for name, value in report.switch.items() if name != "mode"),
+        "switch": all(map(_is_switch, [report.switch, *(h.rule for h in report.hand_overs)])),
         "teacache": all(map(_is_plan, plans)),
     }.items():
         if not holds:
             raise ValueError(f"This report is damaged: its {what} can't be that of a run.")
+
+
+def _is_switch(switch: dict[str, Any]) -> bool:
+    return all(isinstance(v, str) if name in ("mode", "sketch_steps") else _is_number(v) for name, v in switch.items())
 
 
 def _is_plan(plan: dict[str, Any]) -> bool:

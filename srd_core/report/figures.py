@@ -85,7 +85,16 @@ def speed_up(report: Report) -> float | None:
         if left is None or left.bound:
             return None
         seconds, steps = seconds + left.seconds, total_steps(report)
-    return steps * alone / seconds if alone > 0 and seconds > 0 else None
+    return _given(report, steps) * alone / seconds if alone > 0 and seconds > 0 else None
+
+
+def _given(report: Report, steps: int) -> float:
+    """How many steps of the schedule that the sampler was given the first ``steps`` of the run stand for."""
+    total = total_steps(report)
+    k = report.hand_overs[-1].after_step if report.hand_overs else total
+    if not report.given_steps or report.given_steps == total or steps <= k or total <= k:
+        return steps
+    return k + (steps - k) * (report.given_steps - k) / (total - k)
 
 
 def planned_reuses(report: Report, stage: StageReport) -> set[int]:
@@ -113,7 +122,8 @@ def what_if(report: Report) -> list[dict[str, Any]]:
     """
     if report.switch.get("mode") != "adaptive" or len(report.stages) < 2 or not report.steps:
         return []
-    first, total, each = report.stages[0].name, total_steps(report), medians(report)
+    first, each = report.stages[0].name, medians(report)
+    total = report.given_steps or total_steps(report)
     if report.steps[0].stage != first:
         return []
     rows: list[tuple[float, int | None, str]] = []
@@ -151,7 +161,10 @@ def _cost(report: Report, each: Medians, first_steps: int) -> float | None:
     or a third took part."""
     if len(report.stages) > 2 or len(report.hand_overs) > 1:
         return None
-    total, cost = total_steps(report), 0.0
+    rest = report.render_steps or (report.given_steps or total_steps(report)) - first_steps
+    if report.render_steps and report.stages[1].teacache.get("table"):  # its plan is for other levels
+        return None
+    total, cost = first_steps + rest, 0.0
     for stage, begin, end in zip(report.stages, (0, first_steps), (first_steps, total)):
         plan = _plan_for(report, stage, begin, end)
         if plan is None:

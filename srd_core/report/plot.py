@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from PIL import Image, ImageDraw, ImageFont
 
+from ..route import LISTED
 from .data import Report, StageReport
 from .text import describe_hand_over, describe_speed_up
 
@@ -20,6 +21,8 @@ TONES = ("#2f6bd8", "#e08423", "#3b9150", "#8b4fa8")
 FIXED = ("#ccd4e2", "#e0d6cb", "#cfe0d3", "#dccfe2")  # the tints where the rule may not decide yet
 BAND, MARK = "#bfe3c4", "#b3261e"
 
+MOST_LINES = 8  # of labels of hand-overs; the rest is in the summary
+
 Scale = Callable[[float], float]
 
 
@@ -31,6 +34,7 @@ def draw(report: Report) -> Image.Image:
     if report.steps:
         for name, panel in PANELS.items():
             _stages(canvas, report, panel, fixed=name != "seconds")
+        _fades(canvas, report)
         _curve(canvas, report, "d", "D (change of the prediction)", None)
         adaptive = report.switch.get("mode") == "adaptive"
         _curve(canvas, report, "fall", "fall of D", float(report.switch.get("delta", 0)) if adaptive else None)
@@ -75,6 +79,19 @@ def _stages(canvas: ImageDraw.ImageDraw, report: Report, panel: tuple[int, int],
         tints = FIXED if step.step < earliest else TINTS
         canvas.rectangle((left, top, right, bottom), fill=colour(report, step.stage, tints))
     canvas.line((LEFT, bottom, RIGHT, bottom), fill=FAINT)
+
+
+def _fades(canvas: ImageDraw.ImageDraw, report: Report) -> None:
+    """How much of a stage's last velocity is held in each step after it: a slope in that stage's colour."""
+    top, bottom = PANELS["d"]
+    for hand_over in report.hand_overs:
+        leaving = next((s.stage for s in report.steps if s.step == hand_over.after_step), None)
+        if not hand_over.fade or leaving is None:
+            continue
+        for i, share in enumerate(hand_over.fade):
+            left, right = _column(report, hand_over.after_step + 1 + i)
+            canvas.rectangle((left, bottom - share * (bottom - top), right, bottom), fill=colour(report, leaving, FIXED))
+        canvas.text((_column(report, hand_over.after_step + 1)[0] + 6, bottom - 18), "fade", fill=INK, font=font(14))
 
 
 def _curve(canvas: ImageDraw.ImageDraw, report: Report, field: str, title: str, delta: float | None) -> None:
@@ -129,13 +146,20 @@ def _hatch(canvas: ImageDraw.ImageDraw, box: tuple[float, float, float, float], 
 
 
 def _hand_overs(canvas: ImageDraw.ImageDraw, report: Report) -> None:
+    ends: list[float] = []  # of the labels in each line
     for hand_over in report.hand_overs:
         x = _column(report, hand_over.after_step + 1)[0]
         for top, bottom in PANELS.values():
             canvas.line((x, top, x, bottom), fill=MARK, width=2)
-        text = _one_line(f"{hand_over.to}: {hand_over.reason}")
-        near_edge = x + canvas.textlength(text, font=font(15)) > RIGHT
-        canvas.text((x + (-6 if near_edge else 6), PANELS["d"][0] + 4), text, fill=MARK, font=font(15),
+        text = _one_line(f"{hand_over.to}: {'sketch_steps' if hand_over.reason == LISTED else hand_over.reason}")
+        wide = 12 + canvas.textlength(text, font=font(15))
+        near_edge = x + wide > RIGHT
+        begin = x - wide if near_edge else x
+        line = next((i for i, end in enumerate(ends) if end <= begin), len(ends))
+        if line == MOST_LINES:
+            continue
+        ends[line : line + 1] = [begin + wide]
+        canvas.text((x + (-6 if near_edge else 6), PANELS["d"][0] + 4 + 18 * line), text, fill=MARK, font=font(15),
                     anchor="ra" if near_edge else "la")  # fmt: skip
 
 

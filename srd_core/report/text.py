@@ -13,7 +13,7 @@ NOT_RUN = (
 
 def describe_hand_over(hand_over: HandOver, report: Report) -> str:
     """One sentence."""
-    steps, switch = len(report.sigmas) - 1, report.switch
+    steps, switch = len(report.sigmas) - 1, hand_over.rule or report.switch
     latest = "latest step of an adaptive switch"  # in the first version a share of the steps, whatever switch_sigma was
     if switch.get("max_step"):
         latest = f"latest step: max_step is {switch['max_step']}"
@@ -25,11 +25,29 @@ def describe_hand_over(hand_over: HandOver, report: Report) -> str:
         "latest": latest,
         "step": f"step: switch_step is {switch.get('switch_step')}",
         "sigma": f"sigma: below switch_sigma {switch.get('switch_sigma')}",
+        "listed": f"sketch_steps: {switch.get('sketch_steps')}",
     }.get(hand_over.reason, hand_over.reason)
     return (
         f"{hand_over.to} takes over after step {hand_over.after_step} of {steps} "
         f"(sigma {hand_over.sigma:.4g}, {hand_over.percent:.0f} % of the steps; {why})"
     )
+
+
+def describe_fade(hand_over: HandOver) -> str:
+    """A few words; "" for a cut."""
+    if not hand_over.fade:
+        return ""
+    half = next((i for i, share in enumerate(hand_over.fade) if share < 0.5), len(hand_over.fade))
+    return f"; fade: from {100 * hand_over.fade[0]:.0f} % of the last step's velocity, below half after {half} step{'s' * (half != 1)}"
+
+
+def describe_rest(report: Report) -> str:
+    """One sentence; "" where the schedule is walked as it was given."""
+    steps = len(report.sigmas) - 1
+    if not report.hand_overs or report.given_steps in (0, steps):
+        return ""
+    k = report.hand_overs[-1].after_step
+    return f"Steps: {steps} in the place of {report.given_steps} (the rest after step {k} is walked in {steps - k})"
 
 
 def describe_memory(hand_over: HandOver) -> str:
@@ -59,8 +77,13 @@ def summarize(report: Report) -> str:
         return NOT_RUN
     lines = [f"{stage.name.capitalize()}: {stage.model}" for stage in report.stages]
     lines.append(f"Status: {report.status} {report.error}".rstrip())
-    lines += [f"Hand-over: {describe_hand_over(h, report)}, loaded in {h.seconds:.2f} s" for h in report.hand_overs]
-    lines += [describe_memory(h) for h in report.hand_overs if h.memory]
+    lines += [
+        f"Hand-over: {describe_hand_over(h, report)}, loaded in {h.seconds:.2f} s{describe_fade(h)}" for h in report.hand_overs
+    ]
+    if rest := describe_rest(report):
+        lines.append(rest)
+    first = {h.to: h for h in reversed(report.hand_overs) if h.memory}  # of each stage
+    lines += [describe_memory(h) for h in report.hand_overs if first.get(h.to) is h]
     if not report.hand_overs:
         lines.append(f"Hand-over: {report.never()}")
     seconds = medians(report)

@@ -74,11 +74,7 @@ def _computing(blocks: int, others: Replacements, keep: Keep) -> Replacements:
 def pause_malloc_graph() -> contextlib.AbstractContextManager[Any]:
     """Newer hosts record what a forward allocates and give the same memory out at the next one. What is allocated in this
     block lives longer."""
-    try:
-        import comfy.model_prefetch as prefetch  # not in older hosts
-    except ImportError:
-        return contextlib.nullcontext()
-    pause = getattr(prefetch, "pause_malloc_graph", None)
+    pause = getattr(comfy.model_prefetch, "pause_malloc_graph", None)
     return pause() if pause else contextlib.nullcontext()
 
 

@@ -15,6 +15,7 @@ from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
+import comfy.ldm.cogvideo.model
 import torch
 
 from .blocks import Adapter, Keep, Replacement, Replacements, replacements, through_in_float32
@@ -91,8 +92,6 @@ def table(network: Any, _: torch.Tensor) -> tuple[Table, str]:
 @torch.no_grad()
 def modulation(network: Any, timesteps: torch.Tensor, _: str) -> torch.Tensor:
     """The time embedding for timesteps [n] -> [n, time embedding's width]; it has one form."""
-    import comfy.ldm.cogvideo.model  # not in hosts before 0.24.0
-
     x = comfy.ldm.cogvideo.model.get_timestep_embedding(
         timesteps, network.time_proj_dim, network.time_proj_flip, network.time_proj_shift
     )

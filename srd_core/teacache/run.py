@@ -106,6 +106,10 @@ class CachedRun:
         options["transformer_options"][KEY] = self
         return options
 
+    def follow(self, sigmas: Sequence[float]) -> None:
+        """The rest of the run has other steps: these levels, for all steps from the first."""
+        self.counter.sigmas = list(sigmas)
+
     def callback(self, step: int, *args: Any, **kwargs: Any) -> Any:
         """The sampler's step callback."""
         self.counter.on_callback(step)

@@ -1,0 +1,95 @@
+"""A hand-over that is no cut: the last guided velocity of the stage that leaves fades into the predictions of the next.
+
+In the host's coordinates v = (x - D) / sigma is the velocity of a flow model and the noise of any other, D the guided x0
+prediction. After the last step j of the stage that leaves, every call at x and sigma gives the sampler
+
+    D' = x - sigma v',   v' = a v_j + (1 - a) v,   a = g / (1 + ((lambda - lambda_j) / fade)^2)
+    g = 1 / (1 + (r / R)^8),   r = ||v_j - v_(j-1)|| / ||v_j||   per sample
+
+lambda = ln(alpha / sigma): how far the signal stands above the noise. Weight and width were fitted on a tiny family (1.1). The
+guard g keeps out samples whose velocity still turns over from step to step. Torch only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+R = 0.7  # relative change of the velocity at which the guard halves the fade
+
+
+def velocity(x: torch.Tensor, sigma: torch.Tensor, denoised: torch.Tensor) -> torch.Tensor:
+    """v [B, ...] of a call at x [B, ...] and sigma [B]."""
+    return (x - denoised) / _beside(sigma, x)
+
+
+def log_snr(sigma: torch.Tensor, flow: bool) -> torch.Tensor:
+    """lambda of noise levels of any shape: x = (1 - sigma) x0 + sigma eps for ``flow``, else x = x0 + sigma eps."""
+    return ((1 - sigma.clamp(max=1)).log() if flow else 0) - sigma.log()
+
+
+def weight(lambdas: torch.Tensor, lambda_j: torch.Tensor, fade: float | torch.Tensor) -> torch.Tensor:
+    """a without the guard, in 0..1. At pure noise (lambda_j is -inf) nothing is held."""
+    away = torch.where(lambdas == lambda_j, torch.zeros_like(lambdas), lambdas - lambda_j)
+    return 1 / (1 + (away / fade) ** 2)
+
+
+def guard(v: torch.Tensor, v_before: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """g [B] in 0..1, from the last two velocities [B, ...]; ``mask`` broadcasts to them: 1 where the latent is generated."""
+    change = v - v_before
+    if mask is not None:
+        v, change = v * mask, change * mask
+    r = change.flatten(1).norm(dim=1) / v.flatten(1).norm(dim=1)
+    return torch.nan_to_num(1 / (1 + (r / R) ** 8))  # a velocity of 0 that stays 0 has nothing to hold
+
+
+def _beside(values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """values [B] in a shape that broadcasts over x [B, ...]."""
+    return values.to(x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
+
+
+@dataclass
+class Fade:
+    """The last two velocities of a run, and the one that is held after a hand-over."""
+
+    flow: bool  # the kind of the run's noise schedule, see ``log_snr``
+    _v: torch.Tensor | None = None  # of the newest step
+    _before: torch.Tensor | None = None  # of the step before it
+    _sigma: torch.Tensor | None = None  # [B], of the newest step
+    _held: torch.Tensor | None = None  # v_j; None: nothing fades
+    _lambda: torch.Tensor | None = None  # [B], of step j
+    _width: float = 0.0
+    _guard: torch.Tensor | None = None  # [B]
+
+    def note(self, x: torch.Tensor, sigma: torch.Tensor, denoised: torch.Tensor) -> None:
+        """Take in the first call of a step: x [B, ...], sigma [B] and what the sampler got."""
+        self._before, self._v, self._sigma = self._v, velocity(x, sigma, denoised), sigma
+
+    def begin(self, width: float, mask: torch.Tensor | None = None) -> list[float]:
+        """At a hand-over: hold the last velocity; ``width`` 0: nothing is held any more. Returns g of each sample, empty
+        without a fade: it needs two steps of one size before it."""
+        self._held, v, before = None, self._v, self._before
+        if not width or v is None or before is None or self._sigma is None or before.shape != v.shape:
+            return []
+        self._held, self._width, self._guard = v, width, guard(v, before, mask)
+        self._lambda = log_snr(self._sigma, self.flow)
+        return [float(g) for g in self._guard]
+
+    def shares(self, sigmas: torch.Tensor, guards: list[float]) -> list[float]:
+        """a at each of these noise levels, of the batch's mean; for the report."""
+        assert self._lambda is not None
+        a = weight(log_snr(sigmas, self.flow), self._lambda[:1].cpu().to(sigmas), self._width)
+        return [float(share) * sum(guards) / len(guards) for share in a]
+
+    def blend(self, x: torch.Tensor, sigma: torch.Tensor, denoised: torch.Tensor) -> torch.Tensor:
+        """What the sampler gets for a stage's ``denoised`` [B, ...] at x and sigma [B]: the same tensor where nothing fades."""
+        held, g, lambda_j = self._held, self._guard, self._lambda
+        if held is None or g is None or lambda_j is None or held.shape != x.shape:
+            return denoised
+        a = g * weight(log_snr(sigma, self.flow), lambda_j, self._width)
+        return torch.lerp(denoised, x - _beside(sigma, x) * held, _beside(a, x))
+
+    def forget(self) -> None:
+        """Free all tensors."""
+        self._v = self._before = self._sigma = self._held = self._lambda = self._guard = None

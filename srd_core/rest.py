@@ -1,0 +1,86 @@
+"""Steps of its own for the stage that takes over: the rest of a schedule, walked in another number of steps.
+
+Where it is known beforehand after which step that begins, the run's levels are set before it. Where the rule decides, the
+sampler ends at the hand-over and begins anew on the rest, from the same x.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import comfy.samplers
+import torch
+
+from .route import Pair, Part, Route, pairs_of
+
+SAMPLER_SAMPLE = inspect.signature(comfy.samplers.KSAMPLER.sample)
+
+
+class Rest(BaseException):
+    """Ends the sampler at a hand-over, to begin it anew. No Exception, so that nobody on the way takes it for an error."""
+
+    def __init__(self, x: torch.Tensor, step: int) -> None:
+        super().__init__()
+        self.x, self.step = x, step  # the latent [B, ...] at which step (0-based) begins
+
+
+def resampled(sigmas: Sequence[float], steps: int) -> list[float]:
+    """Levels [n + 1] walked in ``steps`` steps, even in index: between two levels on the line between them."""
+    last = len(sigmas) - 1
+    places = [i * last / steps for i in range(steps + 1)]
+    return [_at(sigmas, place, last) for place in places]
+
+
+def _at(sigmas: Sequence[float], place: float, last: int) -> float:
+    i = min(int(place), last)
+    return sigmas[i] if i == last else sigmas[i] + (place - i) * (sigmas[i + 1] - sigmas[i])
+
+
+def known(whole: Part, sigmas: Sequence[float], places_of: Callable[[Sequence[float]], list[float]]) -> tuple[list[float], set[Pair]]:
+    """(a run's levels, with the rests that are known before it walked as their pairs say; those pairs)."""
+    levels, done = list(sigmas), set[Pair]()
+    if not any(pair.render_steps for pair in pairs_of(whole)):
+        return levels, done
+    route = Route(whole, levels[:-1], places_of(levels)[:-1])
+    step = 0
+    while step < len(levels) - 1 and not route.waits():
+        turn = route.turn(step)
+        if turn and turn.pair.render_steps and turn.forward and turn.last:
+            levels = levels[:step] + resampled(levels[step:], turn.pair.render_steps)
+            done.add(turn.pair)
+            route.follow(levels[:-1], places_of(levels)[:-1])
+        step += 1
+    return levels, done
+
+
+def begun_anew(call: inspect.BoundArguments, rest: Rest, levels: Sequence[float]) -> inspect.BoundArguments:
+    """A SAMPLER_SAMPLE call that continues ``call`` at ``rest`` over the run's new ``levels``, all from the first step on.
+
+    The sampler scales noise and latent to x by itself; the noise is the one that gives x. Its own noise is of another seed.
+    """
+    given = call.arguments
+    sigmas = torch.tensor(levels, dtype=given["sigmas"].dtype, device=given["sigmas"].device)
+    options = dict(given["extra_args"]["model_options"])
+    options["transformer_options"] = {**options.get("transformer_options", {}), "sample_sigmas": sigmas}
+    extra = {**given["extra_args"], "model_options": options}
+    if extra.get("seed") is not None:
+        extra["seed"] += 1
+    own = {"sigmas": sigmas[rest.step :], "extra_args": extra, "noise": _noise_of(call, rest.x, sigmas[rest.step])}
+    own["callback"] = _shifted(given.get("callback"), rest.step)
+    return SAMPLER_SAMPLE.bind(*call.args[:1], **{**dict(list(given.items())[1:]), **own})
+
+
+def _noise_of(call: inspect.BoundArguments, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    """The noise from which the host makes x at ``sigma``: its scaling is linear in the noise."""
+    scaling, latent = call.arguments["model_wrap"].inner_model.model_sampling.noise_scaling, call.arguments["latent_image"]
+    without = scaling(sigma, torch.zeros_like(x), latent, False)
+    return (x - without) / (scaling(sigma, torch.ones_like(x), latent, False) - without)
+
+
+def _shifted(callback: Callable[..., Any] | None, steps: int) -> Callable[..., Any] | None:
+    """A step callback that counts from the run's first step on."""
+    if callback is None:
+        return None
+    return lambda step, denoised, x, total: callback(step + steps, denoised, x, total + steps)

@@ -1,0 +1,251 @@
+"""The fade at a hand-over: its formula, against loops written by hand, and in every kind of run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import comfy.samplers
+import helpers
+import pytest
+import torch
+from hosting import module
+from test_cogvideox import cogvideox, folders, native, networks, text  # noqa: F401
+
+fade_module, pair, route = module("srd_core.fade"), module("srd_core.pair"), module("srd_core.route")
+reports, handover_nodes = module("srd_core.report.data"), module("nodes.handover")
+Fade, Switch, RenderSettings, Report = fade_module.Fade, route.Switch, pair.RenderSettings, reports.Report
+WIDTH = 1.1
+
+
+def faded(sketch: Any, render: Any, step: int = 4, report: Any = None, switch: Any = None, **settings: Any) -> Any:
+    switch = switch or Switch("step", switch_step=step)
+    return pair.cooperate(sketch, render, switch, RenderSettings(**{"fade": WIDTH, **settings}), report or Report())
+
+
+def distance(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a - b).norm() / b.norm())
+
+
+# --- the formula --------------------------------------------------------------------------------------------------------
+
+
+def test_the_weight_is_one_at_the_hand_over_and_a_half_one_width_away():
+    at = torch.tensor([0.0, WIDTH, -WIDTH, 2 * WIDTH])
+    assert fade_module.weight(at, torch.zeros(1), WIDTH).tolist() == pytest.approx([1, 0.5, 0.5, 0.2])
+
+
+def test_the_distance_is_that_of_the_logarithmic_signal_to_noise_ratio():
+    sigma = torch.tensor([0.9, 0.5, 0.2])
+    assert fade_module.log_snr(sigma, flow=True).tolist() == pytest.approx([math.log((1 - s) / s) for s in sigma.tolist()])
+    assert fade_module.log_snr(10 * sigma, flow=False).tolist() == pytest.approx([-math.log(10 * s) for s in sigma.tolist()])
+
+
+def test_from_pure_noise_nothing_fades():
+    lambdas = fade_module.log_snr(torch.tensor([1.0, 0.9]), flow=True)
+    assert fade_module.weight(lambdas[1:], lambdas[:1], WIDTH).tolist() == [0.0]
+
+
+@pytest.mark.parametrize(("angle", "low", "high"), [(0.0, 1.0, 1.0), (0.3, 0.99, 1.0), (0.7227, 0.45, 0.55), (2.0, 0.0, 0.001)])
+def test_the_guard_lets_steady_velocities_through_and_stops_those_that_turn(angle: float, low: float, high: float):
+    """Two velocities of one length at this angle: r = 2 sin(angle / 2)."""
+    v, before = torch.tensor([[1.0, 0.0]]), torch.tensor([[math.cos(angle), math.sin(angle)]])
+    assert low <= float(fade_module.guard(v, before)) <= high
+
+
+def test_the_guard_looks_only_where_the_latent_is_generated():
+    v, before = torch.tensor([[1.0, 5.0]]), torch.tensor([[1.0, -5.0]])
+    assert float(fade_module.guard(v, before)) < 0.001
+    assert float(fade_module.guard(v, before, torch.tensor([[1.0, 0.0]]))) == 1.0
+
+
+def test_every_sample_of_a_batch_has_its_own_guard():
+    fade = Fade(flow=True)
+    for sign in (1.0, -1.0):  # the second sample turns over
+        fade.note(torch.ones(2, 3), torch.full((2,), 0.9), torch.tensor([[0.1] * 3, [1 + sign] * 3]))
+    guards = fade.begin(WIDTH)
+    assert guards == pytest.approx([1.0, 0.0], abs=0.01)
+    blended = fade.blend(torch.ones(2, 3), torch.full((2,), 0.9), torch.zeros(2, 3))
+    assert blended[0].tolist() == pytest.approx([0.1] * 3) and blended[1].abs().max() < 0.02
+
+
+def test_one_step_is_too_few_to_fade_from():
+    fade = Fade(flow=True)
+    fade.note(torch.ones(1, 3), torch.ones(1), torch.zeros(1, 3))
+    denoised = torch.rand(1, 3)
+    assert fade.begin(WIDTH) == [] and fade.blend(torch.ones(1, 3), torch.ones(1), denoised) is denoised
+
+
+# --- against a loop written by hand -------------------------------------------------------------------------------------
+
+
+def by_hand(sketch: Any, render: Any, after: int, flow: bool, sigmas: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Euler over the models' own predictions, which plain runs of one step give: x at the end."""
+    velocities: list[torch.Tensor] = []
+    for i, sigma in enumerate(sigmas[:-1]):
+        x0 = (sketch if i < after else render)(x, float(sigma))
+        v = (x - x0) / sigma
+        if i < after:
+            velocities.append(v)
+        else:
+            s, j = float(sigma), float(sigmas[after - 1])
+            away = math.log((1 - s) / s) - math.log((1 - j) / j) if flow else math.log(j) - math.log(s)
+            r = float((velocities[-1] - velocities[-2]).norm() / velocities[-1].norm())
+            a = 1 / (1 + (away / WIDTH) ** 2) / (1 + (r / 0.7) ** 8)
+            v = a * velocities[-1] + (1 - a) * v
+        x = x + v * (sigmas[i + 1] - sigma)
+    return x
+
+
+def x0_of(model: Any, conds: tuple[Any, Any]) -> Callable[[torch.Tensor, float], torch.Tensor]:
+    """The guided x0 prediction of a MODEL at x and sigma, through the host's own guider."""
+
+    def predict(x: torch.Tensor, sigma: float) -> torch.Tensor:
+        seen: list[torch.Tensor] = []
+
+        def look(model_k: Any, noise: torch.Tensor, sigmas: torch.Tensor, extra_args: Any, **_: Any) -> torch.Tensor:
+            seen.append(model_k(x, torch.full((len(x),), sigma), **extra_args))
+            return noise
+
+        guider = comfy.samplers.CFGGuider(model)
+        guider.set_conds(*conds)
+        guider.set_cfg(3.0)
+        guider.sample(torch.zeros_like(x), torch.zeros_like(x), comfy.samplers.KSAMPLER(look), torch.tensor([sigma, 0.0]))
+        return seen[0]
+
+    return predict
+
+
+def run(model: Any, conds: tuple[Any, Any], sigmas: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(*conds)
+    guider.set_cfg(3.0)
+    out = guider.sample(noise, torch.zeros_like(noise), comfy.samplers.sampler_object("euler"), sigmas, seed=1)
+    return guider.model_patcher.model.process_latent_in(out)
+
+
+@pytest.mark.parametrize("steps", [8, 20])
+def test_a_flow_model_fades_as_a_loop_by_hand(steps: int, wan: Any):
+    conds = (helpers.prompt(1), helpers.prompt(2))
+    sketch, render = wan(), wan(seed=1)
+    sigmas = comfy.samplers.calculate_sigmas(sketch.get_model_object("model_sampling"), "simple", steps)
+    noise = torch.randn(2, 16, 2, 8, 8, generator=torch.Generator().manual_seed(3))
+    expected = by_hand(x0_of(sketch, conds), x0_of(render, conds), 4, True, sigmas, noise * sigmas[0])
+    assert distance(run(faded(sketch, render), conds, sigmas, noise), expected) < 1e-6
+    assert distance(run(faded(sketch, render, fade=0.0), conds, sigmas, noise), expected) > 1e-3
+
+
+@native
+@pytest.mark.parametrize("render_of", ["5b", "2b"])
+def test_cogvideox_fades_as_a_loop_by_hand_also_into_another_latent_space(render_of: str, folders: dict[str, Path]):  # noqa: F811
+    conds = ([[text(1), {}]], [[text(2), {}]])
+    sketch, render = cogvideox.load(folders["5b"]), cogvideox.load(folders[render_of])
+    sigmas = comfy.samplers.calculate_sigmas(sketch.get_model_object("model_sampling"), "simple", 10)
+    noise = torch.randn(1, 16, 2, 8, 12, generator=torch.Generator().manual_seed(3))
+    latent_map = module("srd_core.latent").check_pair(sketch, render)
+
+    def in_sketchs_space(x: torch.Tensor, sigma: float) -> torch.Tensor:
+        own_x, own_sigma = latent_map.to_render(x, torch.tensor(sigma))
+        return latent_map.clean_to_sketch(x0_of(render, conds)(own_x, float(own_sigma)))
+
+    start = sketch.get_model_object("model_sampling").noise_scaling(sigmas[0], noise, torch.zeros_like(noise), True)
+    expected = by_hand(x0_of(sketch, conds), in_sketchs_space, 4, False, sigmas, start)
+    assert distance(run(faded(sketch, render), conds, sigmas, noise), expected) < 2e-6
+
+
+# --- in every kind of run -----------------------------------------------------------------------------------------------
+
+SAMPLERS = comfy.samplers.KSampler.SAMPLERS
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_runs_with_a_fade_and_it_changes_the_render_alone(sampler: str, wan: Any):
+    cut, soft = Report(), Report()
+    sketch, render = wan(), wan(seed=1)
+    hard = helpers.ksampler(faded(sketch, render, report=cut, fade=0.0), 8, sampler_name=sampler)
+    latent = helpers.ksampler(faded(sketch, render, report=soft), 8, sampler_name=sampler)
+    assert torch.isfinite(latent).all() and not torch.equal(latent, hard)
+    assert [(s.stage, s.d) for s in cut.steps if s.stage == "sketch"] == [(s.stage, s.d) for s in soft.steps if s.stage == "sketch"]
+    assert cut.hand_overs[0].fade == [] and len(soft.hand_overs[0].fade) == 4
+
+
+def test_the_report_tells_the_share_of_every_step(wan: Any):
+    report = Report()
+    helpers.ksampler(faded(wan(), wan(seed=1), report=report), 20)
+    (hand_over,) = report.hand_overs
+    lambdas = [math.log((1 - s) / s) for s in report.sigmas[3:-1]]
+    expected = [1 / (1 + ((x - lambdas[0]) / WIDTH) ** 2) for x in lambdas[1:]]
+    guard = hand_over.fade[0] / expected[0]
+    assert 0 < guard <= 1 and hand_over.fade == pytest.approx([guard * a for a in expected], rel=1e-5)
+    assert "fade: from" in module("srd_core.report.text").summarize(report)
+    assert Report.from_json(report.to_json()).hand_overs[0].fade == hand_over.fade
+
+
+def test_with_the_same_weights_the_fade_stays_between_a_plain_run_and_a_held_velocity(wan: Any):
+    sketch = wan()
+    plain = helpers.ksampler(sketch, 20)
+    soft = helpers.ksampler(faded(sketch, wan(), 8), 20)
+    held = helpers.ksampler(faded(sketch, wan(), 8, fade=1e6), 20)
+    assert 0 < distance(soft, plain) < distance(held, plain)
+
+
+def test_a_hand_over_after_one_step_is_a_cut_and_says_so(wan: Any):
+    sketch, render, report = wan(), wan(seed=1), Report()
+    latent = helpers.ksampler(faded(sketch, render, 1, report), 8)
+    assert torch.equal(latent, helpers.ksampler(faded(sketch, render, 1, fade=0.0), 8))
+    assert any("No fade to the render" in note for note in report.notes)
+
+
+def test_a_masked_and_a_batched_run_fade(wan: Any):
+    mask = torch.zeros(1, 1, 2, 8, 8)
+    mask[..., 4:] = 1
+    given = torch.randn(1, 16, 2, 8, 8, generator=torch.Generator().manual_seed(5))
+    soft = helpers.ksampler(faded(wan(), wan(seed=1)), 8, latent={"samples": given, "noise_mask": mask})
+    assert torch.allclose(soft[..., :4], given[..., :4], atol=1e-4)
+    batch = helpers.ksampler(faded(wan(), wan(seed=1)), 8, latent=helpers.empty_latent(batch=2))
+    assert torch.isfinite(batch).all() and not torch.equal(batch[0], batch[1])
+
+
+def test_the_two_halves_fade_as_one_run(wan: Any):
+    from test_handover import rendered, sketched
+
+    for sampler in ("euler", "uni_pc", "dpmpp_2m_sde", "heun"):
+        how = {"steps": 8, "switch_mode": "step", "switch_step": 4, "sampler_name": sampler}
+        one = helpers.ksampler(faded(wan(), wan(seed=1)), 8, sampler_name=sampler)
+        record = sketched(wan(), **how)[0]
+        assert torch.equal(rendered(record, wan(seed=1), fade=WIDTH)[0]["samples"], one), sampler
+
+
+def test_a_stage_that_comes_back_starts_with_its_own_predictions(wan: Any):
+    report = Report()
+    switch = Switch("listed", sketch_steps="1-3, 6-7")
+    helpers.ksampler(faded(wan(), wan(seed=1), report=report, switch=switch), 10)
+    assert [(h.to, len(h.fade)) for h in report.hand_overs] == [("render", 2), ("sketch", 0), ("render", 3)]
+
+
+def test_the_rule_sees_the_same_with_and_without_a_fade(wan: Any):
+    """D is of the stage's own predictions: an adaptive run hands over at the same step."""
+    reports_of = []
+    for width in (0.0, WIDTH):
+        reports_of.append(Report())
+        helpers.ksampler(faded(wan(), wan(seed=1), report=reports_of[-1], switch=Switch(), fade=width), 20)
+    assert reports_of[0].hand_overs[0].after_step == reports_of[1].hand_overs[0].after_step
+
+
+def test_after_an_interrupt_or_a_fault_nothing_is_held(wan: Any):
+    from test_faults import broken_from
+
+    sketch = wan()
+    plain = helpers.ksampler(sketch)
+    broken, _ = broken_from(wan(seed=1), 2, float("nan"))
+    with pytest.raises(RuntimeError, match="render"):
+        helpers.ksampler(faded(sketch, broken), 8)
+    assert torch.equal(helpers.ksampler(sketch), plain)
+
+
+@pytest.mark.parametrize("width", [-1.0, float("nan"), float("inf")])
+def test_a_width_that_is_no_width_is_refused(width: float):
+    with pytest.raises(ValueError, match="fade is"):
+        RenderSettings(fade=width)

@@ -1,0 +1,94 @@
+"""What a stage's network is told of the schedule, and step caches of other packs that go by it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import helpers
+import pytest
+import torch
+from comfy.patcher_extension import WrappersMP
+from hosting import module
+
+pair, route, reports = module("srd_core.pair"), module("srd_core.route"), module("srd_core.report.data")
+Switch, RenderSettings, Report = route.Switch, pair.RenderSettings, reports.Report
+STEPS = 8
+
+
+def cooperating(sketch: Any, render: Any, report: Any = None, steps: str = "", **settings: Any) -> Any:
+    switch = Switch("listed", sketch_steps=steps) if steps else Switch("step", switch_step=3)
+    return pair.cooperate(sketch, render, switch, RenderSettings(**settings), report or Report())
+
+
+def told(model: Any, place: str) -> tuple[Any, list[tuple[float, list[float]]]]:
+    """(clone of model, list of (sigma, the levels that stand in the options) of every call, as somebody at ``place`` sees it)."""
+    seen: list[tuple[float, list[float]]] = []
+
+    def look(options: dict[str, Any]) -> None:
+        seen.append((float(options["sigmas"][0]), options["sample_sigmas"].tolist()))
+
+    def function(apply_model: Any, args: dict[str, Any]) -> Any:
+        look(args["c"]["transformer_options"])
+        return apply_model(args["input"], args["timestep"], **args["c"])
+
+    def wrapper(executor: Any, *args: Any, **kwargs: Any) -> Any:
+        look(kwargs.get("transformer_options") or args[5])
+        return executor(*args, **kwargs)
+
+    model = model.clone()
+    if place == "function":
+        model.set_model_unet_function_wrapper(function)
+    else:
+        model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "look", wrapper)
+    return model, seen
+
+
+@pytest.mark.parametrize("place", ["function", "wrapper"])
+def test_the_renders_network_is_told_the_levels_of_its_own_leg(place: str, wan: Any):
+    report, (sketch, at_sketch), (render, at_render) = Report(), told(wan(), place), told(wan(seed=1), place)
+    helpers.ksampler(cooperating(sketch, render, report), STEPS)
+    levels = pytest.approx(report.sigmas)
+    assert [(sigma, seen == levels) for sigma, seen in at_sketch] == [(pytest.approx(s), True) for s in report.sigmas[:3]]
+    assert all(seen == pytest.approx(report.sigmas[3:]) for _, seen in at_render) and len(at_render) == STEPS - 3
+    assert at_render[0][0] == pytest.approx(at_render[0][1][0])
+
+
+def test_a_sketch_that_comes_back_is_told_its_new_leg(wan: Any):
+    report, (sketch, at_sketch) = Report(), told(wan(), "function")
+    helpers.ksampler(cooperating(sketch, wan(seed=1), report, steps="1-2, 5"), STEPS)
+    assert [len(seen) for _, seen in at_sketch] == [STEPS + 1, STEPS + 1, STEPS + 1 - 4]
+
+
+@pytest.mark.parametrize("rule", [Switch("step", switch_step=3), Switch("adaptive", delta=1e9, switch_sigma=0.0)])
+def test_with_steps_of_its_own_the_render_is_told_those(rule: Any, wan: Any):
+    report, (render, at_render) = Report(), told(wan(seed=1), "wrapper")
+    helpers.ksampler(pair.cooperate(wan(), render, rule, RenderSettings(render_steps=4), report), 20)
+    k = report.hand_overs[0].after_step
+    assert all(seen == pytest.approx(report.sigmas[k:]) for _, seen in at_render) and len(at_render) == 4
+
+
+def cached(model: Any) -> Any:
+    """A step cache as other packs have them: it begins anew when the first level comes, and repeats every other step."""
+    state: dict[str, Any] = {}
+
+    def function(apply_model: Any, args: dict[str, Any]) -> Any:
+        levels, sigma = args["c"]["transformer_options"]["sample_sigmas"], args["c"]["transformer_options"]["sigmas"][0]
+        if torch.isclose(levels[0], sigma):
+            state.clear()
+        state["step"] = state.get("step", -1) + 1
+        if state["step"] % 2:
+            return state["kept"]
+        state["kept"] = apply_model(args["input"], args["timestep"], **args["c"])
+        return state["kept"]
+
+    model = model.clone()
+    model.set_model_unet_function_wrapper(function)
+    return model
+
+
+def test_a_step_cache_on_the_render_gives_the_same_video_twice_and_takes_another_size(wan: Any):
+    model = cooperating(wan(), cached(wan(seed=1)))
+    first = helpers.ksampler(model, STEPS)
+    assert torch.equal(helpers.ksampler(model, STEPS), first)
+    assert helpers.ksampler(model, STEPS, latent=helpers.empty_latent(side=12)).shape[-1] == 12
+    assert torch.equal(helpers.ksampler(model, STEPS), first)

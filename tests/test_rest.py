@@ -1,0 +1,232 @@
+"""Steps of its own for the render: the rest of the schedule walked in another number of steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.sample
+import comfy.samplers
+import helpers
+import pytest
+import torch
+from comfy_extras.nodes_custom_sampler import (
+    BasicGuider,
+    CFGGuider,
+    DualCFGGuider,
+    KSamplerSelect,
+    RandomNoise,
+    SamplerCustomAdvanced,
+)
+from hosting import module
+from nodes import KSamplerAdvanced
+from test_reuse import THRESHOLD, slow_wan
+
+pair, route, rest = module("srd_core.pair"), module("srd_core.route"), module("srd_core.rest")
+reports, text = module("srd_core.report.data"), module("srd_core.report.text")
+figures = module("srd_core.report.figures")
+Switch, RenderSettings, Report = route.Switch, pair.RenderSettings, reports.Report
+SAMPLERS = comfy.samplers.KSampler.SAMPLERS
+OWN_LEVELS = ("dpm_fast", "dpm_adaptive")
+RULES = {
+    "step": Switch("step", switch_step=4),
+    "sigma": Switch("sigma", switch_sigma=0.95),
+    "listed": Switch("listed", sketch_steps="1-2, 4"),
+    "adaptive": Switch("adaptive", delta=1e9, fix_step=5, switch_sigma=0.0),
+}
+
+
+def shortened(sketch: Any, render: Any, steps: int, switch: Any, report: Any = None, **settings: Any) -> Any:
+    return pair.cooperate(sketch, render, switch, RenderSettings(render_steps=steps, **settings), report or Report())
+
+
+# --- the levels ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [(4, [8, 6, 4, 2, 0]), (2, [8, 4, 0]), (1, [8, 0]), (3, [8, 8 - 8 / 3, 8 - 16 / 3, 0]), (8, [8, 7, 6, 5, 4, 3, 2, 1, 0])],
+)
+def test_the_rest_is_walked_evenly_in_index(steps: int, expected: list[float]):
+    assert rest.resampled([8.0, 7, 6, 5, 4, 3, 2, 1, 0], steps) == pytest.approx(expected)
+
+
+def test_a_divisor_takes_the_schedules_own_levels_bit_for_bit():
+    levels = torch.rand(41).sort(descending=True).values.tolist()
+    assert rest.resampled(levels, 20) == levels[::2]
+
+
+@pytest.mark.parametrize("name", ["step", "sigma", "listed"])
+def test_a_rest_that_is_known_is_set_before_the_run(name: str):
+    levels = [1.0, 0.99, 0.98, 0.96, 0.9, 0.7, 0.5, 0.3, 0.0]
+    found, walked = rest.known(route.Pair("a", "b", RULES[name], render_steps=2), levels, lambda levels: levels)
+    assert found == [1.0, 0.99, 0.98, 0.96, 0.9, 0.5, 0.0] and len(walked) == 1
+
+
+def test_an_adaptive_rest_is_not_known_before():
+    levels = [1.0, 0.9, 0.5, 0.0]
+    assert rest.known(route.Pair("a", "b", Switch(switch_sigma=0.0), render_steps=1), levels, lambda levels: levels) == (levels, set())
+
+
+def test_an_outer_rule_counts_the_steps_that_really_run():
+    inner = route.Pair("high", "low", Switch("step", switch_step=2), render_steps=3)
+    levels = [1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.2, 0.0]
+    whole = route.Pair(inner, "small", Switch("step", switch_step=4), render_steps=2)
+    found, _ = rest.known(whole, levels, lambda levels: levels)
+    assert found == pytest.approx([1.0, 0.9, 0.8, 0.6, 0.4, 0.2, 0.0])
+
+
+# --- runs ---------------------------------------------------------------------------------------------------------------
+
+
+def over(model: Any, sigmas: torch.Tensor, sampler: str = "euler") -> torch.Tensor:
+    """The host's own sampler over these levels."""
+    latent = helpers.empty_latent()["samples"]
+    return comfy.sample.sample_custom(model, comfy.sample.prepare_noise(latent, 7), 3.0, comfy.samplers.sampler_object(sampler), sigmas,
+                                      helpers.prompt(1), helpers.prompt(2), latent, seed=7, disable_pbar=True)  # fmt: skip
+
+
+def walked(model: Any, sampler: str, steps: int, after: int, rest_steps: int) -> torch.Tensor:
+    """KSampler's levels for this sampler, the rest after ``after`` steps in so many."""
+    levels = comfy.samplers.KSampler(model, steps, "cpu", sampler, "simple").sigmas.tolist()
+    return torch.tensor([*levels[:after], *rest.resampled(levels[after:], rest_steps)])
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_with_the_same_weights_a_known_rest_is_the_plain_run_over_those_levels_for_every_sampler(sampler: str, wan: Any):
+    sketch, report = wan(), Report()
+    plain = over(sketch, walked(sketch, sampler, 10, 4, 3), sampler)
+    assert torch.equal(helpers.ksampler(shortened(sketch, wan(), 3, RULES["step"], report), 10, sampler_name=sampler), plain)
+    if sampler not in OWN_LEVELS:
+        assert [s.stage for s in report.steps] == ["sketch"] * 4 + ["render"] * 3
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_an_adaptive_rest_begins_anew_from_where_the_sketch_ended(sampler: str, wan: Any):
+    """The sampler's steps, and nothing twice: the report has each once, at the levels that were walked."""
+    report = Report()
+    sketch, calls = helpers.count_calls(wan())
+    latent = helpers.ksampler(shortened(sketch, wan(seed=1), 3, RULES["adaptive"], report), 20, sampler_name=sampler)
+    assert torch.isfinite(latent).all() and report.status == "done"
+    (hand_over,) = report.hand_overs
+    k = hand_over.after_step
+    assert len(report.sigmas) == k + 3 + 1 and report.given_steps == 20
+    if sampler not in OWN_LEVELS:
+        assert [(s.step, s.stage) for s in report.steps] == [(i + 1, "sketch" if i < k else "render") for i in range(k + 3)]
+        assert [s.sigma for s in report.steps] == report.sigmas[:-1]
+        assert len(calls) == report.stage("sketch").calls
+    assert any("begins anew" in note for note in report.notes)
+
+
+GUIDERS = {
+    "CFGGuider": lambda model: CFGGuider.execute(model, helpers.prompt(1), helpers.prompt(2), 3.0),
+    "BasicGuider": lambda model: BasicGuider.execute(model, helpers.prompt(1)),
+    "DualCFGGuider": lambda model: DualCFGGuider.execute(model, helpers.prompt(1), helpers.prompt(3), helpers.prompt(2), 3.0, 2.0, "regular"),
+}
+
+
+@pytest.mark.parametrize("guider", GUIDERS)
+@pytest.mark.parametrize("sampler", ["euler", "uni_pc", "dpmpp_2m_sde"])
+def test_under_any_guider_a_known_rest_is_the_plain_run_over_those_levels(guider: str, sampler: str, wan: Any):
+    def sampled(model: Any, levels: list[float]) -> torch.Tensor:
+        sampling = (RandomNoise.execute(7).args[0], GUIDERS[guider](model).args[0], KSamplerSelect.execute(sampler).args[0])
+        return SamplerCustomAdvanced.execute(*sampling, torch.tensor(levels), helpers.empty_latent()).args[0]["samples"]
+
+    sketch = wan()
+    levels = comfy.samplers.calculate_sigmas(sketch.get_model_object("model_sampling"), "simple", 10).tolist()
+    plain = sampled(sketch, [*levels[:4], *rest.resampled(levels[4:], 3)])
+    for rule in ("step", "listed"):
+        assert torch.equal(sampled(shortened(sketch, wan(), 3, RULES[rule]), levels), plain), rule
+
+
+def test_under_ksampler_advanced_the_rest_of_its_own_steps_is_walked(wan: Any):
+    def half(model: Any) -> torch.Tensor:
+        return KSamplerAdvanced().sample(model, "enable", 7, 12, 3.0, "euler", "simple", helpers.prompt(1), helpers.prompt(2),
+                                         helpers.empty_latent(), 2, 10, "enable")[0]["samples"]  # fmt: skip
+
+    report = Report()
+    half(shortened(wan(), wan(seed=1), 2, Switch("step", switch_step=3), report))
+    assert (report.given_steps, len(report.sigmas) - 1, [s.stage for s in report.steps]) == (8, 5, ["sketch"] * 3 + ["render"] * 2)
+    assert torch.equal(half(shortened(wan(), wan(), 5, Switch("step", switch_step=3))), half(wan()))
+
+
+def test_begun_anew_euler_is_the_run_over_the_walked_levels(wan: Any):
+    """euler has no history: ending and beginning changes only the rounding."""
+    report, sketch, render = Report(), wan(), wan(seed=1)
+    latent = helpers.ksampler(shortened(sketch, render, 4, RULES["adaptive"], report), 20)
+    k = report.hand_overs[0].after_step
+    expected = helpers.ksampler(shortened(sketch, render, 4, Switch("step", switch_step=k)), 20)
+    assert float((latent - expected).norm() / expected.norm()) < 1e-5
+
+
+@pytest.mark.parametrize("noisy", [False, True])
+def test_masked_runs_keep_what_they_should_when_the_sampler_begins_anew(noisy: bool, wan: Any):
+    mask = torch.zeros(1, 1, 2, 8, 8)
+    mask[..., 4:] = 1
+    given = torch.randn(1, 16, 2, 8, 8, generator=torch.Generator().manual_seed(5))
+    latent = {"samples": given, "noise_mask": mask}
+    model = shortened(wan(), wan(seed=1), 4, RULES["adaptive"])
+    out = helpers.ksampler(model, 20, latent=latent, sampler_name="euler_ancestral" if noisy else "euler")
+    assert torch.allclose(out[..., :4], given[..., :4], atol=1e-4)
+
+
+def test_progress_counts_the_steps_that_really_run(wan: Any):
+    for rule in ("step", "adaptive"):
+        report, told = Report(), list[tuple[int, int]]()
+
+        def tell(step: int, x0: torch.Tensor, x: torch.Tensor, total: int, told: list[Any] = told) -> None:
+            told.append((step, total))
+
+        model = shortened(wan(), wan(seed=1), 3, RULES[rule], report)
+        latent = helpers.empty_latent()["samples"]
+        comfy.sample.sample(model, comfy.sample.prepare_noise(latent, 7), 20, 3.0, "euler", "simple", helpers.prompt(1), helpers.prompt(2),
+                            latent, seed=7, disable_pbar=True, callback=tell)  # fmt: skip
+        k = report.hand_overs[0].after_step
+        assert [step for step, _ in told] == list(range(k + 3))
+        assert {total for step, total in told if step >= k} == {k + 3}
+
+
+def test_the_render_with_teacache_plans_the_steps_that_really_run():
+    for rule in ("step", "adaptive"):
+        report = Report()
+        helpers.ksampler(shortened(slow_wan(), slow_wan(1), 12, RULES[rule], report, teacache=THRESHOLD), 20)
+        plan, k = report.stage("render").teacache, report.hand_overs[0].after_step
+        assert plan["first_step"] == k and len(plan["reuse"]) <= 12 and report.reused("render") == sum(plan["reuse"]) > 0
+
+
+def test_a_fade_into_few_steps_is_told_for_those_steps(wan: Any):
+    report = Report()
+    helpers.ksampler(shortened(wan(), wan(seed=1), 3, RULES["adaptive"], report, fade=1.1), 20)
+    assert len(report.hand_overs[0].fade) == 3
+
+
+def test_the_report_says_how_many_steps_stand_for_how_many(wan: Any):
+    report = Report()
+    helpers.ksampler(shortened(wan(), wan(seed=1), 4, Switch("step", switch_step=10), report), 50)
+    assert "Steps: 14 in the place of 50 (the rest after step 10 is walked in 4)" in text.summarize(report)
+    each = figures.medians(report)
+    expected = 50 * each["sketch", False] / (10 * each["sketch", False] + 4 * each["render", False])
+    assert figures.speed_up(report) == pytest.approx(expected)
+
+
+def test_what_if_reckons_with_the_renders_own_steps(wan: Any):
+    report = Report()
+    helpers.ksampler(shortened(wan(), wan(seed=1), 4, Switch(switch_sigma=0.5), report), 20)
+    each = figures.medians(report)
+    for row in figures.what_if(report):
+        if row["after"] is not None and row["seconds"] is not None:
+            assert row["seconds"] == pytest.approx(row["after"] * each["sketch", False] + 4 * each["render", False])
+
+
+def test_a_render_that_has_no_rest_is_refused_before_any_step(wan: Any):
+    sketch, calls = helpers.count_calls(wan())
+    with pytest.raises(ValueError, match="the sketch runs the last step"):
+        helpers.ksampler(shortened(sketch, wan(seed=1), 4, Switch("listed", sketch_steps="1-3, 10")), 10)
+    assert not calls
+
+
+def test_the_two_halves_walk_the_rest_as_one_run(wan: Any):
+    from test_handover import rendered, sketched
+
+    record = sketched(wan(), steps=10, switch_mode="step", switch_step=4)[0]
+    one = helpers.ksampler(shortened(wan(), wan(seed=1), 3, RULES["step"]), 10)
+    assert torch.equal(rendered(record, wan(seed=1), render_steps=3)[0]["samples"], one)
