@@ -11,9 +11,9 @@ from aiohttp import web
 
 from ..srd_core.checks import check_switch
 from ..srd_core.levels import places_of
-from ..srd_core.route import Switch
+from ..srd_core.route import LISTED, RENDER, SKETCH, Pair, Switch
 from .common import page_only, server
-from .sampler import _contradiction
+from .sampler import check_sampling
 
 PLAN = "/srdiffusion/plan"
 SHIFTS = "ModelSamplingSD3"  # the node that gives a MODEL a flow schedule by its `shift`
@@ -41,25 +41,29 @@ async def _answer(request: web.Request) -> web.Response:
 
 
 def plan(settings: dict[str, Any], models: list[dict[str, Any]]) -> dict[str, Any]:
-    """{steps, earliest, latest, sigma, problem} of a run with these widget values, whose sketch comes through these nodes
+    """{mode, steps, earliest, latest, sigma, rest, problem} of a run with these widget values, whose sketch comes through these nodes
     ({type, values}, the nearest first). What is not known is missing: values that come from another node, and steps that
-    depend on a schedule that is not known.
+    depend on a schedule that is not known. rest: the steps of the render where it has steps of its own.
     """
     if missing := [name for name in SWITCHING if name not in settings]:
         return {"mode": settings.get("switch_mode") if missing != ["switch_mode"] else None}
-    steps, mode = settings.get("steps"), settings["switch_mode"]
-    found = {"mode": mode, "steps": steps}
+    steps, listed = settings.get("steps"), str(settings.get("sketch_steps") or "").strip()
+    found: dict[str, Any] = {"mode": LISTED if listed else settings["switch_mode"], "steps": steps}
     try:
-        switch = Switch(mode, *(kind(settings[name]) for name, kind in list(SWITCHING.items())[1:]))
+        switch = Switch(found["mode"], *(kind(settings[name]) for name, kind in list(SWITCHING.items())[1:]), listed)
+        if not isinstance(steps, int) or not 0 < steps <= MOST_STEPS:
+            return found
+        check_sampling(steps, 1.0, 1.0, settings)
+        render_steps = int(settings.get("render_steps") or 0)
+        rest = {"rest": render_steps} if render_steps else {}
+        if switch.mode in ("step", LISTED):
+            if switch.mode == LISTED:
+                check_switch(Pair(SKETCH, RENDER, switch, render_steps=render_steps), [1.0] * steps)
+            return found | {"latest": len(switch.listed) if listed else switch.switch_step} | rest
     except ValueError as error:
         return found | {"problem": str(error)}
-    if not isinstance(steps, int) or not 0 < steps <= MOST_STEPS:
-        return found
-    if mode == "step":
-        problem = _contradiction(steps, mode, switch.switch_step)
-        return found | {"latest": min(switch.switch_step, steps)} | ({"problem": problem} if problem else {})
     shift = shift_of(models)
-    return found if shift is None else found | _on_schedule(switch, *schedule(settings, shift))
+    return found if shift is None else found | _on_schedule(switch, *schedule(settings, shift)) | rest
 
 
 def shift_of(models: list[dict[str, Any]]) -> float | None:
@@ -97,7 +101,7 @@ def _on_schedule(switch: Switch, sigmas: list[float], places: list[float]) -> di
     earliest, latest = switch.earliest(places), min(switch.latest(sigmas[:-1]), len(places))
     found: dict[str, Any] = {"earliest": min(earliest, latest), "latest": latest, "sigma": sigmas[latest]}
     try:
-        check_switch(switch, places)
+        check_switch(Pair(SKETCH, RENDER, switch), places)
     except ValueError as error:
         return found | {"problem": str(error)}
     if latest <= earliest:

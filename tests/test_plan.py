@@ -48,6 +48,12 @@ def test_the_plan_says_what_the_run_does(change: dict[str, Any], shift: float, w
         assert told["sigma"] == pytest.approx(report.sigmas[told["latest"]], rel=1e-5)
 
 
+def test_a_list_of_steps_and_steps_of_the_render_s_own_are_counted() -> None:
+    told = plan.plan(SETTINGS | {"sketch_steps": "1-6, 19-20"}, [])
+    assert told == {"mode": "listed", "steps": 20, "latest": 8}
+    assert plan.plan(SETTINGS | {"switch_mode": "step", "render_steps": 4}, []) == {"mode": "step", "steps": 20, "latest": 10, "rest": 4}
+
+
 def test_what_is_not_known_is_not_told() -> None:
     assert plan.plan(SETTINGS, []) == plan.plan(SETTINGS, [{"type": "Foreign", "values": {}}, *SHIFT_5])
     assert plan.plan(SETTINGS, []) == {"mode": "adaptive", "steps": 20}
@@ -64,6 +70,8 @@ def test_what_is_not_known_is_not_told() -> None:
      ({"max_step": 1}, "max_step is 1"),
      ({"fix_step": 25}, "Always switches after step"),
      ({"max_step": 3}, "Always switches after step 3"),
+     ({"sketch_steps": "1-30"}, "sketch_steps names step 30"),
+     ({"sketch_steps": "soon"}, "which names no steps"),
      ({"delta": -1.0}, "delta is -1.0")],
 )  # fmt: skip
 def test_settings_that_contradict_each_other_have_a_sentence(change: dict[str, Any], words: str) -> None:

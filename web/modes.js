@@ -10,6 +10,7 @@ const SHOWN = {
   step: ['switch_step'],
   sigma: ['switch_sigma']
 }
+const LIST = 'sketch_steps' // a list of steps stands in for the mode
 const IN_A_MODE = new Set(Object.values(SHOWN).flat())
 
 /** Whether the node has a switch_mode. */
@@ -24,7 +25,8 @@ function modeOf(node) {
 /** Hide what does nothing in the present mode, show the rest. Returns whether that changed anything. */
 export function arrange(node) {
   const mode = isLinked(node, MODE) ? undefined : modeOf(node).value
-  const shown = SHOWN[mode] ?? [...IN_A_MODE]
+  const listed = node.widgets.find((widget) => widget.name === LIST)?.value?.trim()
+  const shown = listed ? [] : (SHOWN[mode] ?? [...IN_A_MODE])
   const changed = node.widgets
     .filter((widget) => IN_A_MODE.has(widget.name))
     .map((widget) => {

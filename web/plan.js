@@ -60,8 +60,8 @@ function modelsBefore(node) {
   return found
 }
 
-function wordsOf({ mode, steps, earliest, latest, sigma }) {
-  const places = { steps, earliest, latest, sigma: sigma && short(sigma), rest: steps - latest }
+function wordsOf({ mode, steps, earliest, latest, sigma, rest = steps - latest }) {
+  const places = { steps, earliest, latest, sigma: sigma && short(sigma), rest }
   if (mode === 'adaptive' && latest === steps) return say('{steps} steps: switches at step {earliest} or later', places)
   if (mode === 'adaptive' && latest) return say('{steps} steps: earliest {earliest}, latest {latest} (sigma {sigma})', places)
   if (mode === 'adaptive' && latest === 0) return say('{steps} steps: the render runs all', places)
