@@ -2,11 +2,11 @@
 
 from comfy_api.latest import ComfyExtension, io
 
+from . import live, plan
 from .cogvideox import SRCogVideoXFix
 from .compare import SRCompare
 from .handover import SRLoadHandOver, SRRender, SRSaveHandOver, SRSketch
 from .inspector import SRSwitchInspector
-from .live import add_route
 from .loaders import SRLoadRenderDiT, SRLoadSketchDiT
 from .measure import SRMeasurePair
 from .sampler import SRModel, SRSampler
@@ -15,7 +15,8 @@ from .teacache import SRTeaCache
 
 class SRDiffusionExtension(ComfyExtension):
     async def on_load(self) -> None:
-        add_route()
+        live.add_route()
+        plan.add_route()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [

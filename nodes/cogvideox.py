@@ -16,7 +16,7 @@ class SRCogVideoXFix(io.ComfyNode):
             node_id="SRCogVideoXFix",
             display_name="CogVideoX Sampling Fix",
             category=CATEGORY,
-            search_aliases=[*SEARCH_ALIASES, "CogVideoX 5B 2B", "dynamic CFG"],
+            search_aliases=[*SEARCH_ALIASES, "CogVideoX 5B 2B", "dynamic CFG", "v prediction"],
             description="Makes a CogVideoX MODEL sample as the official pipelines do, whatever loaded it. "
             "Load Sketch DiT and Load Render DiT have done so already: after them it only adds dynamic CFG.",
             inputs=[

@@ -12,7 +12,7 @@ from comfy_api.latest import io, ui
 from PIL import Image
 
 CATEGORY = "SRDiffusion"
-SEARCH_ALIASES = ["SRDiffusion", "refiner", "two-stage", "Wan 14B 1.3B", "accelerate", "speed up"]
+SEARCH_ALIASES = ["SRDiffusion"]  # of every node; each has its own beside it
 
 SRReport = io.Custom("SR_REPORT")
 

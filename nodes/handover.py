@@ -23,7 +23,7 @@ from .common import CATEGORY, SEARCH_ALIASES, SRReport, defaults
 from .sampler import SRSampler, check_sampling
 
 SRHandOver = io.Custom("SR_HAND_OVER")
-ALIASES = [*SEARCH_ALIASES, "hand-over", "sketch once render many"]
+ALIASES = [*SEARCH_ALIASES, "hand-over", "sketch once render many", "draft once", "two machines"]
 FOLDER = "srdiffusion"  # of hand-over files, in the host's output folder and in its input folder
 SAMPLING = ("positive", "negative", "latent", "seed", "steps", "cfg", "sampler_name", "scheduler", "denoise")
 SWITCHING = ("switch_mode", "delta", "fix_step", "max_step", "switch_step", "switch_sigma")

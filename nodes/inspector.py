@@ -20,7 +20,7 @@ class SRSwitchInspector(io.ComfyNode):
             node_id="SRSwitchInspector",
             display_name="Switch Inspector",
             category=CATEGORY,
-            search_aliases=[*SEARCH_ALIASES, "plot", "report"],
+            search_aliases=[*SEARCH_ALIASES, "plot", "report", "when does it switch", "chart"],
             description="Shows when and why the run handed over from sketch to render, and what each step cost: as a chart "
             "on this node while the run goes on, and as a picture and in words for other nodes. It also opens an old report.",
             is_output_node=True,

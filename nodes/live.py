@@ -56,10 +56,11 @@ async def _answer(request: web.Request) -> web.Response:
 
 async def _queued(request: web.Request) -> web.Response:
     """Answer {"prompts": [...]}: the prompts that the client `client_id` has in the queue, the running one among them."""
-    client = request.query.get("client_id")
+    client, host = request.query.get("client_id"), server()
     prompts: list[str] = []
     with page_only("the page is not told which prompts are its own"):
-        running, waiting = server().prompt_queue.get_current_queue_volatile()[:2]
+        assert host is not None
+        running, waiting = host.prompt_queue.get_current_queue_volatile()[:2]
         prompts = [item[1] for item in (*running, *waiting) if _object(item[3]).get("client_id") == client]
     return web.json_response({"prompts": prompts})
 

@@ -29,7 +29,7 @@ def _schema(node_id: str, role: str, which: str, hint: str) -> io.Schema:
         node_id=node_id,
         display_name=f"Load {role} DiT",
         category=CATEGORY,
-        search_aliases=SEARCH_ALIASES,
+        search_aliases=[*SEARCH_ALIASES, "Wan 14B 1.3B", "load video model", "attention", "sage attention"],
         description=f"Loads the {which} video DiT of a family, the one that {hint}. Any other loader's MODEL works too.",
         inputs=[
             io.Combo.Input(

@@ -200,7 +200,7 @@ class SRModel(io.ComfyNode):
             node_id="SRModel",
             display_name="Sketch-Render Model",
             category=CATEGORY,
-            search_aliases=SEARCH_ALIASES,
+            search_aliases=[*SEARCH_ALIASES, "moe", "high noise low noise", "dual model", "refiner", "two-stage", "Wan 14B 1.3B"],
             description="A MODEL that samples as the sketch first and as the render after the hand-over, under any "
             "sampler node: KSampler, KSampler (Advanced), SamplerCustom, SamplerCustomAdvanced with any guider.",
             inputs=[*_models(), *_switching()],
@@ -226,7 +226,10 @@ class SRSampler(io.ComfyNode):
             node_id="SRSampler",
             display_name="SR Sampler",
             category=CATEGORY,
-            search_aliases=SEARCH_ALIASES,
+            search_aliases=[
+                *SEARCH_ALIASES, "Wan 2.2 MoE sampler", "high noise low noise", "dual model", "two ksampler", "refiner",
+                "two-stage", "Wan 14B 1.3B", "video sampler", "faster video", "speed up", "accelerate",
+            ],  # fmt: skip
             description="Samples a video with two models: the large one sketches the high-noise steps, the small one "
             "renders the rest. The same as Sketch-Render Model with KSampler.",
             inputs=[

@@ -20,7 +20,7 @@ class SRTeaCache(io.ComfyNode):
             node_id="SRTeaCache",
             display_name="Render TeaCache",
             category=CATEGORY,
-            search_aliases=[*SEARCH_ALIASES, "TeaCache", "cache", "skip steps"],
+            search_aliases=[*SEARCH_ALIASES, "TeaCache", "step cache", "skip steps", "faster video"],
             description="Skips the transformer blocks of steps that change little and reuses the last computed step. For "
             "Wan and CogVideoX, with any sampler node, alone or as the render (or sketch) of a Sketch-Render run.",
             inputs=[

@@ -23,7 +23,7 @@ workflow_module = load_by_path("srd_workflow", REPOSITORY / "demo" / "workflow.p
 
 DEMO = REPOSITORY / "workflows" / "demo.json"
 FIRST_RELEASE = Path(__file__).parent / "data" / "workflow_first_release.json"
-SAMPLER, INSPECTOR, LOADERS = 8, 12, (1, 2)  # node ids in the demo's workflow
+SAMPLER, INSPECTOR, LOADERS, SHIFT = 8, 12, (1, 2), 7  # node ids in the demo's workflow
 VERSION_1 = Path(__file__).parent / "data" / "report_version_1.json"
 BARS = [f".srd-bar.srd-stage-{place}" for place in range(4)]  # of the sketch, the render and further stages
 RENDERERS = {"classic": False, "vue": True}
@@ -38,7 +38,7 @@ DROP = """([text, name]) => {
   const target = document.querySelector('#graph-canvas');
   for (const kind of ['dragenter', 'dragover', 'drop']) target.dispatchEvent(new DragEvent(kind, options));
 }"""
-IDLE = "The chart appears here when the sampler runs."
+IDLE = "The chart appears here during a run."
 TO_WORKFLOW = """async path => {
   const store = app.extensionManager.workflow, workflow = store.getWorkflowByPath(path);
   await app.loadGraphData(workflow.activeState, true, true, workflow);
@@ -400,6 +400,101 @@ def test_two_samplers_and_two_queued_runs_never_mix(page: Any, server: Any) -> N
     for run, shown in zip(runs, reports(server)[-2:]):
         for node, viewer in ((SAMPLER, INSPECTOR), (twin, inspector)):
             assert shown[str(viewer)]["hand_overs"][0]["after_step"] == run[node]
+
+
+# --- before the run -------------------------------------------------------------------------------------------------------
+
+IN_A_MODE = {"adaptive": ["delta", "fix_step", "max_step", "switch_sigma"], "step": ["switch_step"], "sigma": ["switch_sigma"]}
+CHOOSE = """([id, values]) => { for (const [name, value] of Object.entries(values)) {
+  const widget = app.graph.getNodeById(id).widgets.find(w => w.name === name);
+  widget.value = value; widget.callback?.(value); } }"""
+PLAN = "app.graph.getNodeById(%d).widgets.find(w => w.name === 'srd_plan').element"
+
+
+def choose(page: Any, node: int = SAMPLER, **values: Any) -> None:
+    """Set widgets as the user does."""
+    page.evaluate(CHOOSE, [node, values])
+
+
+def widgets_in_view(page: Any, name: str, node: int = SAMPLER) -> set[str]:
+    """The widgets of a node that somebody sees in that renderer, those behind "advanced" left out in Nodes 2.0."""
+    page.wait_for_timeout(400)
+    if name == "classic":
+        return set(page.evaluate("id => app.graph.getNodeById(id).widgets.filter(w => !w.options.hidden).map(w => w.name)", node))
+    shown = page.evaluate("id => document.querySelector(`[data-node-id='${id}']`).innerText", node)
+    return set(shown.split())
+
+
+def plan_of(page: Any, start: str, node: int = SAMPLER) -> bool:
+    """Wait until a node's line begins so; returns whether it is amber."""
+    page.wait_for_function(f"start => ({PLAN % node}).textContent.startsWith(start)", arg=start, timeout=20_000)
+    return page.evaluate(f"({PLAN % node}).classList.contains('srd-problem')")
+
+
+@pytest.mark.parametrize("name", RENDERERS)
+def test_a_mode_shows_its_own_widgets_and_the_workflow_keeps_all_values(name: str, page: Any) -> None:
+    renderer(page, name)
+    show(page, DEMO)
+    behind = {"max_step", "switch_sigma"} if name == "vue" else set()  # in adaptive "advanced"
+    values = page.evaluate(f"app.graph.getNodeById({SAMPLER}).serialize().widgets_values")
+    assert values == next(n for n in json.loads(DEMO.read_text("utf-8"))["nodes"] if n["id"] == SAMPLER)["widgets_values"]
+    for mode in ("adaptive", "step", "sigma", "adaptive"):
+        choose(page, switch_mode=mode)
+        every = {widget for widgets in IN_A_MODE.values() for widget in widgets}
+        wanted = set(IN_A_MODE[mode]) - (behind if mode == "adaptive" else set())
+        assert widgets_in_view(page, name) & every == wanted and {"steps", "cfg"} <= widgets_in_view(page, name)
+        saved = page.evaluate(f"app.graph.getNodeById({SAMPLER}).serialize().widgets_values")
+        assert saved == [mode if value == "adaptive" else value for value in values]
+    queued = page.evaluate("app.graphToPrompt().then(({output}) => output)")[str(SAMPLER)]["inputs"]
+    assert {*IN_A_MODE["adaptive"], "switch_step", "offload_sketch"} <= set(queued)
+    renderer(page, "classic")
+
+
+@pytest.mark.parametrize("name", RENDERERS)
+def test_a_widget_that_a_link_sets_stays_in_view(name: str, page: Any) -> None:
+    renderer(page, name)
+    show(page, DEMO)
+    assert "switch_step" not in widgets_in_view(page, name)
+    page.evaluate(
+        """id => {
+          const source = LiteGraph.createNode('PrimitiveInt'), node = app.graph.getNodeById(id);
+          app.graph.add(source);
+          source.connect(0, node, node.inputs.findIndex(input => input.name === 'switch_step'));
+        }""",
+        SAMPLER,
+    )
+    assert "switch_step" in widgets_in_view(page, name)
+    page.evaluate(OPEN, json.loads(page.evaluate("JSON.stringify(app.graph.serialize())")))
+    assert "switch_step" in widgets_in_view(page, name)
+    page.evaluate("id => { const node = app.graph.getNodeById(id);"
+                  " node.disconnectInput(node.inputs.findIndex(input => input.name === 'switch_step')) }", SAMPLER)  # fmt: skip
+    assert "switch_step" not in widgets_in_view(page, name)
+    renderer(page, "classic")
+
+
+@pytest.mark.parametrize("name", RENDERERS)
+def test_a_line_says_what_the_settings_mean_and_is_amber_where_they_contradict(name: str, page: Any) -> None:
+    renderer(page, name)
+    show(page, DEMO)
+    assert not plan_of(page, "50 steps: earliest 6, latest 16 (sigma 0.81)")
+    choose(page, steps=20)
+    assert not plan_of(page, "20 steps: earliest 3, latest 7 (sigma ")
+    choose(page, switch_mode="step", switch_step=60)
+    assert plan_of(page, "switch_step is 60, but the run has 20 steps")
+    lowest, words = page.evaluate(f"({CONTRAST})({PLAN % SAMPLER})")
+    assert lowest >= 7, words
+    choose(page, switch_step=4)
+    assert not plan_of(page, "20 steps: sketch 4, render 16")
+    choose(page, switch_mode="adaptive")
+    choose(page, SHIFT, shift=8)
+    page.evaluate("""() => {  // as a click does
+      const tracker = app.extensionManager.workflow.activeWorkflow.changeTracker;
+      (tracker.captureCanvasState ?? tracker.checkState).call(tracker);
+    }""")
+    plan_of(page, "20 steps: earliest 7, latest 13 (sigma ")
+    page.evaluate(f"app.graph.getNodeById({SAMPLER}).disconnectInput(0)")
+    plan_of(page, "switches once the composition has settled")
+    renderer(page, "classic")
 
 
 # --- after the run --------------------------------------------------------------------------------------------------------

@@ -1,9 +1,13 @@
-// The live chart on Switch Inspector and SR Sampler: a DOM widget, filled by the server's messages about each run.
+// What the pack adds to the page: the live chart on Switch Inspector and SR Sampler, filled by the server's messages about each
+// run; and nodes with a switch_mode show what matters in it, with a line that says what it means.
 
 import { api } from '../../scripts/api.js'
 import { app } from '../../scripts/app.js'
+import { isLinked, nodeAt, nodesOf, root } from './graph.js'
+import { arrange, hasModes } from './modes.js'
+import { Plan } from './plan.js'
 import { forgetUnended, isOver, known, take } from './runs.js'
-import { belongs, isOwn, own, ownQueued, root, whenOpen } from './tab.js'
+import { belongs, isOwn, own, ownQueued, whenOpen } from './tab.js'
 import { View } from './view.js'
 import { learn, say } from './words.js'
 
@@ -13,6 +17,7 @@ const READ = '/srdiffusion/read'
 const SAVED = 'srdiffusion' // in the `extra` of a workflow that was saved with a video
 const MARGIN = 5 // around the chart
 const views = new WeakMap() // node -> View
+const plans = new WeakMap() // node -> Plan
 let opened = 0 // saved reports
 let ready = false // the page has its graph
 
@@ -41,16 +46,19 @@ app.registerExtension({
     api.addEventListener('execution_start', ({ detail }) => ofPrompt(detail, (view) => view.reset(detail.prompt_id)))
     api.addEventListener('execution_error', ({ detail }) => ofPrompt(detail, (view) => view.reset(detail.prompt_id)))
     api.addEventListener('execution_cached', ({ detail }) => ofPrompt(detail, (view, id) => detail.nodes.includes(id) && view.restore()))
+    api.addEventListener('graphChanged', refreshSettings)
     ready = true
     await catchUp()
   },
 
   nodeCreated(node) {
+    if (hasModes(node)) attachSettings(node)
     if (node.comfyClass === 'SRSwitchInspector') attach(node, false)
     if (node.comfyClass === 'SRSampler') attach(node, true)
   },
 
   afterConfigureGraph() {
+    refreshSettings()
     const saved = takeSaved()
     showKnown()
     whenOpen(() => {
@@ -59,6 +67,43 @@ app.registerExtension({
     })
   }
 })
+
+/** A node with a switch_mode: its widgets and its line follow the mode. */
+function attachSettings(node) {
+  plans.set(node, new Plan(node, () => makeRoom(node)))
+  for (const widget of node.widgets) follow(widget, 'callback', () => refresh(node, true))
+  follow(node, 'onConnectionsChange', () => setTimeout(() => refresh(node))) // some pages tell of a link before they have it
+  refresh(node)
+}
+
+/** Call act() after a method of something. */
+function follow(object, name, act) {
+  const before = object[name]
+  object[name] = function (...parameters) {
+    const result = before?.apply(this, parameters)
+    act()
+    return result
+  }
+}
+
+/** Every node with a switch_mode shows what its settings mean. */
+function refreshSettings() {
+  for (const [, node] of nodesOf(root())) refresh(node)
+}
+
+/** `byUser`: the user changed a widget, so the node gets the height that it now needs. */
+function refresh(node, byUser = false) {
+  if (!plans.has(node)) return
+  const before = node.computeSize()[1]
+  if (arrange(node)) makeRoom(node, byUser ? node.computeSize()[1] - before : 0)
+  if (node.graph) plans.get(node).refresh()
+}
+
+/** Make a node so much higher, and no less high than its widgets need. */
+function makeRoom(node, more = 0) {
+  node.setSize([node.size[0], Math.max(node.size[1] + more, node.computeSize()[1])])
+  node.setDirtyCanvas?.(true, true)
+}
 
 function attach(node, collapsible) {
   const view = new View({
@@ -86,9 +131,7 @@ function attach(node, collapsible) {
 
 /** Give the node the height that its widgets now need; what the user had made larger stays larger by as much. */
 function fit(node) {
-  const view = views.get(node)
-  node.setSize([node.size[0], Math.max(node.size[1] + view.grownBy(), node.computeSize()[1])])
-  node.setDirtyCanvas?.(true, true)
+  makeRoom(node, views.get(node).grownBy())
 }
 
 /** Ask the server for the runs that it knows. */
@@ -121,31 +164,6 @@ function showKnown() {
 /** Call act(view, id) for every chart of the open workflow, if that queued the prompt of a message. */
 function ofPrompt({ prompt_id }, act) {
   if (isOwn(prompt_id)) for (const [id, node] of nodesOf(root())) if (views.has(node)) act(views.get(node), id)
-}
-
-/** [id as the server has it, node] of all nodes, also those in subgraphs. */
-function* nodesOf(graph, before = '') {
-  for (const node of graph?.nodes ?? []) {
-    yield [`${before}${node.id}`, node]
-    if (node.subgraph) yield* nodesOf(node.subgraph, `${before}${node.id}:`)
-  }
-}
-
-/** The node under an id as the server has it: "5", or "3:5" for node 5 in the subgraph that is node 3. */
-function nodeAt(id) {
-  let graph = root()
-  let node
-  for (const part of String(id).split(':')) {
-    node = graph?.getNodeById(Number(part))
-    graph = node?.subgraph
-  }
-  return node ?? null
-}
-
-/** Whether a link sets a node's input. */
-function isLinked(node, name) {
-  const slot = node?.inputs?.findIndex((input) => input.name === name) ?? -1
-  return slot >= 0 && node.isInputConnected(slot)
 }
 
 /** The delta widget of a node, null where there is none or a link sets it. */

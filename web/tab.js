@@ -3,6 +3,7 @@
 
 import { api } from '../../scripts/api.js'
 import { app } from '../../scripts/app.js'
+import { root } from './graph.js'
 
 const QUEUED = '/srdiffusion/queued' // as nodes/live.py
 const KEPT = 256
@@ -11,11 +12,6 @@ const SETTLING = 1000 // milliseconds
 let starting = true // the page has not opened its first workflow yet
 let settled = null // the id of the graph of which it is known that it is the open workflow's
 let loads = 0
-
-/** The graph of the open workflow. */
-export function root() {
-  return app.rootGraph ?? app.graph
-}
 
 function openWorkflow() {
   return app.extensionManager.workflow?.activeWorkflow ?? null

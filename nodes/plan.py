@@ -1,0 +1,114 @@
+"""What a sampler's settings mean, before the run: the page shows it under the node's settings, and asks PLAN for it."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import comfy.model_sampling
+import comfy.samplers
+from aiohttp import web
+
+from ..srd_core.checks import check_switch
+from ..srd_core.levels import places_of
+from ..srd_core.route import LISTED, RENDER, SKETCH, Pair, Switch
+from .common import page_only, server
+from .sampler import check_sampling
+
+PLAN = "/srdiffusion/plan"
+SHIFTS = "ModelSamplingSD3"  # the node that gives a MODEL a flow schedule by its `shift`
+# Nodes that take and give a MODEL and leave its schedule as it is.
+KEEP_SCHEDULE = ("LoraLoader", "LoraLoaderModelOnly", "TorchCompileModel", "Reroute", "EasyCache", "LazyCache", "SRAttention")
+SWITCHING = {"switch_mode": str, "delta": float, "fix_step": int, "max_step": int, "switch_step": int, "switch_sigma": float}
+MOST_STEPS = 10000  # as SR Sampler takes them
+
+
+@page_only("the page is not told what settings mean before the run")
+def add_route() -> None:
+    """Answer POST of a node's settings on PLAN."""
+    running = server()
+    if running is not None:
+        running.routes.post(PLAN)(_answer)
+
+
+async def _answer(request: web.Request) -> web.Response:
+    try:
+        asked = await request.json()
+        found = plan(asked["settings"], asked.get("models", []))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        return web.json_response({"problem": str(error)}, status=400)
+    return web.json_response(found)
+
+
+def plan(settings: dict[str, Any], models: list[dict[str, Any]]) -> dict[str, Any]:
+    """{mode, steps, earliest, latest, sigma, rest, problem} of a run with these widget values, whose sketch comes through these nodes
+    ({type, values}, the nearest first). What is not known is missing: values that come from another node, and steps that
+    depend on a schedule that is not known. rest: the steps of the render where it has steps of its own.
+    """
+    if missing := [name for name in SWITCHING if name not in settings]:
+        return {"mode": settings.get("switch_mode") if missing != ["switch_mode"] else None}
+    steps, listed = settings.get("steps"), str(settings.get("sketch_steps") or "").strip()
+    found: dict[str, Any] = {"mode": LISTED if listed else settings["switch_mode"], "steps": steps}
+    try:
+        switch = Switch(found["mode"], *(kind(settings[name]) for name, kind in list(SWITCHING.items())[1:]), listed)
+        if not isinstance(steps, int) or not 0 < steps <= MOST_STEPS:
+            return found
+        check_sampling(steps, 1.0, 1.0, settings)
+        render_steps = int(settings.get("render_steps") or 0)
+        rest = {"rest": render_steps} if render_steps else {}
+        if switch.mode in ("step", LISTED):
+            if switch.mode == LISTED:
+                check_switch(Pair(SKETCH, RENDER, switch, render_steps=render_steps), [1.0] * steps)
+            return found | {"latest": len(switch.listed) if listed else switch.switch_step} | rest
+    except ValueError as error:
+        return found | {"problem": str(error)}
+    shift = shift_of(models)
+    return found if shift is None else found | _on_schedule(switch, *schedule(settings, shift)) | rest
+
+
+def shift_of(models: list[dict[str, Any]]) -> float | None:
+    """The shift of the flow schedule that a MODEL has which comes through these nodes; None where they don't tell."""
+    for node in models:
+        if node["type"] == SHIFTS:
+            shift = node["values"].get("shift")
+            return float(shift) if shift else None
+        if node["type"] not in KEEP_SCHEDULE:
+            return None
+    return None
+
+
+def schedule(settings: dict[str, Any], shift: float) -> tuple[list[float], list[float]]:
+    """The noise levels [steps + 1] of the host's KSampler with these settings on a flow model of that shift, and where the steps
+    begin in uniform timesteps."""
+
+    class Sampling(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.CONST):
+        """As the node SHIFTS makes it."""
+
+    sampling = Sampling()
+    sampling.set_parameters(shift=shift, multiplier=1000)
+    model = SimpleNamespace(get_model_object=lambda name: sampling)
+    how = {name: settings[name] for name in ("sampler", "scheduler", "denoise") if name in settings}
+    how["sampler"] = settings.get("sampler_name")
+    sigmas = [float(s) for s in comfy.samplers.KSampler(model, settings["steps"], "cpu", **how).sigmas]
+    return sigmas, places_of(sampling, sigmas[:-1])
+
+
+def _on_schedule(switch: Switch, sigmas: list[float], places: list[float]) -> dict[str, Any]:
+    """The part of a plan that the schedule decides."""
+    if switch.mode == "sigma":
+        latest = Switch(switch_sigma=switch.switch_sigma).latest(sigmas[:-1])
+        return {"latest": latest, "sigma": sigmas[latest]}
+    earliest, latest = switch.earliest(places), min(switch.latest(sigmas[:-1]), len(places))
+    found: dict[str, Any] = {"earliest": min(earliest, latest), "latest": latest, "sigma": sigmas[latest]}
+    try:
+        check_switch(Pair(SKETCH, RENDER, switch), places)
+    except ValueError as error:
+        return found | {"problem": str(error)}
+    if latest <= earliest:
+        limit = "max_step" if switch.max_step else "switch_sigma"
+        way = "raise" if switch.max_step else "lower"
+        found["problem"] = (
+            f"Always switches after step {latest}: fix_step lets adaptive decide from step {earliest} on, {limit} ends it before. "
+            f"Lower fix_step, {way} {limit}, or set switch_mode to step."
+        )
+    return found

@@ -1,0 +1,71 @@
+// The line that says what a node's settings mean, before the run: the server (nodes/plan.py) reckons, as it does in the run.
+
+import { api } from '../../scripts/api.js'
+import { sourceOf, valuesOf } from './graph.js'
+import { short } from './chart.js'
+import { say } from './words.js'
+
+const PLAN = '/srdiffusion/plan' // as nodes/plan.py
+const FARTHEST = 32 // nodes between the sketch's loader and the sampler
+const HEIGHT = 20 // of one line
+const MARGIN = 4
+
+export class Plan {
+  /** resized(): called when the line takes another height than before. */
+  constructor(node, resized) {
+    Object.assign(this, { node, resized, asked: '', height: HEIGHT })
+    this.text = Object.assign(document.createElement('span'), { role: 'status' })
+    this.element = Object.assign(document.createElement('div'), { className: 'srd-plan' })
+    this.element.append(this.text)
+    const widget = node.addDOMWidget('srd_plan', 'srd_plan', this.element, {
+      serialize: false,
+      hideOnZoom: false,
+      hideInPanel: true,
+      margin: MARGIN,
+      getMinHeight: () => this.height + 2 * MARGIN,
+      getMaxHeight: () => this.height + 2 * MARGIN,
+      getValue: () => '',
+      setValue: () => {}
+    })
+    widget.serialize = false // no part of the saved workflow
+  }
+
+  /** Say what the present settings mean, if they are others than before. */
+  async refresh() {
+    const question = JSON.stringify({ settings: valuesOf(this.node), models: modelsBefore(this.node) })
+    if (question === this.asked) return
+    this.asked = question
+    const answer = await api.fetchApi(PLAN, { method: 'POST', body: question })
+    if (question === this.asked) this.show(answer.ok ? await answer.json() : {})
+  }
+
+  show(plan) {
+    this.text.textContent = plan.problem ?? wordsOf(plan)
+    this.element.classList.toggle('srd-problem', 'problem' in plan)
+    const height = Math.max(HEIGHT, this.text.offsetHeight)
+    if (height === this.height) return
+    this.height = height
+    this.resized()
+  }
+}
+
+/** The nodes that the sketch comes through, the nearest first. */
+function modelsBefore(node) {
+  const found = []
+  let at = sourceOf(node, 'sketch')
+  while (at && found.length < FARTHEST) {
+    found.push({ type: at.comfyClass ?? at.type, values: valuesOf(at) })
+    at = sourceOf(at, 'model')
+  }
+  return found
+}
+
+function wordsOf({ mode, steps, earliest, latest, sigma, rest = steps - latest }) {
+  const places = { steps, earliest, latest, sigma: sigma && short(sigma), rest }
+  if (mode === 'adaptive' && latest === steps) return say('{steps} steps: switches at step {earliest} or later', places)
+  if (mode === 'adaptive' && latest) return say('{steps} steps: earliest {earliest}, latest {latest} (sigma {sigma})', places)
+  if (mode === 'adaptive' && latest === 0) return say('{steps} steps: the render runs all', places)
+  if (mode === 'adaptive') return say('switches once the composition has settled')
+  if (latest === undefined) return ''
+  return say('{steps} steps: sketch {latest}, render {rest}', places)
+}
