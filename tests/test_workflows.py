@@ -504,11 +504,13 @@ def test_the_delta_sweep_differs_in_delta_only(info: Mapping[str, Any]) -> None:
     assert len({json.dumps({**inputs, "delta": None}, sort_keys=True) for inputs in samplers}) == 1
 
 
+DOCUMENTS = ["README.md", *(f"docs/{path.name}" for path in (REPOSITORY / "docs").glob("*.md")), *(f"web/docs/{n}.md" for n in OWN)]
+
 # --- what the README and the help pages say ---------------------------------------------------------------------------
 
 
 def test_the_readme_s_table_of_pairs_is_the_data() -> None:
-    readme = (REPOSITORY / "README.md").read_text("utf-8")
+    readme = (REPOSITORY / "docs" / "pairs.md").read_text("utf-8")
     for pair in module("srd_core.families").PAIRS:
         assert f"| {pair.sketch} | {pair.render} | {pair.tried} |" in readme
 
@@ -521,7 +523,7 @@ def test_every_node_has_a_help_page_that_names_each_input_and_output(node_id: st
     assert not [name for name in names if not re.search(rf"\b{re.escape(name)}\b", page)]
 
 
-@pytest.mark.parametrize("document", ["README.md", *(f"web/docs/{node_id}.md" for node_id in OWN)])
+@pytest.mark.parametrize("document", DOCUMENTS)
 def test_every_file_that_a_document_links_to_or_names_is_there(document: str) -> None:
     path = REPOSITORY / document
     text = path.read_text("utf-8")
