@@ -521,6 +521,54 @@ def test_what_if_tells_another_delta_s_hand_over_and_use_this_delta_writes_it_to
     assert f"at step {predicted} of 50" in text_of(page, ".srd-detail")
 
 
+# --- blueprint and app mode -----------------------------------------------------------------------------------------------
+
+BLUEPRINT = REPOSITORY / "subgraphs" / "Text to video, Wan 14B + 1.3B.json"
+MAIN = REPOSITORY / "workflows" / "wan2.1_t2v_14B_to_1.3B.json"
+QUEUED = "app.graphToPrompt().then(({output}) => output)"
+
+
+def queued_as(page: Any) -> dict[str, dict[str, Any]]:
+    """The inputs that the page would queue, by the node's type; the links left out."""
+    prompt = page.evaluate(QUEUED)
+    return {
+        f"{node['class_type']} {node['_meta']['title']}": {k: v for k, v in node["inputs"].items() if not isinstance(v, list)}
+        for node in prompt.values()
+    }
+
+
+@pytest.mark.parametrize("name", RENDERERS)
+def test_the_blueprint_is_listed_and_gives_what_the_main_workflow_gives(name: str, page: Any, server: Any) -> None:
+    listed = [found for found in server.get("/global_subgraphs").values() if found["source"] == "custom_node"]
+    assert [(found["name"], found["info"]["node_pack"]) for found in listed] == [(BLUEPRINT.stem, "custom_nodes.ComfyUI-SRDiffusion")]
+    renderer(page, name)
+    page.evaluate(OPEN, json.loads(MAIN.read_text("utf-8")))
+    wanted = queued_as(page)
+    page.evaluate(OPEN, json.loads(BLUEPRINT.read_text("utf-8")))
+    found = queued_as(page)
+    assert set(found) - set(wanted) == {"PrimitiveFloat Seconds", "ComfyMathExpression Frames: 16 a second, and one"}
+    for node, inputs in wanted.items():
+        if not node.startswith(("SaveVideo", "SRSwitchInspector")):
+            assert found[node] == {k: v for k, v in inputs.items() if k != "length"}, node
+    node = int(page.evaluate("app.graph._nodes[0].id"))
+    values = {"prompt": "a cat", "width": 640, "height": 640, "seconds": 3.0, "seed": 7, "sketch_file": "a", "render_file": "b",
+              "text_encoder": "c", "vae": "d"}  # fmt: skip
+    choose(page, node, **values)
+    changed = {v for inputs in queued_as(page).values() for v in inputs.values()}
+    assert set(values.values()) <= changed
+    renderer(page, "classic")
+
+
+def test_the_main_workflow_fills_app_mode(page: Any) -> None:
+    page.evaluate(OPEN, json.loads(MAIN.read_text("utf-8")))
+    page.evaluate("app.extensionManager.command.execute('Comfy.ToggleLinear')")
+    try:
+        for words in ("text", "width", "height", "length", "seed", "steps"):
+            page.wait_for_function("words => document.body.innerText.split(/\\n/).includes(words)", arg=words, timeout=20_000)
+    finally:
+        page.evaluate("app.extensionManager.command.execute('Comfy.ToggleLinear')")
+
+
 # --- workflows and old reports --------------------------------------------------------------------------------------------
 
 

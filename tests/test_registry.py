@@ -20,7 +20,7 @@ from test_nodes import node_classes
 
 NODES = sorted(node.GET_SCHEMA().node_id for node in node_classes())
 NEEDED = ("__init__.py", "pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md")  # beside the folders
-FOLDERS = ("nodes", "srd_core", "web", "locales", "workflows")
+FOLDERS = ("nodes", "srd_core", "web", "locales", "subgraphs", "workflows")
 TEMPLATES = sorted(path.stem for path in (REPOSITORY / "workflows").glob("*.json"))
 LANGUAGES = ("en", "zh")
 
