@@ -553,7 +553,7 @@ def test_the_blueprint_is_listed_and_gives_what_the_main_workflow_gives(name: st
     node = int(page.evaluate("app.graph._nodes[0].id"))
     values = {"prompt": "a cat", "width": 640, "height": 640, "seconds": 3.0, "seed": 7, "sketch_file": "a", "render_file": "b",
               "text_encoder": "c", "vae": "d"}  # fmt: skip
-    choose(page, node, **values)
+    page.evaluate(WIDGETS, [[node, name, value] for name, value in values.items()])
     changed = {v for inputs in queued_as(page).values() for v in inputs.values()}
     assert set(values.values()) <= changed
     renderer(page, "classic")
