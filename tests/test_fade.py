@@ -43,9 +43,10 @@ def test_the_distance_is_that_of_the_logarithmic_signal_to_noise_ratio():
     assert fade_module.log_snr(10 * sigma, flow=False).tolist() == pytest.approx([-math.log(10 * s) for s in sigma.tolist()])
 
 
-def test_from_pure_noise_nothing_fades():
-    lambdas = fade_module.log_snr(torch.tensor([1.0, 0.9]), flow=True)
-    assert fade_module.weight(lambdas[1:], lambdas[:1], WIDTH).tolist() == [0.0]
+def test_from_pure_noise_and_above_nothing_fades():
+    """A multiplied schedule begins above 1."""
+    lambdas = fade_module.log_snr(torch.tensor([1.2, 1.1, 1.0, 0.9]), flow=True)
+    assert fade_module.weight(lambdas, lambdas[:1], WIDTH).tolist() == [0.0] * 4
 
 
 @pytest.mark.parametrize(("angle", "low", "high"), [(0.0, 1.0, 1.0), (0.3, 0.99, 1.0), (0.7227, 0.45, 0.55), (2.0, 0.0, 0.001)])

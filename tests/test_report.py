@@ -124,6 +124,13 @@ def test_the_time_left_of_listed_steps_is_that_of_both_stages():
     assert figures.what_if(report) == []
 
 
+def test_of_listed_steps_only_the_stages_own_are_planned_to_be_reused():
+    report = run_of("sssrrrr")
+    report.status, report.sigmas, report.switch = "running", [1.0] * 13, {"mode": "listed", "sketch_steps": "1-3, 9-10"}
+    report.stage("render").teacache = {"table": "Wan", "threshold": 0.1, "first_step": 3, "reuse": [False] * 4 + [True] * 5}
+    assert figures.still_reused(report) == [8, 11, 12]
+
+
 @pytest.mark.parametrize("steps", ["1-", "x", 3, None])
 def test_a_report_whose_listed_steps_are_none_is_damaged(steps: Any):
     report = run_of("ssr")

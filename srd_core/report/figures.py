@@ -118,7 +118,11 @@ def planned_reuses(report: Report, stage: StageReport) -> set[int]:
     if not plan.get("table"):
         return set()
     planned = {plan.get("first_step", 0) + i + 1 for i, reuse in enumerate(plan.get("reuse", [])) if reuse}
-    ran = {s.step for s in report.steps if s.stage == stage.name and s.seconds is not None and not s.reused}
+    if report.switch.get("mode") == LISTED and len(report.stages) == 2:
+        listed = read_steps(report.switch["sketch_steps"])
+        planned = planned & listed if stage is report.stages[0] else planned - listed
+    before = {s.step + 1: s.stage for s in report.steps}  # after another stage's step there is nothing to reuse
+    ran = {s.step for s in report.steps if s.stage == stage.name == before.get(s.step) and s.seconds is not None and not s.reused}
     return set() if planned & ran else planned
 
 
