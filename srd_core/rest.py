@@ -68,7 +68,7 @@ def begun_anew(call: inspect.BoundArguments, rest: Rest, levels: Sequence[float]
     options["transformer_options"] = {**options.get("transformer_options", {}), "sample_sigmas": sigmas}
     extra = {**given["extra_args"], "model_options": options}
     if extra.get("seed") is not None:
-        extra["seed"] = (extra["seed"] + 1) % 2**64
+        extra["seed"] = (extra["seed"] + 1) % (2**64 - 1)  # the host takes seeds below that everywhere
     own = {"sigmas": sigmas[rest.step :], "extra_args": extra, "noise": _noise_of(call, rest.x, sigmas[rest.step])}
     own["callback"] = _shifted(given.get("callback"), rest.step)
     return SAMPLER_SAMPLE.bind(*call.args[:1], **{**dict(list(given.items())[1:]), **own})
