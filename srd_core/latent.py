@@ -118,14 +118,14 @@ def check_pair(sketch: ModelPatcher, render: ModelPatcher) -> LatentMap:
         numbers = "; ".join(f"{what} {ours[what]} / {theirs[what]}" for what in different)
         logging.warning("SRDiffusion: latents of sketch / render differ: %s", numbers)
         raise ValueError(
-            f"Sketch {name_of(sketch)} and render {name_of(render)} {_difference(ours, theirs, different)}, so they cannot be "
-            f"paired. {_next_step(ours, theirs, type(sketch.model), type(render.model))}"
+            f"Sketch {name_of(sketch)} and render {name_of(render)} {_difference(ours, theirs, different)}, so they do not fit "
+            f"together. {_next_step(ours, theirs, type(sketch.model), type(render.model))}"
         )
     return LatentMap(1.0)
 
 
 def _difference(ours: dict[str, Any], theirs: dict[str, Any], different: list[str]) -> str:
-    if different == ["noise schedule"]:
+    if "noise schedule" in different and set(different) <= {"latent format", "scale", "noise schedule"}:  # a scale is mapped
         return f"have different noise schedules ({ours['noise schedule']} and {theirs['noise schedule']})"
     if "channels" in different:
         return f"use different VAEs ({ours['channels']} and {theirs['channels']} channels)"

@@ -133,7 +133,7 @@ def test_a_2b_as_loaded_by_the_host_does_not_fit_a_corrected_5b_and_the_message_
     state_dict = dict(networks["2b"].state_dict())
     files.rename(state_dict)
     uncorrected = comfy.sd.load_diffusion_model_state_dict(state_dict)
-    with pytest.raises(ValueError, match="noise schedule variance exploding / DDPM.*CogVideoX Sampling Fix.*on the render"):
+    with pytest.raises(ValueError, match="noise schedules .variance exploding and DDPM.*CogVideoX Sampling Fix.*on the render"):
         sr_model(cogvideox.load(folders["5b"]), uncorrected, 3)
 
 

@@ -247,7 +247,7 @@ def test_a_render_with_a_text_encoder_of_its_own_asks_for_its_prompts():
 def test_models_of_two_families_are_refused_with_what_differs(sketch: str, render: str):
     """Cosmos-Predict2 and Wan share a VAE, but not what a noise level means."""
     pair = [comfy.sd.load_diffusion_model_state_dict(weights(FAMILIES[name], "sketch", 0)) for name in (sketch, render)]
-    with pytest.raises(ValueError, match=r"^Sketch .* and render .*, so they cannot be paired\.") as error:
+    with pytest.raises(ValueError, match=r"^Sketch .* and render .*, so they do not fit together\.") as error:
         latent.check_pair(*pair)
     assert len(str(error.value)) < 400
 

@@ -327,7 +327,7 @@ def test_wan_2_2_5b_is_refused_in_two_lines_with_what_to_take_and_the_numbers_go
     with pytest.raises(ValueError) as error:
         sr_model(wan(), other)
     said = str(error.value)
-    assert "use different VAEs (16 and 48 channels), so they cannot be paired" in said
+    assert "use different VAEs (16 and 48 channels), so they do not fit together" in said
     assert "Wan 2.2 5B cannot be paired with any model. Pairs that fit this sketch: Wan2.1 T2V 14B -> Wan2.1 T2V 1.3B" in said
     assert "Cosmos" not in said and "CogVideoX" not in said and len(said) < 400 and "channel means" in caplog.text
     with pytest.raises(ValueError, match="Wan 2.2 5B cannot be paired with any model. Use it alone.") as error:

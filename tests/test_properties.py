@@ -227,7 +227,7 @@ def test_two_models_fit_exactly_where_nothing_but_the_scale_differs(
     if (channels, dimensions, compression, statistics) == (16, 3, False, False):
         assert latent.check_pair(sketch, theirs).ratio == scale
     else:
-        with pytest.raises(ValueError, match="so they cannot be paired"):
+        with pytest.raises(ValueError, match="so they do not fit together"):
             latent.check_pair(sketch, theirs)
 
 
