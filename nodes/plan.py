@@ -50,7 +50,8 @@ def plan(settings: dict[str, Any], models: list[dict[str, Any]]) -> dict[str, An
     steps, listed = settings.get("steps"), str(settings.get("sketch_steps") or "").strip()
     found: dict[str, Any] = {"mode": LISTED if listed else settings["switch_mode"], "steps": steps}
     try:
-        switch = Switch(found["mode"], *(kind(settings[name]) for name, kind in list(SWITCHING.items())[1:]), listed)
+        rule: dict[str, Any] = {name: kind(settings[name]) for name, kind in SWITCHING.items() if name != "switch_mode"}
+        switch = Switch(mode=found["mode"], sketch_steps=listed, **rule)
         if not isinstance(steps, int) or not 0 < steps <= MOST_STEPS:
             return found
         check_sampling(steps, 1.0, 1.0, settings)
