@@ -18,6 +18,7 @@ from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = REPOSITORY / "bench" / "results"
+EVIDENCE = REPOSITORY / "docs" / "evidence.md"  # with the sections that tables are written into
 IN_HOST = "SRD_BENCH_IN_HOST"
 
 

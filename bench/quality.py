@@ -510,7 +510,7 @@ def report(evaluation: Evaluation, options: argparse.Namespace, why_no_lpips: st
     (options.results / "quality.md").write_text("\n".join(sections), "utf-8")
     written = quality_figures.write(lines, options.results, evaluation.videos)
     if options.results == common.RESULTS and evaluation.family.sketch == TINY["sketch"]:
-        common.update_readme(common.REPOSITORY / "README.md", quality_readme.MARKS, quality_readme.section(lines))
+        common.update_readme(common.EVIDENCE, quality_readme.MARKS, quality_readme.section(lines))
     sys.stderr.write(f"\n{options.results / 'quality.md'}, {', '.join(path.name for path in written)}\n")
 
 

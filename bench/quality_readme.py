@@ -1,4 +1,4 @@
-"""What the README says of the evidence: its marked section, made from result lines as the table is."""
+"""What docs/evidence.md says: its marked section, made from result lines as the table is."""
 
 from __future__ import annotations
 

@@ -395,8 +395,8 @@ def main() -> int:
         return 2
     (common.RESULTS / "speed.md").write_text(text, "utf-8")
     speed_figures.write(files, common.RESULTS)
-    if not common.update_readme(common.REPOSITORY / "README.md", README_MARKS, readme_section(files)):
-        sys.stderr.write(f"README.md has no section between {README_MARKS[0]} and {README_MARKS[1]}; it stays as it is.\n")
+    if not common.update_readme(common.EVIDENCE, README_MARKS, readme_section(files)):
+        sys.stderr.write(f"docs/evidence.md has no section between {README_MARKS[0]} and {README_MARKS[1]}; it stays as it is.\n")
     return 0
 
 

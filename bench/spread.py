@@ -39,6 +39,7 @@ PATIENCE = 120.0  # seconds without any server of a pool, before the command giv
 OWN = ("hand_over", "save_hand_over")  # ids of the nodes that are added to a graph
 SKETCH_INPUTS = ("sketch", "positive", "negative", "latent", "seed", "steps", "cfg", "sampler_name", "scheduler", "denoise",
                  "switch_mode", "delta", "fix_step", "max_step", "switch_step", "switch_sigma")  # fmt: skip
+RENDER_INPUTS = ("render", "render_cfg", "teacache", "fade", "render_steps")  # a graph of the first release has not all of them
 
 Graph = dict[str, dict[str, Any]]
 Outcome = tuple[str, Any]  # ("done", what was made), ("failed", why: the prompt's fault), ("lost", why: the server's)
@@ -80,6 +81,8 @@ def sketch_graph(graph: Graph, prefix: str) -> Graph:
     """The graph that only sketches, and saves its hand-over under this prefix in the server's output folder."""
     sampler = workflow.find(graph, "SRSampler")
     inputs = graph[sampler]["inputs"]
+    if inputs.get("sketch_steps"):
+        raise workflow.WorkflowError("SR Sampler has sketch_steps: the sketch may come back, so the run can't be taken apart.")
     sketch = {"class_type": "SRSketch", "inputs": {name: inputs[name] for name in SKETCH_INPUTS}}
     save = {"class_type": "SRSaveHandOver", "inputs": {"hand_over": [sampler, 0], "filename_prefix": prefix}}
     return dict(workflow.needed_for(graph | {sampler: sketch, OWN[1]: save}, OWN[1]))
@@ -90,7 +93,7 @@ def render_graph(graph: Graph, file: str) -> Graph:
     sampler = workflow.find(graph, "SRSampler")
     inputs = graph[sampler]["inputs"]
     own = {name: inputs.get(f"render_{name}", inputs[name]) for name in ("positive", "negative")}
-    own |= {name: inputs[name] for name in ("render", "render_cfg", "teacache")} | {"hand_over": [OWN[0], 0]}
+    own |= {name: inputs[name] for name in RENDER_INPUTS if name in inputs} | {"hand_over": [OWN[0], 0]}
     render = {"class_type": "SRRender", "inputs": own}
     load = {"class_type": "SRLoadHandOver", "inputs": {"hand_over": file}}
     used = {value[0] for node in graph.values() for value in node["inputs"].values() if isinstance(value, list)}

@@ -51,7 +51,7 @@ def plan(settings: dict[str, Any], models: list[dict[str, Any]]) -> dict[str, An
     found: dict[str, Any] = {"mode": LISTED if listed else settings["switch_mode"], "steps": steps}
     try:
         rule: dict[str, Any] = {name: kind(settings[name]) for name, kind in SWITCHING.items() if name != "switch_mode"}
-        switch = Switch(mode=found["mode"], sketch_steps=listed, **rule)
+        switch = Switch(**rule | {"mode": found["mode"], "sketch_steps": listed})
         if not isinstance(steps, int) or not 0 < steps <= MOST_STEPS:
             return found
         check_sampling(steps, 1.0, 1.0, settings)

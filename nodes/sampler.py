@@ -162,7 +162,7 @@ def check_numbers(**values: float) -> None:
 def check_sampling(steps: int, cfg: float, denoise: float, rule: dict[str, Any]) -> None:
     """First thing in a run. Raises ValueError for settings that can't all be meant, and for what the host takes for a number."""
     check_numbers(cfg=cfg, denoise=denoise)
-    if not rule.get("sketch_steps") and rule["switch_mode"] == "step" and rule["switch_step"] > steps:
+    if not rule.get("sketch_steps", "").strip() and rule["switch_mode"] == "step" and rule["switch_step"] > steps:
         raise ValueError(
             f"switch_step is {rule['switch_step']}, but the run has {steps} steps: the render would run none. "
             f"Set switch_step below {steps} ({steps}: the sketch alone)."

@@ -108,12 +108,13 @@ def check_video_dit(path: Path) -> None:
     """
     if not path.exists():
         raise ValueError(f"{path.name} is not there any more. Put it into models/diffusion_models and press R.")
-    path, *others = weight_files(path)
-    if others:
+    shards = weight_files(path)
+    if len(shards) > 1:
         raise ValueError(
-            f"{called(path)} is a {_kind(read_headers([path, *others])[0])} in {len(others) + 1} shards. Only CogVideoX is loaded "
-            f"from shards. {GET}, one file, {SUCH_AS}"
+            f"{called(path)} is a {_kind(read_headers(shards)[0])} in {len(shards)} shards. Only CogVideoX is loaded from shards. "
+            f"{GET}, one file, {SUCH_AS}"
         )
+    path = shards[0]
     if path.suffix.lower() not in SAFETENSORS:
         return
     header = read_header(path)

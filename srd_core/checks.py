@@ -64,9 +64,11 @@ def _is_the_hosts(sampler: Any) -> bool:
     return made_by.split(".")[0] in ("comfy", "comfy_extras")
 
 
-def check_switch(pair: Pair, places: Sequence[float]) -> None:
-    """Raises ValueError for a rule that could not be followed in a run whose steps begin at ``places``."""
+def check_switch(pair: Pair, places: Sequence[float], given: int = 0) -> None:
+    """Raises ValueError for a rule that could not be followed in a run whose steps begin at ``places``; ``given``: how many
+    there were before render_steps."""
     switch, steps = pair.switch, len(places)
+    fewer = f", because render_steps makes them of {given}" if given not in (0, steps) else ""
     earliest = switch.earliest(places)
     if switch.mode == "adaptive" and 0 < switch.max_step < earliest <= steps:
         raise ValueError(
@@ -76,7 +78,7 @@ def check_switch(pair: Pair, places: Sequence[float]) -> None:
     if switch.mode == LISTED:
         if max(switch.listed) > steps:
             raise ValueError(
-                f"sketch_steps names step {max(switch.listed)}, but the run has {steps} steps. Name steps from 1 to {steps}, or take "
+                f"sketch_steps names step {max(switch.listed)}, but the run has {steps} steps{fewer}. Name steps from 1 to {steps}, or take "
                 "more steps."
             )
         if pair.render_steps and max(switch.listed) == steps:

@@ -79,5 +79,5 @@ class Criterion:
         return self.fall is not None and all(0 < fall < delta for fall in self.fall)
 
     def forget(self) -> None:
-        """Free the kept prediction: a change is only taken between steps of one leg."""
-        self._previous, self._seen = None, False
+        """Another leg begins: a change is only taken between steps of one leg."""
+        self._previous, self._seen, self.d, self.fall = None, False, None, None

@@ -31,8 +31,7 @@ def log_snr(sigma: torch.Tensor, flow: bool) -> torch.Tensor:
 
 def weight(lambdas: torch.Tensor, lambda_j: torch.Tensor, fade: float | torch.Tensor) -> torch.Tensor:
     """a without the guard, in 0..1. At pure noise (lambda_j is -inf) nothing is held."""
-    away = torch.where(lambdas == lambda_j, torch.zeros_like(lambdas), lambdas - lambda_j)
-    return 1 / (1 + (away / fade) ** 2)
+    return torch.nan_to_num(1 / (1 + ((lambdas - lambda_j) / fade) ** 2))
 
 
 def guard(v: torch.Tensor, v_before: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:

@@ -86,7 +86,7 @@ def reload_note(models: Mapping[str, ModelPatcher], noise_shape: Sequence[int], 
     models fit side by side. ``noise_shape`` [B, C, ...] of the latent; reckoned by the host's own estimates."""
     first, *others = models.values()
     sizes = [first.model_size(), *(other.model_size() for other in others if not other.is_clone(first))]
-    if changes < 2 or len(sizes) < 2 or stays_anyway(first):
+    if changes < 2 or len(sizes) < 2 or offload == NEVER or stays_anyway(first):
         return ""
     needed = sum(sizes) + max(model.model.memory_required(list(noise_shape)) for model in models.values())
     total = comfy.model_management.get_total_memory(first.load_device)

@@ -80,7 +80,7 @@ def _plan(sketch: ModelPatcher, render: ModelPatcher, switch: Switch, settings: 
         name, member = next(iter(theirs.items()))
         theirs[name] = replace(member, model=_cached(member.model, settings.teacache))
     theirs = {name: replace(member, settings=member.settings.within(settings)) for name, member in theirs.items()}
-    pair = Pair(first, then, switch, settings.fade, settings.render_steps, settings.offload_sketch)
+    pair = Pair(first, then, switch, settings.fade, settings.render_steps, settings.anew, settings.offload_sketch)
     return Plan(pair, ours | theirs, things_on(_plain(sketch)), _notes_of(sketch) + _notes_of(render))
 
 
@@ -141,7 +141,7 @@ def _sample(
     def prepare() -> None:
         check_run(guider, call.arguments, run.steps.sigmas)
         for pair in pairs_of(plan.whole):
-            check_switch(pair, run.route.places)
+            check_switch(pair, run.route.places, report.given_steps)
         for name in stages:
             check_settings(guider, plan.members[name].model, plan.members[name].settings)
         if len(stages) == 1 and 0 < parameters_of(guider.model_patcher) < parameters_of(plan.members[RENDER].model):

@@ -45,9 +45,11 @@ def known(whole: Part, sigmas: Sequence[float], places_of: Callable[[Sequence[fl
         return levels, done
     route = Route(whole, levels[:-1], places_of(levels)[:-1])
     step = 0
-    while step < len(levels) - 1 and not route.waits():
+    while step < len(levels) - 1 and not route.waits(step):
         turn = route.turn(step)
-        if turn and turn.pair.render_steps and turn.forward and turn.last:
+        if turn and turn.walks and turn.pair.anew:
+            break
+        if turn and turn.walks:
             levels = levels[:step] + resampled(levels[step:], turn.pair.render_steps)
             done.add(turn.pair)
             route.follow(levels[:-1], places_of(levels)[:-1])
@@ -66,7 +68,7 @@ def begun_anew(call: inspect.BoundArguments, rest: Rest, levels: Sequence[float]
     options["transformer_options"] = {**options.get("transformer_options", {}), "sample_sigmas": sigmas}
     extra = {**given["extra_args"], "model_options": options}
     if extra.get("seed") is not None:
-        extra["seed"] += 1
+        extra["seed"] = (extra["seed"] + 1) % 2**64
     own = {"sigmas": sigmas[rest.step :], "extra_args": extra, "noise": _noise_of(call, rest.x, sigmas[rest.step])}
     own["callback"] = _shifted(given.get("callback"), rest.step)
     return SAMPLER_SAMPLE.bind(*call.args[:1], **{**dict(list(given.items())[1:]), **own})

@@ -43,8 +43,9 @@ class Switch:
             raise ValueError(f"switch_mode is {self.mode!r}; choose one of {', '.join(MODES)}.")
         if self.mode == "adaptive" and not (math.isfinite(self.delta) and self.delta > 0):
             raise ValueError(f"delta is {self.delta}; it must be above 0 (the paper uses 0.002 to 0.03, default 0.01).")
-        if self.mode not in ("step", LISTED) and math.isnan(self.switch_sigma):
-            raise ValueError("switch_sigma is not a number; Wan 2.2 uses 0.875 for text-to-video.")
+        for name in ("delta", "switch_sigma"):  # also where the mode does not use them: they go into the report
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be a number (delta: 0.002 to 0.03, switch_sigma: 0.875).")
         for name in ("fix_step", "max_step", "switch_step"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more.")
@@ -105,6 +106,7 @@ class Pair:
     switch: Switch
     fade: float = 0.0  # width of the fade at a hand-over to the second, see fade.py; 0: a cut
     render_steps: int = 0  # the rest of the schedule after the last hand-over is walked in so many steps; 0: in its own
+    anew: bool = False  # the sampler begins anew on that rest, also where it is known before the run
     offload: str = "auto"  # what happens to the memory of the part that leaves, see memory.py
 
 
@@ -133,6 +135,11 @@ class Turn:
     pair: Pair  # whose rule it was
     forward: bool  # from the pair's first part to its second
     last: bool  # the pair changes no more
+
+    @property
+    def walks(self) -> bool:
+        """Whether the rest of the schedule has steps of its own from here on."""
+        return bool(self.pair.render_steps) and self.forward and self.last
 
     @property
     def fade(self) -> float:
@@ -190,20 +197,26 @@ class Route:
         self._step = step
         part, cause = self.whole, None
         while isinstance(part, Pair):
-            reason = self._reason(part, step)
-            if reason:
+            if reason := self._reason(part, step):
                 self._over ^= {part}
-                cause = cause or (part, reason)
+                self.criterion.forget()  # a part that comes in is not judged by what another has shown
+                cause = self._cause(cause, part, reason)
             part = part.then if part in self._over else part.first
         if cause is None or part == self.in_charge:
             return None
         self.in_charge, (pair, reason) = part, cause
-        self.criterion.forget()
         return Turn(part, reason, pair, pair in self._over, self._settled(pair))
 
-    def waits(self) -> bool:
-        """Whether the next change hangs on predictions."""
-        return any(pair.switch.mode == "adaptive" and pair not in self._over for pair in self._path())
+    def _cause(self, outer: tuple[Pair, str] | None, pair: Pair, reason: str) -> tuple[Pair, str]:
+        """Of two pairs that change at once: the outer one, unless only the inner one has a fade or steps of its own."""
+        if outer is None or (outer[0] in self._over and not (outer[0].fade or outer[0].render_steps)):
+            return pair, reason
+        return outer
+
+    def waits(self, step: int) -> bool:
+        """Whether a change before ``step`` (0-based) hangs on predictions."""
+        rules = (pair.switch for pair in self._path() if pair.switch.mode == "adaptive" and pair not in self._over)
+        return any(rule.earliest(self.places) <= step < rule.latest(self.sigmas) for rule in rules)
 
     def follow(self, sigmas: Sequence[float], places: Sequence[float]) -> None:
         """The rest of the run has other steps: these levels, for all steps from the first."""

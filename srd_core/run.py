@@ -51,7 +51,8 @@ from .teacache.run import KEY as TEACACHE
 AtHandOver = Callable[[torch.Tensor, Turn], None]  # (x, the change), before the stage that takes over is loaded
 
 NO_FADE = "No fade to the {stage}: it needs two steps before the hand-over, in a latent of one size."
-SWINGS = "The last steps of the {stage} still change direction (guard {guard:.2f}), so the fade is held back."
+SWINGS = "The last two steps before the {stage} still change direction (guard {guard:.2f}), so the fade is held back."
+NOT_WALKED = "render_steps is not followed: {sampler} chooses its own noise levels or sizes, so it can't begin anew at the hand-over."
 ANEW = "{sampler} begins anew after step {step}, because the rest has steps of its own; a multistep sampler starts its history again."
 
 
@@ -176,7 +177,8 @@ class Run:
         if self.fade:
             self.fade.forget()
         self.request.clear()
-        self.host_callback = None
+        self.host_callback = self.at_end = None
+        self.outside = ()
 
     def _begins_step(self, timestep: torch.Tensor) -> bool:
         """Whether this call begins a step. Reading the noise level waits for the device, so that the seconds before it are the
@@ -187,7 +189,10 @@ class Run:
 
     def _choose_stage(self, x: torch.Tensor) -> None:
         step, turn = self.steps.step, self.route.turn(self.steps.step)
-        anew = turn is not None and turn.pair.render_steps and turn.forward and turn.last and turn.pair not in self.walked
+        anew = turn is not None and turn.walks and turn.pair not in self.walked
+        if anew and (self.steps.own_levels or x.shape != self.request["latent_image"].shape):
+            anew = False
+            self.books.report.notes.append(NOT_WALKED.format(sampler=self.books.report.sampler))
         if turn and anew:
             self._walk_rest(turn, step)
         if turn:
@@ -202,7 +207,7 @@ class Run:
         comfy.model_management.throw_exception_if_processing_interrupted()
         if self.at_hand_over:
             self.at_hand_over(x, turn)
-        self.leg.count = self.steps.steps + 1 - self.steps.step
+        self.leg.count = 0 if self.steps.padded else self.steps.steps + 1 - self.steps.step
         begin, leaving, coming = time.perf_counter(), self.stages[self.in_charge].model, self.stages[turn.to].model
         models = {name: stage.model for name, stage in self.stages.items()}
         bytes_at = {"before": memory.snapshot(coming, models)}
@@ -231,7 +236,7 @@ class Run:
         if turn.fade and not guards:
             notes.append(NO_FADE.format(stage=turn.to))
         elif guards and min(guards) < 0.5:
-            notes.append(SWINGS.format(stage=self.books.report.steps[-1].stage, guard=min(guards)))
+            notes.append(SWINGS.format(stage=turn.to, guard=min(guards)))
         levels = torch.tensor(self.steps.sigmas[self.steps.step : -1], dtype=torch.float64)
         return self.fade.shares(levels, guards) if guards else []
 

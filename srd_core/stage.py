@@ -45,6 +45,7 @@ class RenderSettings:
     offload_sketch: str = memory.AUTO  # what happens to the sketch's memory when the render comes, see memory.py
     fade: float = 0.0  # width of the fade at the hand-over, see fade.py; 0: a cut
     render_steps: int = 0  # steps for the rest of the schedule, see rest.py; 0: its own
+    anew: bool = False  # the sampler begins anew on that rest, also where it is known before the run
 
     def __post_init__(self) -> None:
         """Raises ValueError for settings that mean nothing."""

@@ -338,7 +338,7 @@ def test_what_is_no_text_to_video_cogvideox_is_refused_in_words(
     shapes = official("5b", 48, layers=2)
     refused(hollow_file(path, {k: v for k, v in shapes.items() if "blocks.1.ff" not in k}), "only a part", "3 more")
     refused(hollow_file(path, {k: v for k, v in shapes.items() if "proj_out" not in k}), "only a part", "proj_out.weight")
-    refused(hollow_file(path, {"blocks.0.weight": [2]}), "no CogVideoX", "Choose")
+    refused(hollow_file(path, {"blocks.0.weight": [2]}), "not a CogVideoX", "Choose")
     (tmp_path / "config.json").write_text(json.dumps({**oracle.config_of(networks["5b"]), "patch_size": 4}), "utf-8")
     comfy.utils.save_torch_file(networks["5b"].state_dict(), str(path))
     refused(path, "can't build", "Choose")
@@ -380,7 +380,7 @@ def test_files_of_other_families_are_left_to_the_host(tiny_file: Callable[..., P
     index = {"weight_map": {str(i): part.name for i, part in enumerate(parts)}}
     (folder / "wan.safetensors.index.json").write_text(json.dumps(index), "utf-8")
     for path in (folder, parts[1]):
-        with pytest.raises(ValueError, match="one of several shards, which only CogVideoX"):
+        with pytest.raises(ValueError, match="is a model in 2 shards. Only CogVideoX"):
             checkpoint.check_video_dit(path)
 
 

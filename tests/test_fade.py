@@ -12,7 +12,7 @@ import helpers
 import pytest
 import torch
 from hosting import module
-from test_cogvideox import cogvideox, folders, native, networks, text  # noqa: F401
+from test_cogvideox import cogvideox, folders, networks, text  # noqa: F401
 
 fade_module, pair, route = module("srd_core.fade"), module("srd_core.pair"), module("srd_core.route")
 reports, handover_nodes = module("srd_core.report.data"), module("nodes.handover")
@@ -43,9 +43,10 @@ def test_the_distance_is_that_of_the_logarithmic_signal_to_noise_ratio():
     assert fade_module.log_snr(10 * sigma, flow=False).tolist() == pytest.approx([-math.log(10 * s) for s in sigma.tolist()])
 
 
-def test_from_pure_noise_nothing_fades():
-    lambdas = fade_module.log_snr(torch.tensor([1.0, 0.9]), flow=True)
-    assert fade_module.weight(lambdas[1:], lambdas[:1], WIDTH).tolist() == [0.0]
+def test_from_pure_noise_and_above_nothing_fades():
+    """A multiplied schedule begins above 1."""
+    lambdas = fade_module.log_snr(torch.tensor([1.2, 1.1, 1.0, 0.9]), flow=True)
+    assert fade_module.weight(lambdas, lambdas[:1], WIDTH).tolist() == [0.0] * 4
 
 
 @pytest.mark.parametrize(("angle", "low", "high"), [(0.0, 1.0, 1.0), (0.3, 0.99, 1.0), (0.7227, 0.45, 0.55), (2.0, 0.0, 0.001)])
@@ -137,7 +138,6 @@ def test_a_flow_model_fades_as_a_loop_by_hand(steps: int, wan: Any):
     assert distance(run(faded(sketch, render, fade=0.0), conds, sigmas, noise), expected) > 1e-3
 
 
-@native
 @pytest.mark.parametrize("render_of", ["5b", "2b"])
 def test_cogvideox_fades_as_a_loop_by_hand_also_into_another_latent_space(render_of: str, folders: dict[str, Path]):  # noqa: F811
     conds = ([[text(1), {}]], [[text(2), {}]])

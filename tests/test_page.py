@@ -23,6 +23,7 @@ workflow_module = load_by_path("srd_workflow", REPOSITORY / "demo" / "workflow.p
 
 DEMO = REPOSITORY / "workflows" / "demo.json"
 FIRST_RELEASE = Path(__file__).parent / "data" / "workflow_first_release.json"
+LATER = [0, "", 0]  # what the page adds to SR Sampler of the first release: fade, sketch_steps, render_steps
 SAMPLER, INSPECTOR, LOADERS, SHIFT = 8, 12, (1, 2), 7  # node ids in the demo's workflow
 VERSION_1 = Path(__file__).parent / "data" / "report_version_1.json"
 BARS = [f".srd-bar.srd-stage-{place}" for place in range(4)]  # of the sketch, the render and further stages
@@ -586,8 +587,9 @@ def test_a_workflow_saved_from_the_page_and_loaded_again_is_unchanged(path: Path
     shipped = {node["id"]: node for node in json.loads(path.read_text("utf-8"))["nodes"]}
     for node in saved["nodes"]:
         if node["type"].startswith("SR"):
-            before = shipped[int(node["id"])].get("widgets_values") or []
-            assert (node.get("widgets_values") or [])[: len(before)] == before  # newer widgets come last
+            values, before = (each.get("widgets_values") or [] for each in (node, shipped[int(node["id"])]))
+            assert values[: len(before)] == before
+            assert values[len(before) :] == (LATER if path == FIRST_RELEASE and node["type"] == "SRSampler" else [])
 
 
 CHOOSE = """() => {

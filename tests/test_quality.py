@@ -149,7 +149,7 @@ def test_a_report_leaves_out_results_of_other_settings_and_other_prompts(tmp_pat
 
 @pytest.mark.one_host
 def test_the_readme_s_evidence_is_what_the_results_say():
-    text = (REPOSITORY / "README.md").read_text("utf-8")
+    text = (REPOSITORY / "docs" / "evidence.md").read_text("utf-8")
     start, end = quality_readme.MARKS
     told = text.split(f"{start}\n")[1].split(f"\n{end}")[0]
     lines = [json.loads(line) for line in (REPOSITORY / "bench" / "results" / "quality.jsonl").read_text("utf-8").splitlines()]

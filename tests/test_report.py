@@ -117,6 +117,28 @@ def test_the_first_step_of_a_stage_counts_where_few_others_are_there():
     assert figures.step_seconds(report, "render") == 5.0  # of 5, 5, 1
 
 
+def test_the_time_left_of_listed_steps_is_that_of_both_stages():
+    report = run_of("sssrrrr")
+    report.status, report.sigmas, report.switch = "running", [1.0] * 11, {"mode": "listed", "sketch_steps": "1-3, 9-10"}
+    assert figures.remaining(report) == figures.Left(2 * 3.0 + 1 * 1.0, bound=False)
+    assert figures.what_if(report) == []
+
+
+def test_of_listed_steps_only_the_stages_own_are_planned_to_be_reused():
+    report = run_of("sssrrrr")
+    report.status, report.sigmas, report.switch = "running", [1.0] * 13, {"mode": "listed", "sketch_steps": "1-3, 9-10"}
+    report.stage("render").teacache = {"table": "Wan", "threshold": 0.1, "first_step": 3, "reuse": [False] * 4 + [True] * 5}
+    assert figures.still_reused(report) == [8, 11, 12]
+
+
+@pytest.mark.parametrize("steps", ["1-", "x", 3, None])
+def test_a_report_whose_listed_steps_are_none_is_damaged(steps: Any):
+    report = run_of("ssr")
+    report.switch = {"mode": "listed", "sketch_steps": steps} if steps else {"mode": "listed"}
+    with pytest.raises(ValueError, match="damaged"):
+        Report.from_json(report.to_json())
+
+
 @pytest.mark.parametrize(("render", "words"), [(4.0, "0.86x: slower than the sketch alone (estimated)"),
                                                (1.0, "2.00x as fast as the sketch alone (estimated)"),
                                                (3.001, "1.00x as fast")])  # fmt: skip

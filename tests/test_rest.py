@@ -109,11 +109,13 @@ def test_an_adaptive_rest_begins_anew_from_where_the_sketch_ended(sampler: str, 
     assert torch.isfinite(latent).all() and report.status == "done"
     (hand_over,) = report.hand_overs
     k = hand_over.after_step
+    if sampler in OWN_LEVELS:
+        assert len(report.sigmas) == 21 and any("chooses its own noise levels or sizes" in note for note in report.notes)
+        return
     assert len(report.sigmas) == k + 3 + 1 and report.given_steps == 20
-    if sampler not in OWN_LEVELS:
-        assert [(s.step, s.stage) for s in report.steps] == [(i + 1, "sketch" if i < k else "render") for i in range(k + 3)]
-        assert [s.sigma for s in report.steps] == report.sigmas[:-1]
-        assert len(calls) == report.stage("sketch").calls
+    assert [(s.step, s.stage) for s in report.steps] == [(i + 1, "sketch" if i < k else "render") for i in range(k + 3)]
+    assert [s.sigma for s in report.steps] == report.sigmas[:-1]
+    assert len(calls) == report.stage("sketch").calls
     assert any("begins anew" in note for note in report.notes)
 
 
@@ -224,9 +226,63 @@ def test_a_render_that_has_no_rest_is_refused_before_any_step(wan: Any):
     assert not calls
 
 
-def test_the_two_halves_walk_the_rest_as_one_run(wan: Any):
+@pytest.mark.parametrize("sampler", ["euler", "uni_pc", "heunpp2", "dpmpp_2m_sde", "dpmpp_sde", "euler_ancestral"])
+def test_the_two_halves_of_an_adaptive_run_walk_the_rest_as_one_run(sampler: str, wan: Any):
+    from test_handover import rendered, sketched
+
+    how = {"switch_mode": "adaptive", "delta": 1e9, "switch_sigma": 0.0}
+    record = sketched(wan(), steps=20, sampler_name=sampler, **how)[0]
+    latent, report = rendered(record, wan(seed=1), render_steps=3)
+    one = helpers.ksampler(shortened(wan(), wan(seed=1), 3, RULES["adaptive"]), 20, sampler_name=sampler)
+    assert torch.equal(latent["samples"], one)
+    assert not any("noise here differs" in note for note in report.notes)
+
+
+def test_without_a_history_the_halves_of_a_known_rest_are_one_run_too(wan: Any):
     from test_handover import rendered, sketched
 
     record = sketched(wan(), steps=10, switch_mode="step", switch_step=4)[0]
     one = helpers.ksampler(shortened(wan(), wan(seed=1), 3, RULES["step"]), 10)
-    assert torch.equal(rendered(record, wan(seed=1), render_steps=3)[0]["samples"], one)
+    latent = rendered(record, wan(seed=1), render_steps=3)[0]["samples"]
+    assert float((latent - one).norm() / one.norm()) < 1e-5
+
+
+def test_a_run_that_begins_as_the_renders_is_walked_before_it_begins(wan: Any):
+    """adaptive, with a first level below switch_sigma: bit for bit the render over those levels, nothing begins anew."""
+    report, render = Report(), wan(seed=1)
+    latent = helpers.ksampler(shortened(wan(), render, 10, Switch(), report), 10, denoise=0.4, sampler_name="euler_ancestral")
+    assert torch.equal(latent, helpers.ksampler(render, 10, denoise=0.4, sampler_name="euler_ancestral"))
+    assert not report.notes
+
+
+@pytest.mark.parametrize("seed", [2**64 - 2])
+def test_the_last_seeds_have_a_next_one(seed: int, wan: Any):
+    model = shortened(wan(), wan(seed=1), 3, RULES["adaptive"])
+    assert torch.isfinite(helpers.ksampler(model, 10, seed=seed, sampler_name="euler_ancestral")).all()
+
+
+def test_a_sampler_that_enlarges_the_video_before_the_hand_over_is_not_begun_anew(wan: Any):
+    def growing(model: Any, x: Any, sigmas: Any, extra_args: Any = None, callback: Any = None, **_: Any) -> torch.Tensor:
+        ones = x.new_ones(len(x))
+        for i in range(len(sigmas) - 1):
+            if i == 2:
+                x = torch.nn.functional.interpolate(x, scale_factor=(1, 2, 2))
+            denoised = model(x, sigmas[i] * ones, **extra_args)
+            x = x + (x - denoised) / sigmas[i] * (sigmas[i + 1] - sigmas[i])
+            callback({"i": i, "denoised": denoised, "x": x})
+        return x
+
+    report = Report()
+    model = shortened(wan(), wan(seed=1), 3, RULES["adaptive"], report, fade=1.1)
+    guider = CFGGuider.execute(model, helpers.prompt(1), helpers.prompt(2), 3.0).args[0]
+    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", 20)
+    noise = (RandomNoise.execute(7).args[0], guider, comfy.samplers.KSAMPLER(growing), sigmas, helpers.empty_latent())
+    out = SamplerCustomAdvanced.execute(*noise).args[0]["samples"]
+    assert out.shape[-1] == 16 and any("render_steps is not followed" in note for note in report.notes)
+
+
+def test_a_list_that_render_steps_cut_short_is_refused_with_the_reason(wan: Any):
+    inner = shortened(wan(seed=1), wan(seed=2), 4, Switch("step", switch_step=6))
+    outer = pair.cooperate(wan(), inner, Switch("listed", sketch_steps="1-3, 18"), RenderSettings(), Report())
+    with pytest.raises(ValueError, match="the run has 10 steps, because render_steps makes them of 20"):
+        helpers.ksampler(outer, 20)

@@ -208,6 +208,31 @@ def test_a_list_is_final_once_nothing_changes_any_more():
     assert final == [False, False, False, False, True, True]
 
 
+def test_the_rule_of_a_part_that_comes_back_does_not_go_by_what_another_stage_showed():
+    inner = Pair("a", "b", Switch(switch_sigma=0.0))
+    route = Route(Pair(inner, "c", Switch("listed", sketch_steps="1-3, 9-20")), sigmas_of(uniform(20)), uniform(20))
+    for step in range(20):
+        route.turn(step)
+        if step == 8:
+            assert route.in_charge == "a"
+        route.criterion.note([0.5 - 0.0001 * step], route.places[step])
+        route._look(step)
+
+
+def test_of_two_pairs_that_change_at_once_the_one_with_a_fade_is_told():
+    inner = Pair("b", "c", Switch("step", switch_step=2), fade=1.1)
+    route = Route(Pair("a", inner, Switch("step", switch_step=4)), SIX, uniform(6))
+    turns = [turn for turn in map(route.turn, range(6)) if turn]
+    assert [(turn.to, turn.fade) for turn in turns] == [("c", 1.1)]
+
+
+@pytest.mark.parametrize("name", ["delta", "switch_sigma"])
+@pytest.mark.parametrize("mode", ["step", "listed", "sigma"])
+def test_a_number_that_is_none_is_refused_in_every_mode(mode: str, name: str):
+    with pytest.raises(ValueError, match=f"{name} is nan"):
+        Switch(mode, sketch_steps="1" if mode == "listed" else "", **{name: math.nan})
+
+
 def test_a_returning_pair_continues_where_it_was():
     """A pair inside has handed over once and for all."""
     high_low = Pair("high", "low", Switch("step", switch_step=1))

@@ -63,6 +63,16 @@ def test_the_sketch_half_needs_no_render_and_the_render_half_no_sketch():
     assert second["8"]["inputs"]["render_cfg"] == 2.0 and first["8"]["inputs"]["switch_step"] == 6
 
 
+def test_the_newest_settings_of_the_render_go_to_its_half_and_a_list_of_steps_is_refused():
+    both = graph()
+    both["8"]["inputs"] |= {"fade": 1.1, "render_steps": 4, "sketch_steps": ""}
+    assert "fade" not in spread.sketch_graph(both, "x")["8"]["inputs"]
+    assert {"fade": 1.1, "render_steps": 4}.items() <= spread.render_graph(both, "x")["8"]["inputs"].items()
+    both["8"]["inputs"]["sketch_steps"] = "1-3, 6"
+    with pytest.raises(spread.workflow.WorkflowError, match="sketch_steps"):
+        spread.sketch_graph(both, "x")
+
+
 def test_conditioning_of_the_render_alone_goes_to_the_render_half():
     both = graph() | {"11": {"class_type": "SRDemoTextEncode", "inputs": {"text": "own"}}}
     both["8"]["inputs"]["render_positive"] = ["11", 0]

@@ -36,13 +36,22 @@ WAN21, WAN21_KSAMPLER = "wan2.1_t2v_14B_to_1.3B", "wan2.1_t2v_14B_to_1.3B_ksampl
 WAN22, DEMO = "wan2.2_high_noise_to_wan2.1_1.3B", "demo"
 COG, COG_KSAMPLER = "cogvideox_5B_to_2B", "cogvideox_5B_to_2B_ksampler"
 COMPARE, SWEEP, ONCE = "compare_wan2.1_t2v_14B_to_1.3B", "delta_sweep", "sketch_once_render_many"
+FAST, FEW_STEP, THREE = f"{WAN21}_fast", "wan2.1_t2v_14B_few_step_render", "wan2.2_high_low_to_wan2.1_1.3B"
 KSAMPLER_OF = {name: f"{name}_ksampler" for name in (WAN21, COG)}
 OWN = (
     "SRLoadSketchDiT", "SRLoadRenderDiT", "SRSampler", "SRModel", "SRSwitchInspector", "SRCompare", "SRCogVideoXFix",
-    "SRTeaCache", "SRSketch", "SRRender", "SRSaveHandOver", "SRLoadHandOver",
+    "SRTeaCache", "SRSketch", "SRRender", "SRSaveHandOver", "SRLoadHandOver", "SRMeasurePair",
 )  # fmt: skip
 SMALL = {"width": 64, "height": 32, "length": 5}
 WIDE = {COMPARE: 2 * 64, SWEEP: 3 * 64 + 2 * 8}  # pixels of the saved video: clips side by side, 8 pixels between
+LOADERS = ("SRLoadSketchDiT", "SRLoadRenderDiT", "LoraLoaderModelOnly", "CLIPLoader", "VAELoader")
+LOADED = {THREE: ["SRLoadSketchDiT", "SRLoadRenderDiT", "SRLoadRenderDiT", "CLIPLoader", "VAELoader"],
+          FEW_STEP: ["SRLoadSketchDiT", "LoraLoaderModelOnly", "CLIPLoader", "VAELoader"]}  # fmt: skip
+OFFICIAL = ("https://huggingface.co/Comfy-Org/Wan_2.1_", "https://huggingface.co/Comfy-Org/Wan_2.2_")
+KIJAI = "https://huggingface.co/Kijai/WanVideo_comfy/resolve/main/Lightx2v/"  # of LoRAs
+LATER = {"SRSampler": 3, "SRModel": 3, "SRRender": 2}  # widgets that a file of the first release has no value for
+STEPS = {FEW_STEP: 14}  # of a workflow in which the render walks the rest in steps of its own
+STAGES = {THREE: ["sketch", "sketch 2", "render"]}
 VIDEOS = {ONCE: ["render", "render_teacache", "sketch_preview"]}  # of a workflow that saves more than one, without numbers
 
 TEXT_NODE = '''
@@ -68,7 +77,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:
     """Tiny files under the names that the workflows ship with, by the host's kind of folder."""
     folder = tmp_path_factory.mktemp("files")
     made: dict[str, list[Path]] = {"diffusion_models": [], "vae": [], "text_encoders": []}
-    wan = ("wan2.1_t2v_14B_fp8_scaled", "wan2.1_t2v_1.3B_fp16", "wan2.2_t2v_high_noise_14B_fp8_scaled")
+    wan21, wan22 = ("14B_fp8_scaled", "1.3B_fp16"), ("high_noise_14B_fp8_scaled", "low_noise_14B_fp8_scaled")
+    wan = [*(f"wan2.1_t2v_{model}" for model in wan21), *(f"wan2.2_t2v_{model}" for model in wan22)]
     for seed, model in enumerate(wan):
         path = folder / f"{model}.safetensors"
         comfy.utils.save_torch_file(helpers.wan_state_dict(seed, layers=1 + seed % 2), str(path))
@@ -82,7 +92,18 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:
         encoder = folder / f"{name}.safetensors"
         encoder.write_bytes(b"")  # only its name is looked at
         made["text_encoders"].append(encoder)
+    made["loras"] = [lora(folder / "lightx2v_T2V_14B_cfg_step_distill_v2_lora_rank64_bf16.safetensors")]
     return made
+
+
+def lora(path: Path) -> Path:
+    """A LoRA of rank 2 for the first block of a tiny Wan, random, under the keys of the file that it stands for."""
+    generator, weights = torch.Generator().manual_seed(5), {}
+    for layer in ("self_attn.q", "self_attn.v", "cross_attn.o"):
+        for part, shape in (("down", (2, helpers.DIM)), ("up", (helpers.DIM, 2))):
+            weights[f"diffusion_model.blocks.0.{layer}.lora_{part}.weight"] = torch.randn(shape, generator=generator) * 0.2
+    comfy.utils.save_torch_file(weights, str(path))
+    return path
 
 
 def cogvideox(folder: Path, kind: str, seed: int) -> Path:
@@ -188,7 +209,8 @@ def frames_of(server: Any, outputs: Mapping[str, Any], name: str | None = None) 
 
 
 def test_there_is_a_workflow_for_each_promise() -> None:
-    assert {WAN21, WAN21_KSAMPLER, WAN22, DEMO, COMPARE, SWEEP, ONCE, COG, COG_KSAMPLER} == set(NAMES)
+    plain, further = {WAN21, WAN21_KSAMPLER, WAN22, DEMO, COG, COG_KSAMPLER}, {COMPARE, SWEEP, ONCE}
+    assert plain | further | {FAST, FEW_STEP, THREE} == set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -228,16 +250,21 @@ def test_nodes_of_the_pack_carry_the_registry_s_name_so_that_the_manager_finds_i
     assert own and all(node["properties"]["cnr_id"] == project for node in own)
 
 
-@pytest.mark.parametrize("name", [WAN21, WAN21_KSAMPLER, WAN22, COMPARE, SWEEP, ONCE])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in (DEMO, COG, COG_KSAMPLER)])
 def test_every_model_file_comes_with_its_official_address(name: str) -> None:
-    loaders = ("SRLoadSketchDiT", "SRLoadRenderDiT", "CLIPLoader", "VAELoader")
-    chosen = [node for node in shipped(name)["nodes"] if node["type"] in loaders]
-    assert len(chosen) == 4
+    nodes = shipped(name)["nodes"]
+    (note,) = [node["widgets_values"][0] for node in nodes if node["type"] in workflow.NOTES]
+    chosen = [node for node in nodes if node["type"] in LOADERS]
+    usual = ["SRLoadSketchDiT", "SRLoadRenderDiT", "CLIPLoader", "VAELoader"]
+    assert sorted(node["type"] for node in chosen) == sorted(LOADED.get(name, usual))
     for node in chosen:
         (model,) = node["properties"]["models"]
         assert model["name"] == node["widgets_values"][0]
-        assert model["url"].startswith("https://huggingface.co/Comfy-Org/Wan_2.")
-        assert model["url"].endswith(f"/{model['directory']}/{model['name']}")
+        if model["directory"] == "loras":
+            assert model["url"] == KIJAI + model["name"]
+        else:
+            assert model["url"].startswith(OFFICIAL) and model["url"].endswith(f"/{model['directory']}/{model['name']}")
+        assert f"[{model['name']}]({model['url']}) in `models/{model['directory']}`" in note
 
 
 @pytest.mark.parametrize("name", [COG, COG_KSAMPLER])
@@ -260,7 +287,7 @@ def test_every_model_folder_comes_with_its_official_address_in_the_note(name: st
 
 def test_the_file_names_and_addresses_are_those_of_the_host_s_own_templates() -> None:
     folders = [Path(path).parent for path in comfyui_workflow_templates_core.__path__]
-    subjects = {WAN21: "wan", WAN22: "wan", COG: "void"}  # void: made of CogVideoX, with its VAE and text encoder
+    subjects = dict.fromkeys((WAN21, WAN22, FEW_STEP, THREE), "wan") | {COG: "void"}  # void: made of CogVideoX, with its VAE and text encoder
     for name in subjects.keys() & set(NAMES):
         pattern = f"comfyui_workflow_templates*/**/*{subjects[name]}*.json"
         texts = [path.read_text("utf-8") for folder in folders for path in folder.glob(pattern)]
@@ -309,6 +336,20 @@ def test_every_widget_has_exactly_one_value_and_it_is_allowed(name: str, info: M
             assert allowed is None or value in allowed, (node["class_type"], input_name, value)
             if kind in ("INT", "FLOAT"):
                 assert options["min"] <= value <= options["max"], (node["class_type"], input_name, value)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_file_from_before_the_newest_widgets_gives_the_same_graph(name: str, info: Mapping[str, Any]) -> None:
+    before, plain = (json.loads(json.dumps(shipped(name))) for _ in range(2))
+    own = [pair for pair in zip(before["nodes"], plain["nodes"]) if pair[0]["type"] in LATER]
+    for old, new in own:
+        count = LATER[old["type"]]
+        del old["widgets_values"][-count:]
+        defaults = [options["default"] for _, kind, options in workflow.specs(info[old["type"]]) if workflow.is_widget(kind, options)]
+        new["widgets_values"][-count:] = defaults[-count:]
+    assert own and workflow.to_api(before, info) == workflow.to_api(plain, info)
+    if name not in (FAST, FEW_STEP, THREE):
+        assert plain == shipped(name)
 
 
 def missing_are_new(class_type: str, missing: int) -> bool:
@@ -365,13 +406,15 @@ def test_a_shipped_workflow_runs_in_the_real_server_and_saves_its_video(
         shape = (SMALL["length"], SMALL["height"], WIDE.get(name, SMALL["width"]), 3)
         assert frames_of(server, outputs, video).shape == shape
     steps = next(node["inputs"]["steps"] for node in graph.values() if "steps" in node["inputs"])
+    walked, stages = STEPS.get(name, steps), STAGES.get(name, ["sketch", "render"])
     reports = reports_of(outputs)
     assert len(reports) == sum(node["class_type"] == "SRSwitchInspector" for node in graph.values())
     for report in reports:
-        assert report["status"] == "done" and len(report["steps"]) == steps == sum(stage["calls"] for stage in report["stages"])
+        assert report["status"] == "done" and len(report["steps"]) == walked == sum(stage["calls"] for stage in report["stages"])
+        assert report["given_steps"] in (steps, 0)
         if report["switch"]["delta"] >= 0.01:  # a smaller one may never be reached by random weights
-            assert len(report["hand_overs"]) == 1
-            assert {step["stage"] for step in report["steps"]} == {"sketch", "render"}
+            assert [hand_over["to"] for hand_over in report["hand_overs"]] == stages[1:]
+            assert {step["stage"] for step in report["steps"]} == set(stages)
 
 
 def test_the_wan_2_2_high_noise_model_never_runs_below_the_noise_it_was_trained_for(
@@ -382,6 +425,43 @@ def test_the_wan_2_2_high_noise_model_never_runs_below_the_noise_it_was_trained_
     render = [step["sigma"] for step in report["steps"] if step["stage"] == "render"]
     assert min(sketch) >= 0.875 > max(render)
     assert len(sketch) == 13  # what the workflow's note says
+
+
+def test_wan_2_2_high_noise_low_noise_and_the_small_model_each_run_the_steps_of_the_note(
+    server: Any, info: Mapping[str, Any]
+) -> None:
+    graph = ready(THREE, info)
+    (first,) = [node["inputs"] for node in graph.values() if node["class_type"] == "SRModel"]
+    assert graph[first["sketch"][0]]["class_type"] == "ModelSamplingSD3"  # the schedule is the high noise model's
+    report = report_of(run(server, graph))
+    sigmas = {stage: [step["sigma"] for step in report["steps"] if step["stage"] == stage] for stage in STAGES[THREE]}
+    assert min(sigmas["sketch"]) >= 0.875 > max(sigmas["sketch 2"])
+    assert [len(of_stage) for of_stage in sigmas.values()] == [13, 5, 12]
+    assert [(h["after_step"], h["reason"]) for h in report["hand_overs"]] == [(13, "sigma"), (18, "step")]
+    assert [bool(hand_over["fade"]) for hand_over in report["hand_overs"]] == [False, True]
+
+
+def test_the_few_step_render_runs_in_one_go_with_a_lora_that_the_sketch_does_not_see(
+    server: Any, info: Mapping[str, Any]
+) -> None:
+    graph = ready(FEW_STEP, info)
+    lora, loader = (workflow.find(graph, kind) for kind in ("LoraLoaderModelOnly", "SRLoadSketchDiT"))
+    outputs = run(server, graph)
+    report, frames = report_of(outputs), frames_of(server, outputs)
+    assert (report["given_steps"], len(report["sigmas"]) - 1, report["sampler"]) == (50, STEPS[FEW_STEP], "euler")
+    assert [(h["after_step"], h["reason"]) for h in report["hand_overs"]] == [(10, "step")]
+    assert not [note for note in report["notes"] if "anew" in note]
+    again = graph[loader] | {"class_type": "SRLoadRenderDiT"}  # weights of its own under the LoRA: the same video
+    apart = workflow.set_inputs(graph | {"again": again}, lora, model=["again", 0])
+    assert np.array_equal(frames_of(server, run(server, apart)), frames)
+    without = workflow.set_inputs(graph, lora, strength_model=0.0)
+    assert not np.array_equal(frames_of(server, run(server, without)), frames)
+
+
+def test_the_fast_workflow_is_the_plain_one_with_a_fade_and_a_render_without_guidance(info: Mapping[str, Any]) -> None:
+    plain, fast = (workflow.to_api(shipped(name), info) for name in (WAN21, FAST))
+    sampler = workflow.find(plain, "SRSampler")
+    assert fast == workflow.set_inputs(plain, sampler, fade=1.1, render_cfg=1)
 
 
 @pytest.mark.parametrize("name", KSAMPLER_OF)
@@ -424,11 +504,13 @@ def test_the_delta_sweep_differs_in_delta_only(info: Mapping[str, Any]) -> None:
     assert len({json.dumps({**inputs, "delta": None}, sort_keys=True) for inputs in samplers}) == 1
 
 
+DOCUMENTS = ["README.md", *(f"docs/{path.name}" for path in (REPOSITORY / "docs").glob("*.md")), *(f"web/docs/{n}.md" for n in OWN)]
+
 # --- what the README and the help pages say ---------------------------------------------------------------------------
 
 
 def test_the_readme_s_table_of_pairs_is_the_data() -> None:
-    readme = (REPOSITORY / "README.md").read_text("utf-8")
+    readme = (REPOSITORY / "docs" / "pairs.md").read_text("utf-8")
     for pair in module("srd_core.families").PAIRS:
         assert f"| {pair.sketch} | {pair.render} | {pair.tried} |" in readme
 
@@ -441,10 +523,10 @@ def test_every_node_has_a_help_page_that_names_each_input_and_output(node_id: st
     assert not [name for name in names if not re.search(rf"\b{re.escape(name)}\b", page)]
 
 
-@pytest.mark.parametrize("document", ["README.md", *(f"web/docs/{node_id}.md" for node_id in OWN)])
+@pytest.mark.parametrize("document", DOCUMENTS)
 def test_every_file_that_a_document_links_to_or_names_is_there(document: str) -> None:
     path = REPOSITORY / document
     text = path.read_text("utf-8")
-    links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link and "/actions/" not in link]
     assert not [link for link in links if not (path.parent / link).exists()]
     assert not [name for name in re.findall(r"`(workflows/[^`]+)`", text) if not (REPOSITORY / name).is_file()]

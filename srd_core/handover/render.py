@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -79,6 +79,7 @@ def render_from(record: SketchRecord, render: ModelPatcher, settings: RenderSett
             f"does not have (sketched with ComfyUI {record.host})."
         )
     check_plain(RENDER, render)
+    settings = replace(settings, anew=True)  # the sketch's calls are those of the whole schedule
     stand_in = _stand_in(record, render)
     stand_in.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, KEY, _load_nothing)
     replay = Replay(record, report)

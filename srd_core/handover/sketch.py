@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -28,6 +28,7 @@ from ..route import RENDER, SKETCH, Pair, Switch, Turn
 from ..run import Run
 from .record import NOTED, Call, Schedule, SketchRecord, samples_of
 
+Keep = Callable[[torch.Tensor], torch.Tensor]
 POST_CFG = "sampler_post_cfg_function"  # model option: what *_cfg_pp samplers add a function to
 
 
@@ -122,11 +123,15 @@ class Recorder:
         raise HandedOver
 
 
+def _on_the_cpu(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().to("cpu", copy=True)
+
+
 def noting(
-    guider: Any, call: inspect.BoundArguments, only_beside_others: bool = False
+    guider: Any, call: inspect.BoundArguments, only_beside_others: bool = False, keep: Keep = _on_the_cpu
 ) -> tuple[inspect.BoundArguments, dict[str, torch.Tensor]]:
     """(a PREDICT_NOISE ``call`` that notes what functions added to the guidance are given, those tensors by NOTED once it is
-    made). ``only_beside_others``: where the sampler added such functions itself."""
+    made). ``only_beside_others``: where the sampler added such functions itself. ``keep``: what becomes of a tensor."""
     noted: dict[str, torch.Tensor] = {}
     options = call.arguments.get("model_options", {})
     added_from = len(guider.model_options.get(POST_CFG, []))
@@ -134,13 +139,13 @@ def noting(
     if functions or not only_beside_others:
         call = PREDICT_NOISE.bind(*call.args, **call.kwargs)
         own = options.get(POST_CFG, [])[:added_from]
-        call.arguments["model_options"] = {**options, POST_CFG: [*own, partial(_note, noted), *functions]}
+        call.arguments["model_options"] = {**options, POST_CFG: [*own, partial(_note, noted, keep), *functions]}
     return call, noted
 
 
-def _note(noted: dict[str, torch.Tensor], args: dict[str, Any]) -> torch.Tensor:
+def _note(noted: dict[str, torch.Tensor], keep: Keep, args: dict[str, Any]) -> torch.Tensor:
     """In front of the functions that a sampler added to the guidance: keep what they are given."""
-    noted.update({name: args[name].detach().to("cpu", copy=True) for name in NOTED})
+    noted.update({name: keep(args[name]) for name in NOTED})
     return args["denoised"]
 
 

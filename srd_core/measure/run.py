@@ -130,7 +130,7 @@ class Recorder:
     ) -> torch.Tensor:
         """PREDICT_NOISE wrapper around the run's own: x [B, C, ...], timestep [B]; returns what the run returns."""
         self.call = PREDICT_NOISE.bind(executor.class_obj, x, timestep, *args, **kwargs)
-        call, noted = noting(executor.class_obj, self.call)
+        call, noted = noting(executor.class_obj, self.call, keep=torch.Tensor.detach)
         before = self.run.steps.step
         prediction = executor(*call.args[1:], **call.kwargs)
         step = self.run.steps.step
@@ -155,6 +155,8 @@ def _compare(recorder: Recorder, stage: Stage, measured: Measured) -> None:
     measured.steps, measured.sketch, measured.render = run.steps.steps, name_of(run.stages[SKETCH].model), name_of(stage.model)
     measured.sketch_seconds = step_seconds(run.books.report, SKETCH) or 0.0
     flow = kind_of(run.stages[SKETCH].model.get_model_object("model_sampling")) == FLOW
+    if len(recorder.kept) < 2:
+        raise ValueError(f"{run.books.report.sampler} took too few of the schedule's steps to measure. Choose another sampler or more steps.")
     memory.end_malloc_graph()
     run.load(RENDER, recorder.kept[0].x)
     seconds, progress = [], comfy.utils.ProgressBar(len(recorder.kept))
@@ -176,7 +178,7 @@ def _rendered(recorder: Recorder, stage: Stage, kept: Kept) -> dict[str, torch.T
     device = call.arguments["x"].device
     own = PREDICT_NOISE.bind(*call.args, **call.kwargs)
     own.arguments["x"], own.arguments["timestep"] = kept.x.to(device), kept.sigma.to(device)
-    own, noted = noting(guider, own)
+    own, noted = noting(guider, own, keep=torch.Tensor.detach)
     prediction = stage.predict(own)
     recorder.run.finite.watch(prediction, partial(recorder.run.not_finite, RENDER, kept.step, kept.sigma))
     recorder.run.finite.check(wait=True)

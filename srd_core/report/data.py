@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, NoReturn
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
+from ..route import LISTED, read_steps
 from .version1 import upgraded
 
 VERSION = 2
@@ -202,6 +203,11 @@ def _check_sense(report: Report) -> None:
 
 
 def _is_switch(switch: dict[str, Any]) -> bool:
+    if switch.get("mode") == LISTED:
+        try:
+            read_steps(switch.get("sketch_steps", "-"))
+        except (ValueError, AttributeError):
+            return False
     return all(isinstance(v, str) if name in ("mode", "sketch_steps") else _is_number(v) for name, v in switch.items())
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+from ..route import LISTED, read_steps
 from ..teacache.plan import RET_STEPS, reuse_plan
 from .data import Report, StageReport
 
@@ -64,10 +65,24 @@ def remaining(report: Report) -> Left | None:
     stage, each = in_charge(report), medians(report)
     if stage is None or (stage.name, False) not in each:
         return None
-    left = total_steps(report) - sum(s.seconds is not None for s in report.steps)
-    reuses = len(still_reused(report))
-    seconds = max(left - reuses, 0) * each[stage.name, False] + reuses * each.get((stage.name, True), 0.0)
-    return Left(seconds, bound=stage is not report.stages[-1])
+    reuses, seconds = len(still_reused(report)), 0.0
+    to_come = _to_come(report, stage.name)
+    for name, steps in to_come.items():
+        own = reuses if name == stage.name else 0
+        computed = each.get((name, False), each[stage.name, False])  # a stage that has not run: as the present one
+        seconds += max(steps - own, 0) * computed + own * each.get((name, True), 0.0)
+    known = len(to_come) > 1 and all((name, False) in each for name in to_come)
+    return Left(seconds, bound=not known and stage is not report.stages[-1])
+
+
+def _to_come(report: Report, present: str) -> dict[str, int]:
+    """Steps to come by stage: of a list of steps as it says, else all of the ``present`` stage."""
+    done, total = sum(s.seconds is not None for s in report.steps), total_steps(report)
+    if report.switch.get("mode") != LISTED or len(report.stages) != 2:
+        return {present: total - done}
+    listed = sum(done < step <= total for step in read_steps(report.switch["sketch_steps"]))
+    first, then = (stage.name for stage in report.stages)
+    return {first: listed, then: total - done - listed}
 
 
 def speed_up(report: Report) -> float | None:
@@ -103,7 +118,11 @@ def planned_reuses(report: Report, stage: StageReport) -> set[int]:
     if not plan.get("table"):
         return set()
     planned = {plan.get("first_step", 0) + i + 1 for i, reuse in enumerate(plan.get("reuse", [])) if reuse}
-    ran = {s.step for s in report.steps if s.stage == stage.name and s.seconds is not None and not s.reused}
+    if report.switch.get("mode") == LISTED and len(report.stages) == 2:
+        listed = read_steps(report.switch["sketch_steps"])
+        planned = planned & listed if stage is report.stages[0] else planned - listed
+    before = {s.step + 1: s.stage for s in report.steps}  # after another stage's step there is nothing to reuse
+    ran = {s.step for s in report.steps if s.stage == stage.name == before.get(s.step) and s.seconds is not None and not s.reused}
     return set() if planned & ran else planned
 
 

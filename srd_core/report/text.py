@@ -46,8 +46,11 @@ def describe_rest(report: Report) -> str:
     steps = len(report.sigmas) - 1
     if not report.hand_overs or report.given_steps in (0, steps):
         return ""
-    k = report.hand_overs[-1].after_step
-    return f"Steps: {steps} in the place of {report.given_steps} (the rest after step {k} is walked in {steps - k})"
+    where = ""
+    if len(report.hand_overs) == 1:
+        k = report.hand_overs[0].after_step
+        where = f" (the rest after step {k} is walked in {steps - k})"
+    return f"Steps: {steps} in the place of {report.given_steps}{where}"
 
 
 def describe_memory(hand_over: HandOver) -> str:
