@@ -9,6 +9,7 @@ node: see page_only.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import asdict, fields
 from functools import partial
 from typing import Any
@@ -46,6 +47,21 @@ def add_route() -> None:
         running.routes.get(ROUTE)(_answer)
         running.routes.get(QUEUED)(_queued)
         running.routes.post(READ)(_read)
+
+
+@page_only("the page's questions are not answered")
+def answer_posts(path: str, reply: Callable[[Any], dict[str, Any]]) -> None:
+    """Answer POST of JSON on ``path`` by what ``reply`` makes of it; what it can't read, by a sentence and status 400."""
+
+    async def answer(request: web.Request) -> web.Response:
+        try:
+            return web.json_response(reply(await request.json()))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            return web.json_response({"problem": str(error)}, status=400)
+
+    running = server()
+    if running is not None:
+        running.routes.post(path)(answer)
 
 
 async def _answer(request: web.Request) -> web.Response:

@@ -7,12 +7,11 @@ from typing import Any
 
 import comfy.model_sampling
 import comfy.samplers
-from aiohttp import web
 
 from ..srd_core.checks import check_switch
 from ..srd_core.levels import places_of
 from ..srd_core.route import LISTED, RENDER, SKETCH, Pair, Switch
-from .common import page_only, server
+from . import live
 from .sampler import check_sampling
 
 PLAN = "/srdiffusion/plan"
@@ -23,21 +22,9 @@ SWITCHING = {"switch_mode": str, "delta": float, "fix_step": int, "max_step": in
 MOST_STEPS = 10000  # as SR Sampler takes them
 
 
-@page_only("the page is not told what settings mean before the run")
 def add_route() -> None:
-    """Answer POST of a node's settings on PLAN."""
-    running = server()
-    if running is not None:
-        running.routes.post(PLAN)(_answer)
-
-
-async def _answer(request: web.Request) -> web.Response:
-    try:
-        asked = await request.json()
-        found = plan(asked["settings"], asked.get("models", []))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        return web.json_response({"problem": str(error)}, status=400)
-    return web.json_response(found)
+    """Answer POST of {settings, models} on PLAN."""
+    live.answer_posts(PLAN, lambda asked: plan(asked["settings"], asked.get("models", [])))
 
 
 def plan(settings: dict[str, Any], models: list[dict[str, Any]]) -> dict[str, Any]:
