@@ -14,7 +14,7 @@ VERSIONS = 0.24.0 0.26.0 0.27.0 0.30.0
 # What a change of the host would break: the invariants, what happens on errors and short memory, the node contract, the
 # shipped workflows in its real server, the hand-over files, and the installed archive with its help pages, texts and templates.
 CORE = $(addprefix tests/test_,cooperation.py faults.py finite.py handover.py memory.py nodes.py workflows.py registry.py locales.py \
-    host_versions.py)
+    host_versions.py fade.py rest.py many_stages.py leg.py)
 PAGE_TESTS = tests/test_page.py
 # A person's words reach the demo through the environment, exactly as typed: neither make nor the shell reads them.
 ifdef PROMPT
