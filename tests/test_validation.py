@@ -107,7 +107,7 @@ def test_sr_sampler_refuses_when_it_is_queued(values: Any, where: str, words: st
         ({"cfg": "nan"}, "cfg is nan; it must be a number"),
         ({"render_cfg": "nan"}, "render_cfg is nan; it must be a number"),
         ({"delta": "nan"}, "delta is nan; it must be above 0"),
-        ({"switch_sigma": "nan"}, "switch_sigma is not a number"),
+        ({"switch_sigma": "nan"}, "switch_sigma is nan; it must be a number"),
         ({"denoise": "nan"}, "denoise is nan; it must be a number"),
         ({"teacache": "nan"}, "teacache is nan; the threshold must be"),
     ],
