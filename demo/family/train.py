@@ -1,7 +1,8 @@
-"""Train the tiny Wan family from nothing: latent statistics, sketch, render, deep sketch, vae, export.
+"""Train the tiny Wan family from nothing: latent statistics, sketch, render, vae, export.
 
     COMFYUI_PATH=/path/to/ComfyUI python demo/family/train.py            # everything, resumes where it stopped
     python demo/family/train.py --stage sketch --sketch-steps 6000       # one stage
+    python demo/family/train.py --stage deep --deep-steps 750            # a sketch of ten blocks (does not ship)
     python demo/family/train.py --quick                                  # smoke: every stage for a few steps
 """
 
@@ -104,7 +105,8 @@ class Plan:
     steps: int
     sigmas: Callable[[int, torch.Generator], torch.Tensor]
     seed: int
-    taught: bool = False  # by the sketch, below sigma 0.8: see `Lessons`
+    taught_until: int = 0  # steps that the sketch teaches, below sigma 0.8, on videos of the large size: see `Lessons`
+    weighted: bool = False  # the loss weighs 4 sigma (1 - sigma), about one over a good network's error at that level
     grown: tuple[int, ...] = ()  # starts as the finished sketch with a block inserted behind each of these
     small: float = 0.0
     stills: float = 0.0
@@ -204,7 +206,7 @@ class Lessons:
 
     @torch.no_grad()
     def _answered(self, first: int, steps: int) -> list[torch.Tensor]:
-        geometry = self.geometry[_size_of(self.plan, first)]
+        geometry = self.geometry[SIZE]
         drawn = [_draw_batch(self.plan, first + i, geometry, self.latent) for i in range(steps)]
         self.size = len(drawn[0][0])
         x0, text, sigma, noise = (torch.cat(part) for part in zip(*drawn))
@@ -238,14 +240,14 @@ def train_dit(plan: Plan, geometry: Geometries, latent: lat.Latent, folder: Path
     run = Training(plan, folder, dit.grown(sketch, plan.grown) if sketch and plan.grown else None)
     predict = torch.compile(dit.velocity, dynamic=False) if compiled else dit.velocity
     lessons = None
-    if plan.taught and sketch:
+    if run.step < plan.taught_until and sketch:
         teacher = dit.build(dit.SKETCH, 0).requires_grad_(False)
         teacher.load_state_dict(sketch)
         lessons = Lessons(plan, teacher.to(DEVICE), geometry, latent, compiled)
     started, first, kept, smooth = time.time(), run.step, time.time(), dict[str, float]()
     with dit.trainable_host():
         while run.step < plan.steps:
-            if lessons:
+            if lessons and run.step < plan.taught_until:
                 x, sigma, text, target = lessons.batch(run.step)
             else:
                 x0, text, sigma, noise = _draw_batch(plan, run.step, geometry[_size_of(plan, run.step)], latent)
@@ -254,7 +256,7 @@ def train_dit(plan: Plan, geometry: Geometries, latent: lat.Latent, folder: Path
             with torch.autocast(DEVICE.type, torch.bfloat16):
                 v = predict(run.model, x, sigma, text)
             errors = (v.float() - target).square().flatten(1).mean(1)
-            loss = (4 * sigma * (1 - sigma) * errors).mean() if lessons else errors.mean()
+            loss = (4 * sigma * (1 - sigma) * errors).mean() if plan.weighted else errors.mean()
             loss.backward()
             run.update()
             kind = "still" if x.shape[2] == 1 else "video"
@@ -430,7 +432,8 @@ def plans(args: argparse.Namespace) -> dict[str, Plan]:
     """The recipes of the DiTs, in order."""
     return {
         "sketch": Plan("sketch", dit.SKETCH, args.sketch_steps, sketch_sigmas, seed=11, stills=0.5, stills_until=0.6),
-        "render": Plan("render", dit.RENDER, args.render_steps, render_sigmas, seed=12, taught=True, decay=0.5),
+        "render": Plan("render", dit.RENDER, args.render_steps, render_sigmas, seed=12, taught_until=4009,
+                       weighted=True, small=0.1, decay=0.5),
         "deep": Plan("deep", dit.DEEP, args.deep_steps, sketch_sigmas, seed=14, grown=dit.GROWN, small=0.25,
                      muon=1e-3, adam=5e-4, warmup=50, decay=0.9, ema=0.99),
     }
@@ -442,8 +445,8 @@ def main() -> None:
     parser.add_argument("--comfyui", help="ComfyUI's folder (default: COMFYUI_PATH)")
     parser.add_argument("--stage", choices=("sketch", "render", "deep", "vae", "export", "all"), default="all")
     parser.add_argument("--sketch-steps", type=int, default=7000)
-    parser.add_argument("--render-steps", type=int, default=7000)
-    parser.add_argument("--deep-steps", type=int, default=750)
+    parser.add_argument("--render-steps", type=int, default=8000)
+    parser.add_argument("--deep-steps", type=int, default=0, help="0: no deep sketch")
     parser.add_argument("--vae-steps", type=int, default=1500)
     parser.add_argument("--weights", type=Path, default=HERE / "weights")
     parser.add_argument("--geometries", type=int, default=24000)
@@ -466,11 +469,11 @@ def run(args: argparse.Namespace, folder: Path) -> None:
     latent = load_latent(folder)
     geometry: Geometries = {}
     for name, plan in plans(args).items():
-        if args.stage in (name, "all"):
+        if args.stage in (name, "all") and plan.steps:
             for size in (SIZE, SMALL) if plan.small else (SIZE,):
                 if size not in geometry:
                     geometry[size] = make_geometry(latent, args.geometries, 1, size)
-            sketch = finished_sketch(folder, args.weights) if plan.taught or plan.grown else None
+            sketch = finished_sketch(folder, args.weights) if plan.taught_until or plan.grown else None
             train_dit(plan, geometry, latent, folder, not args.no_compile, sketch)
     if args.stage in ("vae", "all"):
         train_vae(args.vae_steps, latent, folder)
