@@ -15,14 +15,14 @@ HOOKS = {
     "comfy.ldm.cogvideo.model": "get_timestep_embedding",
     "comfy.ldm.modules.attention": "REGISTERED_ATTENTION_FUNCTIONS get_attention_function optimized_attention",
     "comfy.ldm.wan.model": "sinusoidal_embedding_1d",
-    "comfy.model_base": "BaseModel",
+    "comfy.model_base": "BaseModel.apply_model",
     "comfy.model_detection": "model_config_from_unet unet_prefix_from_state_dict",
-    "comfy.model_management": "InterruptProcessingException OOM_EXCEPTION cuda_device_context current_loaded_models dtype_size free_memory get_free_memory "
+    "comfy.model_management": "InterruptProcessingException OOM_EXCEPTION cuda_device_context current_loaded_models dtype_size free_memory get_free_memory get_total_memory "
     "is_device_cpu is_oom loaded_models soft_empty_cache "
     "throw_exception_if_processing_interrupted",
     "comfy.model_patcher": "ModelPatcher create_model_options_clone",
     "comfy.model_prefetch": "__name__",  # newer hosts have functions there that are asked for when they are needed
-    "comfy.model_sampling": "ModelSamplingDiscrete V_PREDICTION rescale_zero_terminal_snr_sigmas",
+    "comfy.model_sampling": "CONST ModelSamplingDiscrete ModelSamplingDiscreteFlow V_PREDICTION rescale_zero_terminal_snr_sigmas",
     "comfy.multigpu": "MultiGPUThreadPool",
     "comfy.ops": "fp8_ops.Linear manual_cast.Linear",
     "comfy.patcher_extension": "PatcherInjection WrapperExecutor.new_class_executor WrappersMP.APPLY_MODEL WrappersMP.CALC_COND_BATCH WrappersMP.DIFFUSION_MODEL "
@@ -30,11 +30,11 @@ HOOKS = {
     "comfy.sample": "prepare_noise sample_custom",
     "comfy.sampler_helpers": "cleanup_models convert_cond estimate_memory get_additional_models "
     "prepare_model_patcher prepare_model_patcher_multigpu_clones prepare_sampling",
-    "comfy.samplers": "CFGGuider.outer_predict_noise CFGGuider.outer_sample CFGGuider.set_cfg KSampler.SAMPLERS "
+    "comfy.samplers": "CFGGuider.outer_predict_noise CFGGuider.outer_sample CFGGuider.set_cfg KSAMPLER.sample KSampler.SAMPLERS "
     "KSampler.SCHEDULERS calculate_start_end_timesteps cast_to_load_options filter_registered_hooks_on_conds "
     "get_total_hook_groups_in_conds preprocess_conds_hooks process_conds sampler_object",
     "comfy.sd": "load_diffusion_model_state_dict",
-    "comfy.utils": "PROGRESS_BAR_ENABLED get_attr load_torch_file reshape_mask state_dict_prefix_replace",
+    "comfy.utils": "PROGRESS_BAR_ENABLED ProgressBar get_attr load_torch_file reshape_mask state_dict_prefix_replace",
     "comfy_api.latest": "ComfyExtension io.Schema.search_aliases ui",
     "comfy_execution.utils": "get_executing_context",
     "comfyui_version": "__version__",
