@@ -236,7 +236,3 @@ def test_a_host_without_a_malloc_graph_is_left_alone(monkeypatch: pytest.MonkeyP
     monkeypatch.delattr(prefetch_module(monkeypatch), "pause_malloc_graph", raising=False)
     with blocks.pause_malloc_graph():
         pass
-    monkeypatch.delattr(sys.modules["comfy"], "model_prefetch", raising=False)
-    monkeypatch.setitem(sys.modules, "comfy.model_prefetch", None)
-    with blocks.pause_malloc_graph():
-        pass
