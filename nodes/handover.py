@@ -16,11 +16,10 @@ from ..srd_core.handover.record import Settings, SketchRecord
 from ..srd_core.handover.render import load, render_from
 from ..srd_core.handover.sketch import preview_of, sketch_alone
 from ..srd_core.report.data import Report
-from ..srd_core.route import Switch
 from ..srd_core.stage import RenderSettings
 from . import live
 from .common import CATEGORY, SEARCH_ALIASES, SRReport, defaults
-from .sampler import SRSampler, check_sampling
+from .sampler import SRSampler, check_sampling, switch_of
 
 SRHandOver = io.Custom("SR_HAND_OVER")
 ALIASES = [*SEARCH_ALIASES, "hand-over", "sketch once render many", "draft once", "two machines"]
@@ -78,7 +77,7 @@ class SRSketch(io.ComfyNode):
         settings = Settings(seed, sampler_name, scheduler, steps, cfg, denoise, indices and [int(i) for i in indices])
         record = SketchRecord(settings, noise_mask=latent.get("noise_mask"))
         live.follow(cls, record.report)
-        model = sketch_alone(sketch, Switch(rule.pop("switch_mode"), **rule), record)
+        model = sketch_alone(sketch, switch_of(rule), record)
         (preview,) = nodes.common_ksampler(
             model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent, denoise=denoise
         )

@@ -66,27 +66,20 @@ class SRMeasurePair(io.ComfyNode):
         cls,
         sketch: ModelPatcher,
         render: ModelPatcher,
-        positive: list[Any],
-        negative: list[Any],
-        latent: dict[str, Any],
-        seed: int,
-        steps: int,
-        cfg: float,
-        sampler_name: str,
-        scheduler: str,
-        denoise: float,
         speed_up: float = 2.5,
         points: int = 12,
         render_positive: list[Any] | None = None,
         render_negative: list[Any] | None = None,
+        **sampling: Any,
     ) -> io.NodeOutput:
-        check_numbers(cfg=cfg, denoise=denoise, speed_up=speed_up)
-        if denoise <= 0:
+        """``sampling``: by SAMPLING, named as the host's own sampling call names them."""
+        check_numbers(cfg=sampling["cfg"], denoise=sampling["denoise"], speed_up=speed_up)
+        if sampling["denoise"] <= 0:
             raise ValueError("denoise is 0: there is no step to measure. Set it above 0.")
         measured = Measured()
         settings = RenderSettings(positive=render_positive, negative=render_negative)
         model = measuring(sketch, render, settings, points, measured, Report())
-        nodes.common_ksampler(model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent, denoise=denoise)
+        nodes.common_ksampler(model, **sampling)
         advice = advise(measured, speed_up)
         plot, summary = as_image(draw(measured, advice)), describe(measured, advice, speed_up)
         return io.NodeOutput(advice.fade, advice.switch_step, plot, summary, ui=preview(cls, plot, summary))

@@ -12,7 +12,7 @@ from ..srd_core.checks import check_switch
 from ..srd_core.levels import places_of
 from ..srd_core.route import LISTED, RENDER, SKETCH, Pair, Switch
 from . import live
-from .sampler import check_sampling
+from .sampler import check_sampling, mode_of, switch_of
 
 PLAN = "/srdiffusion/plan"
 SHIFTS = "ModelSamplingSD3"  # the node that gives a MODEL a flow schedule by its `shift`
@@ -34,11 +34,11 @@ def plan(settings: dict[str, Any], models: list[dict[str, Any]]) -> dict[str, An
     """
     if missing := [name for name in SWITCHING if name not in settings]:
         return {"mode": settings.get("switch_mode") if missing != ["switch_mode"] else None}
-    steps, listed = settings.get("steps"), str(settings.get("sketch_steps") or "").strip()
-    found: dict[str, Any] = {"mode": LISTED if listed else settings["switch_mode"], "steps": steps}
+    steps = settings.get("steps")
+    found: dict[str, Any] = {"mode": mode_of(settings), "steps": steps}
     try:
-        rule: dict[str, Any] = {name: kind(settings[name]) for name, kind in SWITCHING.items() if name != "switch_mode"}
-        switch = Switch(**rule | {"mode": found["mode"], "sketch_steps": listed})
+        rule: dict[str, Any] = {name: kind(settings[name]) for name, kind in SWITCHING.items()}
+        switch = switch_of(rule | {"sketch_steps": settings.get("sketch_steps")})
         if not isinstance(steps, int) or not 0 < steps <= MOST_STEPS:
             return found
         check_sampling(steps, 1.0, 1.0, settings)
@@ -47,7 +47,7 @@ def plan(settings: dict[str, Any], models: list[dict[str, Any]]) -> dict[str, An
         if switch.mode in ("step", LISTED):
             if switch.mode == LISTED:
                 check_switch(Pair(SKETCH, RENDER, switch, render_steps=render_steps), [1.0] * steps)
-            return found | {"latest": len(switch.listed) if listed else switch.switch_step} | rest
+            return found | {"latest": len(switch.listed) if switch.mode == LISTED else switch.switch_step} | rest
     except ValueError as error:
         return found | {"problem": str(error)}
     shift = shift_of(models)
@@ -75,7 +75,7 @@ def schedule(settings: dict[str, Any], shift: float) -> tuple[list[float], list[
     sampling = Sampling()
     sampling.set_parameters(shift=shift, multiplier=1000)
     model = SimpleNamespace(get_model_object=lambda name: sampling)
-    how = {name: settings[name] for name in ("sampler", "scheduler", "denoise") if name in settings}
+    how = {name: settings[name] for name in ("scheduler", "denoise") if name in settings}
     how["sampler"] = settings.get("sampler_name")
     sigmas = [float(s) for s in comfy.samplers.KSampler(model, settings["steps"], "cpu", **how).sigmas]
     return sigmas, places_of(sampling, sigmas[:-1])

@@ -121,7 +121,7 @@ def _switching() -> list[io.Input]:
             step=0.1,
             round=0.01,
             advanced=True,
-            tooltip="The sketch's last change fades into the render, so that the hand-over is no cut: nearer to the sketch at the "
+            tooltip="The sketch's last change fades into the render, so that the hand-over is not a cut: nearer to the sketch at the "
             "same cost. 0: a cut, as in the paper. 1.1 is the measured value; larger holds it longer.",
         ),
         io.String.Input(
@@ -152,6 +152,17 @@ def _unreadable(sketch_steps: str | None) -> str | None:
     return None
 
 
+def mode_of(rule: dict[str, Any]) -> str:
+    """What decides by these widget values: a list of steps stands in for the mode."""
+    return LISTED if str(rule.get("sketch_steps") or "").strip() else rule["switch_mode"]
+
+
+def switch_of(rule: dict[str, Any]) -> Switch:
+    """The rule that these widget values make. Raises ValueError for one that no run could follow."""
+    own = {name: rule[name] for name in ("delta", "fix_step", "max_step", "switch_step", "switch_sigma")}
+    return Switch(mode_of(rule), **own, sketch_steps=str(rule.get("sketch_steps") or "").strip())
+
+
 def check_numbers(**values: float) -> None:
     """Raises ValueError for a value that is not finite: the host compares with min and max only."""
     for name, value in values.items():
@@ -162,7 +173,7 @@ def check_numbers(**values: float) -> None:
 def check_sampling(steps: int, cfg: float, denoise: float, rule: dict[str, Any]) -> None:
     """First thing in a run. Raises ValueError for settings that can't all be meant, and for what the host takes for a number."""
     check_numbers(cfg=cfg, denoise=denoise)
-    if not rule.get("sketch_steps", "").strip() and rule["switch_mode"] == "step" and rule["switch_step"] > steps:
+    if mode_of(rule) == "step" and rule["switch_step"] > steps:
         raise ValueError(
             f"switch_step is {rule['switch_step']}, but the run has {steps} steps: the render would run none. "
             f"Set switch_step below {steps} ({steps}: the sketch alone)."
@@ -172,25 +183,18 @@ def check_sampling(steps: int, cfg: float, denoise: float, rule: dict[str, Any])
 def _cooperate(
     sketch: ModelPatcher,
     render: ModelPatcher,
-    switch_mode: str,
-    delta: float,
-    fix_step: int,
-    max_step: int,
-    switch_step: int,
-    switch_sigma: float,
     render_cfg: float,
     teacache: float,
     offload_sketch: str,
+    fade: float,
+    render_steps: int,
     render_positive: list[Any] | None = None,
     render_negative: list[Any] | None = None,
-    fade: float = 0.0,
-    sketch_steps: str = "",
-    render_steps: int = 0,
+    **rule: Any,
 ) -> tuple[ModelPatcher, Report]:
-    report, mode = Report(), LISTED if sketch_steps.strip() else switch_mode
-    switch = Switch(mode, delta, fix_step, max_step, switch_step, switch_sigma, sketch_steps.strip())
+    report = Report()
     settings = RenderSettings(render_cfg, render_positive, render_negative, teacache, offload_sketch, fade, render_steps)
-    return cooperate(sketch, render, switch, settings, report), report
+    return cooperate(sketch, render, switch_of(rule), settings, report), report
 
 
 class SRModel(io.ComfyNode):

@@ -59,7 +59,6 @@ def begin_run(
         shape=list(call["noise"].shape),
         given_steps=steps.steps if padded else len(given) - 1,
         render_steps=whole.render_steps,
-        fade=whole.fade,
         sigmas=list(steps.sigmas),
         notes=[NO_STEPS_OF_ITS_OWN] if padded and whole.render_steps else [],
     )

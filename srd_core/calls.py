@@ -8,4 +8,5 @@ import comfy.samplers
 KEY = "srdiffusion"  # of a pair's wrappers
 OUTER_SAMPLE = inspect.signature(comfy.samplers.CFGGuider.outer_sample)
 PREDICT_NOISE = inspect.signature(comfy.samplers.CFGGuider.outer_predict_noise)
+SAMPLER_SAMPLE = inspect.signature(comfy.samplers.KSAMPLER.sample)
 APPLY_MODEL = inspect.signature(comfy.model_base.BaseModel.apply_model)

@@ -11,7 +11,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 
 from .calls import KEY
-from .latent import check_latent, check_same_prompts
+from .latent import check_latent, check_pair, check_same_prompts
 from .route import LISTED, Pair
 from .stage import RenderSettings
 from .steps import innermost, is_padded
@@ -23,6 +23,13 @@ def check_plain(role: str, model: ModelPatcher) -> None:
         raise ValueError(
             f"The {role} already is a Sketch-Render Model; connect a plain MODEL (what changes one model goes before the two meet)."
         )
+
+
+def check_together(sketch: ModelPatcher, other: ModelPatcher, settings: RenderSettings) -> None:
+    """Raises ValueError when ``other`` can't take over from ``sketch`` with these settings: another latent, or other prompts."""
+    check_pair(sketch, other)
+    if settings.positive is None:
+        check_same_prompts(sketch, other, "positive")
 
 
 def check_levels(sigmas: Sequence[float]) -> None:

@@ -1,4 +1,4 @@
-"""A hand-over that is no cut: the last guided velocity of the stage that leaves fades into the predictions of the next.
+"""A hand-over that is not a cut: the last guided velocity of the stage that leaves fades into the predictions of the next.
 
 In the host's coordinates v = (x - D) / sigma is the velocity of a flow model and the noise of any other, D the guided x0
 prediction. After the last step j of the stage that leaves, every call at x and sigma gives the sampler
@@ -12,6 +12,7 @@ guard g keeps out samples whose velocity still turns over from step to step. Tor
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -48,6 +49,20 @@ def _beside(values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return values.to(x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
 
 
+@dataclass(frozen=True)
+class Held:
+    """What fades out after a hand-over."""
+
+    v: torch.Tensor  # v_j [B, ...]
+    lambda_j: torch.Tensor  # [B]
+    guard: torch.Tensor  # g [B]
+    width: float
+
+    def weight(self, lambdas: torch.Tensor) -> torch.Tensor:
+        """a at the lambda of each sample [B], or of many levels [L, 1] for all samples [L, B]."""
+        return self.guard * weight(lambdas, self.lambda_j, self.width)
+
+
 @dataclass
 class Fade:
     """The last two velocities of a run, and the one that is held after a hand-over."""
@@ -56,10 +71,7 @@ class Fade:
     _v: torch.Tensor | None = None  # of the newest step
     _before: torch.Tensor | None = None  # of the step before it
     _sigma: torch.Tensor | None = None  # [B], of the newest step
-    _held: torch.Tensor | None = None  # v_j; None: nothing fades
-    _lambda: torch.Tensor | None = None  # [B], of step j
-    _width: float = 0.0
-    _guard: torch.Tensor | None = None  # [B]
+    _held: Held | None = None  # None: nothing fades
 
     def note(self, x: torch.Tensor, sigma: torch.Tensor, denoised: torch.Tensor) -> None:
         """Take in the first call of a step: x [B, ...], sigma [B] and what the sampler got."""
@@ -68,27 +80,28 @@ class Fade:
     def begin(self, width: float, mask: torch.Tensor | None = None) -> list[float]:
         """At a hand-over: hold the last velocity; ``width`` 0: nothing is held any more. Returns g of each sample, empty
         without a fade: it needs two steps of one size before it."""
-        self._held, v, before = None, self._v, self._before
-        if not width or v is None or before is None or self._sigma is None or before.shape != v.shape:
+        self._held, v, before, sigma = None, self._v, self._before, self._sigma
+        if not width or v is None or before is None or sigma is None or before.shape != v.shape:
             return []
-        self._held, self._width, self._guard = v, width, guard(v, before, mask)
-        self._lambda = log_snr(self._sigma, self.flow)
-        return [float(g) for g in self._guard]
+        self._held = Held(v, log_snr(sigma, self.flow), guard(v, before, mask), width)
+        return [float(g) for g in self._held.guard]
 
-    def shares(self, sigmas: torch.Tensor, guards: list[float]) -> list[float]:
-        """a at each of these noise levels, of the batch's mean; for the report."""
-        assert self._lambda is not None
-        a = weight(log_snr(sigmas, self.flow), self._lambda[:1].cpu().to(sigmas), self._width)
-        return [float(share) * sum(guards) / len(guards) for share in a]
+    def shares(self, sigmas: Sequence[float]) -> list[float]:
+        """a at each of these noise levels, of the batch's mean, for the report; empty where nothing fades."""
+        if self._held is None:
+            return []
+        levels = torch.tensor(sigmas, dtype=self._held.lambda_j.dtype, device=self._held.lambda_j.device)
+        shares: list[float] = self._held.weight(log_snr(levels, self.flow)[:, None]).mean(1).tolist()
+        return shares
 
     def blend(self, x: torch.Tensor, sigma: torch.Tensor, denoised: torch.Tensor) -> torch.Tensor:
         """What the sampler gets for a stage's ``denoised`` [B, ...] at x and sigma [B]: the same tensor where nothing fades."""
-        held, g, lambda_j = self._held, self._guard, self._lambda
-        if held is None or g is None or lambda_j is None or held.shape != x.shape:
+        held = self._held
+        if held is None or held.v.shape != x.shape:
             return denoised
-        a = g * weight(log_snr(sigma, self.flow), lambda_j, self._width)
-        return torch.lerp(denoised, x - _beside(sigma, x) * held, _beside(a, x))
+        a = held.weight(log_snr(sigma, self.flow))
+        return torch.lerp(denoised, x - _beside(sigma, x) * held.v, _beside(a, x))
 
     def forget(self) -> None:
         """Free all tensors."""
-        self._v = self._before = self._sigma = self._held = self._lambda = self._guard = None
+        self._v = self._before = self._sigma = self._held = None

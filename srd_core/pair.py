@@ -18,8 +18,8 @@ from comfy.patcher_extension import WrapperExecutor, WrappersMP
 from . import memory
 from .begin import begin_run, carry_out
 from .calls import KEY, OUTER_SAMPLE
-from .checks import check_run, check_settings, check_switch
-from .latent import check_pair, check_same_prompts, parameters_of
+from .checks import check_run, check_settings, check_switch, check_together
+from .latent import check_pair, parameters_of
 from .reach import Things, misfit_notes, one_stage_note, things_on
 from .report.data import Report
 from .route import RENDER, SKETCH, Pair, Part, Switch, pairs_of, stages_of
@@ -63,9 +63,7 @@ def cooperate(
     plan = _plan(sketch, render, switch, settings)
     first, *others = plan.members.values()
     for member in others:
-        check_pair(first.model, member.model)
-        if member.settings.positive is None:
-            check_same_prompts(first.model, member.model, "positive")
+        check_together(first.model, member.model, member.settings)
     model = _plain(sketch)
     model.set_attachments(KEY, plan)
     sample = partial(_sample, plan=plan, report=report, at_hand_over=at_hand_over)

@@ -10,12 +10,10 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import comfy.samplers
 import torch
 
+from .calls import SAMPLER_SAMPLE
 from .route import Pair, Part, Route, pairs_of
-
-SAMPLER_SAMPLE = inspect.signature(comfy.samplers.KSAMPLER.sample)
 
 
 class Rest(BaseException):
@@ -62,16 +60,18 @@ def begun_anew(call: inspect.BoundArguments, rest: Rest, levels: Sequence[float]
 
     The sampler scales noise and latent to x by itself; the noise is the one that gives x. Its own noise is of another seed.
     """
-    given = call.arguments
+    again = SAMPLER_SAMPLE.bind(*call.args, **call.kwargs)
+    given = again.arguments
     sigmas = torch.tensor(levels, dtype=given["sigmas"].dtype, device=given["sigmas"].device)
     options = dict(given["extra_args"]["model_options"])
     options["transformer_options"] = {**options.get("transformer_options", {}), "sample_sigmas": sigmas}
     extra = {**given["extra_args"], "model_options": options}
     if extra.get("seed") is not None:
         extra["seed"] = (extra["seed"] + 1) % (2**64 - 1)  # the host takes seeds below that everywhere
-    own = {"sigmas": sigmas[rest.step :], "extra_args": extra, "noise": _noise_of(call, rest.x, sigmas[rest.step])}
-    own["callback"] = _shifted(given.get("callback"), rest.step)
-    return SAMPLER_SAMPLE.bind(*call.args[:1], **{**dict(list(given.items())[1:]), **own})
+    given["noise"] = _noise_of(call, rest.x, sigmas[rest.step])
+    given["sigmas"], given["extra_args"] = sigmas[rest.step :], extra
+    given["callback"] = _shifted(given["callback"], rest.step)
+    return again
 
 
 def _noise_of(call: inspect.BoundArguments, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:

@@ -34,14 +34,14 @@ from comfy.patcher_extension import WrapperExecutor, WrappersMP, add_wrapper_wit
 from . import memory
 from .attention import backend_of
 from .books import Books
-from .calls import KEY, PREDICT_NOISE
+from .calls import KEY, PREDICT_NOISE, SAMPLER_SAMPLE
 from .fade import Fade
 from .finite import FiniteGuard, complaint
 from .latent import name_of
 from .leg import LegsLevels
 from .levels import places_of
 from .report.data import Step
-from .rest import SAMPLER_SAMPLE, Rest, begun_anew, resampled
+from .rest import Rest, begun_anew, resampled
 from .route import SKETCH, Pair, Route, Turn
 from .stage import GuidersStage, Stage
 from .steps import StepCounter
@@ -237,8 +237,7 @@ class Run:
             notes.append(NO_FADE.format(stage=turn.to))
         elif guards and min(guards) < 0.5:
             notes.append(SWINGS.format(stage=turn.to, guard=min(guards)))
-        levels = torch.tensor(self.steps.sigmas[self.steps.step : -1], dtype=torch.float64)
-        return self.fade.shares(levels, guards) if guards else []
+        return self.fade.shares(self.steps.sigmas[self.steps.step : -1])
 
     def _walk_rest(self, turn: Turn, step: int) -> None:
         """The rest of the schedule from ``step`` (0-based) on gets the pair's own number of steps."""

@@ -19,7 +19,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrapperExecutor, WrappersMP
 
 from ..begin import begin_run, carry_out
-from ..calls import KEY, OUTER_SAMPLE, PREDICT_NOISE
+from ..calls import KEY, OUTER_SAMPLE, PREDICT_NOISE, SAMPLER_SAMPLE
 from ..checks import check_plain, check_run, check_switch
 from ..latent import latent_facts
 from ..reach import misfit_notes
@@ -46,15 +46,12 @@ def sketch_alone(sketch: ModelPatcher, switch: Switch, record: SketchRecord) -> 
     return model
 
 
-def _note_noise(
-    executor: WrapperExecutor, guider: Any, sigmas: Any, extra_args: Any, callback: Any, noise: torch.Tensor, *args: Any,
-    record: SketchRecord, **kwargs: Any,
-) -> Any:  # fmt: skip
+def _note_noise(executor: WrapperExecutor, *args: Any, record: SketchRecord, **kwargs: Any) -> Any:
     """SAMPLER_SAMPLE wrapper: a node of the sketch may have changed the noise before (freenoise of context windows)."""
     drawn = comfy.sample.prepare_noise(record.latent_image, record.settings.seed, record.settings.batch_index)
-    started = noise.detach().to("cpu", copy=True)
+    started = _on_the_cpu(SAMPLER_SAMPLE.bind(executor.class_obj, *args, **kwargs).arguments["noise"])
     record.noise = None if torch.equal(started, drawn.to(started.dtype)) else started
-    return executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
+    return executor(*args, **kwargs)
 
 
 def _sample(
@@ -112,14 +109,14 @@ class Recorder:
         call, noted = noting(executor.class_obj, call, only_beside_others=True)
         sampled = samples_of(x)
         prediction = executor(*call.args[1:], **call.kwargs)
-        kept = prediction.detach().to("cpu", copy=True)
+        kept = _on_the_cpu(prediction)
         self.record.calls.append(Call(float(timestep[0]), kept, sampled, noted))
         return prediction
 
     def hand_over(self, x: torch.Tensor, turn: Turn) -> None:
         """Raises HandedOver."""
         self.run.books.hand_over(self.run.steps.step, turn, [], 0.0, {})
-        self.record.x = x.detach().to("cpu", copy=True)
+        self.record.x = _on_the_cpu(x)
         raise HandedOver
 
 

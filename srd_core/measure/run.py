@@ -22,10 +22,10 @@ from comfy.patcher_extension import WrapperExecutor, WrappersMP
 from .. import memory
 from ..begin import begin_run, carry_out
 from ..calls import KEY, OUTER_SAMPLE, PREDICT_NOISE
-from ..checks import check_plain, check_run, check_settings
+from ..checks import check_plain, check_run, check_settings, check_together
 from ..fade import log_snr, velocity
 from ..handover.sketch import noting
-from ..latent import FLOW, check_pair, check_same_prompts, kind_of, name_of
+from ..latent import FLOW, check_pair, kind_of, name_of
 from ..report.data import Report
 from ..report.figures import step_seconds
 from ..route import RENDER, SKETCH, Pair, Switch
@@ -78,9 +78,7 @@ def measuring(
     """A MODEL that samples as ``sketch``; ``measured`` is filled at the end of its run. Raises ValueError as ``cooperate``."""
     for role, model in ((SKETCH, sketch), (RENDER, render)):
         check_plain(role, model)
-    check_pair(sketch, render)
-    if settings.positive is None:
-        check_same_prompts(sketch, render, "positive")
+    check_together(sketch, render, settings)
     model = sketch.clone()
     sample = partial(_sample, render=render, settings=settings, points=points, measured=measured, report=report)
     model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, sample)
