@@ -8,7 +8,7 @@ HOST = $(PYTHON) demo/host.py
 # One worker a core, one thread each: tiny tensors gain nothing from a second thread.
 WORKERS ?= auto
 PYTEST = run-module pytest -p no:cacheprovider --import-mode=importlib --confcutdir=tests -n $(WORKERS) --dist worksteal
-test test-long test-all-hosts test-core test-host test-newest-page test-host soak: export OMP_NUM_THREADS ?= 1
+test test-long test-all-hosts test-core test-host test-newest-page soak: export OMP_NUM_THREADS ?= 1
 MYPY_PACK = --ignore-missing-imports --disallow-untyped-defs --python-version 3.10 --cache-dir "$(CURDIR)/.mypy_cache/pack"
 VERSIONS = 0.24.0 0.26.0 0.27.0 0.30.0
 # What a change of the host would break: the invariants, what happens on errors and short memory, the node contract, the
