@@ -158,8 +158,7 @@ def test_switch_settings_are_refused_exactly_where_no_run_could_follow_them(
     mode: str, delta: float, fix_step: int, max_step: int, switch_step: int, switch_sigma: float
 ):
     followable = mode in route.MODES and min(fix_step, max_step, switch_step) >= 0
-    followable &= mode != "adaptive" or (math.isfinite(delta) and delta > 0)
-    followable &= mode == "step" or not math.isnan(switch_sigma)
+    followable &= math.isfinite(delta) and math.isfinite(switch_sigma) and (mode != "adaptive" or delta > 0)
     asked = (mode, delta, fix_step, max_step, switch_step, switch_sigma)
     if followable:
         Switch(*asked)
@@ -336,8 +335,8 @@ reports = st.builds(
     steps=st.lists(st.builds(Step, st.integers(1, 99), finite(0, 1e3), named, seconds=maybe, d=maybe, fall=maybe, fall_low=maybe,
                              reused=st.booleans()), max_size=8),
     hand_overs=st.lists(st.builds(HandOver, st.integers(0, 99), named, words, finite(), finite(0, 100), maybe, maybe,
-                                  finite(0, 1e3)), max_size=3),
-    total_seconds=finite(0, 1e4),
+                                  finite(0, 1e3), fade=st.lists(finite(0, 1), max_size=4)), max_size=3),
+    total_seconds=finite(0, 1e4), given_steps=st.integers(0, 99), render_steps=st.integers(0, 99),
 )  # fmt: skip
 json_values = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(), wild, st.text(max_size=5)),
@@ -423,7 +422,7 @@ def test_a_damaged_report_is_refused_with_a_sentence_or_still_usable(report: Any
 def test_every_field_of_a_report_is_drawn_from():
     """A field that is added to the report without its draws here stays at its default and is only seen as damaged."""
     told = {"status", "stages", "switch", "earliest", "latest", "sampler", "sampler_node", "shape", "sigmas", "steps", "hand_overs",
-            "total_seconds", "notes", "error", "version"}  # fmt: skip
+            "total_seconds", "notes", "error", "version", "given_steps", "render_steps"}  # fmt: skip
     assert {f.name for f in fields(Report)} == told
 
 
