@@ -194,7 +194,7 @@ def test_a_sketch_that_never_hands_over_comes_back_finished(wan: Any, tmp_path: 
     assert not report.hand_overs and not calls
 
 
-# CogVideoX: two latent spaces, and a schedule of its own for each
+# CogVideoX: two latent spaces, and one schedule each
 DDPM_SAMPLERS = ["euler", "dpmpp_2m", "heun", "euler_cfg_pp", "dpmpp_sde", "uni_pc"]
 
 
