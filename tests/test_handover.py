@@ -600,7 +600,7 @@ def test_files_of_another_version_foreign_and_cut_files_are_refused_with_a_sente
     }
     foreign = tmp_path / "foreign.safetensors"
     safetensors.torch.save_file({"a": torch.zeros(3)}, foreign)
-    cases["foreign"] = (foreign.read_bytes(), "no hand-over")
+    cases["foreign"] = (foreign.read_bytes(), "not a hand-over")
     for name, (content, words) in cases.items():
         path = tmp_path / f"{name}.safetensors"
         path.write_bytes(content)

@@ -368,7 +368,7 @@ def test_a_workflow_with_too_many_or_unknown_values_is_refused_in_words(info: Ma
     with pytest.raises(workflow.WorkflowError, match=r"SRSampler.*left over"):
         workflow.to_api(saved, info)
     sampler["type"] = "SRNoSuchNode"
-    with pytest.raises(workflow.WorkflowError, match=r"SRNoSuchNode.*no node of this server"):
+    with pytest.raises(workflow.WorkflowError, match=r"SRNoSuchNode.*not a node of this server"):
         workflow.to_api(saved, info)
 
 

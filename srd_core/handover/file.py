@@ -98,7 +98,7 @@ def check(path: Path) -> dict[str, Any]:
     header = read_header(path, HEADER_LIMIT)
     metadata = header.pop("__metadata__", None)
     if not isinstance(metadata, dict) or not isinstance(metadata.get(MARK), str):
-        raise ValueError(f"{path.name} is a safetensors file, but no hand-over. Choose one that Save Hand-over wrote.")
+        raise ValueError(f"{path.name} is a safetensors file, but not a hand-over. Choose one that Save Hand-over wrote.")
     if metadata[MARK] not in READS:
         raise ValueError(
             f"{path.name} is a hand-over of version {metadata[MARK][:20]!r}; this ComfyUI-SRDiffusion reads versions {' and '.join(READS)}. "
