@@ -655,7 +655,7 @@ def test_the_delta_sweep_differs_in_delta_only(info: Mapping[str, Any]) -> None:
     assert len({json.dumps({**inputs, "delta": None}, sort_keys=True) for inputs in samplers}) == 1
 
 
-DOCUMENTS = ["README.md", *(f"docs/{path.name}" for path in (REPOSITORY / "docs").glob("*.md")), *(f"web/docs/{n}.md" for n in OWN)]
+DOCUMENTS = ["README.md", "README.zh.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in (REPOSITORY / "docs").glob("*.md")), *(f"web/docs/{n}.md" for n in OWN)]
 
 # --- what the README and the help pages say ---------------------------------------------------------------------------
 
@@ -679,5 +679,11 @@ def test_every_file_that_a_document_links_to_or_names_is_there(document: str) ->
     path = REPOSITORY / document
     text = path.read_text("utf-8")
     links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link and "/actions/" not in link]
-    assert not [link for link in links if not (path.parent / link).exists()]
+    assert not [link for link in links if not (path.parent / link.partition("#")[0]).exists()]
     assert not [name for name in re.findall(r"`(workflows/[^`]+)`", text) if not (REPOSITORY / name).is_file()]
+
+
+@pytest.mark.parametrize("document", ["README.md", "README.zh.md"])
+def test_both_readmes_name_every_workflow_but_the_demo_and_those_of_other_samplers(document: str) -> None:
+    named = set(re.findall(r"\]\(workflows/([^)]+)\.json\)", (REPOSITORY / document).read_text("utf-8")))
+    assert named == set(NAMES) - {DEMO, WAN21_KSAMPLER, COG_KSAMPLER}
