@@ -3,6 +3,7 @@
 from comfy_api.latest import ComfyExtension, io
 
 from . import live, plan
+from .attention import SRAttention
 from .cogvideox import SRCogVideoXFix
 from .compare import SRCompare
 from .handover import SRLoadHandOver, SRRender, SRSaveHandOver, SRSketch
@@ -29,6 +30,7 @@ class SRDiffusionExtension(ComfyExtension):
             SRSaveHandOver,
             SRLoadHandOver,
             SRTeaCache,
+            SRAttention,
             SRSwitchInspector,
             SRCompare,
             SRCogVideoXFix,

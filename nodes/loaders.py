@@ -9,19 +9,13 @@ import nodes
 from comfy_api.latest import io
 
 from ..srd_core import cogvideox
-from ..srd_core.attention import AUTO, backends, missing, with_attention
+from ..srd_core.attention import AUTO
 from ..srd_core.checkpoint import called, check_video_dit, model_names, weight_files
 from ..srd_core.latent import FILE_NAME
-from .common import CATEGORY, SEARCH_ALIASES, optional, show_on_node
+from .attention import attention_input, set_attention
+from .common import CATEGORY, SEARCH_ALIASES, optional
 
 WEIGHT_DTYPES = ["default", "fp8_e4m3fn", "fp8_e4m3fn_fast", "fp8_e5m2"]
-
-
-class _AnyOther(list[str]):
-    """A list of choices of which the host takes any other too: a workflow may name a backend that is missing here."""
-
-    def __contains__(self, value: object) -> bool:
-        return True
 
 
 def _schema(node_id: str, role: str, which: str, hint: str) -> io.Schema:
@@ -45,14 +39,7 @@ def _schema(node_id: str, role: str, which: str, hint: str) -> io.Schema:
                     default="default",
                     tooltip="Precision of the weights in memory. default: as in the file. fp8 halves the memory of fp16.",
                 ),
-                io.Combo.Input(
-                    "attention",
-                    options=_AnyOther(backends()),
-                    default=AUTO,
-                    tooltip="Attention backend of this model alone. auto: what ComfyUI chose at its start. sage and flash are "
-                    "faster and are listed once installed. A workflow may name one that is missing here: the model then runs "
-                    "with auto and says so.",
-                ),
+                attention_input(),
             ),
         ],
         hidden=[io.Hidden.unique_id],
@@ -109,9 +96,7 @@ class _LoadDiT(io.ComfyNode):
             name = str(Path(model_name, weight_files(path)[0].name)) if path.is_dir() else model_name
             (model,) = nodes.UNETLoader().load_unet(name, weight_dtype)
         model.set_attachments(FILE_NAME, called(path))
-        if warning := missing(attention):
-            show_on_node(cls, warning)
-        return io.NodeOutput(with_attention(model, attention))
+        return io.NodeOutput(set_attention(cls, model, attention))
 
 
 class SRLoadSketchDiT(_LoadDiT):

@@ -32,6 +32,7 @@ CONTRACT = {
     "SRSaveHandOver": ("Save Hand-over", ["hand_over", "filename_prefix"], ["SR_HAND_OVER"]),
     "SRLoadHandOver": ("Load Hand-over", ["hand_over"], ["SR_HAND_OVER", "LATENT", "SR_REPORT"]),
     "SRTeaCache": ("Render TeaCache", ["model", "threshold", "form", "keep_on"], ["MODEL"]),
+    "SRAttention": ("Set Attention", ["model", "attention"], ["MODEL"]),
     "SRCompare": ("SR Compare", ["a", "b", "label_a", "label_b", "layout", "position", "lpips"], ["IMAGE", "IMAGE", "STRING"]),
     "SRCogVideoXFix": ("CogVideoX Sampling Fix", ["model", "dynamic_cfg"], ["MODEL"]),
     "SRMeasurePair": (
@@ -80,6 +81,7 @@ SEARCHES = {
     "moe": {"SRSampler", "SRModel"}, "high noise low noise": {"SRSampler", "SRModel"}, "dual model": {"SRSampler", "SRModel"},
     "two ksampler": {"SRSampler"}, "refiner": {"SRSampler", "SRModel"}, "faster video": {"SRSampler", "SRTeaCache"},
     "compare video": {"SRCompare"}, "video sampler": {"SRSampler"}, "step cache": {"SRTeaCache"}, "cogvideox 5b": {"SRCogVideoXFix"},
+    "sage attention": {"SRLoadSketchDiT", "SRLoadRenderDiT", "SRAttention"}, "gguf": {"SRAttention"},
 }  # fmt: skip
 
 

@@ -40,7 +40,7 @@ FAST, FEW_STEP, THREE = f"{WAN21}_fast", "wan2.1_t2v_14B_few_step_render", "wan2
 KSAMPLER_OF = {name: f"{name}_ksampler" for name in (WAN21, COG)}
 OWN = (
     "SRLoadSketchDiT", "SRLoadRenderDiT", "SRSampler", "SRModel", "SRSwitchInspector", "SRCompare", "SRCogVideoXFix",
-    "SRTeaCache", "SRSketch", "SRRender", "SRSaveHandOver", "SRLoadHandOver", "SRMeasurePair",
+    "SRTeaCache", "SRSketch", "SRRender", "SRSaveHandOver", "SRLoadHandOver", "SRMeasurePair", "SRAttention",
 )  # fmt: skip
 SMALL = {"width": 64, "height": 32, "length": 5}
 WIDE = {COMPARE: 2 * 64, SWEEP: 3 * 64 + 2 * 8}  # pixels of the saved video: clips side by side, 8 pixels between
