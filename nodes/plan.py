@@ -12,6 +12,7 @@ from ..srd_core.checks import check_switch
 from ..srd_core.levels import places_of
 from ..srd_core.route import LISTED, RENDER, SKETCH, Pair, Switch
 from . import live
+from .presets import chosen
 from .sampler import check_sampling, mode_of, switch_of
 
 PLAN = "/srdiffusion/plan"
@@ -32,6 +33,7 @@ def plan(settings: dict[str, Any], models: list[dict[str, Any]]) -> dict[str, An
     ({type, values}, the nearest first). What is not known is missing: values that come from another node, and steps that
     depend on a schedule that is not known. rest: the steps of the render where it has its own steps.
     """
+    settings = chosen(settings)
     if missing := [name for name in SWITCHING if name not in settings]:
         return {"mode": settings.get("switch_mode") if missing != ["switch_mode"] else None}
     steps = settings.get("steps")

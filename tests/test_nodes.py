@@ -15,7 +15,7 @@ from hosting import REPOSITORY, module, pack
 from test_cooperation import SWITCHING
 
 MODELS = ["sketch", "render"]
-SWITCH = [*SWITCHING, "render_positive", "render_negative", "fade", "sketch_steps", "render_steps"]
+SWITCH = [*SWITCHING, "render_positive", "render_negative", "fade", "sketch_steps", "render_steps", "preset"]
 SAMPLER = ["positive", "negative", "latent", "seed", "steps", "cfg", "sampler_name", "scheduler", "denoise"]
 RULE = ["switch_mode", "delta", "fix_step", "max_step", "switch_step", "switch_sigma"]
 LOADER = ["model_name", "weight_dtype", "attention"]
@@ -46,7 +46,7 @@ DEFAULTS = {
     "delta": 0.01, "fix_step": 5, "max_step": 0, "switch_step": 10, "switch_sigma": 0.875, "render_cfg": 0.0,
     "teacache": 0.0, "offload_sketch": "auto", "weight_dtype": "default", "attention": "auto",
     "threshold": 0.08, "form": "e", "keep_on": "gpu", "fade": 0.0, "sketch_steps": "", "render_steps": 0,
-    "save_report": "",
+    "save_report": "", "preset": "custom",
 }  # fmt: skip
 ADVANCED = {"max_step", "switch_step", "switch_sigma", "render_cfg", "teacache", "offload_sketch", "form", "keep_on", "lpips", "fade",
             "sketch_steps", "render_steps", "points", "save_report"}  # fmt: skip
@@ -100,7 +100,7 @@ def test_defaults_are_those_of_the_contract(schema: Any):
 
 
 LATER_OPTIONAL = [*SWITCHING, "weight_dtype", "attention", "form", "keep_on", "dynamic_cfg", "label_a", "label_b", "layout",
-                  "position", "lpips", "save_report"]  # fmt: skip
+                  "position", "lpips", "save_report", "preset"]  # fmt: skip
 
 
 def test_an_input_with_a_default_after_the_ones_that_a_run_needs_may_be_missing_and_keeps_its_place(schema: Any):
