@@ -49,7 +49,7 @@ LOADED = {THREE: ["SRLoadSketchDiT", "SRLoadRenderDiT", "SRLoadRenderDiT", "CLIP
           FEW_STEP: ["SRLoadSketchDiT", "LoraLoaderModelOnly", "CLIPLoader", "VAELoader"]}  # fmt: skip
 OFFICIAL = ("https://huggingface.co/Comfy-Org/Wan_2.1_", "https://huggingface.co/Comfy-Org/Wan_2.2_")
 KIJAI = "https://huggingface.co/Kijai/WanVideo_comfy/resolve/main/Lightx2v/"  # of LoRAs
-LATER = {"SRSampler": 3, "SRModel": 3, "SRRender": 2}  # widgets that a file of the first release has no value for
+LATER = {"SRSampler": 4, "SRModel": 4, "SRRender": 2, "SRSwitchInspector": 1}  # widgets that a file of the first release has no value for
 STEPS = {FEW_STEP: 14}  # of a workflow in which the render walks the rest in its own steps
 STAGES = {THREE: ["sketch", "sketch 2", "render"]}
 VIDEOS = {ONCE: ["render", "render_teacache", "sketch_preview"]}  # of a workflow that saves more than one, without numbers
