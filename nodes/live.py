@@ -156,7 +156,8 @@ def linked(node: type[io.ComfyNode]) -> set[str]:
     """The inputs of this (executing) node that links set; none if the host does not say."""
     with page_only("a preset replaces what links give, too"):
         hidden = getattr(node, "hidden", None)
-        inputs = _object(_object(_object(getattr(hidden, "prompt", None)).get(getattr(hidden, "unique_id", None))).get("inputs"))
+        graph, me = _object(getattr(hidden, "prompt", None)), str(getattr(hidden, "unique_id", ""))
+        inputs = _object(_object(graph.get(me)).get("inputs"))
         return {name for name, value in inputs.items() if isinstance(value, list)}
     return set()
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import folder_paths
 import nodes
 from comfy_api.latest import io
 
 from ..srd_core import cogvideox
 from ..srd_core.attention import AUTO
-from ..srd_core.checkpoint import called, check_video_dit, model_names, weight_files
+from ..srd_core.checkpoint import called, check_video_dit, weight_files
 from ..srd_core.latent import FILE_NAME
 from .attention import attention_input, set_attention
+from .before_run import fault_of
 from .common import CATEGORY, SEARCH_ALIASES, optional
+from .model_files import listed, names, path_of
 
 WEIGHT_DTYPES = ["default", "fp8_e4m3fn", "fp8_e4m3fn_fast", "fp8_e5m2"]
 
@@ -28,7 +29,7 @@ def _schema(node_id: str, role: str, which: str, hint: str) -> io.Schema:
         inputs=[
             io.Combo.Input(
                 "model_name",
-                options=model_names(folder_paths.get_filename_list("diffusion_models")),
+                options=names(),
                 tooltip=f"The {which} DiT, from models/diffusion_models: a file, or the folder of a model in several "
                 "files. Sketch and render must share a VAE.",
             ),
@@ -47,20 +48,6 @@ def _schema(node_id: str, role: str, which: str, hint: str) -> io.Schema:
     )
 
 
-def _listed(model_name: str) -> str | None:
-    """The name as the list has it, also where a workflow of another system has the other separator; None: not there."""
-    names = model_names(folder_paths.get_filename_list("diffusion_models"))
-    return next((name for name in names if name.replace("\\", "/") == model_name.replace("\\", "/")), None)
-
-
-def _path(model_name: str) -> Path:
-    """Where a name of the list lies: a file, or the folder of a model. Raises FileNotFoundError as the host does."""
-    for folder in folder_paths.get_folder_paths("diffusion_models"):
-        if (path := Path(folder, model_name)).is_dir():
-            return path
-    return Path(folder_paths.get_full_path_or_raise("diffusion_models", model_name))
-
-
 def _check(path: Path) -> bool:
     """Whether the model at ``path`` is a CogVideoX, else a video DiT for the host. Raises ValueError when it is neither."""
     if cogvideox.is_cogvideox(path):
@@ -75,21 +62,21 @@ class _LoadDiT(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, model_name: str | None = None) -> bool | str:
-        """A file that can't be loaded is refused at once, by its header."""
+        """A file that can't be loaded is refused at once, by its header; so is one that does not fit its partner."""
         if model_name is None:  # from another node
             return True
-        if (listed := _listed(str(model_name))) is None:
+        if (here := listed(str(model_name))) is None:
             return f"{model_name!r:.200} is not in models/diffusion_models. Put it there and press R, or choose another."
         try:
-            _check(_path(listed))
+            _check(path_of(here))
         except (ValueError, OSError) as error:
             return str(error)
-        return True
+        return fault_of(cls) or True
 
     @classmethod
     def execute(cls, model_name: str, weight_dtype: str = "default", attention: str = AUTO) -> io.NodeOutput:
-        model_name = _listed(model_name) or model_name
-        path = _path(model_name)
+        model_name = listed(model_name) or model_name
+        path = path_of(model_name)
         if _check(path):
             model = cogvideox.load(path, weight_dtype)
         else:

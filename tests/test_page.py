@@ -410,6 +410,10 @@ IN_A_MODE = {"adaptive": ["delta", "fix_step", "max_step", "switch_sigma"], "ste
 BY_HAND = """([id, values]) => { for (const [name, value] of Object.entries(values)) {
   const widget = app.graph.getNodeById(id).widgets.find(w => w.name === name);
   widget.value = value; widget.callback?.(value); } }"""
+LOOK = """() => {  // the page looks for changes, as after a click
+  const tracker = app.extensionManager.workflow.activeWorkflow.changeTracker;
+  (tracker.captureCanvasState ?? tracker.checkState).call(tracker);
+}"""
 PLAN = "app.graph.getNodeById(%d).widgets.find(w => w.name === 'srd_plan').element"
 
 
@@ -490,13 +494,26 @@ def test_a_line_says_what_the_settings_mean_and_is_amber_where_they_contradict(n
     assert not plan_of(page, "20 steps: sketch 4, render 16")
     choose(page, switch_mode="adaptive")
     choose(page, SHIFT, shift=8)
-    page.evaluate("""() => {  // as a click does
-      const tracker = app.extensionManager.workflow.activeWorkflow.changeTracker;
-      (tracker.captureCanvasState ?? tracker.checkState).call(tracker);
-    }""")
+    page.evaluate(LOOK)
     plan_of(page, "20 steps: earliest 7, latest 13 (sigma ")
     page.evaluate(f"app.graph.getNodeById({SAMPLER}).disconnectInput(0)")
     plan_of(page, "switches once the composition has settled")
+    renderer(page, "classic")
+
+
+@pytest.mark.parametrize("name", RENDERERS)
+def test_the_line_asks_whether_the_two_are_swapped_as_soon_as_the_files_are_chosen(name: str, page: Any) -> None:
+    renderer(page, name)
+    show(page, DEMO)
+    assert not plan_of(page, "50 steps: earliest 6, latest 16 (sigma 0.81)")
+    large, small = (page.evaluate(VALUE, [node, "model_name"]) for node in LOADERS)
+    choose(page, LOADERS[0], model_name=small)
+    choose(page, LOADERS[1], model_name=large)
+    page.evaluate(LOOK)
+    assert plan_of(page, "The render is larger than the sketch. Are the two swapped? 50 steps: earliest 6, latest 16")
+    page.evaluate("id => { app.graph.getNodeById(id).mode = 4 }", SHIFT)  # a bypassed node changes nothing
+    page.evaluate(LOOK)
+    plan_of(page, "The render is larger than the sketch. Are the two swapped? switches once the composition has settled")
     renderer(page, "classic")
 
 
