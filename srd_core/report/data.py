@@ -35,9 +35,9 @@ class StageReport:
     calls: Count = 0  # guided predictions
     seconds: Annotated[Number, Field(ge=0)] = 0.0  # sampling, without loading
     load_seconds: Annotated[Number, Field(ge=0)] = 0.0  # until its first call
+    teacache: dict[str, Any] = field(default_factory=dict)  # its skip plan, see teacache.plan.Plan; empty: none
     weight_bytes: Size = 0  # of the model whole, reckoned before the run; 0: not known
     step_bytes: Size = 0  # that the host will ask for beside it, for one step
-    teacache: dict[str, Any] = field(default_factory=dict)  # its skip plan, see teacache.plan.Plan; empty: none
 
 
 @dataclass
