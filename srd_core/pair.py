@@ -19,7 +19,7 @@ from . import memory
 from .begin import begin_run, carry_out
 from .calls import KEY, OUTER_SAMPLE
 from .checks import check_run, check_settings, check_switch, check_together
-from .latent import check_pair, parameters_of
+from .latent import FULL_NAME, check_pair, parameters_of
 from .reach import Things, misfit_notes, one_stage_note, things_on
 from .report.data import Report
 from .route import RENDER, SKETCH, Pair, Part, Switch, pairs_of, stages_of
@@ -149,11 +149,22 @@ def _sample(
             report.notes += misfit_notes(name, run.stages[name].model)
         for stage in stages.values():
             stage.prepare()
+        _reckon_memory(run)
         if again := _loads_again(run, plan.whole):
             report.notes.append(again)
             logging.warning("SRDiffusion: %s", again)
 
     return carry_out(run, executor, call, prepare)
+
+
+def _reckon_memory(run: Run) -> None:
+    """Note what the run will need, before anything is loaded."""
+    report, shape = run.books.report, run.request["noise"].shape
+    report.device_bytes = memory.size_of_device(run.stages[SKETCH].model)
+    for name, stage in run.stages.items():
+        if FULL_NAME not in stage.model.attachments:  # else it stands for a sketch of another run
+            entry = report.stage(name)
+            entry.weight_bytes, entry.step_bytes = memory.reckon(stage.model, shape, stage.guider.conds)
 
 
 def _loads_again(run: Run, whole: Pair) -> str:
