@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hosting import REPOSITORY
 
-PROSE = ["README.md", "CHANGELOG.md", "docs/*.md", "web/docs/*.md", "web/*.js", "locales/en/*.json", "workflows/*.json"]
+PROSE = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/*.md", "web/docs/*.md", "web/*.js", "locales/en/*.json", "workflows/*.json"]
 CODE = ["srd_core/**/*.py", "nodes/*.py", "demo/*.py", "bench/*.py"]
 LITERARY = {
     "is no X (is not a X)": r"(?<![Tt]here )(?<!is there )\b(?:is|are|was|were) no [a-z]",
@@ -19,7 +19,7 @@ LITERARY = {
     "lets go (frees)": r"\blets? go\b",
 }
 # To users the change of model is the switch. A hand-over is what lies between SR Sketch and SR Render: these speak of it.
-HALVES = ("SRSketch", "SRRender", "SRSaveHandOver", "SRLoadHandOver", "several_machines", "sketch_once", "CHANGELOG")
+HALVES = ("SRSketch", "SRRender", "SRSaveHandOver", "SRLoadHandOver", "several_machines", "sketch_once", "CHANGELOG", "CONTRIBUTING")
 HAND_OVER = r"\bhand(?:s|ed)? over\b|\b[Hh]and-overs?\b(?! file)"
 NAMES = re.compile(r"(?:Save|Load) Hand-over|SR hand-over|[\w/.]*hand_?over[\w/.]*", re.IGNORECASE)
 

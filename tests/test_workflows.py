@@ -380,7 +380,7 @@ def test_every_model_file_comes_with_its_official_address(name: str) -> None:
             assert model["url"] == QUANTIZED + model["name"]
         else:
             assert model["url"].startswith(OFFICIAL) and model["url"].endswith(f"/{model['directory']}/{model['name']}")
-        assert f"[{model['name']}]({model['url']}) in `models/{model['directory']}`" in note
+        assert f"[{model['name']}]({model['url']}) in **models/{model['directory']}**" in note
 
 
 @pytest.mark.parametrize("name", [COG, COG_KSAMPLER])
@@ -392,13 +392,13 @@ def test_every_model_folder_comes_with_its_official_address_in_the_note(name: st
     for node in chosen:
         repository, inner = node["widgets_values"][0].split("/")
         assert f"https://huggingface.co/zai-org/{repository}/tree/main/{inner})" in note
-        assert f"`models/diffusion_models/{repository}/{inner}`" in note
+        assert f"**models/diffusion_models/{repository}/{inner}**" in note
     files = [node for node in nodes if node["type"] in ("CLIPLoader", "VAELoader")]
     assert len(files) == 2
     for node in files:
         (model,) = node["properties"]["models"]
         assert model["name"] == node["widgets_values"][0] == model["url"].rpartition("/")[2]
-        assert f"({model['url']}) in `models/{model['directory']}`" in note
+        assert f"({model['url']}) in **models/{model['directory']}**" in note
 
 
 def test_the_file_names_and_addresses_are_those_of_the_host_s_own_templates() -> None:
@@ -601,7 +601,12 @@ def test_a_workflow_opens_with_its_note_and_all_loaders_in_view(name: str) -> No
     shown = [node for node in saved["nodes"] if node["type"] in (*LOADERS, *workflow.NOTES)]
     for (x, y), (w, h) in ((node["pos"], node["size"]) for node in shown):
         assert 60 <= (x + left) * scale and (x + w + left) * scale <= 1920  # the page's side bar is 60 pixels wide
-        assert 80 <= (y - 30 + top) * scale and (y + h + top) * scale <= 1080  # its tabs take 80
+        assert 110 <= (y - 30 + top) * scale and (y + h + top) * scale <= 1080  # its tabs and its menu take 110
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_note_has_no_code_spans_which_nodes_2_0_draws_blue_on_blue(name: str) -> None:
+    assert not [node for node in shipped(name)["nodes"] if node["type"] in workflow.NOTES and "`" in node["widgets_values"][0]]
 
 
 def test_the_fast_workflow_is_the_plain_one_with_a_fade_and_a_render_without_guidance(info: Mapping[str, Any]) -> None:
@@ -650,7 +655,7 @@ def test_the_delta_sweep_differs_in_delta_only(info: Mapping[str, Any]) -> None:
     assert len({json.dumps({**inputs, "delta": None}, sort_keys=True) for inputs in samplers}) == 1
 
 
-DOCUMENTS = ["README.md", *(f"docs/{path.name}" for path in (REPOSITORY / "docs").glob("*.md")), *(f"web/docs/{n}.md" for n in OWN)]
+DOCUMENTS = ["README.md", "README.zh.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in (REPOSITORY / "docs").glob("*.md")), *(f"web/docs/{n}.md" for n in OWN)]
 
 # --- what the README and the help pages say ---------------------------------------------------------------------------
 
@@ -674,5 +679,11 @@ def test_every_file_that_a_document_links_to_or_names_is_there(document: str) ->
     path = REPOSITORY / document
     text = path.read_text("utf-8")
     links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link and "/actions/" not in link]
-    assert not [link for link in links if not (path.parent / link).exists()]
+    assert not [link for link in links if not (path.parent / link.partition("#")[0]).exists()]
     assert not [name for name in re.findall(r"`(workflows/[^`]+)`", text) if not (REPOSITORY / name).is_file()]
+
+
+@pytest.mark.parametrize("document", ["README.md", "README.zh.md"])
+def test_both_readmes_name_every_workflow_but_the_demo_and_those_of_other_samplers(document: str) -> None:
+    named = set(re.findall(r"\]\(workflows/([^)]+)\.json\)", (REPOSITORY / document).read_text("utf-8")))
+    assert named == set(NAMES) - {DEMO, WAN21_KSAMPLER, COG_KSAMPLER}
