@@ -93,9 +93,9 @@ def rows_of_fifty() -> list[Row]:
         Row("fixed, step 10", "fixed", value=10, main=True),
         Row("two KSamplers, step 10", "chained", value=10, main=True, peer=True),
         Row(f"sigma {BOUNDARY}, re-noised", "renoised", value=BOUNDARY, main=True, peer=True),
-        *(Row(f"step 10, {name}", "fixed", value=10, more=more) for name, more in (BEYOND | FEWER).items()),
-        *(Row(f"sketch steps {steps}, fade", "fixed", value=10, more=(FADE, ("sketch_steps", steps))) for steps in LISTED),
-        *(Row(f"fixed, step {k}", "fixed", value=k) for k in FIXED if k != 10),
+        *(Row(f"step 10, {name}", "fixed", value=10, more=more, main=FADE in more) for name, more in (BEYOND | FEWER).items()),
+        *(Row(f"sketch steps {steps}, fade", "fixed", value=10, more=(FADE, ("sketch_steps", steps)), main=True) for steps in LISTED),
+        *(Row(f"fixed, step {k}", "fixed", value=k, main=k == 15) for k in FIXED if k != 10),
         Row("render 10 steps, then sketch", "reverse", value=10),
         *(Row(f"EasyCache {t} on the sketch", "easycache", value=t, peer=True) for t in EASYCACHE),
         *(Row(f"adaptive on {r}, delta {d}", "adaptive", value=d, reading=r)
