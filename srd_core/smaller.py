@@ -77,7 +77,8 @@ class Smaller:
         """What the host asks for a percentage of the run: the level there, of the small latent. ``schedule``: the run's."""
 
         def percent_to_sigma(percent: float) -> float:
-            return self.scale.small_levels([float(schedule.percent_to_sigma(percent))])[0]
+            level = torch.tensor(schedule.percent_to_sigma(percent), dtype=torch.float32)  # as the schedule's own levels are
+            return self.scale.small_levels([float(level)])[0]
 
         return SimpleNamespace(percent_to_sigma=percent_to_sigma)
 
