@@ -55,7 +55,7 @@ class Size:
         """From "832x480x81". Raises ValueError with a sentence for anything else, and for sizes that make no patches."""
         parts = text.lower().split("x")
         if len(parts) != 3 or not all(part.isdigit() and int(part) for part in parts):
-            raise ValueError(f"{text!r} is no size. Write WIDTHxHEIGHTxFRAMES, for example 832x480x81.")
+            raise ValueError(f"{text!r} is not a size. Write WIDTHxHEIGHTxFRAMES, for example 832x480x81.")
         size = cls(*map(int, parts))
         step = 2 * VAE_SPACE
         if size.width % step or size.height % step or (size.frames - 1) % VAE_TIME:

@@ -1,6 +1,6 @@
 """What the hand-over does to quality and speed: every row of the evaluation on many prompts, scored, beside the peers.
 
-    python3 bench/quality.py                        all of it; a killed or interrupted run goes on where it stopped
+    python3 bench/quality.py                        all of it; a killed or interrupted run continues where it stopped
     python3 bench/quality.py --minutes 20           as much as fits into 20 minutes, and the report of what there is
     python3 bench/quality.py --rows adaptive --run 8:euler --prompts 8
     python3 bench/quality.py --report-only          tables and figures from the results again
@@ -391,7 +391,7 @@ def main(words: Sequence[str] | None = None) -> int:
         if not options.report_only:
             evaluation.time_rows(rows, options.timed, clock)
     except KeyboardInterrupt:
-        sys.stderr.write("\nstopped; what is finished is kept, the same command goes on\n")
+        sys.stderr.write("\nstopped; what is finished is kept, the same command continues\n")
     if not options.no_report and evaluation.store.lines:
         report(evaluation, options, why_no_lpips)
     return 0

@@ -139,7 +139,7 @@ class Replay:
 
 
 def calibrated(replay: Replay, rule: Rule, steps: float) -> Rule:
-    """The same rule with the delta that hands over after so many steps on average (by bisection on 50 steps)."""
+    """The same rule with the delta that switches after so many steps on average (by bisection on 50 steps)."""
     low, high = 1e-6, 10.0
     for _ in range(40):
         middle = math.sqrt(low * high)
@@ -278,7 +278,7 @@ def latest(replay: Replay) -> list[str]:
 
 def fewer(replays: dict[tuple[int, str], Replay], fifty: Replay) -> list[str]:
     """Whether one delta means the same noise level at any step count, for each unit. The deltas of the other units are
-    those that hand over after as many steps of 50 as the default."""
+    those that switch after as many steps of 50 as the default."""
     mean = statistics.fmean(fifty.steps(Rule()))
     wanted = fifty.sigma(fifty.steps(Rule()))
     rows, worst = [], {}

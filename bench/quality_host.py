@@ -187,7 +187,7 @@ class Watch:
 
 
 class OwnInput:
-    """A clone of a model whose network gets a tensor of its own. The host's EasyCache writes into its input; in half
+    """A clone of a model whose network gets its own tensor. The host's EasyCache writes into its input; in half
     precision that is a copy, in float32 (the tiny family) it is the sampler's own latent, which would be lost."""
 
     CATEGORY, FUNCTION, RETURN_TYPES = "SRDiffusion/bench", "run", ("MODEL",)

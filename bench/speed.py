@@ -9,7 +9,7 @@
     python3 bench/speed_table.py                                       speed.md, figures and the README's table again
 
 All rows are measured in one process, one after the other and then all again, each after single steps of its models. Every
-measurement goes to the results file at once; a command that was stopped, or that its minutes ended, goes on there, on the
+measurement goes to the results file at once; a command that was stopped, or that its minutes ended, continues there, on the
 same machine with the same versions and threads. What can't be measured is kept with why.
 
 --minutes counts from the start. A row that would not end within them, by the steps that were measured, is left out: another
@@ -71,7 +71,7 @@ class Session:
     def over(self) -> bool:
         """Whether the minutes are used up; never before something is gained, or short minutes would never end the work."""
         if ended := self.gained and time.monotonic() > self.ends:
-            self.out("  the minutes are over; the same command goes on")
+            self.out("  the minutes are over; the same command continues")
         return ended
 
     def leaves_out(self, row: Any) -> bool:

@@ -57,7 +57,7 @@ def build(network: Any, weights: str, device: torch.device) -> Any:
     shapes = dict(_empty(network, dtype).named_parameters())
     if weights == "fp8 scaled":
         state_dict, options = _scaled(shapes, network), {}
-    else:  # one value seen through every shape: the host copies it into weights of its own, which are then filled
+    else:  # one value seen through every shape: the host copies it into its own weights, which are then filled
         state_dict = {key: torch.zeros((), dtype=dtype).expand(value.shape) for key, value in shapes.items()}
         # Said, not left to the host, which takes fp16 for Wan: bf16 is the paper's, and random values can't overflow in it.
         options = {"dtype": torch.float8_e4m3fn, "fp8_optimizations": True} if weights == "fp8" else {"dtype": dtype}

@@ -328,7 +328,7 @@ def _alone(model: Any, stage: str, bench: Bench, cfg: float, cached: bool) -> Ra
 
 
 def _chained(sketch: Any, render: Any, k: int, bench: Bench, cfg: float) -> Ran:
-    """As two KSampler (Advanced) do it: the second goes on with the noise that the first leaves."""
+    """As two KSampler (Advanced) do it: the second continues with the noise that the first leaves."""
     latent = sample(sketch, bench, cfg, last_step=k)
     sample(render, bench, cfg, latent=latent, start_step=k, disable_noise=True)
     return Ran()
@@ -344,7 +344,7 @@ def _cooperation(sketch: Any, render: Any, k: int, threshold: float, row: Row, b
 
 
 def cooperating(sketch: Any, render: Any, k: int, **settings: Any) -> tuple[Any, Any]:
-    """(the pair as one MODEL that hands over after ``k`` steps, its report)."""
+    """(the pair as one MODEL that switches after ``k`` steps, its report)."""
     cooperation, criterion = module("srd_core.pair"), module("srd_core.route")
     switch, report = criterion.Switch(mode="step", switch_step=k), module("srd_core.report.data").Report()
     return cooperation.cooperate(sketch, render, switch, cooperation.RenderSettings(**settings), report), report

@@ -79,7 +79,7 @@ class Case:
         self.lines = [line for line in data["lines"] if line["case"] == case]
         match = re.fullmatch(r"(\w+) (\w+), (\w+) shapes, (\d+) steps", case)
         if not match or match[1] not in SHAPES.get(match[3], {}):
-            raise ValueError(f"{case!r} is no case of the speed bench.")
+            raise ValueError(f"{case!r} is not a case of the speed bench.")
         self.family, self.shapes, self.steps = match[1], match[3], int(match[4])
         self.size = cost.Size.parse(match[2])
         self.sketch, self.render, _ = SHAPES[self.shapes][self.family]
@@ -252,7 +252,7 @@ def session_lines(case: Case) -> list[str]:
 
 
 def reason_lines(case: Case) -> list[str]:
-    """Why what is no row could not be measured."""
+    """Why a missing row could not be measured."""
     measured = {f"a {line['stage']} step at {line['size']}" for line in case.lines if line["kind"] == "scaling"}
     measured |= {HAND_OVER for line in case.lines if line["kind"] == "hand_over"}
     reasons = {line["row"]: line["reason"] for line in case.lines if line["kind"] == "unavailable"}
@@ -350,7 +350,7 @@ def markdown(files: Sequence[tuple[str, dict[str, Any]]]) -> str:
     """speed.md: what is measured, then what is predicted."""
     parts = ["# Speed", "", "Made by `python3 bench/speed_table.py` from bench/results/speed-*.json.", "", "## Measured", ""]
     if not any(session["device"] == "cuda" for _, data in files for session in data["sessions"]):
-        parts += ["**Nothing has been measured on a GPU yet.** One command does it, and goes on where it stopped:", "",
+        parts += ["**Nothing has been measured on a GPU yet.** One command does it, and continues where it stopped:", "",
                   "    python -m bench.speed --family wan --size 832x480x81 --device cuda", ""]  # fmt: skip
     parts += [
         "seconds: median of whole runs. speed-up: over sketch only in the same round, by its steps where it did not run. of "
@@ -379,7 +379,7 @@ def readme_section(files: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
                 out += [line_of(["row", "seconds", "speed-up"]), line_of(["---", "---:", "---:"])]
                 out += [line_of([n, f"{statistics.median(f.seconds):.4g}", _middle(f.speed_ups, "{:.2f}")])
                         for n, f in measured.rows.items() if f.seconds]  # fmt: skip
-    none = ["No GPU was at hand, so none of these seconds is measured here. `python -m bench.speed` measures all rows on yours."]
+    none = ["No GPU was there, so none of these seconds is measured here. `python -m bench.speed` measures all rows on yours."]
     return [*(out or none), "", *speed_paper.card_table()]
 
 

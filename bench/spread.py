@@ -8,7 +8,7 @@ The workflow is any with SR Sampler: it is taken apart into SR Sketch and SR Ren
 in both pools; every one needs this pack, its models and a way in for files larger than a hand-over (ComfyUI's
 --max-upload-size). A server that dies loses no prompt: others take over, and only what it was at is done again. A prompt
 that fails three times, by an error, by its time (--timeout) or with a server that then answers again, is given up. What is
-done lies in the output folder: hand-overs/, a folder a prompt, and results.jsonl. The same command goes on where a killed
+done lies in the output folder: hand-overs/, a folder a prompt, and results.jsonl. The same command continues where a killed
 one stopped. Ray runs the tasks, on this machine or, with --ray ADDRESS, on a cluster that can reach the servers.
 """
 
@@ -89,7 +89,7 @@ def sketch_graph(graph: Graph, prefix: str) -> Graph:
 
 
 def render_graph(graph: Graph, file: str) -> Graph:
-    """The graph that goes on from a hand-over in the server's input folder, with all that followed SR Sampler."""
+    """The graph that continues from a hand-over in the server's input folder, with all that followed SR Sampler."""
     sampler = workflow.find(graph, "SRSampler")
     inputs = graph[sampler]["inputs"]
     own = {name: inputs.get(f"render_{name}", inputs[name]) for name in ("positive", "negative")}
@@ -151,7 +151,7 @@ def finished(server: Any, graph: Graph, timeout: float) -> dict[str, Any]:
         if missed > 5:  # it was between queue and history once; now it is gone
             raise client.HostError(f"{server.url} was started anew and has forgotten its work.")
         time.sleep(0.3)
-    server.post("/queue", {"delete": [prompt_id]})  # it may wait behind another's work, which goes on
+    server.post("/queue", {"delete": [prompt_id]})  # it may wait behind another's work, which continues
     server.post("/interrupt", {"prompt_id": prompt_id})
     raise client.HostError(f"{server.url} did not finish within {timeout:.0f} s.", {"timeout": timeout})
 
@@ -160,7 +160,7 @@ def finished(server: Any, graph: Graph, timeout: float) -> dict[str, Any]:
 
 
 def jobs_of(prompts: Sequence[str], graph: Graph) -> list[Job]:
-    """One job a prompt; empty lines count but are no prompts."""
+    """One job a prompt; empty lines count but are not prompts."""
     text = json.dumps(graph, sort_keys=True)
     keys = [hashlib.sha256(f"{text}\n{prompt}".encode()).hexdigest()[:12] for prompt in prompts]
     return [Job(i, prompt, key) for i, (prompt, key) in enumerate(zip(prompts, keys), 1) if prompt.strip()]

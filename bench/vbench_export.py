@@ -4,7 +4,7 @@
     python3 bench/vbench_export.py --prompts all_dimension.txt --output videos/sr --url http://127.0.0.1:8188 \\
         --workflow workflows/wan2.1_t2v_14B_to_1.3B.json
 
-Files are <prompt>-<index>.mp4, index from 0. What is there is not made again, so the same command goes on after a stop.
+Files are <prompt>-<index>.mp4, index from 0. What is there is not made again, so the same command continues after a stop.
 --prompts: one prompt a line, or VBench_full_info.json. --url: a ComfyUI that runs and has the models and this pack;
 without it, one is started with the tiny family (a workflow of the tiny family only). VBench asks for 5 videos of every
 prompt, 25 for its dimension "temporal flickering" (--videos 25). For Table 2 of the paper: the whole list with sketch
@@ -51,7 +51,7 @@ def main(words: Sequence[str] | None = None) -> int:
         host.say(f"vbench_export: {error}")
         return 1
     except KeyboardInterrupt:
-        host.say("\nvbench_export: stopped; the same command goes on from here.")
+        host.say("\nvbench_export: stopped; the same command continues from here.")
         return 130
     return 0
 
@@ -187,7 +187,7 @@ def asked(graph: workflow.Graph, prompt: str, seed: int) -> workflow.Graph:
 
 
 def seed_of(base: int, prompt: str, index: int) -> int:
-    """A seed of its own for every video, the same whatever else is in the list and whichever workflow is used."""
+    """Its own seed for every video, the same whatever else is in the list and whichever workflow is used."""
     return (base + zlib.crc32(prompt.encode()) + index) % 2**32
 
 

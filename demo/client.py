@@ -284,7 +284,7 @@ class EventStream:
     def __init__(self, url: str, client_id: str) -> None:
         address = urllib.parse.urlsplit(url)
         if address.hostname is None:
-            raise HostError(f"{url} is no address of a server")
+            raise HostError(f"{url} is not the address of a server")
         self._socket = socket.create_connection((address.hostname, address.port or 80), timeout=10)
         self._buffer = b""
         self._parts: list[bytes] = []  # of a message that comes in several frames

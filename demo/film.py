@@ -101,7 +101,7 @@ def server(chosen: host.Host, weights: Path, output: Path) -> "Iterator[Server]"
             with host.serve(chosen, Path(base), host.DEMO_PACKS, host.tiny_family(weights)) as running:
                 yield running
         except Exception:
-            with contextlib.suppress(OSError):  # no log, no copy; the error itself goes on
+            with contextlib.suppress(OSError):  # no log, no copy; the error itself is raised
                 shutil.copyfile(Path(base) / "server.log", output / "server.log")
             raise
 

@@ -109,7 +109,7 @@ def find_or_make(version: str | None = None, log: Log = say) -> Host:
     """The host to use, made first if there is none.
 
     version: a ComfyUI version; default is the environment's SRD_HOST_VERSION, else whatever is found, else 0.30.0.
-    Raises HostError, with what to do about it, when COMFYUI_PATH is no ComfyUI or another version than the one asked for,
+    Raises HostError, with what to do about it, when COMFYUI_PATH is not a ComfyUI or another version than the one asked for,
     when the version is not known to the package, or when making it fails.
     """
     wanted = version or os.environ.get("SRD_HOST_VERSION") or None
@@ -134,7 +134,7 @@ def _named() -> Host | None:
         return None
     path = Path(named).expanduser().absolute()
     if not _is_comfyui(path):
-        raise HostError(f"COMFYUI_PATH is {path}, which is no ComfyUI: a folder with main.py and comfy/ is expected.")
+        raise HostError(f"COMFYUI_PATH is {path}, which is not a ComfyUI: a folder with main.py and comfy/ is expected.")
     return Host(path, _interpreter_of(path), _version_of(path), "COMFYUI_PATH")
 
 
@@ -279,7 +279,7 @@ def _make(version: str, log: Log) -> Host:
         torch, source = _torch_folder(), _source_folder(version)
         if not _is_complete(torch):
             _check_space()
-            log("No ComfyUI at hand (COMFYUI_PATH is not set): making one. The first time takes about 4 minutes and 6 GB.")
+            log("No ComfyUI found (COMFYUI_PATH is not set): making one. The first time takes about 4 minutes and 6 GB.")
         _make_torch(torch, log)
         if not _is_comfyui(source):
             _make_source(version, source, _python_in(torch), log)
@@ -329,7 +329,7 @@ def _make_source(version: str, folder: Path, python: Path, log: Log) -> None:
 def unpack_comfyui(archive: Path, folder: Path) -> None:
     """Unpack vendor/ComfyUI of a source distribution into `folder`, and nothing else of it.
 
-    Raises HostError, having written nothing outside `folder`, if any member could leave it or is no plain file or folder.
+    Raises HostError, having written nothing outside `folder`, if any member could leave it or is not a plain file or folder.
     """
     with tarfile.open(archive) as tar:
         for member in tar:
@@ -474,7 +474,7 @@ def tools(host: Host, log: Log = say) -> Path:
 
 
 def run_module(host: Host, module: str, arguments: Sequence[str] = ()) -> int:
-    """`python -m module arguments` in the host's interpreter with the tools at hand; the working directory is kept.
+    """`python -m module arguments` in the host's interpreter with the tools; the working directory is kept.
 
     A host made by this module is named to the process in SRD_HOST_VERSION, so that find_or_make gives the same one there.
     Returns the exit status.
@@ -537,7 +537,7 @@ def serve(
     cpu: bool = True,
     start_timeout: float = 180.0,
 ) -> Iterator[Server]:
-    """The real server of that host, with a base directory of its own, for the length of a `with` block.
+    """The real server of that host, with its own base directory, for the length of a `with` block.
 
     base: folder for everything the server reads and writes (custom_nodes, models, input, output, user); made if missing.
     packs: name in custom_nodes -> folder of the pack. models: kind ("diffusion_models") -> files or folders.

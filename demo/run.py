@@ -2,7 +2,7 @@
 
     make demo PROMPT="a red circle moves left above a blue square"
 
-Any Python 3.10 or newer starts it, with nothing installed: it finds or makes a ComfyUI (demo/host.py) and goes on in
+Any Python 3.10 or newer starts it, with nothing installed: it finds or makes a ComfyUI (demo/host.py) and continues in
 that host's Python (demo/film.py). The prompt comes in the environment variable PROMPT, so no shell has to read it.
 """
 

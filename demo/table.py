@@ -60,7 +60,7 @@ _ROWS: list[tuple[str, Callable[[str, Mapping[str, Any]], str]]] = [
 
 def _sentences(report: Report) -> list[str]:
     settings, host = report["settings"], report["host"]
-    lines = [f"Hand-over: {line}." for line in report["hand_overs"]] or ["Hand-over: never; the sketch ran all steps."]
+    lines = [f"Switch: {line}." for line in report["hand_overs"]] or ["Switch: never; the sketch ran all steps."]
     lines += [
         "",
         f"All three runs: seed {settings['seed']}, {settings['steps']} steps, {settings['sampler_name']}, "
@@ -86,5 +86,5 @@ def was_busy(report: Report) -> bool:
 
 
 def likeness(value: float) -> float | None:
-    """A PSNR as JSON can hold it: None for infinity, which is no difference."""
+    """A PSNR as JSON can hold it: None for infinity, which means no difference."""
     return None if math.isinf(value) else value

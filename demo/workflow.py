@@ -14,7 +14,7 @@ ObjectInfo = Mapping[str, Mapping[str, Any]]  # the server's /object_info
 
 NOTES = ("Note", "MarkdownNote")  # live in the page only
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
-DYNAMIC_COMBO = "COMFY_DYNAMICCOMBO_V3"  # a choice that brings inputs of its own
+DYNAMIC_COMBO = "COMFY_DYNAMICCOMBO_V3"  # a choice that brings its own inputs
 CONTROLS = ("fixed", "increment", "decrement", "randomize")  # the extra value that the page saves after a seed
 
 
@@ -39,7 +39,7 @@ def to_api(workflow: Workflow, info: ObjectInfo) -> Graph:
         if node.get("mode", 0) != 0:
             raise WorkflowError(f"{_name(node)} is muted or bypassed, which is not supported here.")
         if node["type"] not in info:
-            raise WorkflowError(f"{_name(node)} is no node of this server.")
+            raise WorkflowError(f"{_name(node)} is not a node of this server.")
         inputs = _widget_inputs(node, info[node["type"]])
         for slot in node.get("inputs", []):
             if slot.get("link") is not None:

@@ -1,4 +1,4 @@
-"""CogVideoX Sampling Fix: a CogVideoX MODEL of any loader, put right."""
+"""CogVideoX Sampling Fix: a CogVideoX MODEL of any loader, corrected."""
 
 from __future__ import annotations
 

@@ -43,8 +43,8 @@ class SRSketch(io.ComfyNode):
             display_name="SR Sketch",
             category=CATEGORY,
             search_aliases=ALIASES,
-            description="The first half of SR Sampler: runs the sketch until it hands over, and gives what SR Render needs to "
-            "go on, now or later, here or on another machine. The preview shows what the video will be like.",
+            description="The first half of SR Sampler: runs the sketch until the switch, and gives what SR Render needs to "
+            "continue, now or later, here or on another machine. The preview shows what the video will be like.",
             inputs=as_in_sr_sampler("sketch", *SAMPLING, *SWITCHING),
             outputs=[
                 SRHandOver.Output(display_name="hand_over"),
@@ -95,7 +95,7 @@ class SRRender(io.ComfyNode):
             display_name="SR Render",
             category=CATEGORY,
             search_aliases=ALIASES,
-            description="The second half of SR Sampler: goes on where SR Sketch handed over. Both together give what SR "
+            description="The second half of SR Sampler: continues where SR Sketch stopped. Both together give what SR "
             "Sampler gives with the same settings, bit for bit; the sketch model is not needed any more.",
             inputs=[
                 SRHandOver.Input("hand_over", tooltip="From SR Sketch or Load Hand-over."),

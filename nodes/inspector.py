@@ -21,8 +21,8 @@ class SRSwitchInspector(io.ComfyNode):
             display_name="Switch Inspector",
             category=CATEGORY,
             search_aliases=[*SEARCH_ALIASES, "plot", "report", "when does it switch", "chart"],
-            description="Shows when and why the run handed over from sketch to render, and what each step cost: as a chart "
-            "on this node while the run goes on, and as a picture and in words for other nodes. It also opens an old report.",
+            description="Shows when and why the run switched from sketch to render, and what each step cost: as a live chart on this node, "
+            "and as a picture and a text for other nodes. It also opens an old report.",
             is_output_node=True,
             inputs=[
                 SRReport.Input("report", optional=True, tooltip="The report of SR Sampler or Sketch-Render Model."),

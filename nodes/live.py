@@ -1,4 +1,4 @@
-"""Live reports: what a run's report says goes to the page while the run goes on, and into what the host saves of it.
+"""Live reports: what a run's report says goes to the page while it runs, and into what the host saves of it.
 
 The page hears EVENT through the host's own message channel; a page that is opened later, or has missed a message, asks
 ROUTE for the newest runs, QUEUED for the prompts that it has in the queue, and READ for what a saved report says. Nothing here changes how a run goes, and a step costs

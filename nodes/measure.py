@@ -27,7 +27,7 @@ class SRMeasurePair(io.ComfyNode):
             category=CATEGORY,
             search_aliases=[*SEARCH_ALIASES, "measure", "calibrate", "fade"],
             description="Runs the sketch alone on your prompt and the render beside it at some steps, and says how far apart they are: "
-            "which fade fits, where a wished speed-up hands over, and what the render without guidance costs. Takes about as long as "
+            "which fade fits, where to switch for a wished speed-up, and what the render without guidance costs. Takes about as long as "
             "one run of the sketch; it makes no video.",
             is_output_node=True,
             inputs=[

@@ -30,7 +30,7 @@ def add_route() -> None:
 def plan(settings: dict[str, Any], models: list[dict[str, Any]]) -> dict[str, Any]:
     """{mode, steps, earliest, latest, sigma, rest, problem} of a run with these widget values, whose sketch comes through these nodes
     ({type, values}, the nearest first). What is not known is missing: values that come from another node, and steps that
-    depend on a schedule that is not known. rest: the steps of the render where it has steps of its own.
+    depend on a schedule that is not known. rest: the steps of the render where it has its own steps.
     """
     if missing := [name for name in SWITCHING if name not in settings]:
         return {"mode": settings.get("switch_mode") if missing != ["switch_mode"] else None}

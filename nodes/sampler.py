@@ -33,7 +33,7 @@ def _switching() -> list[io.Input]:
             "switch_mode",
             options=list(MODES),
             default="adaptive",
-            tooltip="adaptive: hand over when the composition has settled (delta, fix_step; at the latest below switch_sigma). "
+            tooltip="adaptive: switch when the composition has settled (delta, fix_step; at the latest below switch_sigma). "
             "step: after switch_step steps. sigma: below switch_sigma.",
         ),
         io.Float.Input(
@@ -43,16 +43,16 @@ def _switching() -> list[io.Input]:
             max=1.0,
             step=0.001,
             round=0.0001,
-            tooltip="adaptive: smaller hands over later (closer to the sketch alone), larger earlier (faster). "
-            "The paper uses 0.002 to 0.03. It means the same noise level at any step count, shift and scheduler.",
+            tooltip="adaptive: how sensitive the switch is (the paper's delta, 0.002 to 0.03). Smaller switches later (closer to the "
+            "sketch alone), larger earlier (faster). It means the same noise level at any step count, shift and scheduler.",
         ),
         io.Int.Input(
             "fix_step",
             default=5,
             min=0,
             max=10000,
-            tooltip="adaptive: the sketch runs more than this many of 50 steps. Other step counts hand over at the same noise "
-            "level at the earliest: 5 is a tenth of the way.",
+            tooltip="adaptive: the sketch runs more than this many of 50 steps (the paper's FIX_STEP). At other step counts the earliest "
+            "switch is at the same noise level: 5 is a tenth of the way.",
         ),
         io.Int.Input(
             "max_step",
@@ -60,7 +60,7 @@ def _switching() -> list[io.Input]:
             min=0,
             max=10000,
             advanced=True,
-            tooltip="adaptive: hand over after this step at the latest. 0: below switch_sigma at the latest.",
+            tooltip="adaptive: switch after this step at the latest. 0: below switch_sigma at the latest.",
         ),
         io.Int.Input(
             "switch_step",
@@ -79,7 +79,7 @@ def _switching() -> list[io.Input]:
             round=0.0001,
             advanced=True,
             tooltip="sigma: the render runs the steps that start below this noise level (1 is pure noise for Wan). adaptive, "
-            "with max_step 0: below it the render takes over in any case.",
+            "with max_step 0: the switch comes below it at the latest. Wan 2.2's boundary is 0.875, for image to video 0.9.",
         ),
         io.Float.Input(
             "render_cfg",
@@ -122,7 +122,7 @@ def _switching() -> list[io.Input]:
             step=0.1,
             round=0.01,
             advanced=True,
-            tooltip="The sketch's last change fades into the render, so that the hand-over is not a cut: nearer to the sketch at the "
+            tooltip="The sketch's last change fades into the render, so that the switch is not a cut: nearer to the sketch at the "
             "same cost. 0: a cut, as in the paper. 1.1 is the measured value; larger holds it longer.",
         ),
         io.String.Input(
@@ -139,7 +139,7 @@ def _switching() -> list[io.Input]:
             max=10000,
             advanced=True,
             tooltip="The render walks the rest of the schedule in this many steps. 0: in the steps that are left. With 50 steps "
-            "and a hand-over after 10, 20 halves the render's work; 4 is for a few-step model or LoRA (with render_cfg 1).",
+            "and a switch after 10, 20 halves the render's work; 4 is for a few-step model or LoRA (with render_cfg 1).",
         ),
         io.Float.Input(
             "sketch_scale",
@@ -220,7 +220,7 @@ class SRModel(io.ComfyNode):
             display_name="Sketch-Render Model",
             category=CATEGORY,
             search_aliases=[*SEARCH_ALIASES, "moe", "high noise low noise", "dual model", "refiner", "two-stage", "Wan 14B 1.3B"],
-            description="A MODEL that samples as the sketch first and as the render after the hand-over, under any "
+            description="A MODEL that samples as the sketch first and as the render after the switch, under any "
             "sampler node: KSampler, KSampler (Advanced), SamplerCustom, SamplerCustomAdvanced with any guider.",
             inputs=[*_models(), *_switching()],
             outputs=[io.Model.Output(display_name="model"), SRReport.Output(display_name="report")],
@@ -262,7 +262,7 @@ class SRSampler(io.ComfyNode):
                 io.Float.Input("cfg", default=5.0, min=0.0, max=100.0, step=0.1, round=0.01,
                                tooltip="Guidance scale. 1: no guidance, twice as fast."),
                 io.Combo.Input("sampler_name", options=comfy.samplers.KSampler.SAMPLERS, default="uni_pc",
-                               tooltip="The sampler; it runs once over all steps, its history survives the hand-over."),
+                               tooltip="The sampler; it runs once over all steps, so multistep samplers keep their history across the switch."),
                 io.Combo.Input("scheduler", options=comfy.samplers.KSampler.SCHEDULERS, default="simple",
                                tooltip="The noise schedule, from the sketch model's shift."),
                 io.Float.Input("denoise", default=1.0, min=0.0, max=1.0, step=0.01,

@@ -40,7 +40,7 @@ def begin_run(
     """The state of a sampling run with the arguments ``call``, of the guider's own model as the sketch and the ``others`` by
     name, over the route ``whole``; ``report`` starts anew. Raises ValueError for a schedule that is not finite.
 
-    The call's sigmas become those of the route, where it walks a part of them in steps of its own.
+    The call's sigmas become those of the route, where it walks a part of them in its own steps.
     """
     given = [float(sigma) for sigma in call["sigmas"]]
     check_levels(given)  # before they go into the report, whose JSON holds numbers only

@@ -172,7 +172,7 @@ def read_header(path: Path, limit: int = HEADER_LIMIT) -> dict[str, Any]:
     """The JSON header (of ``limit`` bytes at most) of a safetensors file: tensor name -> {dtype, shape, data_offsets}, and
     __metadata__.
 
-    Raises ValueError with a sentence for a file that is no safetensors file or was cut short.
+    Raises ValueError with a sentence for a file that is not a safetensors file or was cut short.
     """
     size = path.stat().st_size
     with path.open("rb") as file:

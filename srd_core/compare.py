@@ -113,7 +113,7 @@ def _wiped(a: torch.Tensor, b: torch.Tensor, edge: int) -> torch.Tensor:
 
 
 def labelled(video: torch.Tensor, label: str, side: str) -> torch.Tensor:
-    """The video [frames, h, w, 3] with a label in its upper left or right corner; as it is where there is no room."""
+    """The video [frames, h, w, 3] with a label in its upper left or right corner; unchanged where there is no room."""
     height, width = video.shape[1:3]
     size = min(max(height // 20, LABEL_HEIGHTS[0]), LABEL_HEIGHTS[1])
     label = " ".join(label.split())

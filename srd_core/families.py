@@ -17,7 +17,7 @@ class Pair:
 
 
 TINY = "tiny weights in the real host; real weights not tried here"
-OWN_TEXT = f"{TINY}; the render has a text encoder of its own: connect render_positive and render_negative"
+OWN_TEXT = f"{TINY}; the render has its own text encoder: connect render_positive and render_negative"
 
 PAIRS = (
     Pair("Wan21", "WAN", "Wan2.1 T2V 14B", "Wan2.1 T2V 1.3B", TINY),

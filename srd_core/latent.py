@@ -134,7 +134,7 @@ def _difference(ours: dict[str, Any], theirs: dict[str, Any], different: list[st
 
 def _next_step(ours: dict[str, Any], theirs: dict[str, Any], sketch: type, render: type) -> str:
     raw = [role for role, facts in (("sketch", ours), ("render", theirs)) if facts["noise schedule"] == DDPM]
-    if len(raw) == 1:  # the host's own CogVideoX beside one that is put right
+    if len(raw) == 1:  # the host's own CogVideoX beside a corrected one
         return f"Put CogVideoX Sampling Fix on the {raw[0]}, or load it with this pack's loader."
     if sketch is render and ours["latent format"] == theirs["latent format"] and ours["noise schedule"] != theirs["noise schedule"]:
         return "Put the same ModelSampling node on both, or on neither."

@@ -1,4 +1,4 @@
-"""How near two videos are, frame by frame. Torch only; LPIPS where its library and its network's weights are at hand.
+"""How near two videos are, frame by frame. Torch only; LPIPS where its library and its network's weights are there.
 
 Videos are float tensors [frames, height, width, 3] with values in 0..1, the host's IMAGE.
 """
@@ -119,7 +119,7 @@ def lpips_weights(net: str = "alex") -> Path:
     weights = getattr(torchvision.models, _TORCHVISION[net]).DEFAULT
     file = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rsplit("/", 1)[-1]
     if not file.is_file():
-        # Reports are shared: the user's folder is no part of them.
+        # Reports are shared: the user's folder is not part of them.
         folder = str(file.parent).replace(str(Path.home()), "~", 1)
         raise Unavailable(
             f"LPIPS needs the weights of {weights.__class__.__name__.removesuffix('_Weights')} ({file.name}), which are "

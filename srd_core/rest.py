@@ -1,4 +1,4 @@
-"""Steps of its own for the stage that takes over: the rest of a schedule, walked in another number of steps.
+"""Own steps for the stage that takes over: the rest of a schedule, walked in another number of steps.
 
 Where it is known beforehand after which step that begins, the run's levels are set before it. Where the rule decides, the
 sampler ends at the hand-over and begins anew on the rest, from the same x.

@@ -1,6 +1,6 @@
 """Who runs which step. A route is a row of legs: each has a stage, and a rule ends it. Torch only, through criterion.py.
 
-The paper's route is two legs: the sketch until the rule holds, then the render. A leg may be a pair of its own (Wan 2.2's high
+The paper's route is two legs: the sketch until the rule holds, then the render. A leg may be a pair (Wan 2.2's high
 and low noise models), and steps may be listed freely.
 """
 
@@ -99,7 +99,7 @@ def read_steps(text: str) -> frozenset[int]:
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """Two parts of a route, each a stage or a pair of its own, and how the second takes over from the first."""
+    """Two parts of a route, each a stage or a pair, and how the second takes over from the first."""
 
     first: Part
     then: Part
@@ -140,7 +140,7 @@ class Turn:
 
     @property
     def walks(self) -> bool:
-        """Whether the rest of the schedule has steps of its own from here on."""
+        """Whether the rest of the schedule has its own steps from here on."""
         return bool(self.pair.render_steps) and self.forward and self.last
 
     @property
@@ -210,7 +210,7 @@ class Route:
         return Turn(part, reason, pair, pair in self._over, self._settled(pair))
 
     def _cause(self, outer: tuple[Pair, str] | None, pair: Pair, reason: str) -> tuple[Pair, str]:
-        """Of two pairs that change at once: the outer one, unless only the inner one has a fade or steps of its own."""
+        """Of two pairs that change at once: the outer one, unless only the inner one has a fade or its own steps."""
         if outer is None or (outer[0] in self._over and not (outer[0].fade or outer[0].render_steps)):
             return pair, reason
         return outer

@@ -52,10 +52,10 @@ from .teacache.run import KEY as TEACACHE
 
 AtHandOver = Callable[[torch.Tensor, Turn], None]  # (x, the change), before the stage that takes over is loaded
 
-NO_FADE = "No fade to the {stage}: it needs two steps before the hand-over, in a latent of one size."
+NO_FADE = "No fade to the {stage}: it needs two steps before the switch, in a latent of one size."
 SWINGS = "The last two steps before the {stage} still change direction (guard {guard:.2f}), so the fade is held back."
-NOT_WALKED = "render_steps is not followed: {sampler} chooses its own noise levels or sizes, so it can't begin anew at the hand-over."
-ANEW = "{sampler} begins anew after step {step}, because the rest has steps of its own; a multistep sampler starts its history again."
+NOT_WALKED = "render_steps is not followed: {sampler} chooses its own noise levels or sizes, so it can't begin anew at the switch."
+ANEW = "{sampler} begins anew after step {step}, because the rest has its own steps; a multistep sampler starts its history again."
 ENLARGED = "{sampler} begins anew after step {step}, where the latent is enlarged; a multistep sampler starts its history again."
 STAYED_SMALL = "{sampler} ended before the switch, so the latent is still as small as the sketch's. Choose another sampler, or set sketch_scale to 1."
 OTHER_SIZE = "{sampler} changed the size of the latent, so a smaller sketch can't be enlarged. Choose another sampler, or set sketch_scale to 1."

@@ -113,7 +113,7 @@ class Stage(GuidersStage):
     """Another stage: its guider is a copy of the run's, with this stage's model, options and conds; its wrappers see it."""
 
     latent_map: LatentMap  # from the run's space, which is the guider's, to this model's
-    cfg: float = 0.0  # guidance scale of its own; 0: the run's
+    cfg: float = 0.0  # own guidance scale; 0: the run's
     _models: list[Any] = field(default_factory=list)  # that came along
     _clones: list[ModelPatcher] = field(default_factory=list)  # of the model, on other GPUs
     _threads: Any = None  # that run the clones: a wrapper around the run may have put other options in the stage's place
@@ -268,7 +268,7 @@ def _schedule_in(latent_map: LatentMap, schedule: Any) -> Any:
 
 def follow_schedule(conds: list[dict[str, Any]], schedule_of: Any) -> None:
     """Ranges of steps (start and end percent of prompts, hooks and ControlNets) mean the run's schedule, also where the
-    stage's model has a shift of its own."""
+    stage's model has its own shift."""
     comfy.samplers.calculate_start_end_timesteps(schedule_of, conds)
     for cond in conds:
         for hook in cond["hooks"].hooks if "hooks" in cond else ():

@@ -163,7 +163,7 @@ def test_dynamic_cfg_is_that_of_the_official_pipeline(kind: str, networks: dict[
     reference = reference_sample(networks[kind], kind, noise, 10, 6.0, use_dynamic_cfg=True)
     assert relative(sample(model, noise, 10, 6.0), reference) <= 5e-5
     without = reference_sample(networks[kind], kind, noise, 10, 1.0)
-    assert relative(sample(model, noise, 10, 1.0), without) <= 5e-5  # cfg 1 is no guidance, as there
+    assert relative(sample(model, noise, 10, 1.0), without) <= 5e-5  # cfg 1 means no guidance, as there
 
 
 def test_the_schedule_is_the_official_one(folders: dict[str, Path]):

@@ -39,7 +39,7 @@ SWITCHING: dict[str, Any] = {
 
 
 def sr_model(sketch: Any, render: Any, step: int = 3, report: Any = None, **settings: Any) -> Any:
-    """A Sketch-Render MODEL that hands over after ``step`` steps."""
+    """A Sketch-Render MODEL that switches after ``step`` steps."""
     switch = Switch(mode="step", switch_step=step)
     return cooperation.cooperate(sketch, render, switch, RenderSettings(**settings), report or Report())
 
@@ -307,7 +307,7 @@ def test_the_hand_over_is_one_log_line(wan: Any, caplog: pytest.LogCaptureFixtur
     with caplog.at_level("INFO"):
         helpers.ksampler(sr_model(wan(), wan(seed=1), 3))
     (line,) = [r.getMessage() for r in caplog.records if "SRDiffusion" in r.getMessage()]
-    assert "render takes over after step 3 of 6" in line
+    assert "switched to the render after step 3 of 6" in line
 
 
 def test_progress_goes_through_the_hosts_own_callback_once_per_step(wan: Any, monkeypatch: pytest.MonkeyPatch):

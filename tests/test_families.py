@@ -39,7 +39,7 @@ class Family:
     render: dict[str, Any]
     latent: tuple[int, ...]
     text: int  # width of a prompt's embedding
-    render_text: int = 0  # of the render's, where it has a text encoder of its own
+    render_text: int = 0  # of the render's, where it has its own text encoder
     pooled: int = 0
     extra: dict[str, Any] = field(default_factory=dict)  # of every conditioning
 

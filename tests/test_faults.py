@@ -263,7 +263,7 @@ def test_the_report_of_a_run_that_failed_in_the_sketch_does_not_claim_that_it_ra
     with pytest.raises(Broken):
         helpers.ksampler(sr_model(failing(wan(), 2), wan(seed=1), 3, report), STEPS)
     summary = module("srd_core.report.text").summarize(report)
-    assert "Status: failed Broken: call 2" in summary and "Hand-over: not reached" in summary
+    assert "Status: failed Broken: call 2" in summary and "Switch: not reached" in summary
 
 
 def broken_from(model: Any, call: int, bad: float) -> tuple[Any, list[int]]:

@@ -52,7 +52,7 @@ def answers_after(monkeypatch: Any) -> Any:
 def test_a_late_answer_stops_the_run_before_the_next_step_and_names_the_step_and_stage_it_belongs_to(
     stage: str, at: int, wan: Any, answers_after: Any
 ):
-    answers_after(1)  # not yet at the end of its own call, but at the start of the next one
+    answers_after(1)  # not yet at the end of its call, but at the start of the next one
     broken, calls = broken_from(wan(), at if stage == "sketch" else at - 3, float("nan"))
     pair = (broken, wan(seed=1)) if stage == "sketch" else (wan(), broken)
     report = Report()

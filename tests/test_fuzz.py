@@ -154,7 +154,7 @@ def is_whole(path: Path, shapes: dict[str, list[int]]) -> bool:
     """Whether the safetensors library reads the file and finds tensors of these shapes, all numbers finite."""
     try:
         with safetensors.safe_open(path, "pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (it is no dict)
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (it is not a dict)
     except (safetensors.SafetensorError, ValueError, TypeError, AttributeError, RuntimeError):
         return False
     return {key: list(t.shape) for key, t in tensors.items()} == shapes

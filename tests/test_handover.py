@@ -194,7 +194,7 @@ def test_a_sketch_that_never_hands_over_comes_back_finished(wan: Any, tmp_path: 
     assert not report.hand_overs and not calls
 
 
-# CogVideoX: two latent spaces, and a schedule of its own for each
+# CogVideoX: two latent spaces, and one schedule each
 DDPM_SAMPLERS = ["euler", "dpmpp_2m", "heun", "euler_cfg_pp", "dpmpp_sde", "uni_pc"]
 
 
@@ -600,7 +600,7 @@ def test_files_of_another_version_foreign_and_cut_files_are_refused_with_a_sente
     }
     foreign = tmp_path / "foreign.safetensors"
     safetensors.torch.save_file({"a": torch.zeros(3)}, foreign)
-    cases["foreign"] = (foreign.read_bytes(), "no hand-over")
+    cases["foreign"] = (foreign.read_bytes(), "not a hand-over")
     for name, (content, words) in cases.items():
         path = tmp_path / f"{name}.safetensors"
         path.write_bytes(content)

@@ -118,7 +118,7 @@ def test_a_lora_on_one_stage_stays_on_that_stage(stage: str, shared: bool, wan: 
     """With one load the two stages are clones that share the weights in memory: the host repatches them at the switch."""
     base = wan()
     with_lora, _ = comfy.sd.load_lora_for_models(base if shared else wan(), None, lora(), 1.0, 0)
-    apart, _ = comfy.sd.load_lora_for_models(wan(), None, lora(), 1.0, 0)  # the truth: weights of its own
+    apart, _ = comfy.sd.load_lora_for_models(wan(), None, lora(), 1.0, 0)  # the truth: its own weights
     sketch, render = (with_lora, base) if stage == "sketch" else (base, with_lora)
     true_sketch, true_render = (apart, wan()) if stage == "sketch" else (wan(), apart)
     run = helpers.ksampler

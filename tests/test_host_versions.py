@@ -1,4 +1,4 @@
-"""Hosts that lack what the pack builds on: a sentence at their start that names the version needed, and all else goes on.
+"""Hosts that lack what the pack builds on: a sentence at their start that names the version needed, and all else works.
 
 The real case is a host older than any that can be made here (by hand: 0.3.10, 0.3.59 and 0.3.64 said the sentence and went
 on), so the server below is a copy of a real host without the one wrapper that hosts before 0.3.11 did not have.

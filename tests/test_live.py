@@ -1,4 +1,4 @@
-"""What the server tells of a run while it goes on, and keeps of it: over its own channel, its route and its files."""
+"""What the server tells of a run while it runs, and keeps of it: over its own channel, its route and its files."""
 
 from __future__ import annotations
 
@@ -334,7 +334,7 @@ def test_a_server_of_another_host_costs_the_page_not_the_run(
     for _ in range(2):
         extra: dict[str, Any] = {"workflow": dict(WORKFLOW)}
         latent, shown, log = graph_run(host_server(told, **server), extra)
-        assert torch.equal(latent, plain) and "Hand-over: render takes over after step 1 of 3" in shown.args[1]
+        assert torch.equal(latent, plain) and "Switched to the render after step 1 of 3" in shown.args[1]
         assert extra["srdiffusion"][SAMPLER]["status"] == "done"
     assert {run["node_id"] for run in told} == told_of
     assert len(log) <= 1 and all("the page is not told" in line for line in log)

@@ -118,7 +118,7 @@ def test_the_node_gives_a_fade_a_step_a_plot_and_words(wan: Any):
     fade, step, plot, summary = executed(wan(), wan(seed=1))
     assert fade == 0 or 0.1 <= fade <= 10
     assert 1 <= step <= 10 and plot.ndim == 4 and plot.shape[-1] == 3
-    for words in ("Disagreement of the render", "switch_step", "Error after a hand-over", "One prompt is one sample"):
+    for words in ("Disagreement of the render", "switch_step", "Error after a switch", "One prompt is one sample"):
         assert words in summary
     assert all(math.isfinite(float(word)) for word in (fade, step))
 

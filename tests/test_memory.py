@@ -43,7 +43,7 @@ def is_loaded(model: Any) -> bool:
 
 
 def ran(sketch: Any, render: Any, policy: str, steps: int = STEPS, **how: Any) -> Any:
-    """The report of a run that hands over after 3 steps."""
+    """The report of a run that switches after 3 steps."""
     report = Report()
     helpers.ksampler(sr_model(sketch, render, 3, report, offload_sketch=policy), steps, **how)
     return report
@@ -169,7 +169,7 @@ def test_a_run_of_any_policy_after_any_other_gives_the_same_bits(no_room: None, 
 
 @pytest.mark.parametrize("sampler", READERS)
 def test_for_samplers_that_read_the_sketchs_schedule_a_sketch_that_left_changes_no_bit(sampler: str, wan: Any):
-    """Also where it left with a noise schedule of its own, which the sampler goes on to read."""
+    """Also where it left with its own noise schedule, which the sampler still reads."""
     sketch, render = (ModelSamplingSD3().patch(model, 7.0)[0] for model in (wan(), wan(seed=1)))
     stayed, left = (
         helpers.ksampler(sr_model(sketch, render, 3, offload_sketch=policy), STEPS, sampler_name=sampler, scheduler="beta")
@@ -437,7 +437,7 @@ def test_the_summary_says_it_in_one_line():
     report = Report(status="done", sigmas=[1.0, 0.5, 0.0])
     report.hand_overs = [reports.HandOver(1, "render", "step", 0.5, 50.0, memory=moments)]
     assert (
-        "Memory, GB (free / sketch / render): before 1.2 / 26.5 / 0.0, at the hand-over 27.7 / 0.0 / 0.0, "
+        "Memory, GB (free / sketch / render): before 1.2 / 26.5 / 0.0, at the switch 27.7 / 0.0 / 0.0, "
         "after it 24.9 / 0.0 / 2.8" in module("srd_core.report.text").summarize(report).splitlines()
     )
 

@@ -70,7 +70,7 @@ CONTRAST = """chart => {
   const luminance = rgb => [0.2126, 0.7152, 0.0722].reduce((sum, share, i) => sum + share * linear(rgb[i] / 255), 0);
   const paper = getComputedStyle(chart).backgroundColor;
   const behind = luminance(drawn('black', paper));
-  if (Math.abs(luminance(drawn('white', paper)) - behind) > 0.01) return [0, 'the chart has no ground of its own'];
+  if (Math.abs(luminance(drawn('white', paper)) - behind) > 0.01) return [0, 'the chart has no own ground'];
   const words = [...chart.querySelectorAll('*')].filter(e => !e.closest('title, [hidden], :disabled')
     && [...e.childNodes].some(child => child.nodeType === 3 && child.textContent.trim()));
   return words.map(element => {

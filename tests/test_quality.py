@@ -1,4 +1,4 @@
-"""The evaluation: it runs in the real host, goes on where it stopped, and its shortcuts are exact. Not what it finds."""
+"""The evaluation: it runs in the real host, continues where it stopped, and its shortcuts are exact. Not what it finds."""
 
 from __future__ import annotations
 

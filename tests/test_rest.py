@@ -1,4 +1,4 @@
-"""Steps of its own for the render: the rest of the schedule walked in another number of steps."""
+"""Own steps for the render: the rest of the schedule walked in another number of steps."""
 
 from __future__ import annotations
 

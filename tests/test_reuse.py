@@ -378,7 +378,7 @@ def test_samplers_of_every_kind_reuse_whole_steps(sampler: str):
 
 @pytest.mark.parametrize("sampler", ["dpm_fast", "dpm_adaptive"])
 def test_a_residual_is_never_older_than_the_step_before(sampler: str):
-    """Samplers with noise levels of their own leave out intervals of the schedule; a plan may want to reuse after one."""
+    """Samplers with own noise levels leave out intervals of the schedule; a plan may want to reuse after one."""
     model, runs = watch(slow_wan())
     steps: list[int] = []
     model.add_wrapper_with_key(
@@ -517,7 +517,7 @@ def test_it_is_asked_for_with_the_stage_that_holds_it(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("stop", [None, "interrupt", "error"])
 def test_residuals_are_one_for_each_cond_and_are_freed_with_the_run(stop: str | None):
     kept: list[weakref.ref[torch.Tensor]] = []
-    runs: list[Any] = []  # an error's traceback may hold the run for long: it has to let go of them by itself
+    runs: list[Any] = []  # an error's traceback may hold the run for long: it has to free them by itself
     counts: list[int] = []
 
     def look(executor: Any, *args: Any, **kwargs: Any) -> Any:

@@ -50,7 +50,7 @@ LOADED = {THREE: ["SRLoadSketchDiT", "SRLoadRenderDiT", "SRLoadRenderDiT", "CLIP
 OFFICIAL = ("https://huggingface.co/Comfy-Org/Wan_2.1_", "https://huggingface.co/Comfy-Org/Wan_2.2_")
 KIJAI = "https://huggingface.co/Kijai/WanVideo_comfy/resolve/main/Lightx2v/"  # of LoRAs
 LATER = {"SRSampler": 3, "SRModel": 3, "SRRender": 2}  # widgets that a file of the first release has no value for
-STEPS = {FEW_STEP: 14}  # of a workflow in which the render walks the rest in steps of its own
+STEPS = {FEW_STEP: 14}  # of a workflow in which the render walks the rest in its own steps
 STAGES = {THREE: ["sketch", "sketch 2", "render"]}
 VIDEOS = {ONCE: ["render", "render_teacache", "sketch_preview"]}  # of a workflow that saves more than one, without numbers
 
@@ -331,7 +331,7 @@ def test_every_widget_has_exactly_one_value_and_it_is_allowed(name: str, info: M
         for input_name, kind, options in widgets:
             value = node["inputs"][input_name]
             if isinstance(value, list):
-                continue  # linked: the seed comes from a node of its own
+                continue  # linked: the seed comes from its own node
             allowed = workflow.choices(kind, options)
             assert allowed is None or value in allowed, (node["class_type"], input_name, value)
             if kind in ("INT", "FLOAT"):
@@ -368,7 +368,7 @@ def test_a_workflow_with_too_many_or_unknown_values_is_refused_in_words(info: Ma
     with pytest.raises(workflow.WorkflowError, match=r"SRSampler.*left over"):
         workflow.to_api(saved, info)
     sampler["type"] = "SRNoSuchNode"
-    with pytest.raises(workflow.WorkflowError, match=r"SRNoSuchNode.*no node of this server"):
+    with pytest.raises(workflow.WorkflowError, match=r"SRNoSuchNode.*not a node of this server"):
         workflow.to_api(saved, info)
 
 

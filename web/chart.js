@@ -37,7 +37,7 @@ export function draw(svg, { report, figures }, width, height, whatIf) {
   handOvers(plot, bottom)
   top = TOP
   for (const [name, share] of Object.entries(SHARES)) {
-    text(svg, LEFT, top - 6, say(TITLES[name]), 'srd-title') // over the hand-overs' lines
+    text(svg, LEFT, top - 6, say(TITLES[name]), 'srd-title') // over the switches' lines
     top += room * share + GAP
   }
   hints(plot, bottom)
@@ -50,7 +50,7 @@ function panel(plot) {
   }
   const adaptive = report.switch.mode === 'adaptive'
   if (adaptive && name !== 'seconds' && report.earliest > 1) {
-    const end = Math.min(x(report.earliest), right) // in the steps before it the rule could not hand over
+    const end = Math.min(x(report.earliest), right) // in the steps before it the rule could not switch
     add(svg, 'rect', { class: 'srd-fixed', x: LEFT, y: top, width: end - LEFT, height: bottom - top })
     if (name === 'd') text(svg, LEFT + 4, bottom - 5, 'fix_step', 'srd-faint') // the curve is high there
   }

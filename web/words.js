@@ -15,7 +15,7 @@ export function say(words, places = {}) {
 
 const REASONS = { criterion: 'criterion', earliest: 'earliest step', latest: 'latest step', step: 'step', sigma: 'sigma', listed: 'sketch_steps' }
 
-/** A hand-over's reason in the page's language. */
+/** A switch's reason in the page's language. */
 export function reasonOf(name) {
   return say(REASONS[name] ?? name)
 }

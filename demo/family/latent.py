@@ -1,7 +1,7 @@
 """The family's latent: linear in the video, 16 channels per 4x8x8 block, in the layout of Wan 2.1.
 
 The covariance of flat shapes on a plain ground is a Kronecker product, colours (x) masks, so its principal components
-are products of a colour axis and a mask pattern. Frame 0 counts as a still block of its own, as in Wan.
+are products of a colour axis and a mask pattern. Frame 0 counts as its own still block, as in Wan.
 """
 
 from __future__ import annotations

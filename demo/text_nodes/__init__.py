@@ -17,7 +17,7 @@ _TEXT = os.path.join(os.path.dirname(os.path.realpath(__file__)), os.pardir, "fa
 
 
 def _load(path: str, name: str) -> ModuleType:
-    """Import one file under a name of its own, so that nothing has to be on sys.path."""
+    """Import one file under its own name, so that nothing has to be on sys.path."""
     spec = importlib.util.spec_from_file_location(name, os.path.normpath(path))
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up

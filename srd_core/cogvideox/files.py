@@ -43,7 +43,7 @@ def is_cogvideox(path: Path) -> bool:
 def identify(path: Path) -> Layout:
     """The layout of the CogVideoX in ``path`` (file or folder of shards), read from headers and config.json alone.
 
-    Raises ValueError with a sentence naming the file and the next step for what is no text-to-video CogVideoX, is
+    Raises ValueError with a sentence naming the file and the next step for a file that is not a text-to-video CogVideoX, is
     incomplete or unknown.
     """
     header, metadata = read_headers(weight_files(path))

@@ -52,7 +52,7 @@ def correct(model: ModelPatcher, dynamic_cfg: bool = False) -> ModelPatcher:
     """A clone of a CogVideoX MODEL, whatever loader made it, that samples as the official pipelines do.
 
     ``dynamic_cfg``: the guidance scale of every step is ``dynamic_scale`` of the sampler's; False takes it off again.
-    Raises ValueError naming the model for what is no text-to-video CogVideoX.
+    Raises ValueError naming the model for a model that is not a text-to-video CogVideoX.
     """
     network = getattr(model.model, "diffusion_model", None)
     if type(model.model).__name__ != "CogVideoX" or network is None:
@@ -86,7 +86,7 @@ def _file_of(model: ModelPatcher) -> Path | None:
 
 def _apply(model: ModelPatcher, layout: Layout) -> None:
     """Put the corrections on ``model`` itself. No patch holds a module: the host copies patches to clones of the MODEL
-    that have weights of their own (multi-GPU)."""
+    that have their own weights (multi-GPU)."""
     network = model.model.diffusion_model
     member = layout.member
     for name, value in position_patches(network, layout).items():

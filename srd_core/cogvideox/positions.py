@@ -67,7 +67,7 @@ def _add_positions(
     """Forward hook of the host's patch embedding: adds the sines of 2B to the video's part.
 
     Args: ``inputs`` text [B, tokens, width] and latents [B, frames, C, height, width]; ``embeddings``
-    [B, tokens + patches, dim], text first. Every axis has channels of its own, so three small tables do.
+    [B, tokens + patches, dim], text first. Every axis has its own channels, so three small tables do.
     """
     text, latents = inputs
     (frames, _, height, width), dim = latents.shape[1:], embeddings.shape[-1]

@@ -99,7 +99,7 @@ def check(path: Path) -> dict[str, Any]:
     header = read_header(path, HEADER_LIMIT)
     metadata = header.pop("__metadata__", None)
     if not isinstance(metadata, dict) or not isinstance(metadata.get(MARK), str):
-        raise ValueError(f"{path.name} is a safetensors file, but no hand-over. Choose one that Save Hand-over wrote.")
+        raise ValueError(f"{path.name} is a safetensors file, but not a hand-over. Choose one that Save Hand-over wrote.")
     if metadata[MARK] not in READS:
         raise ValueError(
             f"{path.name} is a hand-over of version {metadata[MARK][:20]!r}; this ComfyUI-SRDiffusion reads versions {READS[0]} to {READS[-1]}. "
@@ -107,7 +107,7 @@ def check(path: Path) -> dict[str, Any]:
         )
     strange = [name for name, facts in header.items() if not isinstance(facts, dict) or facts.get("dtype") not in FLOATS]
     if strange:
-        raise damaged(path, f"{strange[0][:40]!r} is no tensor of floating point numbers")
+        raise damaged(path, f"{strange[0][:40]!r} is not a tensor of floating point numbers")
     try:
         facts = json.loads(metadata[FACTS])
         return {name: facts[name] for name in ("settings", "latent", "schedule", "host", "report")}
@@ -203,7 +203,7 @@ def _number(facts: Any, name: str, low: float, high: float) -> float:
 def _settings(facts: Any) -> Settings:
     indices = facts.get("batch_index") if isinstance(facts, dict) else None
     whole = isinstance(indices, list) and indices and all(type(i) is int and 0 <= i < 2**63 for i in indices)
-    _need(indices is None or bool(whole), "its batch_index is no list of numbers")
+    _need(indices is None or bool(whole), "its batch_index is not a list of numbers")
     return Settings(
         seed=_typed(facts, "seed", int, lambda value: 0 <= value < 2**64),
         sampler_name=_typed(facts, "sampler_name", str),

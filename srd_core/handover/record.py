@@ -3,7 +3,7 @@
 What a sampler does follows from the noise, the latent, the noise levels, the seed and what its model calls return. So a
 sketch is kept as the predictions that its calls returned, one after the other, beside the settings of the run. Whoever
 continues lets the sampler run over all steps, answers the sketch's calls from here and the rest by the render: history of
-multistep samplers and noise of stochastic ones need no words of their own, and the result is that of one run, bit for bit.
+multistep samplers and noise of stochastic ones need nothing extra, and the result is that of one run, bit for bit.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ NOISE_AT_THE_START = (
 )
 NOISE_OF_THE_SAMPLER = (
     f"{NOISE_DIFFERS} {{sampler}} draws noise in its steps, and another device or version of torch draws other noise. Use a "
-    "sampler without noise of its own (euler, uni_pc, dpmpp_2m), or render where you sketched."
+    "sampler that adds no noise (euler, uni_pc, dpmpp_2m), or render where you sketched."
 )
 SAME_NOISE = 0.02  # relative difference of x up to which another machine's rounding explains it
 

@@ -30,7 +30,7 @@ def draw(measured: Measured, advice: Advice) -> Image.Image:
     after = [("cut", _errors(measured.guided, advice, 0.0)), ("fade", _errors(measured.guided, advice, advice.fade))]
     if measured.unguided:
         after.append(("fade, no guidance", _errors(measured.unguided, advice, advice.fade)))
-    _panel(canvas, measured.steps, PANELS[1], f"error after a hand-over at step {advice.measured_at + 1}", after, advice.switch_step)
+    _panel(canvas, measured.steps, PANELS[1], f"error after a switch at step {advice.measured_at + 1}", after, advice.switch_step)
     canvas.text((RIGHT, HEIGHT - 20), "scheduler step", fill=FAINT, font=font(14), anchor="rs")
     return image
 

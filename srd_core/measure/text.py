@@ -52,7 +52,7 @@ def describe(measured: Measured, advice: Advice, speed_up: float) -> str:
         "Disagreement of the render, mean of the measured steps: " + ", ".join(f"{name} {mean:.2f}" for name, mean in means.items()) + ".",
         f"switch_step {advice.switch_step} of {measured.steps}: {advice.speed_up:.2f}x (reckoned).{reach}",
         f"fade {advice.fade:g}" + ("." if advice.fade else ": no fade is nearer to the sketch than a cut."),
-        f"Error after a hand-over at step {advice.measured_at + 1}: " + ", ".join(f"{n} {e:.2f}" for n, e in advice.errors.items()) + ".",
+        f"Error after a switch at step {advice.measured_at + 1}: " + ", ".join(f"{n} {e:.2f}" for n, e in advice.errors.items()) + ".",
     ]
     if "fade, no guidance" in advice.errors:
         off = advice.errors["fade, no guidance"] <= 1.05 * advice.errors["fade"]

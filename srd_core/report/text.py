@@ -12,7 +12,7 @@ NOT_RUN = (
 
 
 def describe_hand_over(hand_over: HandOver, report: Report) -> str:
-    """One sentence."""
+    """One sentence, without its capital and its full stop."""
     steps, switch = len(report.sigmas) - 1, hand_over.rule or report.switch
     latest = "latest step of an adaptive switch"  # in the first version a share of the steps, whatever switch_sigma was
     if switch.get("max_step"):
@@ -28,7 +28,7 @@ def describe_hand_over(hand_over: HandOver, report: Report) -> str:
         "listed": f"sketch_steps: {switch.get('sketch_steps')}",
     }.get(hand_over.reason, hand_over.reason)
     return (
-        f"{hand_over.to} takes over after step {hand_over.after_step} of {steps} "
+        f"switched to the {hand_over.to} after step {hand_over.after_step} of {steps} "
         f"(sigma {hand_over.sigma:.4g}, {hand_over.percent:.0f} % of the steps; {why})"
     )
 
@@ -55,7 +55,7 @@ def describe_rest(report: Report) -> str:
 
 def describe_memory(hand_over: HandOver) -> str:
     """One line: what was free and what was loaded around a hand-over, by the host's accounting."""
-    moments = {"before": "before", "at": "at the hand-over", "after": "after it"}
+    moments = {"before": "before", "at": "at the switch", "after": "after it"}
     shown = [moment for moment in moments if moment in hand_over.memory]
     names = list(dict.fromkeys(name for moment in shown for name in hand_over.memory[moment]))
     sizes = (
@@ -81,14 +81,14 @@ def summarize(report: Report) -> str:
     lines = [f"{stage.name.capitalize()}: {stage.model}" for stage in report.stages]
     lines.append(f"Status: {report.status} {report.error}".rstrip())
     lines += [
-        f"Hand-over: {describe_hand_over(h, report)}, loaded in {h.seconds:.2f} s{describe_fade(h)}" for h in report.hand_overs
+        f"Switched{describe_hand_over(h, report).removeprefix('switched')}, loaded in {h.seconds:.2f} s{describe_fade(h)}" for h in report.hand_overs
     ]
     if rest := describe_rest(report):
         lines.append(rest)
     first = {h.to: h for h in reversed(report.hand_overs) if h.memory}  # of each stage
     lines += [describe_memory(h) for h in report.hand_overs if first.get(h.to) is h]
     if not report.hand_overs:
-        lines.append(f"Hand-over: {report.never()}")
+        lines.append(f"Switch: {report.never()}")
     seconds = medians(report)
     for stage in report.stages:
         count, each = report.count(stage.name), seconds.get((stage.name, False))

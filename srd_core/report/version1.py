@@ -14,7 +14,7 @@ FIELDS = {
 
 
 def upgraded(old: dict[str, Any]) -> dict[str, Any]:
-    """The same run as version 2 writes it. Raises KeyError, TypeError or AttributeError for what was no report."""
+    """The same run as version 2 writes it. Raises KeyError, TypeError or AttributeError for what was not a report."""
     if unknown := set(old) - FIELDS:
         raise KeyError(min(unknown))
     set_to, used = old.get("switch", {}).get("delta", 0.0), old.get("delta", 0.0)

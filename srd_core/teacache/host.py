@@ -50,7 +50,7 @@ def is_cached(model: ModelPatcher) -> bool:
 
 
 def run_of(model_options: dict[str, Any]) -> CachedRun | None:
-    """The cached run that goes on under these options, if any."""
+    """The cached run that continues under these options, if any."""
     return model_options.get("transformer_options", {}).get(KEY)
 
 

@@ -169,7 +169,7 @@ class CachedRun:
         return self.plan is not None and (self._reuse or self.plan.reuses(self._step + 1))
 
     def _learn_schedule(self, model_options: dict[str, Any]) -> None:
-        """The noise levels as this model is called with them: those of the run, unless it has a latent space of its own."""
+        """The noise levels as this model is called with them: those of the run, unless it has its own latent space."""
         levels = model_options.get("transformer_options", {}).get("sample_sigmas")
         if levels is not None and len(levels) == len(self.counter.sigmas):
             self.counter.sigmas = [*(float(s) for s in levels[:-1]), self.counter.sigmas[-1]]
@@ -186,7 +186,7 @@ class CachedRun:
 
     def _is_cacheable(self, adapter: Adapter, network: Any, call: dict[str, Any], options: dict[str, Any]) -> bool:
         if call["timestep"].ndim > 1 and call["timestep"].shape[-1] > 1:
-            self._failed = "every frame has a timestep of its own"
+            self._failed = "every frame has its own timestep"
         elif options.get("patches", {}).get("double_block"):
             self._failed = "another node works between the transformer blocks"
         elif not options.get("uuids"):

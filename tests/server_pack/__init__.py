@@ -164,6 +164,6 @@ async def events(request: web.Request) -> web.Response:
 
 @PromptServer.instance.routes.get("/srd_test/wait_at/{event}")
 async def wait_at(request: web.Request) -> web.Response:
-    """From now on the pack waits in the first such event of its own, e.g. os.rename."""
+    """From now on the pack waits in its first such event, e.g. os.rename."""
     state["wait at"] = request.match_info["event"]
     return web.json_response({})
