@@ -29,8 +29,8 @@ from .stage import RenderSettings, Stage
 from .teacache.host import TeaCache, is_cached, with_teacache
 
 INNER = (
-    "A Sketch-Render Model with a sketch_scale of its own is connected as a part of another. Set its sketch_scale to 1; the last "
-    "node's sketch_scale is for all that is connected as its sketch."
+    "A Sketch-Render Model whose sketch_scale is below 1 is connected to another one. Set it to 1 there; the last node's "
+    "sketch_scale is for all that is connected as its sketch."
 )
 LARGER = "The render is larger than the sketch. Are the two swapped?"
 

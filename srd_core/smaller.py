@@ -1,7 +1,7 @@
 """A sketch of fewer pixels: the first part of a route runs on a smaller latent, over the same steps of a schedule that fits.
 
-The host is given a small call in the place of its own (noise, latent, mask, levels, conditioning), so that memory, previews and
-conditioning are those of a small run. At the hand-over the sampler ends, x is enlarged (enlarge.py), and the sampler begins anew
+The host is given a small call in the place of the whole one (noise, latent, mask, levels, conditioning), so that memory, previews and
+conditioning are those of a small run. At the switch the sampler ends, x is enlarged (enlarge.py), and the sampler begins anew
 on the rest of the whole schedule. The small noise is the low frequencies of the run's own noise; the rest of them comes in there.
 """
 

@@ -23,7 +23,7 @@ workflow_module = load_by_path("srd_workflow", REPOSITORY / "demo" / "workflow.p
 
 DEMO = REPOSITORY / "workflows" / "demo.json"
 FIRST_RELEASE = Path(__file__).parent / "data" / "workflow_first_release.json"
-LATER = [0, "", 0]  # what the page adds to SR Sampler of the first release: fade, sketch_steps, render_steps
+LATER = [0, "", 0, 1]  # what the page adds to SR Sampler of the first release: fade, sketch_steps, render_steps, sketch_scale
 SAMPLER, INSPECTOR, LOADERS, SHIFT = 8, 12, (1, 2), 7  # node ids in the demo's workflow
 VERSION_1 = Path(__file__).parent / "data" / "report_version_1.json"
 BARS = [f".srd-bar.srd-stage-{place}" for place in range(4)]  # of the sketch, the render and further stages

@@ -511,7 +511,7 @@ def test_an_inner_rule_that_decides_while_it_is_small_may_have_steps_of_its_own(
 def test_a_scale_within_a_part_is_refused(wan: Any):
     for inner in ("sketch", "render"):
         parts = {"sketch": wan(), "render": wan(seed=1), inner: scaled(wan(seed=2), wan(seed=3))}
-        with pytest.raises(ValueError, match="sketch_scale of its own is connected as a part of another"):
+        with pytest.raises(ValueError, match="whose sketch_scale is below 1 is connected to another"):
             pair.cooperate(parts["sketch"], parts["render"], AT_4, RenderSettings(), Report())
 
 

@@ -37,6 +37,7 @@ WAN22, DEMO = "wan2.2_high_noise_to_wan2.1_1.3B", "demo"
 COG, COG_KSAMPLER = "cogvideox_5B_to_2B", "cogvideox_5B_to_2B_ksampler"
 COMPARE, SWEEP, ONCE = "compare_wan2.1_t2v_14B_to_1.3B", "delta_sweep", "sketch_once_render_many"
 FAST, FEW_STEP, THREE = f"{WAN21}_fast", "wan2.1_t2v_14B_few_step_render", "wan2.2_high_low_to_wan2.1_1.3B"
+HD = f"{WAN21}_720p"
 KSAMPLER_OF = {name: f"{name}_ksampler" for name in (WAN21, COG)}
 OWN = (
     "SRLoadSketchDiT", "SRLoadRenderDiT", "SRSampler", "SRModel", "SRSwitchInspector", "SRCompare", "SRCogVideoXFix",
@@ -49,7 +50,7 @@ LOADED = {THREE: ["SRLoadSketchDiT", "SRLoadRenderDiT", "SRLoadRenderDiT", "CLIP
           FEW_STEP: ["SRLoadSketchDiT", "LoraLoaderModelOnly", "CLIPLoader", "VAELoader"]}  # fmt: skip
 OFFICIAL = ("https://huggingface.co/Comfy-Org/Wan_2.1_", "https://huggingface.co/Comfy-Org/Wan_2.2_")
 KIJAI = "https://huggingface.co/Kijai/WanVideo_comfy/resolve/main/Lightx2v/"  # of LoRAs
-LATER = {"SRSampler": 3, "SRModel": 3, "SRRender": 2}  # widgets that a file of the first release has no value for
+LATER = {"SRSampler": 4, "SRModel": 4, "SRSketch": 1, "SRRender": 2}  # widgets that a file of the first release has no value for
 STEPS = {FEW_STEP: 14}  # of a workflow in which the render walks the rest in its own steps
 STAGES = {THREE: ["sketch", "sketch 2", "render"]}
 VIDEOS = {ONCE: ["render", "render_teacache", "sketch_preview"]}  # of a workflow that saves more than one, without numbers
@@ -210,7 +211,7 @@ def frames_of(server: Any, outputs: Mapping[str, Any], name: str | None = None) 
 
 def test_there_is_a_workflow_for_each_promise() -> None:
     plain, further = {WAN21, WAN21_KSAMPLER, WAN22, DEMO, COG, COG_KSAMPLER}, {COMPARE, SWEEP, ONCE}
-    assert plain | further | {FAST, FEW_STEP, THREE} == set(NAMES)
+    assert plain | further | {FAST, FEW_STEP, THREE, HD} == set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -348,7 +349,7 @@ def test_a_file_from_before_the_newest_widgets_gives_the_same_graph(name: str, i
         defaults = [options["default"] for _, kind, options in workflow.specs(info[old["type"]]) if workflow.is_widget(kind, options)]
         new["widgets_values"][-count:] = defaults[-count:]
     assert own and workflow.to_api(before, info) == workflow.to_api(plain, info)
-    if name not in (FAST, FEW_STEP, THREE):
+    if name not in (FAST, FEW_STEP, THREE, HD):
         assert plain == shipped(name)
 
 
@@ -462,6 +463,15 @@ def test_the_fast_workflow_is_the_plain_one_with_a_fade_and_a_render_without_gui
     plain, fast = (workflow.to_api(shipped(name), info) for name in (WAN21, FAST))
     sampler = workflow.find(plain, "SRSampler")
     assert fast == workflow.set_inputs(plain, sampler, fade=1.1, render_cfg=1)
+
+
+def test_the_720p_workflow_is_the_plain_one_with_a_smaller_sketch(server: Any, info: Mapping[str, Any]) -> None:
+    plain, hd = (workflow.to_api(shipped(name), info) for name in (WAN21, HD))
+    sampler, latent, save = (workflow.find(plain, kind) for kind in ("SRSampler", "EmptyHunyuanLatentVideo", "SaveVideo"))
+    expected = workflow.set_inputs(plain, sampler, sketch_scale=0.667)
+    expected = workflow.set_inputs(expected, latent, width=1280, height=720, length=81)
+    assert hd == workflow.set_inputs(expected, save, filename_prefix=hd[save]["inputs"]["filename_prefix"])
+    assert any("on a latent of 2 x 6 in the place of 4 x 8" in note for note in report_of(run(server, ready(HD, info)))["notes"])
 
 
 @pytest.mark.parametrize("name", KSAMPLER_OF)

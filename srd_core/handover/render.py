@@ -80,7 +80,7 @@ def render_from(record: SketchRecord, render: ModelPatcher, settings: RenderSett
             f"does not have (sketched with ComfyUI {record.host})."
         )
     check_plain(RENDER, render)
-    # The sketch's calls are those of the whole schedule, and of its own size.
+    # The sketch's calls are those of the whole schedule, and have its size.
     settings = replace(settings, anew=True, sketch_size=record.sketch_size)
     stand_in = _stand_in(record, render)
     stand_in.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, KEY, _load_nothing)
