@@ -96,6 +96,7 @@ def make_small(run: Run, guider: comfy.samplers.CFGGuider, call: dict[str, Any],
     for name in stages:
         own = run.stages[name].guider
         own.conds = small_conds(own.conds, scale)
+    run.books.report.small_shape = list(run.request["noise"].shape)
     small, large = (" x ".join(map(str, size)) for size in (scale.small, scale.large))
     run.books.report.notes.append(SMALL.format(small=small, large=large))
 

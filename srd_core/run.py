@@ -16,6 +16,7 @@ All state belongs to the run, and is cleaned up also after an interrupt or an er
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 import time
 from collections import Counter

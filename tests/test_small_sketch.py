@@ -15,7 +15,13 @@ import pytest
 import scipy.fft
 import torch
 from comfy.patcher_extension import WrappersMP
-from comfy_extras.nodes_custom_sampler import CFGGuider, DisableNoise, KSamplerSelect, RandomNoise, SamplerCustomAdvanced
+from comfy_extras.nodes_custom_sampler import (
+    CFGGuider,
+    DisableNoise,
+    KSamplerSelect,
+    RandomNoise,
+    SamplerCustomAdvanced,
+)
 from hosting import module
 from nodes import KSamplerAdvanced
 from test_cogvideox import cogvideox, folders, networks, text  # noqa: F401
@@ -391,6 +397,39 @@ def test_progress_and_previews_follow_the_size(wan: Any):
     assert told == [(step, (4, 4) if step < 4 else (8, 8), 8) for step in range(8)]
 
 
+def test_a_speed_up_over_a_sketch_that_did_not_run_at_full_size_is_not_made_up(wan: Any):
+    report, left = Report(), []
+    figures, summary = module("srd_core.report.figures"), module("srd_core.report.text").summarize
+    report.watch = lambda running: left.append((running.count("render"), figures.remaining(running)))
+    helpers.ksampler(scaled(wan(), wan(seed=1), 0.5, report), 8)
+    assert report.shape == [1, 16, 2, 8, 8] and report.small_shape == [1, 16, 2, 4, 4]
+    assert figures.speed_up(report) is None and "Speed" not in summary(report) and "4 x 4 in the place of 8 x 8" in summary(report)
+    assert not any(found for renders, found in left if not renders) and any(found for renders, found in left if renders > 1)
+    assert Report.from_json(report.to_json()).small_shape == report.small_shape
+
+
+def test_teacache_plans_the_renders_steps_at_its_size(wan: Any):
+    from test_reuse import THRESHOLD, slow_wan
+
+    report = Report()
+    helpers.ksampler(scaled(slow_wan(), slow_wan(1), 0.5, report, teacache=THRESHOLD), 20)
+    plan = report.stage("render").teacache
+    assert plan["first_step"] == 4 and len(plan["reuse"]) <= 16 and report.reused("render") == sum(plan["reuse"]) > 0
+
+
+def test_step_caches_and_context_windows_of_the_host_stay_in_step(wan: Any):
+    from comfy_extras.nodes_easycache import EasyCacheNode
+    from test_host_features import windows
+
+    def cached(model: Any) -> Any:
+        return EasyCacheNode.execute(model, 0.2, 0.1, 0.9, False).args[0]
+
+    for change in (cached, windows):
+        report = Report()
+        latent = helpers.ksampler(scaled(change(wan()), change(wan(seed=1)), 0.5, report), 10, latent=helpers.empty_latent(frames=6))
+        assert torch.isfinite(latent).all() and report.status == "done" and len(report.steps) == 10
+
+
 @pytest.mark.parametrize("how", ["interrupt", "sketch", "render"])
 def test_an_interrupted_or_failing_run_leaves_nothing(how: str, wan: Any):
     from test_faults import broken_from
@@ -518,8 +557,9 @@ def test_a_scale_within_a_part_is_refused(wan: Any):
 HALVES = ["euler", "uni_pc", "dpmpp_2m_sde", "heun", "dpmpp_2m", "euler_ancestral", "dpmpp_2m_cfg_pp", "res_multistep", "dpm_adaptive"]
 
 
-@pytest.mark.parametrize("sampler", [s for s in HALVES if s in SAMPLERS])
-@pytest.mark.parametrize("rendering", [{}, {"fade": 1.1, "render_steps": 3}])
+@pytest.mark.parametrize(
+    ("sampler", "rendering"), [*((s, {}) for s in SAMPLERS), *((s, {"fade": 1.1, "render_steps": 3}) for s in HALVES if s in SAMPLERS)]
+)
 def test_the_two_halves_are_one_run_bit_for_bit(sampler: str, rendering: dict[str, Any], wan: Any, tmp_path: Path):
     from test_handover import rendered, sketched, through_a_file
 
@@ -529,6 +569,18 @@ def test_the_two_halves_are_one_run_bit_for_bit(sampler: str, rendering: dict[st
     latent, report = rendered(through_a_file(record, tmp_path), wan(seed=1), **rendering)
     assert torch.equal(latent["samples"], one)
     assert not any("noise differs" in note for note in report.notes)
+
+
+def test_the_halves_of_a_run_whose_noise_a_node_changes_are_one_run_up_to_rounding(wan: Any):
+    """Context windows with freenoise: the record holds noise whose low frequencies are those that the sketch began with."""
+    from test_handover import rendered, sketched
+    from test_host_features import windows
+
+    latent = {"latent": helpers.empty_latent(frames=6)}
+    one = helpers.ksampler(scaled(windows(wan(), freenoise=True), windows(wan(seed=1))), 8, **latent)
+    record = sketched(windows(wan(), freenoise=True), steps=8, switch_mode="step", switch_step=4, sketch_scale=0.5, **latent)[0]
+    assert record.noise is not None and record.noise.shape == record.latent_image.shape
+    assert distance(rendered(record, windows(wan(seed=1)))[0]["samples"], one) < 1e-4
 
 
 def test_the_halves_of_a_masked_video_are_one_run(wan: Any):
