@@ -98,9 +98,13 @@ class Enlargement:
         height, width = self._matrices(x)
         return height.mT @ x @ width
 
+    def known(self, x: torch.Tensor) -> torch.Tensor:
+        """What a large field has in the frequencies of the small one."""
+        return self.back(self.low(x))
+
     def high(self, x: torch.Tensor) -> torch.Tensor:
         """What a large field has in the other frequencies."""
-        return torch.zeros_like(x) if self.large == self.small else x - self.back(self.low(x))
+        return torch.zeros_like(x) if self.large == self.small else x - self.known(x)
 
     def shrink(self, x0: torch.Tensor) -> torch.Tensor:
         """A clean large field as a small one."""

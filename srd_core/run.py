@@ -216,22 +216,21 @@ class Run:
         comfy.model_management.throw_exception_if_processing_interrupted()
         if self.at_hand_over:
             self.at_hand_over(x, turn)
-        whole = None  # the call of the sampler for a larger latent
-        if self.smaller and turn.to not in self.smaller.stages:
-            whole = self.smaller.call
-            x = self._enlarge(self.smaller, x, timestep, step)
+        smaller = self.smaller if self.smaller and turn.to not in self.smaller.stages else None
+        if smaller:
+            x = self._enlarge(smaller, x, timestep, step)
         anew = turn.walks and turn.pair not in self.walked
         if anew and (self.steps.own_levels or x.shape != self.request["latent_image"].shape):
             anew = False
             self.books.report.notes.append(NOT_WALKED.format(sampler=self.books.report.sampler))
         if anew:
             self._walk_rest(turn, step)
-        self._hand_over(x, turn)
+        self._hand_over(x, turn, smaller)
         self.books.begin_step(step, self.in_charge)
-        if anew or whole:
+        if anew or smaller:
             if not self.route.final:  # the sampler will make this call again, and it will be counted then
                 self.steps.forget_call()
-            raise Rest(x.clone(), step, whole)
+            raise Rest(x.clone(), step, smaller.call if smaller else None)
 
     def _enlarge(self, smaller: Smaller, x: torch.Tensor, timestep: torch.Tensor, step: int) -> torch.Tensor:
         """x [B, C, ...] before ``step`` (0-based) at the full size; from here on the run has that and the whole schedule."""
@@ -249,7 +248,8 @@ class Run:
         self.books.report.notes.append(ENLARGED.format(sampler=sampler, step=step))
         return x
 
-    def _hand_over(self, x: torch.Tensor, turn: Turn) -> None:
+    def _hand_over(self, x: torch.Tensor, turn: Turn, smaller: Smaller | None) -> None:
+        """x [B, C, ...] of the size from here on; ``smaller``: how the latent was smaller until now."""
         self.leg.count = 0 if self.steps.padded else self.steps.steps + 1 - self.steps.step
         begin, leaving, coming = time.perf_counter(), self.stages[self.in_charge].model, self.stages[turn.to].model
         models = {name: stage.model for name, stage in self.stages.items()}
@@ -260,7 +260,7 @@ class Run:
         bytes_at["at"] = memory.snapshot(coming, models)
         self.load(turn.to, x)
         bytes_at["after"] = memory.snapshot(coming, models)
-        self.books.hand_over(self.steps.step, turn, self._fade_shares(x, turn), time.perf_counter() - begin, bytes_at)
+        self.books.hand_over(self.steps.step, turn, self._fade_shares(x, turn, smaller), time.perf_counter() - begin, bytes_at)
 
     def load(self, stage: str, x: torch.Tensor) -> None:
         """``stage`` is in charge and loaded, for a latent of the size of x [B, C, ...]."""
@@ -272,11 +272,11 @@ class Run:
         memory.try_twice(partial(self.stages[stage].load, noise, self.request, schedule), self.make_room)
         self._keep_objects()
 
-    def _fade_shares(self, x: torch.Tensor, turn: Turn) -> list[float]:
+    def _fade_shares(self, x: torch.Tensor, turn: Turn, smaller: Smaller | None) -> list[float]:
         """The fade of a hand-over begins; returns the share of what is held in each step from here on."""
         if self.fade is None:
             return []
-        guards = self.fade.begin(turn.fade, self._mask_for(x))
+        guards = self.fade.begin(turn.fade, self._mask_for(x), smaller.scale.known if smaller else None)
         notes = self.books.report.notes
         if turn.fade and not guards:
             notes.append(NO_FADE.format(stage=turn.to))

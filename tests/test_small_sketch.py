@@ -333,6 +333,17 @@ def test_a_fade_holds_the_velocity_that_the_full_size_would_have(wan: Any):
     assert distance(low(small), low(full)) < 1e-3 and distance(small, full) < 0.05
 
 
+@pytest.mark.parametrize("width", [1.1, 1e6])
+def test_only_what_the_small_sketch_has_seen_fades(width: float, wan: Any):
+    """The new frequencies are the render's at once: an exact denoiser ends with those of a cut, and with other low ones."""
+    how = {"latent": helpers.empty_latent(side=24), "cfg": 1.0}
+    model = scaled(exact(wan), exact(wan), switch=Switch("step", switch_step=8))
+    faded = scaled(exact(wan), exact(wan), switch=Switch("step", switch_step=8), fade=width)
+    cut, soft = helpers.ksampler(model, 40, **how), helpers.ksampler(faded, 40, **how)
+    scale = Enlargement((24, 24), (12, 12), True)
+    assert distance(scale.high(soft), scale.high(cut)) < 1e-4 and distance(scale.known(soft), scale.known(cut)) > 1e-3
+
+
 def test_a_batch_is_enlarged_sample_by_sample(wan: Any):
     model = scaled(wan(), wan(seed=1), 0.5, fade=1.1)
     both = helpers.ksampler(model, 8, latent=helpers.empty_latent(batch=2))
