@@ -25,6 +25,7 @@ from comfy_extras.nodes_custom_sampler import (
 from hosting import module
 from nodes import KSamplerAdvanced
 from test_cogvideox import cogvideox, folders, networks, text  # noqa: F401
+from test_families import family, load  # noqa: F401
 
 pair, route, enlarge, smaller = (module(f"srd_core.{name}") for name in ("pair", "route", "enlarge", "smaller"))
 reports, sampler_nodes = module("srd_core.report.data"), module("nodes.sampler")
@@ -54,7 +55,7 @@ def noise(*shape: int, seed: int = 3) -> torch.Tensor:
 
 
 def watched(model: Any) -> tuple[Any, list[tuple[int, ...]]]:
-    """(clone of model, list that gets the shape of x at every call of its transformer)."""
+    """(clone of model, list that gets the shape of x at every call of its network)."""
     shapes: list[tuple[int, ...]] = []
 
     def watch(executor: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -62,7 +63,7 @@ def watched(model: Any) -> tuple[Any, list[tuple[int, ...]]]:
         return executor(x, *args, **kwargs)
 
     model = model.clone()
-    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "watch", watch)
+    model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "watch", watch)
     return model, shapes
 
 
@@ -628,6 +629,22 @@ def test_cogvideox_is_enlarged_in_its_own_coordinates(sampler: str, folders: dic
     latent = helpers.ksampler(scaled(sketch, render, fade=1.1), 8, sampler_name=sampler, **conds)
     assert torch.isfinite(latent).all() and latent.shape[-2:] == (8, 12)
     assert {s[-2:] for s in small} == {(4, 6)} and {s[-2:] for s in large} == {(8, 12)}
+
+
+@pytest.mark.long
+def test_every_family_sketches_small(family: Any, load: Any):  # noqa: F811
+    """Flow and variance exploding, video and image, patches of 1 and 2, and the frames of VACE."""
+    sketch, small = watched(load("sketch"))
+    render, large = watched(load("render"))
+    size = family.latent[2:]
+    frames = {"vace_frames": [torch.randn(1, 32, *size)], "vace_mask": [torch.ones(1, 64, *size)]}
+    extra = frames if "VACE" in type(sketch.model).__name__.upper() else {}
+    conds = {"positive": family.prompt(1), "negative": family.prompt(2)}
+    for prompts in conds.values():
+        prompts[0][1].update(extra)
+    latent = helpers.ksampler(scaled(sketch, render, switch=Switch("step", switch_step=3), **family.own_prompts()), 6, **family.start(), **conds)
+    assert torch.isfinite(latent).all() and tuple(latent.shape) == family.latent
+    assert {shape[-2:] for shape in small} == {tuple(n // 2 for n in size[-2:])} and {shape[-2:] for shape in large} == {size[-2:]}
 
 
 REFUSED = {
