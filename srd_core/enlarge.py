@@ -39,12 +39,13 @@ def small_size(large: Size, share: float, patch: int) -> Size:
     return min(product(near(large[0]), near(large[1])), key=cost)
 
 
-@lru_cache(maxsize=32)
-def _frequencies(small: int, large: int) -> torch.Tensor:
-    """[small, large], float64: takes a row of ``large`` values to the ``small`` ones that have its lowest frequencies. Its
-    transpose takes them back."""
+@lru_cache(maxsize=16)  # a fade asks for it in every call, and a copy to a GPU would wait for it
+def _frequencies(small: int, large: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """[small, large]: takes a row of ``large`` values to the ``small`` ones that have its lowest frequencies. Its transpose
+    takes them back."""
     of_small, of_large = (scipy.fft.dct(np.eye(n), norm="ortho", axis=0) for n in (small, large))
-    return torch.from_numpy(of_small.T @ of_large[:small])
+    with torch.inference_mode(False):  # it outlives the host's block
+        return torch.from_numpy(of_small.T @ of_large[:small]).to(dtype).to(device)
 
 
 @dataclass(frozen=True)
@@ -123,5 +124,5 @@ class Enlargement:
         return factor.reshape(-1, *(1,) * (x.ndim - 1)) * self.back(x) + self.high(fill)
 
     def _matrices(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        height, width = (_frequencies(*lengths).to(x.dtype).to(x.device) for lengths in zip(self.small, self.large))
+        height, width = (_frequencies(*lengths, x.dtype, x.device) for lengths in zip(self.small, self.large))
         return height, width
