@@ -14,6 +14,7 @@ ObjectInfo = Mapping[str, Mapping[str, Any]]  # the server's /object_info
 
 NOTES = ("Note", "MarkdownNote")  # live in the page only
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+UPLOADS = ("image_upload", "video_upload")  # options of an input that has a button beside it
 DYNAMIC_COMBO = "COMFY_DYNAMICCOMBO_V3"  # a choice that brings its own inputs
 CONTROLS = ("fixed", "increment", "decrement", "randomize")  # the extra value that the page saves after a seed
 
@@ -93,6 +94,8 @@ def _taken(node: Mapping[str, Any], definition: Mapping[str, Any], values: list[
         inputs[prefix + name] = value
         if options.get("control_after_generate") and values and values[0] in CONTROLS:
             values.pop(0)
+        if any(options.get(upload) for upload in UPLOADS) and values and values[0] == "image":
+            values.pop(0)  # the page's upload button
         for option in options["options"] if type_ == DYNAMIC_COMBO else ():
             if option["key"] == value:
                 inputs |= _taken(node, {"input": option["inputs"]}, values, f"{prefix}{name}.")

@@ -2,7 +2,8 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import live, plan
+from . import before_run, live, plan
+from .attention import SRAttention
 from .cogvideox import SRCogVideoXFix
 from .compare import SRCompare
 from .handover import SRLoadHandOver, SRRender, SRSaveHandOver, SRSketch
@@ -17,6 +18,7 @@ class SRDiffusionExtension(ComfyExtension):
     async def on_load(self) -> None:
         live.add_route()
         plan.add_route()
+        before_run.listen()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
@@ -29,6 +31,7 @@ class SRDiffusionExtension(ComfyExtension):
             SRSaveHandOver,
             SRLoadHandOver,
             SRTeaCache,
+            SRAttention,
             SRSwitchInspector,
             SRCompare,
             SRCogVideoXFix,

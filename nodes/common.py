@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import folder_paths
 import numpy as np
 import torch
 from comfy_api.latest import io, ui
@@ -56,6 +57,23 @@ def show_on_node(node: type[io.ComfyNode], text: str) -> None:
     running, hidden = server(), getattr(node, "hidden", None)
     if running is not None and hidden is not None and hidden.unique_id:
         running.send_progress_text(text, hidden.unique_id)
+
+
+def place_of(prefix: str) -> tuple[str, str, int, str, str]:
+    """The host's folder, file name, counter, subfolder and prefix for a file in its output folder."""
+    return folder_paths.get_save_image_path(prefix, folder_paths.get_output_directory())  # type: ignore[no-any-return]
+
+
+def unsavable(name: str, prefix: str, such_as: str) -> str | None:
+    """Why nothing can be saved under this ``prefix``, the value of the widget ``name``; None: it can."""
+    try:
+        place_of(prefix)
+    except Exception:  # noqa: BLE001  (the host raises nothing narrower for a folder outside its own)
+        return (
+            f"{name} is {prefix[:200]!r}; nothing can be saved there. Name a folder and a file inside ComfyUI's output folder, "
+            f"such as {such_as}."
+        )
+    return None
 
 
 def as_image(picture: Image.Image) -> torch.Tensor:

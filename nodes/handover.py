@@ -18,7 +18,7 @@ from ..srd_core.handover.sketch import preview_of, sketch_alone
 from ..srd_core.report.data import Report
 from ..srd_core.stage import RenderSettings, check_scale
 from . import live
-from .common import CATEGORY, SEARCH_ALIASES, SRReport, defaults
+from .common import CATEGORY, SEARCH_ALIASES, SRReport, defaults, place_of, unsavable
 from .sampler import SRSampler, check_sampling, switch_of
 
 SRHandOver = io.Custom("SR_HAND_OVER")
@@ -148,18 +148,11 @@ class SRSaveHandOver(io.ComfyNode):
     def validate_inputs(cls, filename_prefix: str | None = None) -> bool | str:
         if filename_prefix is None:  # from another node: known when it runs
             return True
-        try:
-            _place(filename_prefix)
-        except Exception:  # noqa: BLE001  (the host raises nothing narrower for a folder outside its own)
-            return (
-                f"filename_prefix is {filename_prefix[:200]!r}; nothing can be saved there. Name a folder and a file inside "
-                f"ComfyUI's output folder, such as {FOLDER}/sketch."
-            )
-        return True
+        return unsavable("filename_prefix", filename_prefix, f"{FOLDER}/sketch") or True
 
     @classmethod
     def execute(cls, hand_over: SketchRecord, filename_prefix: str) -> io.NodeOutput:
-        folder, name, counter, subfolder, _ = _place(filename_prefix)
+        folder, name, counter, subfolder, _ = place_of(filename_prefix)
         path = Path(folder, f"{name}_{counter:05}_{file.SUFFIX}")
         file.write(hand_over, path)
         return io.NodeOutput(
@@ -213,11 +206,6 @@ class SRLoadHandOver(io.ComfyNode):
     def execute(cls, hand_over: str) -> io.NodeOutput:
         record = load(_path(hand_over))
         return io.NodeOutput(record, {"samples": preview_of(record)}, record.report)
-
-
-def _place(prefix: str) -> tuple[str, str, int, str, str]:
-    """The host's folder, file name, counter, subfolder and prefix for a file in its output folder."""
-    return folder_paths.get_save_image_path(prefix, folder_paths.get_output_directory())  # type: ignore[no-any-return]
 
 
 def _files() -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from pathlib import Path
 from typing import Any
 
 from comfy_api.latest import io, ui
@@ -10,7 +12,10 @@ from ..srd_core.report.data import Report
 from ..srd_core.report.plot import draw
 from ..srd_core.report.text import summarize
 from . import live
-from .common import CATEGORY, SEARCH_ALIASES, SRReport, as_image, picture
+from .common import CATEGORY, SEARCH_ALIASES, SRReport, as_image, optional, picture, place_of, unsavable
+
+PREFIX = "srdiffusion/report"  # what messages give as an example
+NOT_SAVED = "The report could not be saved as {place} ({fault}). Make room in ComfyUI's output folder or allow writing there, and queue again."
 
 
 class SRSwitchInspector(io.ComfyNode):
@@ -39,16 +44,33 @@ class SRSwitchInspector(io.ComfyNode):
                     tooltip="An old report as text (what \"copy report\" copies), shown instead of a connected report. "
                     "Connect a text node.",
                 ),
+                *optional(
+                    io.String.Input(
+                        "save_report",
+                        default="",
+                        advanced=True,
+                        tooltip=f"Saves the report as JSON: folder and beginning of the file's name in ComfyUI's output folder, such as "
+                        f"{PREFIX}; a number follows. Empty: not saved.",
+                    )
+                ),
             ],
             outputs=[
                 io.Image.Output(display_name="plot"),
                 io.String.Output(display_name="summary"),
+                io.String.Output(display_name="report_json", tooltip="The report as text, for report_json of another Inspector or to save it."),
             ],
             hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
         )
 
     @classmethod
-    def execute(cls, report: Report | None = None, after: Any = None, report_json: str | None = None) -> io.NodeOutput:
+    def validate_inputs(cls, save_report: str | None = None) -> bool | str:
+        prefix = (save_report or "").strip()
+        return (unsavable("save_report", prefix, PREFIX) if prefix else None) or True
+
+    @classmethod
+    def execute(
+        cls, report: Report | None = None, after: Any = None, report_json: str | None = None, save_report: str = ""
+    ) -> io.NodeOutput:
         if report_json and report_json.strip():
             report = cls._read(report_json)
         elif report is not None:
@@ -60,8 +82,11 @@ class SRSwitchInspector(io.ComfyNode):
         live.show(cls, report)
         # "report" is for programs: the run as JSON, in the server's history and in its message about this node. The picture
         # is not among "images", which the page would show below its own chart of the same.
-        shown = {"plot": picture(cls, plot)["images"], "report": (report.to_json(),)} | ui.PreviewText(summary).as_dict()
-        return io.NodeOutput(plot, summary, ui=shown)
+        text = report.to_json()
+        shown = {"plot": picture(cls, plot)["images"], "report": (text,)} | ui.PreviewText(summary).as_dict()
+        if prefix := save_report.strip():
+            shown |= _saved(text, prefix, summary)
+        return io.NodeOutput(plot, summary, text, ui=shown)
 
     @classmethod
     def _read(cls, text: str) -> Report:
@@ -70,3 +95,16 @@ class SRSwitchInspector(io.ComfyNode):
         except ValueError as error:
             live.show(cls, str(error))
             raise
+
+
+def _saved(text: str, prefix: str, summary: str) -> dict[str, Any]:
+    """Save a report's JSON; what the node shows of that. A fault costs the file, not the run that is waiting to be saved too."""
+    try:
+        folder, name, counter, subfolder, _ = place_of(prefix)
+        path = Path(folder, f"{name}_{counter:05}_.json")
+        path.write_text(text, encoding="utf-8")
+    except Exception as fault:  # noqa: BLE001  (the host raises nothing narrower for a folder outside its own)
+        said = NOT_SAVED.format(place=f"{prefix[:200]!r}", fault=f"{type(fault).__name__}: {fault}")
+        logging.warning("SRDiffusion: %s", said)
+        return dict(ui.PreviewText(f"{summary}\n\n{said}").as_dict())
+    return {"saved": [{"filename": path.name, "subfolder": subfolder, "type": "output"}]}

@@ -152,6 +152,16 @@ def waits_for(node: type[io.ComfyNode]) -> set[str]:
     return set()
 
 
+def linked(node: type[io.ComfyNode]) -> set[str]:
+    """The inputs of this (executing) node that links set; none if the host does not say."""
+    with page_only("a preset replaces what links give, too"):
+        hidden = getattr(node, "hidden", None)
+        graph, me = _object(getattr(hidden, "prompt", None)), str(getattr(hidden, "unique_id", ""))
+        inputs = _object(_object(graph.get(me)).get("inputs"))
+        return {name for name, value in inputs.items() if isinstance(value, list)}
+    return set()
+
+
 def before(graph: dict[str, Any], node_id: str, name: str = "") -> set[str]:
     """The nodes of a prompt that this one's input ``name`` (all inputs if "") comes from, itself not among them."""
     found: set[str] = set()

@@ -4,24 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import folder_paths
 import nodes
 from comfy_api.latest import io
 
 from ..srd_core import cogvideox
-from ..srd_core.attention import AUTO, backends, missing, with_attention
-from ..srd_core.checkpoint import called, check_video_dit, model_names, weight_files
+from ..srd_core.attention import AUTO
+from ..srd_core.checkpoint import called, check_video_dit, weight_files
 from ..srd_core.latent import FILE_NAME
-from .common import CATEGORY, SEARCH_ALIASES, optional, show_on_node
+from .attention import attention_input, set_attention
+from .before_run import fault_of
+from .common import CATEGORY, SEARCH_ALIASES, optional
+from .model_files import listed, names, path_of
 
 WEIGHT_DTYPES = ["default", "fp8_e4m3fn", "fp8_e4m3fn_fast", "fp8_e5m2"]
-
-
-class _AnyOther(list[str]):
-    """A list of choices of which the host takes any other too: a workflow may name a backend that is missing here."""
-
-    def __contains__(self, value: object) -> bool:
-        return True
 
 
 def _schema(node_id: str, role: str, which: str, hint: str) -> io.Schema:
@@ -34,7 +29,7 @@ def _schema(node_id: str, role: str, which: str, hint: str) -> io.Schema:
         inputs=[
             io.Combo.Input(
                 "model_name",
-                options=model_names(folder_paths.get_filename_list("diffusion_models")),
+                options=names(),
                 tooltip=f"The {which} DiT, from models/diffusion_models: a file, or the folder of a model in several "
                 "files. Sketch and render must share a VAE.",
             ),
@@ -45,33 +40,12 @@ def _schema(node_id: str, role: str, which: str, hint: str) -> io.Schema:
                     default="default",
                     tooltip="Precision of the weights in memory. default: as in the file. fp8 halves the memory of fp16.",
                 ),
-                io.Combo.Input(
-                    "attention",
-                    options=_AnyOther(backends()),
-                    default=AUTO,
-                    tooltip="Attention backend of this model alone. auto: what ComfyUI chose at its start. sage and flash are "
-                    "faster and are listed once installed. A workflow may name one that is missing here: the model then runs "
-                    "with auto and says so.",
-                ),
+                attention_input(),
             ),
         ],
         hidden=[io.Hidden.unique_id],
         outputs=[io.Model.Output(display_name="MODEL")],
     )
-
-
-def _listed(model_name: str) -> str | None:
-    """The name as the list has it, also where a workflow of another system has the other separator; None: not there."""
-    names = model_names(folder_paths.get_filename_list("diffusion_models"))
-    return next((name for name in names if name.replace("\\", "/") == model_name.replace("\\", "/")), None)
-
-
-def _path(model_name: str) -> Path:
-    """Where a name of the list lies: a file, or the folder of a model. Raises FileNotFoundError as the host does."""
-    for folder in folder_paths.get_folder_paths("diffusion_models"):
-        if (path := Path(folder, model_name)).is_dir():
-            return path
-    return Path(folder_paths.get_full_path_or_raise("diffusion_models", model_name))
 
 
 def _check(path: Path) -> bool:
@@ -88,30 +62,28 @@ class _LoadDiT(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, model_name: str | None = None) -> bool | str:
-        """A file that can't be loaded is refused at once, by its header."""
+        """A file that can't be loaded is refused at once, by its header; so is one that does not fit its partner."""
         if model_name is None:  # from another node
             return True
-        if (listed := _listed(str(model_name))) is None:
+        if (here := listed(str(model_name))) is None:
             return f"{model_name!r:.200} is not in models/diffusion_models. Put it there and press R, or choose another."
         try:
-            _check(_path(listed))
+            _check(path_of(here))
         except (ValueError, OSError) as error:
             return str(error)
-        return True
+        return fault_of(cls) or True
 
     @classmethod
     def execute(cls, model_name: str, weight_dtype: str = "default", attention: str = AUTO) -> io.NodeOutput:
-        model_name = _listed(model_name) or model_name
-        path = _path(model_name)
+        model_name = listed(model_name) or model_name
+        path = path_of(model_name)
         if _check(path):
             model = cogvideox.load(path, weight_dtype)
         else:
             name = str(Path(model_name, weight_files(path)[0].name)) if path.is_dir() else model_name
             (model,) = nodes.UNETLoader().load_unet(name, weight_dtype)
         model.set_attachments(FILE_NAME, called(path))
-        if warning := missing(attention):
-            show_on_node(cls, warning)
-        return io.NodeOutput(with_attention(model, attention))
+        return io.NodeOutput(set_attention(cls, model, attention))
 
 
 class SRLoadSketchDiT(_LoadDiT):

@@ -12,19 +12,30 @@ from ..srd_core.checks import check_switch
 from ..srd_core.levels import places_of
 from ..srd_core.route import LISTED, RENDER, SKETCH, Pair, Switch
 from . import live
+from .before_run import KEEP_SCHEDULE, SHIFTS, verdict_on
+from .common import page_only
+from .presets import chosen
 from .sampler import check_sampling, mode_of, switch_of
 
 PLAN = "/srdiffusion/plan"
-SHIFTS = "ModelSamplingSD3"  # the node that gives a MODEL a flow schedule by its `shift`
-# Nodes that take and give a MODEL and leave its schedule as it is.
-KEEP_SCHEDULE = ("LoraLoader", "LoraLoaderModelOnly", "TorchCompileModel", "Reroute", "EasyCache", "LazyCache", "SRAttention")
 SWITCHING = {"switch_mode": str, "delta": float, "fix_step": int, "max_step": int, "switch_step": int, "switch_sigma": float}
 MOST_STEPS = 10000  # as SR Sampler takes them
 
 
 def add_route() -> None:
-    """Answer POST of {settings, models} on PLAN."""
-    live.answer_posts(PLAN, lambda asked: plan(asked["settings"], asked.get("models", [])))
+    """Answer POST of {settings, models, render, own_prompts} on PLAN."""
+    live.answer_posts(PLAN, answer)
+
+
+def answer(asked: dict[str, Any]) -> dict[str, Any]:
+    """The plan for a node's settings, whose sketch and render come through the nodes ``models`` and ``render``; with
+    ``problem`` where the two do not fit, and ``note``. own_prompts: the render has its own conditioning."""
+    models = asked.get("models", [])
+    found = plan(asked["settings"], models)
+    with page_only("the page is not told whether two models fit"):
+        pair = verdict_on(models, asked.get("render", []), bool(asked.get("own_prompts")))
+        found |= ({"problem": pair.problem} if pair.problem else {}) | ({"note": pair.note} if pair.note else {})
+    return found
 
 
 def plan(settings: dict[str, Any], models: list[dict[str, Any]]) -> dict[str, Any]:
@@ -32,6 +43,7 @@ def plan(settings: dict[str, Any], models: list[dict[str, Any]]) -> dict[str, An
     ({type, values}, the nearest first). What is not known is missing: values that come from another node, and steps that
     depend on a schedule that is not known. rest: the steps of the render where it has its own steps.
     """
+    settings = chosen(settings)
     if missing := [name for name in SWITCHING if name not in settings]:
         return {"mode": settings.get("switch_mode") if missing != ["switch_mode"] else None}
     steps = settings.get("steps")

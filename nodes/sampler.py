@@ -18,6 +18,7 @@ from ..srd_core.smaller import FULL_SIZE, SMALLEST
 from ..srd_core.stage import RenderSettings
 from . import live
 from .common import CATEGORY, SEARCH_ALIASES, SRReport, defaults, optional
+from .presets import CUSTOM, NAMES, PRESETS, PRESETS_KEY, chosen
 
 
 def _models() -> list[io.Input]:
@@ -152,6 +153,16 @@ def _switching() -> list[io.Input]:
             tooltip="The sketch runs at this share of width and height, and the video is enlarged at the switch: much faster, with less "
             "memory for the sketch. 1: off. 0.667 sketches 720p at 480p. A smaller picture may be framed differently.",
         ),
+        io.Combo.Input(
+            "preset",
+            options=NAMES,
+            default=CUSTOM,
+            extra_dict={PRESETS_KEY: PRESETS},
+            tooltip="Sets the widgets that decide quality and speed (steps, switch, fade, render_cfg, render_steps). paper: as "
+            "published, 50 steps. quality: paper with fade. balanced: 20 steps with fade. fast: balanced with a render without "
+            "guidance. few-step render: 10 of 50 steps, then 4 by a few-step model or LoRA. custom: the widgets as they are; "
+            "changing one of them sets it. An input that is connected keeps what its link gives.",
+        ),
     )
 
 
@@ -224,7 +235,7 @@ class SRModel(io.ComfyNode):
             "sampler node: KSampler, KSampler (Advanced), SamplerCustom, SamplerCustomAdvanced with any guider.",
             inputs=[*_models(), *_switching()],
             outputs=[io.Model.Output(display_name="model"), SRReport.Output(display_name="report")],
-            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
         )
 
     @classmethod
@@ -233,7 +244,7 @@ class SRModel(io.ComfyNode):
 
     @classmethod
     def execute(cls, sketch: ModelPatcher, render: ModelPatcher, **switching: Any) -> io.NodeOutput:
-        model, report = _cooperate(sketch, render, **defaults(_switching()) | switching)
+        model, report = _cooperate(sketch, render, **chosen(defaults(_switching()) | switching, live.linked(cls)))
         live.follow(cls, report)
         return io.NodeOutput(model, report)
 
@@ -270,7 +281,7 @@ class SRSampler(io.ComfyNode):
                 *_switching(),
             ],
             outputs=[io.Latent.Output(display_name="latent"), SRReport.Output(display_name="report")],
-            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
         )  # fmt: skip
 
     @classmethod
@@ -293,7 +304,8 @@ class SRSampler(io.ComfyNode):
         denoise: float,
         **switching: Any,
     ) -> io.NodeOutput:
-        switching = defaults(_switching()) | switching
+        switching = chosen({"steps": steps} | defaults(_switching()) | switching, live.linked(cls))
+        steps = switching.pop("steps")
         check_sampling(steps, cfg, denoise, switching)
         model, report = _cooperate(sketch, render, **switching)
         live.follow(cls, report)

@@ -11,6 +11,7 @@ from comfy.model_patcher import ModelPatcher
 
 AUTO = "auto"
 OVERRIDE = "optimized_attention_override"
+AROUND = "srdiffusion_around"  # on an override of ours: the one of another node that it is called by, or None
 
 # How to get what the host only registers when it is installed.
 PACKAGES = {"sage": "sageattention", "sage3": "sageattn3", "flash": "flash-attn", "xformers": "xformers"}
@@ -36,7 +37,8 @@ def missing(backend: str) -> str:
 def with_attention(model: ModelPatcher, backend: str) -> ModelPatcher:
     """A clone of ``model`` that computes attention with ``backend``; one that can't be had warns and changes nothing.
 
-    An override that is there already is called with this backend in place of the host's default.
+    An override of another node that is there already is called with this backend in place of the host's default. One that
+    this function set earlier is replaced: of two choices the later one holds.
     """
     if backend == AUTO:
         return model
@@ -45,11 +47,13 @@ def with_attention(model: ModelPatcher, backend: str) -> ModelPatcher:
         return model
     model = model.clone()
     function, before = attention.get_attention_function(backend), model.model_options["transformer_options"].get(OVERRIDE)
+    before = getattr(before, AROUND, before)
 
     def override(_: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         return before(function, *args, **kwargs) if before else function(*args, **kwargs)
 
     override.backend = backend  # type: ignore[attr-defined]
+    setattr(override, AROUND, before)
     if before is None and hasattr(function, "container_function"):
         # Newer hosts: the backend's way to take over query, key and value, which it frees as soon as it has used them.
         override.container_function = function.container_function  # type: ignore[attr-defined]

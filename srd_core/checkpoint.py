@@ -120,7 +120,7 @@ def check_video_dit(path: Path) -> None:
     header = read_header(path)
     metadata = header.pop("__metadata__", None) or {}
     try:
-        config = _model_config(header, metadata)
+        config = model_config(on_meta(header), metadata)
     except (NotImplementedError, RuntimeError) as error:  # detection that reads values, which a header does not have
         logging.info("SRDiffusion: %s can't be judged by its header (%s); loading it.", path.name, error)
         return
@@ -192,7 +192,7 @@ def read_header(path: Path, limit: int = HEADER_LIMIT) -> dict[str, Any]:
             "The download or copy broke off; get it again."
         )
     try:
-        with safetensors.safe_open(path, framework="pt"):  # checks types, shapes and offsets; reads no tensor
+        with safetensors.safe_open(path, framework="np"):  # checks types, shapes and offsets; reads no tensor, needs no memory
             return header
     except (safetensors.SafetensorError, ValueError, TypeError) as error:
         raise ValueError(f"{path.name} is damaged: {str(error)[:200]}. Get it again.") from error
@@ -210,16 +210,18 @@ def read_headers(files: Sequence[Path]) -> tuple[dict[str, Any], dict[str, str]]
     return tensors, metadata
 
 
-def _model_config(header: dict[str, Any], metadata: dict[str, str]) -> Any | None:
-    """The host's own detection, run on tensors without data."""
+def on_meta(header: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """The model's tensors that a header (without __metadata__) tells of, without data, as the host's detection wants them."""
     state_dict = {
         key: torch.empty(t["shape"], dtype=DTYPES.get(t["dtype"], torch.uint8), device="meta")
         for key, t in header.items()
     }
     prefix = comfy.model_detection.unet_prefix_from_state_dict(state_dict)
-    stripped = comfy.utils.state_dict_prefix_replace(state_dict, {prefix: ""}, filter_keys=True)
-    if stripped:
-        state_dict = stripped
+    return comfy.utils.state_dict_prefix_replace(state_dict, {prefix: ""}, filter_keys=True) or state_dict
+
+
+def model_config(state_dict: dict[str, torch.Tensor], metadata: dict[str, str]) -> Any | None:
+    """The host's own detection, run on tensors without data (see ``on_meta``)."""
     config = comfy.model_detection.model_config_from_unet(state_dict, "", metadata=metadata)
     if config is not None:
         _check_numbers(config.unet_config, max((max(t.shape, default=0) for t in state_dict.values()), default=0))

@@ -41,7 +41,7 @@ HOOKS = {
     "folder_paths": "annotated_filepath get_filename_list get_folder_paths get_full_path_or_raise get_input_directory "
     "get_output_directory get_save_image_path",
     "latent_preview": "prepare_callback",
-    "nodes": "UNETLoader common_ksampler",
+    "nodes": "NODE_CLASS_MAPPINGS.get UNETLoader common_ksampler",
 }
 
 

@@ -7,10 +7,11 @@ dynamic and quantised models alike. Nothing is emptied, moved or measured by us.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import comfy.model_management
 import comfy.model_prefetch
+import comfy.sampler_helpers
 from comfy.model_patcher import ModelPatcher
 
 from .latent import FULL_NAME
@@ -81,6 +82,18 @@ def snapshot(coming: ModelPatcher, models: Mapping[str, ModelPatcher]) -> dict[s
     return {"free": int(free)} | {name: int(model.loaded_size()) for name, model in models.items()}
 
 
+def reckon(model: ModelPatcher, noise_shape: Sequence[int], conds: Mapping[str, Any]) -> tuple[int, int]:
+    """(bytes of the weights, bytes beside them for one step) of ``model`` with these conds, for a latent ``noise_shape``
+    [B, C, ...]: what the host asks for when it loads the model."""
+    step, _ = comfy.sampler_helpers.estimate_memory(model, list(noise_shape), conds)
+    return int(model.model_size()), int(step)
+
+
+def size_of_device(model: ModelPatcher) -> int:
+    """Bytes of memory that the device of ``model`` has."""
+    return int(comfy.model_management.get_total_memory(model.load_device))
+
+
 def reload_note(models: Mapping[str, ModelPatcher], noise_shape: Sequence[int], offload: str, changes: int) -> str:
     """What to say before a run that changes its stage ``changes`` times, where each change loads a model again; "" where the
     models fit side by side. ``noise_shape`` [B, C, ...] of the latent; reckoned by the host's own estimates."""
@@ -89,7 +102,7 @@ def reload_note(models: Mapping[str, ModelPatcher], noise_shape: Sequence[int], 
     if changes < 2 or len(sizes) < 2 or offload == NEVER or stays_anyway(first):
         return ""
     needed = sum(sizes) + max(model.model.memory_required(list(noise_shape)) for model in models.values())
-    total = comfy.model_management.get_total_memory(first.load_device)
+    total = size_of_device(first)
     if needed <= total and offload != ALWAYS:
         return ""
     why = "offload_sketch is always" if offload == ALWAYS else f"they need about {needed / 1e9:.1f} GB together, the device has {total / 1e9:.1f}"

@@ -19,7 +19,7 @@ from . import memory
 from .begin import begin_run, carry_out, make_small
 from .calls import KEY, OUTER_SAMPLE
 from .checks import check_run, check_settings, check_switch, check_together
-from .latent import check_pair, parameters_of
+from .latent import FULL_NAME, check_pair, parameters_of
 from .reach import Things, misfit_notes, one_stage_note, things_on
 from .report.data import Report
 from .route import RENDER, SKETCH, Pair, Part, Switch, pairs_of, stages_of
@@ -162,6 +162,7 @@ def _sample(
         make_small(run, guider, call.arguments, plan.whole)
         for stage in stages.values():
             stage.prepare()
+        _reckon_memory(run)
         if again := _loads_again(run, plan.whole):
             report.notes.append(again)
             logging.warning("SRDiffusion: %s", again)
@@ -169,11 +170,21 @@ def _sample(
     return carry_out(run, executor, call, prepare)
 
 
+def _reckon_memory(run: Run) -> None:
+    """Note what the run will need, before anything is loaded."""
+    report = run.books.report
+    report.device_bytes = memory.size_of_device(run.stages[SKETCH].model)
+    for name, stage in run.stages.items():
+        if FULL_NAME not in stage.model.attachments:  # else it stands for a sketch of another run
+            entry = report.stage(name)
+            entry.weight_bytes, entry.step_bytes = memory.reckon(stage.model, run.shape_of(name), stage.guider.conds)
+
+
 def _loads_again(run: Run, whole: Pair) -> str:
     """What to say of a run that changes its stage more than once, see memory.reload_note."""
     changes = max(pair.switch.changes(run.steps.steps) for pair in pairs_of(whole))
     models = {name: stage.model for name, stage in run.stages.items()}
-    return memory.reload_note(models, run.request["noise"].shape, whole.offload, changes)
+    return memory.reload_note(models, run.shape_of(stages_of(whole)[-1]), whole.offload, changes)
 
 
 def _with_those_that_stay(plan: Plan, name: str, model: ModelPatcher, sketch: ModelPatcher) -> ModelPatcher:

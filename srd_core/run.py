@@ -85,6 +85,11 @@ class Run:
     _caches: dict[str, CachedRun] = field(default_factory=dict)  # of the stages that TeaCache works on
     _left: list[ModelPatcher] = field(default_factory=list)  # off the device, with patched objects that had to stay
 
+    def shape_of(self, stage: str) -> torch.Size:
+        """[B, C, ...] of the latent that ``stage`` runs on."""
+        whole = self.smaller and stage not in self.smaller.stages
+        return (self.smaller.request if self.smaller and whole else self.request)["noise"].shape
+
     def others(self) -> list[Stage]:
         """The stages that the host does not prepare by itself."""
         return [stage for stage in self.stages.values() if isinstance(stage, Stage)]

@@ -8,6 +8,7 @@ from typing import Any
 
 import comfy.ldm.modules.attention as host
 import helpers
+import nodes
 import pytest
 import torch
 from hosting import module
@@ -15,6 +16,7 @@ from test_cooperation import sr_model
 from test_faults import load, models_folder  # noqa: F401
 
 attention, loaders = module("srd_core.attention"), module("nodes.loaders")
+node = module("nodes.attention").SRAttention
 STEPS = 4
 
 
@@ -139,3 +141,77 @@ def test_a_node_that_sets_attention_itself_is_named_as_such(wan: Any):
     model = wan()
     model.model_options["transformer_options"]["optimized_attention_override"] = test_auto_leaves_the_hosts_choice
     assert "set by another node (test_auto_leaves" in attention.backend_of(model.model_options)
+
+
+# --- Set Attention: for a MODEL of any loader ------------------------------------------------------------------------------
+
+
+def of_the_host(path: Path) -> Any:
+    """A MODEL by the host's own Load Diffusion Model."""
+    (model,) = nodes.UNETLoader().load_unet(path.name, "default")
+    return model
+
+
+def test_set_attention_has_the_loaders_choice():
+    ours, theirs = ({i.id: i for i in each.GET_SCHEMA().inputs}["attention"] for each in (node, loaders.SRLoadSketchDiT))
+    assert (ours.options, ours.default, ours.tooltip) == (theirs.options, theirs.default, theirs.tooltip)
+    assert "not there" in ours.options, "a workflow may name a backend that is missing here"
+
+
+def test_the_chosen_attention_runs_on_a_model_of_the_hosts_loader(
+    models_folder: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+):
+    model = of_the_host(helpers.wan_file(models_folder, seed=0, layers=2))
+    calls = count_calls_of("one", monkeypatch)
+    (changed,) = node.execute(model, attention="one").args
+    out = helpers.ksampler(changed, STEPS)
+    assert len(calls) == STEPS * 2 * 2  # layers, self and cross attention
+    calls.clear()
+    assert torch.equal(out, helpers.ksampler(node.execute(model, attention="pytorch").args[0], STEPS))
+    helpers.ksampler(model, STEPS)
+    assert not calls, "the MODEL that came in is as it was"
+
+
+def test_set_attention_after_our_loader_is_the_backend_that_runs_and_an_override_is_chained(
+    models_folder: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """Of two choices the later one holds; another node's override stays around it."""
+    one, two, before = count_calls_of("one", monkeypatch), count_calls_of("two", monkeypatch), []
+
+    def other_nodes(function: Any, *args: Any, **kwargs: Any) -> Any:
+        before.append(1)
+        return function(*args, **kwargs)
+
+    name = helpers.wan_file(models_folder, seed=0, layers=2).name
+    (model,) = node.execute(load(name, attention="one"), attention="two").args
+    helpers.ksampler(model, STEPS)
+    assert two and not one
+    two.clear()
+    model = of_the_host(models_folder / name)
+    model.model_options["transformer_options"]["optimized_attention_override"] = other_nodes
+    helpers.ksampler(node.execute(model, attention="two").args[0], STEPS)
+    assert len(two) == len(before) > 0
+    model = node.execute(node.execute(model, attention="one").args[0], attention="two").args[0]
+    two.clear(), before.clear()
+    helpers.ksampler(model, STEPS)
+    assert len(two) == len(before) > 0 and not one
+
+
+def test_each_stage_of_a_run_has_the_attention_that_was_set(wan: Any, monkeypatch: pytest.MonkeyPatch):
+    sketch_calls, render_calls = count_calls_of("one", monkeypatch), count_calls_of("two", monkeypatch)
+    sketch, render = (node.execute(wan(seed=seed), attention=name).args[0] for seed, name in ((0, "one"), (1, "two")))
+    helpers.ksampler(sr_model(sketch, render, 1), STEPS)
+    assert (len(sketch_calls), len(render_calls)) == (1 * 2, (STEPS - 1) * 2)
+
+
+def test_a_sketch_render_model_is_refused_by_set_attention(wan: Any):
+    with pytest.raises(ValueError, match="Set Attention already is a Sketch-Render Model; connect a plain MODEL"):
+        node.execute(sr_model(wan(seed=0), wan(seed=1), 1), attention="pytorch")
+
+
+def test_auto_and_a_missing_backend_leave_the_model_as_it_is(wan: Any):
+    model = wan()
+    assert node.execute(model).args[0] is model
+    assert node.execute(model, attention="sage3").args[0] is model

@@ -220,6 +220,46 @@ def test_an_old_report_s_text_gives_the_same_picture_and_a_malformed_one_a_sente
     assert any(run["report"]["status"] == "unreadable" and "not JSON" in run["report"]["error"] for run in shown)
 
 
+def test_the_report_s_text_goes_on_to_other_nodes_and_into_a_file_if_asked(server: Any, graph: dict[str, Any]) -> None:
+    inspector = workflow.find(graph, "SRSwitchInspector")
+    graph["text"] = {"class_type": "PreviewAny", "inputs": {"source": [inspector, 2]}}
+    graph["again"] = {"class_type": "SRSwitchInspector", "inputs": {"report_json": [inspector, 2]}}
+    outputs = server.run(graph, timeout=300)["outputs"]
+    text = outputs[inspector]["report"][0]
+    assert outputs["text"]["text"] == [text] == outputs["again"]["report"] and "saved" not in outputs[inspector]
+    graph["again"]["inputs"]["save_report"] = " kept/run "
+    for number, saver in ((1, "again"), (2, inspector)):  # a number follows, as in Save Image
+        (file,) = server.run(graph, timeout=300)["outputs"][saver]["saved"]
+        assert file == {"filename": f"run_{number:05}_.json", "subfolder": "kept", "type": "output"}
+        assert report_module.Report.from_json(server.view(file).decode("utf-8")) == report_module.Report.from_json(text)
+        graph.pop("again", None)
+        graph = workflow.set_inputs(graph, inspector, save_report="kept/run")
+
+
+def test_a_place_where_no_report_can_be_saved_is_refused_when_it_is_queued(server: Any, graph: dict[str, Any]) -> None:
+    inspector = workflow.find(graph, "SRSwitchInspector")
+    with pytest.raises(host_module.HostError) as refused:
+        server.queue(workflow.set_inputs(graph, inspector, save_report="../../outside"))
+    ((found, said),) = refused.value.details["node_errors"].items()
+    (error,) = said["errors"]
+    assert found == inspector and error["extra_info"]["input_name"] == "save_report"
+    assert "save_report is '../../outside'; nothing can be saved there." in error["details"]
+
+
+def test_a_report_that_can_t_be_written_is_told_and_the_run_goes_on(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(folder_paths, "temp_directory", str(tmp_path))
+    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path))
+    (tmp_path / "kept").write_text("a file, where the folder should be")
+    node = module("nodes.inspector").SRSwitchInspector.PREPARE_CLASS_CLONE({})
+    output = node.execute(report_module.Report(), save_report="kept/run")
+    _, summary, _ = output.args
+    (shown,) = output.ui["text"]
+    assert shown.startswith(summary) and "The report could not be saved as 'kept/run' (" in shown and "saved" not in output.ui
+    assert "could not be saved" in caplog.text
+
+
 def test_the_server_keeps_the_newest_runs_only(server: Any) -> None:
     graph = {"1": {"class_type": "PrimitiveStringMultiline", "inputs": {"value": "{"}},
              "2": {"class_type": "SRSwitchInspector", "inputs": {"report_json": ["1", 0]}}}  # fmt: skip

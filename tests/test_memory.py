@@ -474,3 +474,23 @@ def test_every_policy_does_in_a_server_what_it_says(server: Any):
         assert report["status"] == "done" and report["notes"] == []
         kept[policy] = report["hand_overs"][0]["memory"]["after"]["sketch"] > 0
     assert kept == {"auto": True, "always": False, "never": True}  # on the CPU the host moves nothing
+
+
+def test_the_report_begins_with_what_the_host_will_ask_for(wan: Any, monkeypatch: pytest.MonkeyPatch):
+    """Reckoned before the run; against what the host then asks its memory manager for."""
+    asked: list[int] = []
+    load = comfy.model_management.load_models_gpu
+
+    def watch(models: Any, memory_required: int = 0, *args: Any, **kwargs: Any) -> Any:
+        asked.append(int(memory_required))
+        return load(models, memory_required, *args, **kwargs)
+
+    monkeypatch.setattr(comfy.model_management, "load_models_gpu", watch)
+    sketch, render = wan(seed=0, layers=2), wan(seed=1)
+    report = module("srd_core.report.data").Report()
+    helpers.ksampler(sr_model(sketch, render, 2, report=report), 4)
+    assert [entry.weight_bytes for entry in report.stages] == [sketch.model_size(), render.model_size()]
+    assert [entry.step_bytes for entry in report.stages] == asked and min(asked) > 0
+    assert report.device_bytes == comfy.model_management.get_total_memory(sketch.load_device)
+    first = module("srd_core.report.text").summarize(report).splitlines()[2]
+    assert first.startswith("Memory, reckoned before the run: sketch ") and " of weights and " in first and "; the device has " in first

@@ -15,7 +15,7 @@ from hosting import REPOSITORY, module, pack
 from test_cooperation import SWITCHING
 
 MODELS = ["sketch", "render"]
-SWITCH = [*SWITCHING, "render_positive", "render_negative", "fade", "sketch_steps", "render_steps", "sketch_scale"]
+SWITCH = [*SWITCHING, "render_positive", "render_negative", "fade", "sketch_steps", "render_steps", "sketch_scale", "preset"]
 SAMPLER = ["positive", "negative", "latent", "seed", "steps", "cfg", "sampler_name", "scheduler", "denoise"]
 RULE = ["switch_mode", "delta", "fix_step", "max_step", "switch_step", "switch_sigma"]
 LOADER = ["model_name", "weight_dtype", "attention"]
@@ -32,22 +32,24 @@ CONTRACT = {
     "SRSaveHandOver": ("Save Hand-over", ["hand_over", "filename_prefix"], ["SR_HAND_OVER"]),
     "SRLoadHandOver": ("Load Hand-over", ["hand_over"], ["SR_HAND_OVER", "LATENT", "SR_REPORT"]),
     "SRTeaCache": ("Render TeaCache", ["model", "threshold", "form", "keep_on"], ["MODEL"]),
+    "SRAttention": ("Set Attention", ["model", "attention"], ["MODEL"]),
     "SRCompare": ("SR Compare", ["a", "b", "label_a", "label_b", "layout", "position", "lpips"], ["IMAGE", "IMAGE", "STRING"]),
     "SRCogVideoXFix": ("CogVideoX Sampling Fix", ["model", "dynamic_cfg"], ["MODEL"]),
     "SRMeasurePair": (
         "Measure Pair", [*MODELS, *SAMPLER, "speed_up", "points", "render_positive", "render_negative"],
         ["FLOAT", "INT", "IMAGE", "STRING"],
     ),
-    "SRSwitchInspector": ("Switch Inspector", ["report", "after", "report_json"], ["IMAGE", "STRING"]),
+    "SRSwitchInspector": ("Switch Inspector", ["report", "after", "report_json", "save_report"], ["IMAGE", "STRING", "STRING"]),
 }
 DEFAULTS = {
     "steps": 50, "cfg": 5.0, "sampler_name": "uni_pc", "scheduler": "simple", "denoise": 1.0, "switch_mode": "adaptive",
     "delta": 0.01, "fix_step": 5, "max_step": 0, "switch_step": 10, "switch_sigma": 0.875, "render_cfg": 0.0,
     "teacache": 0.0, "offload_sketch": "auto", "weight_dtype": "default", "attention": "auto",
-    "threshold": 0.08, "form": "e", "keep_on": "gpu", "fade": 0.0, "sketch_steps": "", "render_steps": 0, "sketch_scale": 1.0,
+    "threshold": 0.08, "form": "e", "keep_on": "gpu", "fade": 0.0, "sketch_steps": "", "render_steps": 0,
+    "sketch_scale": 1.0, "save_report": "", "preset": "custom",
 }  # fmt: skip
 ADVANCED = {"max_step", "switch_step", "switch_sigma", "render_cfg", "teacache", "offload_sketch", "form", "keep_on", "lpips", "fade",
-            "sketch_steps", "render_steps", "sketch_scale", "points"}  # fmt: skip
+            "sketch_steps", "render_steps", "sketch_scale", "points", "save_report"}  # fmt: skip
 
 
 def node_classes() -> list[Any]:
@@ -80,6 +82,7 @@ SEARCHES = {
     "moe": {"SRSampler", "SRModel"}, "high noise low noise": {"SRSampler", "SRModel"}, "dual model": {"SRSampler", "SRModel"},
     "two ksampler": {"SRSampler"}, "refiner": {"SRSampler", "SRModel"}, "faster video": {"SRSampler", "SRTeaCache"},
     "compare video": {"SRCompare"}, "video sampler": {"SRSampler"}, "step cache": {"SRTeaCache"}, "cogvideox 5b": {"SRCogVideoXFix"},
+    "sage attention": {"SRLoadSketchDiT", "SRLoadRenderDiT", "SRAttention"}, "gguf": {"SRAttention"},
 }  # fmt: skip
 
 
@@ -97,7 +100,7 @@ def test_defaults_are_those_of_the_contract(schema: Any):
 
 
 LATER_OPTIONAL = [*SWITCHING, "weight_dtype", "attention", "form", "keep_on", "dynamic_cfg", "label_a", "label_b", "layout",
-                  "position", "lpips"]  # fmt: skip
+                  "position", "lpips", "save_report", "preset"]  # fmt: skip
 
 
 def test_an_input_with_a_default_after_the_ones_that_a_run_needs_may_be_missing_and_keeps_its_place(schema: Any):
@@ -139,7 +142,8 @@ def test_the_inspector_gives_picture_and_summary_and_shows_both_on_the_node(tmp_
     report = module("srd_core.report.data").Report()
     inspector = module("nodes.inspector").SRSwitchInspector.PREPARE_CLASS_CLONE({})
     output = inspector.execute(report)
-    plot, summary = output.args
+    plot, summary, text = output.args
+    assert module("srd_core.report.data").Report.from_json(text) == report and output.ui["report"] == (text,)
     assert plot.shape == (1, module("srd_core.report.plot").HEIGHT, module("srd_core.report.plot").WIDTH, 3)
     assert plot.min() >= 0 and plot.max() <= 1 and "No run yet" in summary
     assert output.ui["text"] == (summary,) and len(list(tmp_path.glob("*.png"))) == len(output.ui["plot"]) == 1

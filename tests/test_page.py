@@ -23,7 +23,8 @@ workflow_module = load_by_path("srd_workflow", REPOSITORY / "demo" / "workflow.p
 
 DEMO = REPOSITORY / "workflows" / "demo.json"
 FIRST_RELEASE = Path(__file__).parent / "data" / "workflow_first_release.json"
-LATER = [0, "", 0, 1]  # what the page adds to SR Sampler of the first release: fade, sketch_steps, render_steps, sketch_scale
+# What the page adds to nodes of the first release: fade, sketch_steps, render_steps, sketch_scale, preset; save_report.
+LATER = {"SRSampler": [0, "", 0, 1, "custom"], "SRSwitchInspector": [""]}
 SAMPLER, INSPECTOR, LOADERS, SHIFT = 8, 12, (1, 2), 7  # node ids in the demo's workflow
 VERSION_1 = Path(__file__).parent / "data" / "report_version_1.json"
 BARS = [f".srd-bar.srd-stage-{place}" for place in range(4)]  # of the sketch, the render and further stages
@@ -409,6 +410,10 @@ IN_A_MODE = {"adaptive": ["delta", "fix_step", "max_step", "switch_sigma"], "ste
 BY_HAND = """([id, values]) => { for (const [name, value] of Object.entries(values)) {
   const widget = app.graph.getNodeById(id).widgets.find(w => w.name === name);
   widget.value = value; widget.callback?.(value); } }"""
+LOOK = """() => {  // the page looks for changes, as after a click
+  const tracker = app.extensionManager.workflow.activeWorkflow.changeTracker;
+  (tracker.captureCanvasState ?? tracker.checkState).call(tracker);
+}"""
 PLAN = "app.graph.getNodeById(%d).widgets.find(w => w.name === 'srd_plan').element"
 
 
@@ -489,13 +494,92 @@ def test_a_line_says_what_the_settings_mean_and_is_amber_where_they_contradict(n
     assert not plan_of(page, "20 steps: sketch 4, render 16")
     choose(page, switch_mode="adaptive")
     choose(page, SHIFT, shift=8)
-    page.evaluate("""() => {  // as a click does
-      const tracker = app.extensionManager.workflow.activeWorkflow.changeTracker;
-      (tracker.captureCanvasState ?? tracker.checkState).call(tracker);
-    }""")
+    page.evaluate(LOOK)
     plan_of(page, "20 steps: earliest 7, latest 13 (sigma ")
     page.evaluate(f"app.graph.getNodeById({SAMPLER}).disconnectInput(0)")
     plan_of(page, "switches once the composition has settled")
+    renderer(page, "classic")
+
+
+@pytest.mark.parametrize("name", RENDERERS)
+def test_the_line_asks_whether_the_two_are_swapped_as_soon_as_the_files_are_chosen(name: str, page: Any) -> None:
+    renderer(page, name)
+    show(page, DEMO)
+    assert not plan_of(page, "50 steps: earliest 6, latest 16 (sigma 0.81)")
+    large, small = (page.evaluate(VALUE, [node, "model_name"]) for node in LOADERS)
+    choose(page, LOADERS[0], model_name=small)
+    choose(page, LOADERS[1], model_name=large)
+    page.evaluate(LOOK)
+    assert plan_of(page, "The render is larger than the sketch. Are the two swapped? 50 steps: earliest 6, latest 16")
+    page.evaluate("id => { app.graph.getNodeById(id).mode = 4 }", SHIFT)  # a bypassed node changes nothing
+    page.evaluate(LOOK)
+    plan_of(page, "The render is larger than the sketch. Are the two swapped? switches once the composition has settled")
+    renderer(page, "classic")
+
+
+def shown_values(page: Any, node: int = SAMPLER) -> dict[str, Any]:
+    """The values of a node's widgets, by name."""
+    return page.evaluate("id => Object.fromEntries(app.graph.getNodeById(id).widgets.map(w => [w.name, w.value]))", node)
+
+
+PRESETS = module("nodes.presets").PRESETS
+CLICKED = """([id, name, value]) => {  // as a click in that renderer does: it sets the value and calls back
+  const node = app.graph.getNodeById(id), widget = node.widgets.find(w => w.name === name);
+  if (widget.setValue) widget.setValue(value, {e: {}, node, canvas: app.canvas});
+  else { widget.value = value; widget.callback?.(value, app.canvas, node, [0, 0], {}); }
+}"""
+
+
+@pytest.mark.parametrize("name", RENDERERS)
+def test_a_preset_writes_its_widgets_and_changing_one_makes_it_custom(name: str, page: Any) -> None:
+    renderer(page, name)
+    show(page, DEMO)
+    before = shown_values(page)
+    assert before["preset"] == "custom" and "preset" in widgets_in_view(page, name)
+    for preset, table in PRESETS.items():
+        page.evaluate(CLICKED, [SAMPLER, "preset", preset])
+        page.wait_for_timeout(200)
+        now = shown_values(page)
+        assert {key: now[key] for key in table} == table
+        assert now["preset"] == preset and now["cfg"] == before["cfg"] and now["seed"] == before["seed"]
+        queued = page.evaluate(QUEUED)[str(SAMPLER)]["inputs"]
+        assert {key: queued[key] for key in table} == table and queued["preset"] == preset
+    assert not plan_of(page, "50 steps: sketch 10, render 4")
+    page.evaluate(CLICKED, [SAMPLER, "cfg", 2.5])
+    assert shown_values(page)["preset"] == "few-step render"  # cfg belongs to none
+    page.evaluate(CLICKED, [SAMPLER, "fade", 0.5])
+    page.wait_for_timeout(200)
+    assert shown_values(page)["preset"] == "custom" and shown_values(page)["render_steps"] == 4
+    page.evaluate(CLICKED, [SAMPLER, "preset", "balanced"])
+    saved = json.loads(page.evaluate("JSON.stringify(app.graph.serialize())"))
+    page.evaluate(OPEN, saved)
+    assert shown_values(page)["preset"] == "balanced" and shown_values(page)["steps"] == 20
+    (node,) = (node for node in saved["nodes"] if node["id"] == SAMPLER)
+    node["widgets_values"][node["widgets_values"].index(1.1)] = 0.7  # a file whose values are not its preset's runs as it is shown
+    page.evaluate(OPEN, saved)
+    page.wait_for_timeout(300)
+    assert (shown_values(page)["fade"], shown_values(page)["preset"]) == (0.7, "custom")
+    renderer(page, "classic")
+
+
+@pytest.mark.parametrize("name", RENDERERS)
+def test_a_preset_leaves_what_a_link_sets(name: str, page: Any) -> None:
+    renderer(page, name)
+    show(page, DEMO)
+    page.evaluate(
+        """id => {
+          const source = LiteGraph.createNode('PrimitiveInt'), node = app.graph.getNodeById(id);
+          app.graph.add(source);
+          source.widgets[0].value = 7;
+          source.connect(0, node, node.inputs.findIndex(input => input.name === 'steps'));
+        }""",
+        SAMPLER,
+    )
+    page.evaluate(CLICKED, [SAMPLER, "preset", "fast"])
+    page.wait_for_timeout(200)
+    now, queued = shown_values(page), page.evaluate(QUEUED)[str(SAMPLER)]["inputs"]
+    assert now["preset"] == "fast" and now["render_cfg"] == 1 and now["steps"] == 50
+    assert isinstance(queued["steps"], list) and queued["preset"] == "fast"
     renderer(page, "classic")
 
 
@@ -589,7 +673,9 @@ def test_a_workflow_saved_from_the_page_and_loaded_again_is_unchanged(path: Path
         if node["type"].startswith("SR"):
             values, before = (each.get("widgets_values") or [] for each in (node, shipped[int(node["id"])]))
             assert values[: len(before)] == before
-            assert values[len(before) :] == (LATER if path == FIRST_RELEASE and node["type"] == "SRSampler" else [])
+            assert values[len(before) :] == (LATER.get(node["type"], []) if path == FIRST_RELEASE else [])
+        if node["type"] == "SRSwitchInspector":
+            assert [output["name"] for output in node["outputs"]] == ["plot", "summary", "report_json"]
 
 
 CHOOSE = """() => {

@@ -326,7 +326,8 @@ reports = st.builds(
     Report,
     status=st.sampled_from(["not run", "running", "done", "interrupted", "failed"]),
     stages=st.tuples(*(
-        st.builds(StageReport, st.just(name), words, st.integers(0, 99), finite(0, 1e3), finite(0, 1e3), plans) for name in NAMES
+        st.builds(StageReport, st.just(name), words, st.integers(0, 99), finite(0, 1e3), finite(0, 1e3), plans, st.integers(0, 1 << 40),
+                  st.integers(0, 1 << 40)) for name in NAMES
     )).map(list),
     switch=st.fixed_dictionaries({"mode": st.sampled_from(route.MODES), "delta": finite(0, 1)}),
     earliest=st.integers(0, 99), latest=st.integers(0, 99), sampler=words, sampler_node=words, error=words,
@@ -336,7 +337,7 @@ reports = st.builds(
                              reused=st.booleans()), max_size=8),
     hand_overs=st.lists(st.builds(HandOver, st.integers(0, 99), named, words, finite(), finite(0, 100), maybe, maybe,
                                   finite(0, 1e3), fade=st.lists(finite(0, 1), max_size=4)), max_size=3),
-    total_seconds=finite(0, 1e4), given_steps=st.integers(0, 99), render_steps=st.integers(0, 99),
+    total_seconds=finite(0, 1e4), given_steps=st.integers(0, 99), render_steps=st.integers(0, 99), device_bytes=st.integers(0, 1 << 40),
 )  # fmt: skip
 json_values = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(), wild, st.text(max_size=5)),
@@ -422,7 +423,7 @@ def test_a_damaged_report_is_refused_with_a_sentence_or_still_usable(report: Any
 def test_every_field_of_a_report_is_drawn_from():
     """A field that is added to the report without its draws here stays at its default and is only seen as damaged."""
     told = {"status", "stages", "switch", "earliest", "latest", "sampler", "sampler_node", "shape", "sigmas", "steps", "hand_overs",
-            "total_seconds", "notes", "error", "version", "given_steps", "render_steps"}  # fmt: skip
+            "total_seconds", "notes", "error", "version", "given_steps", "render_steps", "device_bytes"}  # fmt: skip
     assert {f.name for f in fields(Report)} == told
 
 

@@ -523,7 +523,12 @@ def test_ranges_of_steps_mean_the_steps_of_the_run(wan: Any):
     assert calls[1.0] == calls[0.5]
 
 
-def test_memory_is_asked_for_at_the_small_size(wan: Any, monkeypatch: pytest.MonkeyPatch):
+def test_memory_is_asked_for_at_the_small_size_and_the_report_says_so(wan: Any, monkeypatch: pytest.MonkeyPatch):
+    full, small = Report(), Report()
+    for scale, report in ((1.0, full), (0.5, small)):
+        helpers.ksampler(scaled(wan(), wan(seed=1), scale, report), 8, latent=helpers.empty_latent(side=64))
+    needed = [[report.stage(name).step_bytes for name in ("sketch", "render")] for report in (full, small)]
+    assert needed[0][1] == needed[1][1] and needed[1][0] < 0.3 * needed[0][0]
     asked: list[tuple[bool, tuple[int, ...]]] = []
     sketch, render = wan(), wan(seed=1)
     own = comfy.sampler_helpers.estimate_memory

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hosting import REPOSITORY
 
-PROSE = ["README.md", "CHANGELOG.md", "docs/*.md", "web/docs/*.md", "web/*.js", "locales/en/*.json", "workflows/*.json"]
+PROSE = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/*.md", "web/docs/*.md", "web/*.js", "locales/en/*.json", "workflows/*.json"]
 CODE = ["srd_core/**/*.py", "nodes/*.py", "demo/*.py", "bench/*.py"]
 LITERARY = {
     "is no X (is not a X)": r"(?<![Tt]here )(?<!is there )\b(?:is|are|was|were) no [a-z]",

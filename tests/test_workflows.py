@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import av
+import comfy.ldm.flux.model
 import comfy.ldm.wan.model
 import comfy.ldm.wan.vae
 import comfy.ops
@@ -24,9 +25,11 @@ import comfyui_workflow_templates_core
 import helpers
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from hosting import REPOSITORY, host_module, load_by_path, module
 from PIL import Image
+from test_families import FLUX2
 
 workflow = load_by_path("srd_workflow", REPOSITORY / "demo" / "workflow.py")
 
@@ -37,39 +40,104 @@ WAN22, DEMO = "wan2.2_high_noise_to_wan2.1_1.3B", "demo"
 COG, COG_KSAMPLER = "cogvideox_5B_to_2B", "cogvideox_5B_to_2B_ksampler"
 COMPARE, SWEEP, ONCE = "compare_wan2.1_t2v_14B_to_1.3B", "delta_sweep", "sketch_once_render_many"
 FAST, FEW_STEP, THREE = f"{WAN21}_fast", "wan2.1_t2v_14B_few_step_render", "wan2.2_high_low_to_wan2.1_1.3B"
+BALANCED, LONG, GGUF = f"{WAN21}_balanced", f"{WAN21}_long", "wan2.1_t2v_14B_gguf_to_1.3B"
+MOE, MOE_LORA, MOE_IMAGE = "wan2.2_t2v_14B_high_to_low", "wan2.2_t2v_14B_high_to_low_lightx2v", "wan2.2_i2v_14B_high_to_low"
+IMAGE, VACE, FLUX = "wan2.1_i2v_14B_to_fun_inp_1.3B", "wan2.1_vace_14B_to_1.3B", "flux2_dev_to_klein_4B"
 HD = f"{WAN21}_720p"
+NEWER = {FAST, FEW_STEP, THREE, BALANCED, LONG, GGUF, MOE, MOE_LORA, MOE_IMAGE, IMAGE, VACE, FLUX, HD}
 KSAMPLER_OF = {name: f"{name}_ksampler" for name in (WAN21, COG)}
 OWN = (
     "SRLoadSketchDiT", "SRLoadRenderDiT", "SRSampler", "SRModel", "SRSwitchInspector", "SRCompare", "SRCogVideoXFix",
-    "SRTeaCache", "SRSketch", "SRRender", "SRSaveHandOver", "SRLoadHandOver", "SRMeasurePair",
+    "SRTeaCache", "SRSketch", "SRRender", "SRSaveHandOver", "SRLoadHandOver", "SRMeasurePair", "SRAttention",
 )  # fmt: skip
 SMALL = {"width": 64, "height": 32, "length": 5}
+SIZES = ("EmptyHunyuanLatentVideo", "WanImageToVideo", "WanVaceToVideo", "EmptyFlux2LatentImage")
+WINDOW = {"context_length": 9, "context_overlap": 4}  # of 13 frames
 WIDE = {COMPARE: 2 * 64, SWEEP: 3 * 64 + 2 * 8}  # pixels of the saved video: clips side by side, 8 pixels between
-LOADERS = ("SRLoadSketchDiT", "SRLoadRenderDiT", "LoraLoaderModelOnly", "CLIPLoader", "VAELoader")
-LOADED = {THREE: ["SRLoadSketchDiT", "SRLoadRenderDiT", "SRLoadRenderDiT", "CLIPLoader", "VAELoader"],
-          FEW_STEP: ["SRLoadSketchDiT", "LoraLoaderModelOnly", "CLIPLoader", "VAELoader"]}  # fmt: skip
-OFFICIAL = ("https://huggingface.co/Comfy-Org/Wan_2.1_", "https://huggingface.co/Comfy-Org/Wan_2.2_")
+PAIR = ("SRLoadSketchDiT", "SRLoadRenderDiT")
+LOADERS = (*PAIR, "UNETLoader", "UnetLoaderGGUF", "LoraLoaderModelOnly", "CLIPLoader", "VAELoader", "CLIPVisionLoader")
+LOADED = {
+    THREE: [*PAIR, "SRLoadRenderDiT", "CLIPLoader", "VAELoader"],
+    FEW_STEP: ["SRLoadSketchDiT", "LoraLoaderModelOnly", "CLIPLoader", "VAELoader"],
+    MOE_LORA: [*PAIR, "LoraLoaderModelOnly", "CLIPLoader", "VAELoader"],
+    IMAGE: [*PAIR, "CLIPLoader", "VAELoader", "CLIPVisionLoader"],
+    GGUF: ["UnetLoaderGGUF", "SRLoadRenderDiT", "CLIPLoader", "VAELoader"],
+    FLUX: ["UNETLoader", "UNETLoader", "CLIPLoader", "CLIPLoader", "VAELoader"],
+}
+OFFICIAL = tuple(f"https://huggingface.co/Comfy-Org/{name}" for name in ("Wan_2.1_", "Wan_2.2_", "flux2-dev/", "flux2-klein/"))
+QUANTIZED = "https://huggingface.co/city96/Wan2.1-T2V-14B-gguf/resolve/main/"
 KIJAI = "https://huggingface.co/Kijai/WanVideo_comfy/resolve/main/Lightx2v/"  # of LoRAs
-LATER = {"SRSampler": 4, "SRModel": 4, "SRSketch": 1, "SRRender": 2}  # widgets that a file of the first release has no value for
-STEPS = {FEW_STEP: 14}  # of a workflow in which the render walks the rest in its own steps
+LATER = {"SRSampler": 5, "SRModel": 5, "SRSketch": 1, "SRRender": 2, "SRSwitchInspector": 1}  # widgets that a file of the first release has no value for
+STEPS = {FEW_STEP: 14, MOE_LORA: 13}  # of a workflow in which the render walks the rest in its own steps
 STAGES = {THREE: ["sketch", "sketch 2", "render"]}
+TEXT_WIDTHS = {"mistral_3_small_flux2_fp8.safetensors": 15360, "qwen_3_4b.safetensors": 7680}
 VIDEOS = {ONCE: ["render", "render_teacache", "sketch_preview"]}  # of a workflow that saves more than one, without numbers
 
 TEXT_NODE = '''
+import pathlib
+from types import SimpleNamespace
+
+import comfy.sd
+import folder_paths
+import safetensors.torch
 import torch
+
+
+def random(seed, *shape):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
 
 class TestText:
     CATEGORY, FUNCTION, RETURN_TYPES = "test", "run", ("CONDITIONING",)
 
     @classmethod
     def INPUT_TYPES(cls):
-        return {"required": {"text": ("STRING", {"multiline": True})}}
+        return {"required": {"text": ("STRING", {"multiline": True}), "width": ("INT", {"default": 4096, "max": 99999})}}
 
-    def run(self, text):
-        generator = torch.Generator().manual_seed(len(text))
-        return ([[torch.randn(1, 8, 4096, generator=generator), {}]],)
+    def run(self, text, width):
+        return ([[random(len(text), 1, 8, width), {}]],)
 
-NODE_CLASS_MAPPINGS = {"SRTestText": TestText}
+
+class TestVision:
+    CATEGORY, FUNCTION, RETURN_TYPES = "test", "run", ("CLIP_VISION_OUTPUT",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"image": ("IMAGE",)}}
+
+    def run(self, image):
+        return (SimpleNamespace(penultimate_hidden_states=random(1, 1, 257, 1280)),)
+
+
+class TestDecode:
+    CATEGORY, FUNCTION, RETURN_TYPES = "test", "run", ("IMAGE",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"samples": ("LATENT",)}}
+
+    def run(self, samples):
+        return (samples["samples"][:, :3].movedim(1, -1).sigmoid(),)
+
+
+class UnetLoaderGGUF:
+    """Stands in for ComfyUI-GGUF's node of this name: the same inputs and output, and a file that holds plain tensors."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = "test", "run", ("MODEL",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        folders = map(pathlib.Path, folder_paths.get_folder_paths("diffusion_models"))
+        return {"required": {"unet_name": ([path.name for folder in folders for path in folder.glob("*.gguf")],)}}
+
+    def run(self, unet_name):
+        (path,) = [path for folder in folder_paths.get_folder_paths("diffusion_models") for path in pathlib.Path(folder).glob(unet_name)]
+        return (comfy.sd.load_diffusion_model_state_dict(safetensors.torch.load_file(path)),)
+
+
+NODE_CLASS_MAPPINGS = {
+    "SRTestText": TestText, "SRTestVision": TestVision, "SRTestDecode": TestDecode, "UnetLoaderGGUF": UnetLoaderGGUF,
+}
 '''
 
 
@@ -87,14 +155,47 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:
     for seed, model in enumerate(("tiny_wan_sketch", "tiny_wan_render")):
         made["diffusion_models"].append(demo_dit(folder / f"{model}.safetensors", seed))
     made["diffusion_models"] += [cogvideox(folder, kind, seed) for seed, kind in enumerate(("5b", "2b"))]
-    for name in ("wan_2.1_vae", "tiny_wan_vae", "cogvideox_vae"):
+    made["diffusion_models"] += [file for name, file in other_kinds(folder)]
+    for name in ("wan_2.1_vae", "tiny_wan_vae", "cogvideox_vae", "flux2-vae"):
         made["vae"].append(tiny_vae(folder / f"{name}.safetensors"))
-    for name in ("umt5_xxl_fp8_e4m3fn_scaled", "t5xxl_fp16"):
+    for name in ("umt5_xxl_fp8_e4m3fn_scaled", "t5xxl_fp16", "mistral_3_small_flux2_fp8", "qwen_3_4b"):
         encoder = folder / f"{name}.safetensors"
         encoder.write_bytes(b"")  # only its name is looked at
         made["text_encoders"].append(encoder)
-    made["loras"] = [lora(folder / "lightx2v_T2V_14B_cfg_step_distill_v2_lora_rank64_bf16.safetensors")]
+    few_step = ("lightx2v_T2V_14B_cfg_step_distill_v2_lora_rank64_bf16", "wan2.2_t2v_lightx2v_4steps_lora_v1.1_low_noise")
+    made["loras"] = [lora(folder / f"{name}.safetensors") for name in few_step]
+    made["clip_vision"] = [folder / "clip_vision_h.safetensors"]
+    made["clip_vision"][0].write_bytes(b"")
     return made
+
+
+def other_kinds(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Image to video with what CLIP vision sees (Wan 2.1) and without (Wan 2.2), VACE, Flux.2, and a .gguf that is none."""
+    plain = {"in_dim": 36, "model_type": "t2v"}
+    for seed, (name, how) in enumerate({
+        "wan2.2_i2v_high_noise_14B_fp8_scaled": plain, "wan2.2_i2v_low_noise_14B_fp8_scaled": plain,
+        "wan2.1_i2v_480p_14B_fp16": plain | {"model_type": "i2v", "num_layers": 2},
+        "wan2.1_fun_inp_1.3B_bf16": plain | {"model_type": "i2v"},
+    }.items()):  # fmt: skip
+        layout = {"dim": 128, "ffn_dim": 128, "num_heads": 1, "num_layers": 1, "text_dim": 4096} | how
+        yield name, random_file(folder / f"{name}.safetensors", comfy.ldm.wan.model.WanModel, layout, seed)
+    for seed, layers in enumerate((2, 1)):
+        name = ("wan2.1_vace_14B_fp16", "wan2.1_vace_1.3B_fp16")[seed]
+        layout = {"dim": 128, "ffn_dim": 128, "num_heads": 1, "num_layers": layers, "vace_layers": 1, "vace_in_dim": 96, "text_dim": 4096}
+        yield name, random_file(folder / f"{name}.safetensors", comfy.ldm.wan.model.VaceWanModel, layout, seed)
+    for seed, (name, text) in enumerate({"flux2_dev_fp8mixed": 15360, "flux-2-klein-base-4b": 7680}.items()):
+        layout = FLUX2 | {"hidden_size": 128, "num_heads": 1, "context_in_dim": text, "guidance_embed": not seed, "depth": 1, "depth_single_blocks": 1}
+        yield name, random_file(folder / f"{name}.safetensors", comfy.ldm.flux.model.Flux, layout, seed)
+    gguf = folder / "wan2.1-t2v-14b-Q4_K_M.gguf"
+    safetensors.torch.save_file(helpers.wan_state_dict(0, layers=2), gguf)
+    yield gguf.stem, gguf
+
+
+def random_file(path: Path, kind: type[torch.nn.Module], layout: Mapping[str, Any], seed: int) -> Path:
+    """A tiny random model of the host's own class."""
+    made = kind(**layout, device="cpu", dtype=torch.float32, operations=comfy.ops.disable_weight_init)
+    comfy.utils.save_torch_file(randomised(made, seed), str(path))
+    return path
 
 
 def lora(path: Path) -> Path:
@@ -151,7 +252,10 @@ def server(files: dict[str, list[Path]], tmp_path_factory: pytest.TempPathFactor
     test_pack = tmp_path_factory.mktemp("text")
     (test_pack / "__init__.py").write_text(TEXT_NODE, "utf-8")
     packs = {**host_module.DEMO_PACKS, "srd_test_text": test_pack}
-    with host_module.serve(host_module.find_or_make(), tmp_path_factory.mktemp("base"), packs, files) as running:
+    base = tmp_path_factory.mktemp("base")
+    (base / "input").mkdir()
+    Image.effect_noise((96, 64), 90).convert("RGB").save(base / "input" / "example.png")  # every ComfyUI has one of this name
+    with host_module.serve(host_module.find_or_make(), base, packs, files) as running:
         yield running
 
 
@@ -172,10 +276,20 @@ def run(server: Any, graph: Mapping[str, Any]) -> dict[str, Any]:
 def ready(name: str, info: Mapping[str, Any]) -> dict[str, Any]:
     """A shipped workflow as the API takes it, small, with the test's text node where it needs a real text encoder."""
     graph = workflow.to_api(shipped(name), info)
-    graph = workflow.set_inputs(graph, workflow.find(graph, "EmptyHunyuanLatentVideo"), **SMALL)
-    texts = [node_id for node_id, node in graph.items() if node["class_type"] == "CLIPTextEncode"]
-    for node_id in texts:
-        graph[node_id] = {"class_type": "SRTestText", "inputs": {"text": graph[node_id]["inputs"]["text"]}}
+    for node_id, node in list(graph.items()):
+        inputs = node["inputs"]
+        if node["class_type"] in SIZES:
+            small = SMALL | ({"length": 13} if name == LONG else {})
+            inputs |= {key: value for key, value in small.items() if key in inputs}
+        if node["class_type"] == "WanContextWindowsManual":
+            inputs |= WINDOW
+        if node["class_type"] == "CLIPTextEncode":
+            width = TEXT_WIDTHS.get(graph[inputs["clip"][0]]["inputs"]["clip_name"], 4096)
+            graph[node_id] = {"class_type": "SRTestText", "inputs": {"text": inputs["text"], "width": width}}
+        if node["class_type"] == "CLIPVisionEncode":
+            graph[node_id] = {"class_type": "SRTestVision", "inputs": {"image": inputs["image"]}}
+        if node["class_type"] == "VAEDecode" and name == FLUX:
+            graph[node_id] = {"class_type": "SRTestDecode", "inputs": {"samples": inputs["samples"]}}
     return graph
 
 
@@ -211,7 +325,7 @@ def frames_of(server: Any, outputs: Mapping[str, Any], name: str | None = None) 
 
 def test_there_is_a_workflow_for_each_promise() -> None:
     plain, further = {WAN21, WAN21_KSAMPLER, WAN22, DEMO, COG, COG_KSAMPLER}, {COMPARE, SWEEP, ONCE}
-    assert plain | further | {FAST, FEW_STEP, THREE, HD} == set(NAMES)
+    assert plain | further | NEWER == set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -261,11 +375,13 @@ def test_every_model_file_comes_with_its_official_address(name: str) -> None:
     for node in chosen:
         (model,) = node["properties"]["models"]
         assert model["name"] == node["widgets_values"][0]
-        if model["directory"] == "loras":
+        if model["directory"] == "loras" and not model["url"].startswith(OFFICIAL):
             assert model["url"] == KIJAI + model["name"]
+        elif node["type"] == "UnetLoaderGGUF":
+            assert model["url"] == QUANTIZED + model["name"]
         else:
             assert model["url"].startswith(OFFICIAL) and model["url"].endswith(f"/{model['directory']}/{model['name']}")
-        assert f"[{model['name']}]({model['url']}) in `models/{model['directory']}`" in note
+        assert f"[{model['name']}]({model['url']}) in **models/{model['directory']}**" in note
 
 
 @pytest.mark.parametrize("name", [COG, COG_KSAMPLER])
@@ -277,18 +393,19 @@ def test_every_model_folder_comes_with_its_official_address_in_the_note(name: st
     for node in chosen:
         repository, inner = node["widgets_values"][0].split("/")
         assert f"https://huggingface.co/zai-org/{repository}/tree/main/{inner})" in note
-        assert f"`models/diffusion_models/{repository}/{inner}`" in note
+        assert f"**models/diffusion_models/{repository}/{inner}**" in note
     files = [node for node in nodes if node["type"] in ("CLIPLoader", "VAELoader")]
     assert len(files) == 2
     for node in files:
         (model,) = node["properties"]["models"]
         assert model["name"] == node["widgets_values"][0] == model["url"].rpartition("/")[2]
-        assert f"({model['url']}) in `models/{model['directory']}`" in note
+        assert f"({model['url']}) in **models/{model['directory']}**" in note
 
 
 def test_the_file_names_and_addresses_are_those_of_the_host_s_own_templates() -> None:
     folders = [Path(path).parent for path in comfyui_workflow_templates_core.__path__]
-    subjects = dict.fromkeys((WAN21, WAN22, FEW_STEP, THREE), "wan") | {COG: "void"}  # void: made of CogVideoX, with its VAE and text encoder
+    wan = (WAN21, WAN22, FEW_STEP, THREE, BALANCED, LONG, MOE, MOE_LORA, MOE_IMAGE, IMAGE, VACE)
+    subjects = dict.fromkeys(wan, "wan") | {COG: "void", FLUX: "flux2"}  # void: made of CogVideoX, with its VAE and text encoder
     for name in subjects.keys() & set(NAMES):
         pattern = f"comfyui_workflow_templates*/**/*{subjects[name]}*.json"
         texts = [path.read_text("utf-8") for folder in folders for path in folder.glob(pattern)]
@@ -326,7 +443,7 @@ def test_every_widget_has_exactly_one_value_and_it_is_allowed(name: str, info: M
     saved = {str(node["id"]): node for node in shipped(name)["nodes"]}
     for node_id, node in workflow.to_api(shipped(name), info).items():  # raises for values too few or too many
         widgets = [s for s in workflow.specs(info[node["class_type"]]) if workflow.is_widget(*s[1:])]
-        controls = sum(bool(options.get("control_after_generate")) for _, _, options in widgets)
+        controls = sum(bool(options.get("control_after_generate") or options.get("image_upload")) for _, _, options in widgets)
         missing = len(widgets) + controls - len(saved[node_id].get("widgets_values") or [])
         assert missing == 0 or missing_are_new(node["class_type"], missing)
         for input_name, kind, options in widgets:
@@ -336,7 +453,7 @@ def test_every_widget_has_exactly_one_value_and_it_is_allowed(name: str, info: M
             allowed = workflow.choices(kind, options)
             assert allowed is None or value in allowed, (node["class_type"], input_name, value)
             if kind in ("INT", "FLOAT"):
-                assert options["min"] <= value <= options["max"], (node["class_type"], input_name, value)
+                assert options["min"] <= value <= options.get("max", value), (node["class_type"], input_name, value)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -349,13 +466,13 @@ def test_a_file_from_before_the_newest_widgets_gives_the_same_graph(name: str, i
         defaults = [options["default"] for _, kind, options in workflow.specs(info[old["type"]]) if workflow.is_widget(kind, options)]
         new["widgets_values"][-count:] = defaults[-count:]
     assert own and workflow.to_api(before, info) == workflow.to_api(plain, info)
-    if name not in (FAST, FEW_STEP, THREE, HD):
+    if name not in NEWER:
         assert plain == shipped(name)
 
 
 def missing_are_new(class_type: str, missing: int) -> bool:
-    """Newer hosts have one widget more on this node; files are written for the oldest host and get the default."""
-    return (class_type, missing) == ("CreateVideo", 1)
+    """Newer hosts have more widgets on these nodes; files are written for the oldest host and get the defaults."""
+    return (class_type, missing) in (("CreateVideo", 1), ("WanContextWindowsManual", 2))
 
 
 def test_the_page_lists_the_workflows_as_templates_of_the_pack(server: Any) -> None:
@@ -403,8 +520,11 @@ def test_a_shipped_workflow_runs_in_the_real_server_and_saves_its_video(
     graph = ready(name, info)
     outputs = run(server, graph)
     assert name not in VIDEOS or sorted(videos_of(outputs)) == VIDEOS[name]
-    for video in VIDEOS.get(name, [None]):
-        shape = (SMALL["length"], SMALL["height"], WIDE.get(name, SMALL["width"]), 3)
+    if name == FLUX:
+        (saved,) = [file for output in outputs.values() for file in output.get("images", []) if file["type"] == "output"]
+        assert Image.open(io.BytesIO(server.view(saved))).size == (4, 2)  # the test's node shows the latent
+    for video in VIDEOS.get(name, [None] * (name != FLUX)):
+        shape = (13 if name == LONG else SMALL["length"], SMALL["height"], WIDE.get(name, SMALL["width"]), 3)
         assert frames_of(server, outputs, video).shape == shape
     steps = next(node["inputs"]["steps"] for node in graph.values() if "steps" in node["inputs"])
     walked, stages = STEPS.get(name, steps), STAGES.get(name, ["sketch", "render"])
@@ -457,6 +577,37 @@ def test_the_few_step_render_runs_in_one_go_with_a_lora_that_the_sketch_does_not
     assert np.array_equal(frames_of(server, run(server, apart)), frames)
     without = workflow.set_inputs(graph, lora, strength_model=0.0)
     assert not np.array_equal(frames_of(server, run(server, without)), frames)
+
+
+def test_wan_2_2_in_one_sampler_gives_each_model_the_noise_it_was_trained_for(server: Any, info: Mapping[str, Any]) -> None:
+    for name, boundary in ((MOE, 0.875), (MOE_LORA, 0.875), (MOE_IMAGE, 0.9)):
+        report = report_of(run(server, ready(name, info)))
+        high, low = ([step["sigma"] for step in report["steps"] if step["stage"] == stage] for stage in ("sketch", "render"))
+        assert min(high) >= boundary > max(low)
+        if name == MOE_LORA:
+            assert (len(high), len(low), report["given_steps"]) == (9, 4, 20)  # as the note says
+
+
+def test_the_balanced_workflow_is_the_plain_one_with_20_steps_and_a_fade(info: Mapping[str, Any]) -> None:
+    plain, balanced = (workflow.to_api(shipped(name), info) for name in (WAN21, BALANCED))
+    assert balanced == workflow.set_inputs(plain, workflow.find(plain, "SRSampler"), fade=1.1, steps=20)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_workflow_opens_with_its_note_and_all_loaders_in_view(name: str) -> None:
+    """In a window of 1920 x 1080, large enough to read."""
+    saved = shipped(name)
+    scale, (left, top) = saved["extra"]["ds"]["scale"], saved["extra"]["ds"]["offset"]
+    assert scale >= 0.62
+    shown = [node for node in saved["nodes"] if node["type"] in (*LOADERS, *workflow.NOTES)]
+    for (x, y), (w, h) in ((node["pos"], node["size"]) for node in shown):
+        assert 60 <= (x + left) * scale and (x + w + left) * scale <= 1920  # the page's side bar is 60 pixels wide
+        assert 110 <= (y - 30 + top) * scale and (y + h + top) * scale <= 1080  # its tabs and its menu take 110
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_note_has_no_code_spans_which_nodes_2_0_draws_blue_on_blue(name: str) -> None:
+    assert not [node for node in shipped(name)["nodes"] if node["type"] in workflow.NOTES and "`" in node["widgets_values"][0]]
 
 
 def test_the_fast_workflow_is_the_plain_one_with_a_fade_and_a_render_without_guidance(info: Mapping[str, Any]) -> None:
@@ -514,7 +665,7 @@ def test_the_delta_sweep_differs_in_delta_only(info: Mapping[str, Any]) -> None:
     assert len({json.dumps({**inputs, "delta": None}, sort_keys=True) for inputs in samplers}) == 1
 
 
-DOCUMENTS = ["README.md", *(f"docs/{path.name}" for path in (REPOSITORY / "docs").glob("*.md")), *(f"web/docs/{n}.md" for n in OWN)]
+DOCUMENTS = ["README.md", "README.zh.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in (REPOSITORY / "docs").glob("*.md")), *(f"web/docs/{n}.md" for n in OWN)]
 
 # --- what the README and the help pages say ---------------------------------------------------------------------------
 
@@ -538,5 +689,11 @@ def test_every_file_that_a_document_links_to_or_names_is_there(document: str) ->
     path = REPOSITORY / document
     text = path.read_text("utf-8")
     links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link and "/actions/" not in link]
-    assert not [link for link in links if not (path.parent / link).exists()]
+    assert not [link for link in links if not (path.parent / link.partition("#")[0]).exists()]
     assert not [name for name in re.findall(r"`(workflows/[^`]+)`", text) if not (REPOSITORY / name).is_file()]
+
+
+@pytest.mark.parametrize("document", ["README.md", "README.zh.md"])
+def test_both_readmes_name_every_workflow_but_the_demo_and_those_of_other_samplers(document: str) -> None:
+    named = set(re.findall(r"\]\(workflows/([^)]+)\.json\)", (REPOSITORY / document).read_text("utf-8")))
+    assert named == set(NAMES) - {DEMO, WAN21_KSAMPLER, COG_KSAMPLER}

@@ -1,12 +1,13 @@
 // The line that says what a node's settings mean, before the run: the server (nodes/plan.py) reckons, as it does in the run.
 
 import { api } from '../../scripts/api.js'
-import { sourceOf, valuesOf } from './graph.js'
+import { isLinked, sourceOf, valuesOf } from './graph.js'
 import { short } from './chart.js'
 import { say } from './words.js'
 
 const PLAN = '/srdiffusion/plan' // as nodes/plan.py
-const FARTHEST = 32 // nodes between the sketch's loader and the sampler
+const FARTHEST = 32 // nodes between a loader and the sampler
+const BYPASSED = 4 // the page's mode of a node
 const HEIGHT = 20 // of one line
 const MARGIN = 4
 
@@ -32,7 +33,12 @@ export class Plan {
 
   /** Say what the present settings mean, if they are others than before. */
   async refresh() {
-    const question = JSON.stringify({ settings: valuesOf(this.node), models: modelsBefore(this.node) })
+    const question = JSON.stringify({
+      settings: valuesOf(this.node),
+      models: modelsBefore(this.node, 'sketch'),
+      render: modelsBefore(this.node, 'render'),
+      own_prompts: isLinked(this.node, 'render_positive')
+    })
     if (question === this.asked) return
     this.asked = question
     const answer = await api.fetchApi(PLAN, { method: 'POST', body: question })
@@ -40,8 +46,8 @@ export class Plan {
   }
 
   show(plan) {
-    this.text.textContent = plan.problem ?? wordsOf(plan)
-    this.element.classList.toggle('srd-problem', 'problem' in plan)
+    this.text.textContent = plan.problem ?? [plan.note, wordsOf(plan)].filter(Boolean).join(' ')
+    this.element.classList.toggle('srd-problem', 'problem' in plan || 'note' in plan)
     const height = Math.max(HEIGHT, this.text.offsetHeight)
     if (height === this.height) return
     this.height = height
@@ -49,13 +55,13 @@ export class Plan {
   }
 }
 
-/** The nodes that the sketch comes through, the nearest first. */
-function modelsBefore(node) {
+/** The nodes that a MODEL input comes through, the nearest first. Bypassed ones change nothing. */
+function modelsBefore(node, name) {
   const found = []
-  let at = sourceOf(node, 'sketch')
+  let at = sourceOf(node, name)
   while (at && found.length < FARTHEST) {
-    found.push({ type: at.comfyClass ?? at.type, values: valuesOf(at) })
-    at = sourceOf(at, 'model')
+    if (at.mode !== BYPASSED) found.push({ type: at.comfyClass ?? at.type, values: valuesOf(at) })
+    at = sourceOf(at, 'model') ?? sourceOf(at, 'sketch')
   }
   return found
 }

@@ -6,6 +6,7 @@ import { app } from '../../scripts/app.js'
 import { isLinked, nodeAt, nodesOf, root } from './graph.js'
 import { arrange, hasModes } from './modes.js'
 import { Plan } from './plan.js'
+import { keepTrue, write } from './presets.js'
 import { forgetUnended, isOver, known, take } from './runs.js'
 import { belongs, isOwn, own, ownQueued, whenOpen } from './tab.js'
 import { View } from './view.js'
@@ -68,10 +69,15 @@ app.registerExtension({
   }
 })
 
-/** A node with a switch_mode: its widgets and its line follow the mode. */
+/** A node with a switch_mode: its widgets and its line follow the mode, and the preset where it has one. */
 function attachSettings(node) {
   plans.set(node, new Plan(node, () => makeRoom(node)))
-  for (const widget of node.widgets) follow(widget, 'callback', () => refresh(node, true))
+  for (const widget of node.widgets) {
+    follow(widget, 'callback', () => {
+      if (widget.name === 'preset') write(node)
+      refresh(node, true)
+    })
+  }
   follow(node, 'onConnectionsChange', () => setTimeout(() => refresh(node))) // some pages tell of a link before they have it
   refresh(node)
 }
@@ -94,6 +100,7 @@ function refreshSettings() {
 /** `byUser`: the user changed a widget, so the node gets the height that it now needs. */
 function refresh(node, byUser = false) {
   if (!plans.has(node)) return
+  keepTrue(node)
   const before = node.computeSize()[1]
   if (arrange(node)) makeRoom(node, byUser ? node.computeSize()[1] - before : 0)
   if (node.graph) plans.get(node).refresh()

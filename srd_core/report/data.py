@@ -36,6 +36,8 @@ class StageReport:
     seconds: Annotated[Number, Field(ge=0)] = 0.0  # sampling, without loading
     load_seconds: Annotated[Number, Field(ge=0)] = 0.0  # until its first call
     teacache: dict[str, Any] = field(default_factory=dict)  # its skip plan, see teacache.plan.Plan; empty: none
+    weight_bytes: Size = 0  # of the model whole, reckoned before the run; 0: not known
+    step_bytes: Size = 0  # that the host will ask for beside it, for one step
 
 
 @dataclass
@@ -86,6 +88,7 @@ class Report:
     sampler_node: str = ""  # id of the node that sampled
     shape: list[Size] = field(default_factory=list)  # of the latent
     small_shape: list[Size] = field(default_factory=list)  # of the latent while the sketch ran it smaller; empty: it did not
+    device_bytes: Size = 0  # that the first stage's device has; 0: not known
     render_steps: Count = 0  # as set, 0: the schedule's own
     given_steps: Count = 0  # of the schedule that the sampler was given; 0: as many as ``sigmas`` has
     sigmas: list[Number] = field(default_factory=list)  # the run's schedule as it is walked, length steps + 1

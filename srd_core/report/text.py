@@ -65,6 +65,17 @@ def describe_memory(hand_over: HandOver) -> str:
     return f"Memory, GB ({' / '.join(names)}): {', '.join(sizes)}"
 
 
+def describe_need(report: Report) -> str:
+    """One line: what each stage needs by the host's own estimate; "" where it was not reckoned."""
+    needs = [f"{s.name} {_bytes(s.weight_bytes)} of weights and {_bytes(s.step_bytes)} for a step" for s in report.stages if s.weight_bytes]
+    device = f"; the device has {_bytes(report.device_bytes)}" if report.device_bytes else ""
+    return f"Memory, reckoned before the run: {', '.join(needs)}{device}" if needs else ""
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+
+
 def describe_speed_up(report: Report) -> str:
     """A few words; "" where it is not known."""
     times = speed_up(report)
@@ -79,6 +90,8 @@ def summarize(report: Report) -> str:
     if report.status == "not run":
         return NOT_RUN
     lines = [f"{stage.name.capitalize()}: {stage.model}" for stage in report.stages]
+    if need := describe_need(report):
+        lines.append(need)
     lines.append(f"Status: {report.status} {report.error}".rstrip())
     lines += [
         f"Switched{describe_hand_over(h, report).removeprefix('switched')}, loaded in {h.seconds:.2f} s{describe_fade(h)}" for h in report.hand_overs

@@ -1,0 +1,132 @@
+"""A preset is a name for a table of widget values: on the server the same as these values typed by hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import helpers
+import pytest
+import serving
+import torch
+from hosting import REPOSITORY, host_module, load_by_path, module
+
+presets, sampler, plan = module("nodes.presets"), module("nodes.sampler"), module("nodes.plan")
+workflow = load_by_path("srd_workflow", REPOSITORY / "demo" / "workflow.py")
+
+# What the widgets are before a preset is chosen: none of these is what any preset says.
+OTHERS: dict[str, Any] = {
+    "steps": 9, "switch_mode": "sigma", "delta": 0.02, "fix_step": 2, "max_step": 4, "switch_step": 3, "switch_sigma": 0.5,
+    "render_cfg": 2.0, "teacache": 0.5, "fade": 0.4, "sketch_steps": "1-2, 5", "render_steps": 3,
+}  # fmt: skip
+SAMPLING: dict[str, Any] = {"seed": 7, "cfg": 3.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}
+
+
+@pytest.fixture
+def run(wan: Callable[..., Any]) -> Callable[..., tuple[torch.Tensor, Any]]:
+    """run(**values): the latent and the report of SR Sampler."""
+    sketch, render = wan(seed=0), wan(seed=1)
+
+    def run(**values: Any) -> tuple[torch.Tensor, Any]:
+        prompts = {"positive": helpers.prompt(1), "negative": helpers.prompt(2), "latent": helpers.empty_latent()}
+        latent, report = sampler.SRSampler.execute(sketch, render, **prompts, **SAMPLING, **values).args
+        return latent["samples"], report
+
+    return run
+
+
+@pytest.mark.parametrize("node", [sampler.SRSampler, sampler.SRModel], ids=lambda node: node.__name__)
+def test_what_a_preset_sets_are_widgets_of_the_node_and_the_page_gets_the_table(node: Any) -> None:
+    inputs = {i.id: i for i in node.GET_SCHEMA().inputs}
+    assert inputs["preset"].options == ["custom", *presets.PRESETS] == ["custom", "paper", "quality", "balanced", "fast", "few-step render"]
+    for table in presets.PRESETS.values():
+        for name, value in table.items():
+            if name == "steps" and node is sampler.SRModel:
+                continue  # the sampler node has them
+            widget = inputs[name]
+            assert isinstance(value, type(widget.default)), name
+            if options := getattr(widget, "options", None):
+                assert value in options
+            elif not isinstance(value, str):
+                assert widget.min <= value <= widget.max
+    assert inputs["preset"].as_dict()[presets.PRESETS_KEY] == json.loads(json.dumps(presets.PRESETS))
+
+
+def test_paper_is_what_the_widgets_are_by_default_and_few_step_render_what_its_workflow_has() -> None:
+    inputs = {i.id: i for i in sampler.SRSampler.GET_SCHEMA().inputs}
+    assert all(inputs[name].default == value for name, value in presets.PRESETS["paper"].items())
+    saved = json.loads((REPOSITORY / "workflows" / "wan2.1_t2v_14B_few_step_render.json").read_text("utf-8"))
+    (node,) = (node for node in saved["nodes"] if node["type"] == "SRSampler")
+    names = [i.id for i in inputs.values() if hasattr(i, "default") and getattr(i, "default", None) is not None]
+    names.insert(1, "control_after_generate")
+    values = dict(zip(names, node["widgets_values"]))
+    assert {name: values[name] for name in presets.PRESETS["few-step render"]} == presets.PRESETS["few-step render"]
+
+
+@pytest.mark.parametrize("name", presets.PRESETS)
+def test_a_preset_is_its_values_typed_by_hand(name: str, run: Callable[..., Any]) -> None:
+    latent, report = run(**OTHERS, preset=name)
+    typed, by_hand = run(**OTHERS | presets.PRESETS[name])
+    assert torch.equal(latent, typed)
+    assert [step.stage for step in report.steps] == [step.stage for step in by_hand.steps] and report.switch == by_hand.switch
+    if not presets.PRESETS[name]["render_steps"]:
+        assert len(report.steps) == presets.PRESETS[name]["steps"]
+
+
+@pytest.mark.parametrize("name", presets.PRESETS)
+def test_sketch_render_model_takes_a_preset_too(name: str, wan: Callable[..., Any]) -> None:
+    sketch, render = wan(seed=0), wan(seed=1)
+    own = {key: value for key, value in OTHERS.items() if key != "steps"}
+    table = {key: value for key, value in presets.PRESETS[name].items() if key != "steps"}
+    models = [sampler.SRModel.execute(sketch, render, **values).args[0] for values in (own | {"preset": name}, own | table)]
+    assert torch.equal(*(helpers.ksampler(model, 12) for model in models))
+
+
+def test_custom_and_a_missing_preset_leave_the_widgets_as_they_are(run: Callable[..., Any]) -> None:
+    values = OTHERS | {"sketch_steps": "", "teacache": 0.0}
+    latent, report = run(**values, preset="custom")
+    assert torch.equal(latent, run(**values)[0]) and report.switch["switch_sigma"] == 0.5
+
+
+def test_a_preset_is_checked_and_planned_by_its_own_values(run: Callable[..., Any]) -> None:
+    contradicting = OTHERS | {"sketch_steps": "", "switch_mode": "step", "switch_step": 60, "steps": 8}
+    with pytest.raises(ValueError, match="switch_step is 60"):
+        run(**contradicting)
+    run(**contradicting, preset="balanced")
+    shift = [{"type": "ModelSamplingSD3", "values": {"shift": 5.0}}]
+    settings = contradicting | SAMPLING
+    assert "switch_step is 60" in plan.plan(settings, shift)["problem"]
+    told = plan.plan(settings | {"preset": "balanced"}, shift)
+    assert told == plan.plan(settings | presets.PRESETS["balanced"], shift) and told["steps"] == 20
+    linked = {key: value for key, value in settings.items() if key != "steps"} | {"preset": "balanced"}
+    assert plan.plan(linked, shift)["steps"] is None  # a link sets them
+
+
+def test_a_preset_that_is_not_there_gets_a_sentence(run: Callable[..., Any]) -> None:
+    with pytest.raises(ValueError, match="preset is 'best'; choose one of custom, paper, quality"):
+        run(**OTHERS, preset="best")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    base: Path = tmp_path_factory.mktemp("presets")
+    with serving.serving(base / "base", serving.wan_files(base / "files")) as running:
+        yield running
+
+
+def test_an_input_that_is_connected_keeps_what_its_link_gives(server: Any) -> None:
+    """The server sees the links in the prompt; by hand: the preset's values, with the link's in one place."""
+    graph = serving.cooperating(run=1, switching={"preset": "fast"})
+    graph["number"] = {"class_type": "PrimitiveInt", "inputs": {"value": 7}}
+    graph["sampler"]["inputs"]["steps"] = ["number", 0]
+    typed = serving.cooperating(run=1, switching=presets.PRESETS["fast"] | {"steps": 7})
+    assert serving.digest_of(server.run(graph, timeout=120)) == serving.digest_of(server.run(typed, timeout=120))
+
+
+def test_an_unknown_preset_is_refused_when_it_is_queued(server: Any) -> None:
+    with pytest.raises(host_module.HostError) as refused:
+        server.queue(serving.cooperating(switching={"preset": "best"}))
+    (error,) = refused.value.details["node_errors"]["sampler"]["errors"]
+    assert error["extra_info"]["input_name"] == "preset" and "Value not in list" in error["message"]
