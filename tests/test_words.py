@@ -19,7 +19,7 @@ LITERARY = {
     "lets go (frees)": r"\blets? go\b",
 }
 # To users the change of model is the switch. A hand-over is what lies between SR Sketch and SR Render: these speak of it.
-HALVES = ("SRSketch", "SRRender", "SRSaveHandOver", "SRLoadHandOver", "several_machines", "sketch_once", "CHANGELOG")
+HALVES = ("SRSketch", "SRRender", "SRSaveHandOver", "SRLoadHandOver", "several_machines", "sketch_once", "CHANGELOG", "CONTRIBUTING")
 HAND_OVER = r"\bhand(?:s|ed)? over\b|\b[Hh]and-overs?\b(?! file)"
 NAMES = re.compile(r"(?:Save|Load) Hand-over|SR hand-over|[\w/.]*hand_?over[\w/.]*", re.IGNORECASE)
 

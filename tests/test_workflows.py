@@ -610,10 +610,16 @@ def test_a_note_has_no_code_spans_which_nodes_2_0_draws_blue_on_blue(name: str) 
     assert not [node for node in shipped(name)["nodes"] if node["type"] in workflow.NOTES and "`" in node["widgets_values"][0]]
 
 
-def test_the_fast_workflow_is_the_plain_one_with_a_fade_and_a_render_without_guidance(info: Mapping[str, Any]) -> None:
-    plain, fast = (workflow.to_api(shipped(name), info) for name in (WAN21, FAST))
-    sampler = workflow.find(plain, "SRSampler")
-    assert fast == workflow.set_inputs(plain, sampler, fade=1.1, render_cfg=1)
+@pytest.mark.parametrize(("name", "preset"), [(WAN21, "paper"), (BALANCED, "balanced"), (FAST, "fast"), (FEW_STEP, "few-step render")])
+def test_a_workflow_that_has_a_preset_s_name_has_its_values(name: str, preset: str, info: Mapping[str, Any]) -> None:
+    graph = workflow.to_api(shipped(name), info)
+    values = graph[workflow.find(graph, "SRSampler")]["inputs"]
+    assert module("nodes.presets").PRESETS[preset].items() <= values.items()
+
+
+def test_the_fast_workflow_is_the_balanced_one_with_a_render_without_guidance(info: Mapping[str, Any]) -> None:
+    balanced, fast = (workflow.to_api(shipped(name), info) for name in (BALANCED, FAST))
+    assert fast == workflow.set_inputs(balanced, workflow.find(balanced, "SRSampler"), render_cfg=1)
 
 
 def test_the_720p_workflow_is_the_plain_one_with_a_smaller_sketch(server: Any, info: Mapping[str, Any]) -> None:
