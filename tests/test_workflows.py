@@ -601,8 +601,8 @@ def test_a_workflow_opens_with_its_note_and_all_loaders_in_view(name: str) -> No
     assert scale >= 0.62
     shown = [node for node in saved["nodes"] if node["type"] in (*LOADERS, *workflow.NOTES)]
     for (x, y), (w, h) in ((node["pos"], node["size"]) for node in shown):
-        assert 60 <= (x + left) * scale and (x + w + left) * scale <= 1920  # the page's side bar is 60 pixels wide
-        assert 110 <= (y - 30 + top) * scale and (y + h + top) * scale <= 1080  # its tabs and its menu take 110
+        assert (x + left) * scale >= 60 and (x + w + left) * scale <= 1920  # the page's side bar is 60 pixels wide
+        assert (y - 30 + top) * scale >= 110 and (y + h + top) * scale <= 1080  # its tabs and its menu take 110
 
 
 @pytest.mark.parametrize("name", NAMES)
