@@ -623,6 +623,18 @@ def test_a_file_of_a_whole_sketch_is_as_it_was_and_one_of_a_small_sketch_has_its
         assert file.read(path).settings.sketch_scale == scale
 
 
+@pytest.mark.parametrize("size", [(10, 4), (4, 10)])
+def test_a_file_whose_sketch_is_larger_than_its_latent_is_damaged(size: tuple[int, int], wan: Any, tmp_path: Path):
+    import dataclasses
+
+    from test_handover import sketched, through_a_file
+
+    record = sketched(wan(), steps=8, switch_mode="step", switch_step=4, sketch_scale=0.5)[0]
+    record.calls = [dataclasses.replace(call, prediction=torch.zeros(1, 16, 2, *size)) for call in record.calls]
+    with pytest.raises(ValueError, match="its sketch is larger than its latent"):
+        through_a_file(record, tmp_path)
+
+
 # --- CogVideoX, and what is refused -------------------------------------------------------------------------------------
 
 
