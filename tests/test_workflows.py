@@ -43,7 +43,8 @@ FAST, FEW_STEP, THREE = f"{WAN21}_fast", "wan2.1_t2v_14B_few_step_render", "wan2
 BALANCED, LONG, GGUF = f"{WAN21}_balanced", f"{WAN21}_long", "wan2.1_t2v_14B_gguf_to_1.3B"
 MOE, MOE_LORA, MOE_IMAGE = "wan2.2_t2v_14B_high_to_low", "wan2.2_t2v_14B_high_to_low_lightx2v", "wan2.2_i2v_14B_high_to_low"
 IMAGE, VACE, FLUX = "wan2.1_i2v_14B_to_fun_inp_1.3B", "wan2.1_vace_14B_to_1.3B", "flux2_dev_to_klein_4B"
-NEWER = {FAST, FEW_STEP, THREE, BALANCED, LONG, GGUF, MOE, MOE_LORA, MOE_IMAGE, IMAGE, VACE, FLUX}
+HD = f"{WAN21}_720p"
+NEWER = {FAST, FEW_STEP, THREE, BALANCED, LONG, GGUF, MOE, MOE_LORA, MOE_IMAGE, IMAGE, VACE, FLUX, HD}
 KSAMPLER_OF = {name: f"{name}_ksampler" for name in (WAN21, COG)}
 OWN = (
     "SRLoadSketchDiT", "SRLoadRenderDiT", "SRSampler", "SRModel", "SRSwitchInspector", "SRCompare", "SRCogVideoXFix",
@@ -66,7 +67,7 @@ LOADED = {
 OFFICIAL = tuple(f"https://huggingface.co/Comfy-Org/{name}" for name in ("Wan_2.1_", "Wan_2.2_", "flux2-dev/", "flux2-klein/"))
 QUANTIZED = "https://huggingface.co/city96/Wan2.1-T2V-14B-gguf/resolve/main/"
 KIJAI = "https://huggingface.co/Kijai/WanVideo_comfy/resolve/main/Lightx2v/"  # of LoRAs
-LATER = {"SRSampler": 4, "SRModel": 4, "SRRender": 2, "SRSwitchInspector": 1}  # widgets that a file of the first release has no value for
+LATER = {"SRSampler": 5, "SRModel": 5, "SRSketch": 1, "SRRender": 2, "SRSwitchInspector": 1}  # widgets that a file of the first release has no value for
 STEPS = {FEW_STEP: 14, MOE_LORA: 13}  # of a workflow in which the render walks the rest in its own steps
 STAGES = {THREE: ["sketch", "sketch 2", "render"]}
 TEXT_WIDTHS = {"mistral_3_small_flux2_fp8.safetensors": 15360, "qwen_3_4b.safetensors": 7680}
@@ -619,6 +620,15 @@ def test_a_workflow_that_has_a_preset_s_name_has_its_values(name: str, preset: s
 def test_the_fast_workflow_is_the_balanced_one_with_a_render_without_guidance(info: Mapping[str, Any]) -> None:
     balanced, fast = (workflow.to_api(shipped(name), info) for name in (BALANCED, FAST))
     assert fast == workflow.set_inputs(balanced, workflow.find(balanced, "SRSampler"), render_cfg=1)
+
+
+def test_the_720p_workflow_is_the_plain_one_with_a_smaller_sketch(server: Any, info: Mapping[str, Any]) -> None:
+    plain, hd = (workflow.to_api(shipped(name), info) for name in (WAN21, HD))
+    sampler, latent, save = (workflow.find(plain, kind) for kind in ("SRSampler", "EmptyHunyuanLatentVideo", "SaveVideo"))
+    expected = workflow.set_inputs(plain, sampler, sketch_scale=0.667)
+    expected = workflow.set_inputs(expected, latent, width=1280, height=720, length=81)
+    assert hd == workflow.set_inputs(expected, save, filename_prefix=hd[save]["inputs"]["filename_prefix"])
+    assert any("on a latent of 2 x 4 in the place of 4 x 8" in note for note in report_of(run(server, ready(HD, info)))["notes"])
 
 
 @pytest.mark.parametrize("name", KSAMPLER_OF)
