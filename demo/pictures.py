@@ -30,6 +30,18 @@ NOT_THE_GRAPH = (
     ".comfy-menu, #graph-canvas-container > .z-999, .p-toast, #vue-app .fixed.top-0.right-0, #comfyui-body-top, "
     "#comfyui-body-left, #comfyui-body-right, #comfyui-body-bottom { display: none !important }"
 )
+# The node of ComfyUI-GGUF that a workflow uses, as the page sees it; it is never run here.
+GGUF = '''
+class UnetLoaderGGUF:
+    CATEGORY, FUNCTION, RETURN_TYPES = "bootleg", "load", ("MODEL",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"unet_name": (["wan2.1-t2v-14b-Q4_K_M.gguf"],)}}
+
+NODE_CLASS_MAPPINGS = {"UnetLoaderGGUF": UnetLoaderGGUF}
+NODE_DISPLAY_NAME_MAPPINGS = {"UnetLoaderGGUF": "Unet Loader (GGUF)"}
+'''
 OPEN = """async (saved) => {
   await app.loadGraphData(saved);
   app.canvas.show_info = false;
@@ -99,7 +111,10 @@ def main() -> None:
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         page.settings(folder / "base")
-        server = stack.enter_context(serve(find_or_make(), folder / "base", DEMO_PACKS, models(folder)))
+        gguf = folder / "gguf"
+        gguf.mkdir()
+        (gguf / "__init__.py").write_text(GGUF, "utf-8")
+        server = stack.enter_context(serve(find_or_make(), folder / "base", {**DEMO_PACKS, "gguf": gguf}, models(folder)))
         browser = page.launch(stack.enter_context(sync_playwright()))
         view = page.open_page(browser, server.url, 1900, 760)
         view.add_style_tag(content=NOT_THE_GRAPH)
