@@ -12,6 +12,7 @@ the file.
 import contextlib
 import io
 import json
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -114,6 +115,8 @@ def main() -> None:
         gguf = folder / "gguf"
         gguf.mkdir()
         (gguf / "__init__.py").write_text(GGUF, "utf-8")
+        (folder / "base" / "input").mkdir()
+        shutil.copyfile(REPOSITORY / "web" / "icon.png", folder / "base" / "input" / "example.png")  # which every ComfyUI has
         server = stack.enter_context(serve(find_or_make(), folder / "base", {**DEMO_PACKS, "gguf": gguf}, models(folder)))
         browser = page.launch(stack.enter_context(sync_playwright()))
         view = page.open_page(browser, server.url, 1900, 760)
