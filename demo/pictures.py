@@ -4,8 +4,7 @@
     pip install playwright pillow
     python demo/pictures.py [NAME ...]
 
-The demo's workflow is run first, so that its picture shows a result. The other workflows' model files are empty
-stand-ins: the page only lists their names. Also compares what the page would queue with what demo/workflow.py makes of
+The model files are empty stand-ins: the page only lists their names. Also compares what the page would queue with what demo/workflow.py makes of
 the file.
 """
 
@@ -20,7 +19,7 @@ from typing import Any
 
 import page
 import workflow
-from host import DEMO_PACKS, REPOSITORY, find_or_make, say, serve, tiny_family
+from host import DEMO_PACKS, REPOSITORY, find_or_make, say, serve
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
@@ -56,15 +55,11 @@ BOX = """() => {
   return [low(0), low(1), high(0), high(1)];
 }"""
 FIT = "([x, y, scale]) => { const c = app.canvas; c.ds.scale = scale; c.ds.offset = [-x, -y]; c.setDirty(true, true) }"
-IDLE = """async () => {
-  const queue = await (await fetch('/queue')).json();
-  return !queue.queue_running.length && !queue.queue_pending.length;
-}"""
 
 
 def models(folder: Path) -> dict[str, list[Path]]:
-    """The tiny family, and empty files under the names that the other workflows ask for."""
-    files = tiny_family()
+    """Empty files under the names that the workflows ask for."""
+    files: dict[str, list[Path]] = {}
     for path in FOLDER.glob("*.json"):
         for node in workflow.load(path)["nodes"]:
             for model in node["properties"].get("models", []):
@@ -77,7 +72,7 @@ def models(folder: Path) -> dict[str, list[Path]]:
                 if not stand_in.exists():
                     stand_in.parent.mkdir(parents=True)
                     stand_in.write_bytes(b"")
-                    files["diffusion_models"].append(folder / name.partition("/")[0])
+                    files.setdefault("diffusion_models", []).append(folder / name.partition("/")[0])
     return files
 
 
@@ -90,12 +85,6 @@ def take(page: Page, path: Path, info: workflow.ObjectInfo) -> bytes:
     size = (right - left + 2 * MARGIN, bottom - top + 2 * MARGIN)
     page.set_viewport_size({"width": round(size[0] * SCALE), "height": round(size[1] * SCALE)})
     page.wait_for_timeout(1000)
-    if path.stem == "demo":
-        page.evaluate("app.queuePrompt(0, 1)")
-        page.wait_for_timeout(2000)
-        while not page.evaluate(IDLE):
-            page.wait_for_timeout(1000)
-        page.wait_for_timeout(4000)
     page.evaluate(FIT, [left - MARGIN, top - MARGIN, SCALE])
     page.wait_for_timeout(2000)
     return page.screenshot()

@@ -207,7 +207,7 @@ def test_the_workflow_samples_with_the_settings_that_the_family_was_evaluated_wi
     evaluated = (REPOSITORY / "demo" / "family" / "evaluate.py").read_text("utf-8")
     names, values = re.findall(r"^(SHIFT.*?) = (.*)$", evaluated, re.MULTILINE)[0]
     wanted = dict(zip(names.split(", "), json.loads(f"[{values}]"), strict=True))
-    nodes = json.loads((REPOSITORY / "workflows" / "demo.json").read_text("utf-8"))["nodes"]
+    nodes = json.loads((REPOSITORY / "demo" / "demo.json").read_text("utf-8"))["nodes"]
     widgets = {node["type"]: node.get("widgets_values") for node in nodes}
     _, _, steps, cfg, sampler, scheduler, *_ = widgets["SRSampler"]
     (shift,) = widgets["ModelSamplingSD3"]

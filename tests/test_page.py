@@ -21,7 +21,7 @@ page_module = load_by_path("srd_page", REPOSITORY / "demo" / "page.py")
 report_module = module("srd_core.report.data")
 workflow_module = load_by_path("srd_workflow", REPOSITORY / "demo" / "workflow.py")
 
-DEMO = REPOSITORY / "workflows" / "demo.json"
+DEMO = REPOSITORY / "demo" / "demo.json"
 FIRST_RELEASE = Path(__file__).parent / "data" / "workflow_first_release.json"
 # What the page adds to nodes of the first release: fade, sketch_steps, render_steps, sketch_scale, preset; save_report.
 LATER = {"SRSampler": [0, "", 0, 1, "custom"], "SRSwitchInspector": [""]}

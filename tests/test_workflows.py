@@ -34,9 +34,10 @@ from test_families import FLUX2
 workflow = load_by_path("srd_workflow", REPOSITORY / "demo" / "workflow.py")
 
 FOLDER = REPOSITORY / "workflows"
-NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
+TEMPLATES = sorted(path.stem for path in FOLDER.glob("*.json"))
 WAN21, WAN21_KSAMPLER = "wan2.1_t2v_14B_to_1.3B", "wan2.1_t2v_14B_to_1.3B_ksampler"
 WAN22, DEMO = "wan2.2_high_noise_to_wan2.1_1.3B", "demo"
+NAMES = [*TEMPLATES, DEMO]  # the demo's is not a template: its text node is not part of the pack
 COG, COG_KSAMPLER = "cogvideox_5B_to_2B", "cogvideox_5B_to_2B_ksampler"
 COMPARE, SWEEP, ONCE = "compare_wan2.1_t2v_14B_to_1.3B", "delta_sweep", "sketch_once_render_many"
 FAST, FEW_STEP, THREE = f"{WAN21}_fast", "wan2.1_t2v_14B_few_step_render", "wan2.2_high_low_to_wan2.1_1.3B"
@@ -265,7 +266,7 @@ def info(server: Any) -> Mapping[str, Any]:
 
 
 def shipped(name: str) -> dict[str, Any]:
-    return workflow.load(FOLDER / f"{name}.json")
+    return workflow.load((REPOSITORY / "demo" if name == DEMO else FOLDER) / f"{name}.json")
 
 
 def run(server: Any, graph: Mapping[str, Any]) -> dict[str, Any]:
@@ -324,11 +325,11 @@ def frames_of(server: Any, outputs: Mapping[str, Any], name: str | None = None) 
 
 
 def test_there_is_a_workflow_for_each_promise() -> None:
-    plain, further = {WAN21, WAN21_KSAMPLER, WAN22, DEMO, COG, COG_KSAMPLER}, {COMPARE, SWEEP, ONCE}
-    assert plain | further | NEWER == set(NAMES)
+    plain, further = {WAN21, WAN21_KSAMPLER, WAN22, COG, COG_KSAMPLER}, {COMPARE, SWEEP, ONCE}
+    assert plain | further | NEWER == set(TEMPLATES)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TEMPLATES)
 def test_every_workflow_has_a_picture_that_the_template_browser_shows(name: str) -> None:
     with Image.open(FOLDER / f"{name}.jpg") as picture:  # the page looks for a .jpg of the workflow's name
         assert picture.format == "JPEG" and min(picture.size) >= 400
@@ -476,7 +477,7 @@ def missing_are_new(class_type: str, missing: int) -> bool:
 
 
 def test_the_page_lists_the_workflows_as_templates_of_the_pack(server: Any) -> None:
-    assert set(NAMES) <= set(server.get("/api/workflow_templates")["ComfyUI-SRDiffusion"])
+    assert set(TEMPLATES) <= set(server.get("/api/workflow_templates")["ComfyUI-SRDiffusion"])
 
 
 def test_a_workflow_with_too_many_or_unknown_values_is_refused_in_words(info: Mapping[str, Any]) -> None:
@@ -700,6 +701,6 @@ def test_every_file_that_a_document_links_to_or_names_is_there(document: str) ->
 
 
 @pytest.mark.parametrize("document", ["README.md", "README.zh.md"])
-def test_both_readmes_name_every_workflow_but_the_demo_and_those_of_other_samplers(document: str) -> None:
+def test_both_readmes_name_every_workflow_but_those_of_other_samplers(document: str) -> None:
     named = set(re.findall(r"\]\(workflows/([^)]+)\.json\)", (REPOSITORY / document).read_text("utf-8")))
-    assert named == set(NAMES) - {DEMO, WAN21_KSAMPLER, COG_KSAMPLER}
+    assert named == set(TEMPLATES) - {WAN21_KSAMPLER, COG_KSAMPLER}
