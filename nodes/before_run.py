@@ -20,7 +20,7 @@ from .model_files import listed, path_of
 
 SHIFTS = "ModelSamplingSD3"  # the node that gives a MODEL a flow schedule by its `shift`
 # Nodes that take and give a MODEL and leave its schedule as it is.
-KEEP_SCHEDULE = ("LoraLoader", "LoraLoaderModelOnly", "TorchCompileModel", "Reroute", "EasyCache", "LazyCache", "CFGZeroStar",
+KEEP_SCHEDULE = ("LoraLoader", "LoraLoaderModelOnly", "TorchCompileModel", "EasyCache", "LazyCache", "CFGZeroStar",
                  "SkipLayerGuidanceDiT", "WanContextWindowsManual", "ContextWindowsManual", "SRAttention", "SRTeaCache")  # fmt: skip
 PAIRING = ("SRSampler", "SRModel", "SRMeasurePair")  # nodes with a sketch and a render
 OURS = {"SRLoadSketchDiT": "model_name", "SRLoadRenderDiT": "model_name"}

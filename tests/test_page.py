@@ -517,6 +517,29 @@ def test_the_line_asks_whether_the_two_are_swapped_as_soon_as_the_files_are_chos
     renderer(page, "classic")
 
 
+@pytest.mark.parametrize("name", RENDERERS)
+def test_the_line_knows_the_models_that_come_through_a_reroute(name: str, page: Any) -> None:
+    renderer(page, name)
+    show(page, DEMO)
+    page.evaluate(
+        """ids => ids.forEach(id => {
+          const loader = app.graph.getNodeById(id), reroute = LiteGraph.createNode('Reroute');
+          const links = loader.outputs[0].links.map(link => app.graph.getLink?.(link) ?? app.graph.links[link]);
+          app.graph.add(reroute);
+          const ends = links.map(link => [app.graph.getNodeById(link.target_id), link.target_slot]);
+          loader.connect(0, reroute, 0);
+          for (const [node, slot] of ends) reroute.connect(0, node, slot);
+        })""",
+        [*LOADERS, SHIFT],
+    )
+    large, small = (page.evaluate(VALUE, [node, "model_name"]) for node in LOADERS)
+    choose(page, LOADERS[0], model_name=small)
+    choose(page, LOADERS[1], model_name=large)
+    page.evaluate(LOOK)
+    assert plan_of(page, "The render is larger than the sketch. Are the two swapped? 50 steps: earliest 6, latest 16")
+    renderer(page, "classic")
+
+
 def shown_values(page: Any, node: int = SAMPLER) -> dict[str, Any]:
     """The values of a node's widgets, by name."""
     return page.evaluate("id => Object.fromEntries(app.graph.getNodeById(id).widgets.map(w => [w.name, w.value]))", node)
@@ -543,7 +566,8 @@ def test_a_preset_writes_its_widgets_and_changing_one_makes_it_custom(name: str,
         assert {key: now[key] for key in table} == table
         assert now["preset"] == preset and now["cfg"] == before["cfg"] and now["seed"] == before["seed"]
         queued = page.evaluate(QUEUED)[str(SAMPLER)]["inputs"]
-        assert {key: queued[key] for key in table} == table and queued["preset"] == preset
+        assert {key: queued[key] for key in table} == table and queued["preset"] == "custom"  # its values are in the widgets
+        assert preset in page.evaluate(f"app.graph.getNodeById({SAMPLER}).serialize().widgets_values")
     assert not plan_of(page, "50 steps: sketch 10, render 4")
     page.evaluate(CLICKED, [SAMPLER, "cfg", 2.5])
     assert shown_values(page)["preset"] == "few-step render"  # cfg belongs to none
@@ -579,7 +603,126 @@ def test_a_preset_leaves_what_a_link_sets(name: str, page: Any) -> None:
     page.wait_for_timeout(200)
     now, queued = shown_values(page), page.evaluate(QUEUED)[str(SAMPLER)]["inputs"]
     assert now["preset"] == "fast" and now["render_cfg"] == 1 and now["steps"] == 50
-    assert isinstance(queued["steps"], list) and queued["preset"] == "fast"
+    assert isinstance(queued["steps"], list) and queued["preset"] == "custom"
+    renderer(page, "classic")
+
+
+PRIMITIVE = """([id, name, value]) => {  // the page's own node: its value is queued as if it were typed into the widget
+  const source = LiteGraph.createNode('PrimitiveNode'), node = app.graph.getNodeById(id);
+  app.graph.add(source);
+  source.connect(0, node, node.inputs.findIndex(input => input.name === name));
+  source.widgets[0].value = value;
+  source.widgets[0].callback?.(value);
+}"""
+PROMOTE = """([id, values]) => {  // puts a node into a subgraph, whose inputs set these widgets
+  const {subgraph, node} = app.graph.convertToSubgraph(new Set([app.graph.getNodeById(id)])), [inner] = subgraph.nodes;
+  for (const [name, value] of Object.entries(values)) {
+    const slot = inner.inputs.find(input => input.name === name);
+    subgraph.addInput(name, slot.type).connect(slot, inner);
+    const widget = node.widgets.find(widget => widget.name === name);
+    widget.value = value;
+    widget.callback?.(value);
+  }
+  window.inner = inner;
+}"""
+INNER = "window.inner.widgets.find(w => w.name === 'srd_plan').element"
+INNER_CLICKED = """([name, value]) => {
+  const widget = window.inner.widgets.find(w => w.name === name);
+  widget.value = value;
+  widget.callback?.(value, app.canvas, window.inner, [0, 0], {});
+}"""
+
+
+def queued_sampler(page: Any) -> dict[str, Any]:
+    """The inputs of the one SR Sampler that the page would queue."""
+    (node,) = (node for node in page.evaluate(QUEUED).values() if node["class_type"] == "SRSampler")
+    return node["inputs"]
+
+
+def run_of(inputs: dict[str, Any]) -> dict[str, Any]:
+    """The values that the server runs with, of what a preset stands for."""
+    table = PRESETS["fast"]
+    values = {key: inputs[key] for key in (*table, "preset")}
+    chosen = module("nodes.presets").chosen(values, [key for key, value in values.items() if isinstance(value, list)])
+    return {key: chosen[key] for key in table}
+
+
+@pytest.mark.parametrize("name", RENDERERS)
+def test_a_preset_leaves_what_a_node_of_the_page_sets(name: str, page: Any) -> None:
+    renderer(page, name)
+    show(page, DEMO)
+    page.evaluate(PRIMITIVE, [SAMPLER, "steps", 30])
+    page.evaluate(CLICKED, [SAMPLER, "preset", "fast"])
+    page.wait_for_timeout(300)
+    assert run_of(queued_sampler(page)) == PRESETS["fast"] | {"steps": 30}
+    assert shown_values(page)["preset"] == "fast"
+    renderer(page, "classic")
+
+
+@pytest.mark.parametrize("name", RENDERERS)
+def test_a_preset_in_a_subgraph_leaves_what_the_subgraph_s_node_sets(name: str, page: Any) -> None:
+    renderer(page, name)
+    show(page, DEMO)
+    page.evaluate(PROMOTE, [SAMPLER, {"steps": 30}])
+    page.evaluate(INNER_CLICKED, ["preset", "fast"])
+    page.wait_for_timeout(300)
+    assert run_of(queued_sampler(page)) == PRESETS["fast"] | {"steps": 30}
+    assert "fast" in page.evaluate("window.inner.serialize().widgets_values")
+    renderer(page, "classic")
+
+
+OUTSIDE = "Preset fast is set from outside: it replaces "
+
+
+@pytest.mark.parametrize("name", RENDERERS)
+def test_a_preset_that_a_node_of_the_page_sets_says_what_it_replaces(name: str, page: Any) -> None:
+    renderer(page, name)
+    show(page, DEMO)
+    page.evaluate(PRIMITIVE, [SAMPLER, "preset", "fast"])
+    page.evaluate(PRIMITIVE, [SAMPLER, "delta", 0.05])
+    for widget, value in (("fade", 0.3), ("steps", 30)):
+        page.evaluate(CLICKED, [SAMPLER, widget, value])
+    page.evaluate(LOOK)
+    assert plan_of(page, OUTSIDE + "steps, delta, fade, render_cfg. 20 steps: earliest 3, latest 7 (sigma ")
+    assert run_of(queued_sampler(page)) == PRESETS["fast"]
+    saved = page.evaluate("JSON.stringify(app.graph.serialize())")
+    page.evaluate(OPEN, json.loads(saved))
+    plan_of(page, OUTSIDE + "steps, delta, fade, render_cfg. 20 steps: ")
+    assert run_of(queued_sampler(page)) == PRESETS["fast"]
+    page.evaluate("id => { const node = app.graph.getNodeById(id);"
+                  " node.disconnectInput(node.inputs.findIndex(input => input.name === 'preset')) }", SAMPLER)  # fmt: skip
+    plan_of(page, "30 steps: ")
+    assert shown_values(page)["preset"] == "custom" and run_of(queued_sampler(page))["steps"] == 30
+    renderer(page, "classic")
+
+
+@pytest.mark.parametrize("name", RENDERERS)
+def test_a_preset_that_a_subgraph_s_node_sets_says_what_it_replaces(name: str, page: Any) -> None:
+    renderer(page, name)
+    show(page, DEMO)
+    page.evaluate(PROMOTE, [SAMPLER, {"preset": "fast"}])
+    page.evaluate(INNER_CLICKED, ["steps", 30])
+    page.evaluate(LOOK)
+    page.wait_for_function(f"start => ({INNER}).textContent.startsWith(start)", arg=OUTSIDE + "steps, fade, render_cfg. 20 steps")
+    assert run_of(queued_sampler(page)) == PRESETS["fast"]
+    renderer(page, "classic")
+
+
+@pytest.mark.parametrize("name", RENDERERS)
+def test_a_preset_that_another_node_s_output_sets_says_that_it_replaces_widgets(name: str, page: Any) -> None:
+    renderer(page, name)
+    show(page, DEMO)
+    page.evaluate(
+        """id => {
+          const source = LiteGraph.createNode('CustomCombo'), node = app.graph.getNodeById(id);
+          app.graph.add(source);
+          source.connect(0, node, node.inputs.findIndex(input => input.name === 'preset'));
+        }""",
+        SAMPLER,
+    )
+    page.evaluate(LOOK)
+    assert plan_of(page, "The preset is set from outside: it replaces the widgets that it stands for.")
+    assert isinstance(queued_sampler(page)["preset"], list)
     renderer(page, "classic")
 
 

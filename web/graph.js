@@ -42,8 +42,25 @@ function slotOf(node, name) {
   return node?.inputs?.findIndex((input) => input.name === name) ?? -1
 }
 
-/** The values of a node's widgets that no link sets, by name. */
+/** The values of a node's widgets by name, as they will be queued; without those that another node gives in the run. */
 export function valuesOf(node) {
-  const own = node.widgets?.filter((widget) => !isLinked(node, widget.name) && typeof widget.value !== 'object') ?? []
-  return Object.fromEntries(own.map((widget) => [widget.name, widget.value]))
+  const values = node.widgets?.map(({ name, value }) => [name, isLinked(node, name) ? given(node, slotOf(node, name)) : value]) ?? []
+  return Object.fromEntries(values.filter(([, value]) => value !== undefined && typeof value !== 'object'))
+}
+
+/** The value that the page itself puts into an input that is linked: of its own PrimitiveNode, or of the node of the subgraph
+ * around. Undefined where another node gives it in the run, or where several nodes of the subgraph have other values. */
+function given(node, slot) {
+  const source = node.getInputNode(slot)
+  if (source) return source.type === 'PrimitiveNode' ? source.widgets?.[0]?.value : undefined
+  const place = node.getInputLink(slot)?.origin_slot
+  const values = [...nodesOf(root())].filter(([, around]) => around.subgraph === node.graph).map(([, around]) => outer(around, place))
+  return values.every((value) => value === values[0]) ? values[0] : undefined
+}
+
+/** The value that a subgraph's node has for its input. */
+function outer(node, slot) {
+  if (node.isInputConnected(slot)) return node.getInputNode(slot) ? undefined : given(node, slot)
+  const input = node.inputs[slot]
+  return (node.getWidgetFromSlot?.(input) ?? node.widgets?.find((widget) => widget.name === input?.name))?.value
 }

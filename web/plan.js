@@ -3,11 +3,13 @@
 import { api } from '../../scripts/api.js'
 import { isLinked, sourceOf, valuesOf } from './graph.js'
 import { short } from './chart.js'
+import { fromOutside } from './presets.js'
 import { say } from './words.js'
 
 const PLAN = '/srdiffusion/plan' // as nodes/plan.py
 const FARTHEST = 32 // nodes between a loader and the sampler
 const BYPASSED = 4 // the page's mode of a node
+const REROUTE = 'Reroute'
 const HEIGHT = 20 // of one line
 const MARGIN = 4
 
@@ -33,8 +35,11 @@ export class Plan {
 
   /** Say what the present settings mean, if they are others than before. */
   async refresh() {
+    const settings = valuesOf(this.node)
+    const outside = fromOutside(this.node, settings)
+    if (outside && !outside.preset) for (const name of outside.names) delete settings[name] // nobody knows them before the run
     const question = JSON.stringify({
-      settings: valuesOf(this.node),
+      settings,
       models: modelsBefore(this.node, 'sketch'),
       render: modelsBefore(this.node, 'render'),
       own_prompts: isLinked(this.node, 'render_positive')
@@ -42,12 +47,13 @@ export class Plan {
     if (question === this.asked) return
     this.asked = question
     const answer = await api.fetchApi(PLAN, { method: 'POST', body: question })
-    if (question === this.asked) this.show(answer.ok ? await answer.json() : {})
+    if (question === this.asked) this.show(answer.ok ? await answer.json() : {}, outside)
   }
 
-  show(plan) {
-    this.text.textContent = plan.problem ?? [plan.note, wordsOf(plan)].filter(Boolean).join(' ')
-    this.element.classList.toggle('srd-problem', 'problem' in plan || 'note' in plan)
+  show(plan, outside) {
+    const meant = plan.problem ? [plan.problem] : [plan.note, wordsOf(plan)]
+    this.text.textContent = [outside && replacedBy(outside), ...meant].filter(Boolean).join(' ')
+    this.element.classList.toggle('srd-problem', Boolean(outside) || 'problem' in plan || 'note' in plan)
     const height = Math.max(HEIGHT, this.text.offsetHeight)
     if (height === this.height) return
     this.height = height
@@ -55,15 +61,23 @@ export class Plan {
   }
 }
 
-/** The nodes that a MODEL input comes through, the nearest first. Bypassed ones change nothing. */
+/** The nodes that a MODEL input comes through, the nearest first. Bypassed ones change nothing, nor does the page's Reroute,
+ * whose one input has no name. */
 function modelsBefore(node, name) {
   const found = []
   let at = sourceOf(node, name)
   while (at && found.length < FARTHEST) {
-    if (at.mode !== BYPASSED) found.push({ type: at.comfyClass ?? at.type, values: valuesOf(at) })
-    at = sourceOf(at, 'model') ?? sourceOf(at, 'sketch')
+    const reroute = at.type === REROUTE
+    if (at.mode !== BYPASSED && !reroute) found.push({ type: at.comfyClass ?? at.type, values: valuesOf(at) })
+    at = reroute ? at.getInputNode(0) : (sourceOf(at, 'model') ?? sourceOf(at, 'sketch'))
   }
   return found
+}
+
+/** What a preset that is set from outside does. */
+function replacedBy({ preset, names }) {
+  if (!preset) return say('The preset is set from outside: it replaces the widgets that it stands for.')
+  return say('Preset {preset} is set from outside: it replaces {names}.', { preset, names: names.join(', ') })
 }
 
 function wordsOf({ mode, steps, earliest, latest, sigma, rest = steps - latest }) {

@@ -19,11 +19,33 @@ export function keepTrue(node) {
   if (preset && wanted(node).some(([widget, value]) => !same(widget.value, value))) preset.value = CUSTOM
 }
 
-/** [widget, value] of all that a node's preset says. */
+/** Queue a node's preset as custom: its values are in the widgets. The server takes its table for a preset, and it cannot tell
+ * a value that the page puts in from outside from one of the node's own. A preset from outside is queued as it is. */
+export function queueAsWritten(node) {
+  const preset = widgetOf(node, PRESET)
+  if (preset) preset.serializeValue = () => (isLinked(node, PRESET) ? preset.value : CUSTOM)
+}
+
+/** What a preset does that is set from outside: {preset, names} of it and of the `settings` (by name) that it replaces; without
+ * `preset` where it is not known before the run, with the names of all that one may replace. Null where it replaces nothing. */
+export function fromOutside(node, settings) {
+  if (!isLinked(node, PRESET)) return null
+  const tables = tablesOf(node)
+  const { [PRESET]: preset } = settings
+  if (preset === undefined) return { names: Object.values(tables).flatMap(Object.keys) }
+  const other = Object.entries(tables[preset] ?? {}).filter(([name, value]) => name in settings && !same(settings[name], value))
+  return other.length ? { preset, names: other.map(([name]) => name) } : null
+}
+
+/** The tables of a node's presets, by name. */
+function tablesOf(node) {
+  return node.constructor.nodeData?.input?.optional?.[PRESET]?.[1]?.[TABLES] ?? {}
+}
+
+/** [widget, value] of all that a node's own preset says. */
 function wanted(node) {
   const preset = widgetOf(node, PRESET)
-  const { optional = {} } = node.constructor.nodeData?.input ?? {}
-  const table = isLinked(node, PRESET) ? {} : (optional[PRESET]?.[1]?.[TABLES]?.[preset?.value] ?? {})
+  const table = isLinked(node, PRESET) ? {} : (tablesOf(node)[preset?.value] ?? {})
   const own = Object.entries(table).map(([name, value]) => [widgetOf(node, name), value])
   return own.filter(([widget]) => widget && !isLinked(node, widget.name))
 }

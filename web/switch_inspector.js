@@ -6,7 +6,7 @@ import { app } from '../../scripts/app.js'
 import { isLinked, nodeAt, nodesOf, root } from './graph.js'
 import { arrange, hasModes } from './modes.js'
 import { Plan } from './plan.js'
-import { keepTrue, write } from './presets.js'
+import { keepTrue, queueAsWritten, write } from './presets.js'
 import { forgetUnended, isOver, known, take } from './runs.js'
 import { belongs, isOwn, own, ownQueued, whenOpen } from './tab.js'
 import { View } from './view.js'
@@ -72,6 +72,7 @@ app.registerExtension({
 /** A node with a switch_mode: its widgets and its line follow the mode, and the preset where it has one. */
 function attachSettings(node) {
   plans.set(node, new Plan(node, () => makeRoom(node)))
+  queueAsWritten(node)
   for (const widget of node.widgets) {
     follow(widget, 'callback', () => {
       if (widget.name === 'preset') write(node)
