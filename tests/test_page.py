@@ -683,11 +683,11 @@ def test_a_preset_that_a_node_of_the_page_sets_says_what_it_replaces(name: str, 
     for widget, value in (("fade", 0.3), ("steps", 30)):
         page.evaluate(CLICKED, [SAMPLER, widget, value])
     page.evaluate(LOOK)
-    assert plan_of(page, OUTSIDE + "steps, delta, fade, render_cfg. 20 steps: earliest 3, latest 7 (sigma ")
+    assert plan_of(page, OUTSIDE + "steps, delta, fix_step, switch_sigma, fade. 20 steps: earliest 2, latest 5 (sigma ")
     assert run_of(queued_sampler(page)) == PRESETS["fast"]
     saved = page.evaluate("JSON.stringify(app.graph.serialize())")
     page.evaluate(OPEN, json.loads(saved))
-    plan_of(page, OUTSIDE + "steps, delta, fade, render_cfg. 20 steps: ")
+    plan_of(page, OUTSIDE + "steps, delta, fix_step, switch_sigma, fade. 20 steps: ")
     assert run_of(queued_sampler(page)) == PRESETS["fast"]
     page.evaluate("id => { const node = app.graph.getNodeById(id);"
                   " node.disconnectInput(node.inputs.findIndex(input => input.name === 'preset')) }", SAMPLER)  # fmt: skip
@@ -701,9 +701,10 @@ def test_a_preset_that_a_subgraph_s_node_sets_says_what_it_replaces(name: str, p
     renderer(page, name)
     show(page, DEMO)
     page.evaluate(PROMOTE, [SAMPLER, {"preset": "fast"}])
-    page.evaluate(INNER_CLICKED, ["steps", 30])
+    for widget, value in (("fade", 0.3), ("steps", 30)):
+        page.evaluate(INNER_CLICKED, [widget, value])
     page.evaluate(LOOK)
-    page.wait_for_function(f"start => ({INNER}).textContent.startsWith(start)", arg=OUTSIDE + "steps, fade, render_cfg. 20 steps")
+    page.wait_for_function(f"start => ({INNER}).textContent.startsWith(start)", arg=OUTSIDE + "steps, delta, fix_step, switch_sigma, fade. ")
     assert run_of(queued_sampler(page)) == PRESETS["fast"]
     renderer(page, "classic")
 
@@ -714,8 +715,9 @@ def test_a_preset_that_another_node_s_output_sets_says_that_it_replaces_widgets(
     show(page, DEMO)
     page.evaluate(
         """id => {
-          const source = LiteGraph.createNode('CustomCombo'), node = app.graph.getNodeById(id);
+          const source = LiteGraph.createNode('PrimitiveString'), node = app.graph.getNodeById(id);
           app.graph.add(source);
+          source.outputs[0].type = '*';  // as nodes of other packs give a choice
           source.connect(0, node, node.inputs.findIndex(input => input.name === 'preset'));
         }""",
         SAMPLER,
