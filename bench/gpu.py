@@ -186,16 +186,25 @@ class Command:
         except subprocess.TimeoutExpired:
             return f"ended by the time limit, after {limit:.0f} s"
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            end(process)
         return WHOLE if code == 0 else f"failed: the process ended with {code}"
 
 
 def start(words: list[str], manager: str, **how: Any) -> subprocess.Popen[str]:
-    """A process of the host's Python; manager: of the GPU's memory, "" for the CPU."""
+    """A process of the host's Python; manager: of the GPU's memory, "" for the CPU. It leads a group, so that it ends with all that
+    it started, but stays in our session: machines that are lent end that with the command."""
     environment = {**os.environ, common.IN_HOST: "1", "SRD_TEST_GPU": manager, "PYTHONUNBUFFERED": "1"}
-    return subprocess.Popen(words, env=environment, start_new_session=True, text=True, **how)
+    return subprocess.Popen(words, env=environment, text=True, preexec_fn=getattr(os, "setpgrp", None), **how)
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    """Now, with what it started."""
+    with contextlib.suppress(ProcessLookupError):
+        if os.name == "posix":
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            process.kill()
+    process.wait()
 
 
 def facts(rehearsal: bool) -> Line:
@@ -204,13 +213,17 @@ def facts(rehearsal: bool) -> Line:
     process = start(words, "" if rehearsal else CLASSIC, stdout=subprocess.PIPE)
     said, _ = process.communicate(timeout=300)
     if process.returncode:
-        raise RuntimeError("The machine could not be asked. With a GPU that torch can use this works; without one: --rehearse")
+        raise RuntimeError("Nothing was measured. Without a GPU, --rehearse goes from start to table on the CPU.")
     return {**json.loads(said.splitlines()[-1]), "commit": commit(), "command": common.command(), "rehearsal": rehearsal}
 
 
 def work(options: argparse.Namespace) -> None:
     """One part of a stage, or the facts, in this process."""
     if options.work == "facts":
+        import torch
+
+        if not (options.rehearse or torch.cuda.is_available()):  # before the host, which can't be loaded for a GPU then
+            raise SystemExit("There is no GPU here that torch can use.")
         import gpu_rows
 
         print(json.dumps(gpu_rows.facts()))

@@ -26,11 +26,17 @@ LIMIT, ROOM = 63 << 20, 60 << 20  # bytes: of all that a call carries, with a li
 PYTHON = "3.12"
 PLATFORMS = ["manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64", "manylinux1_x86_64"]
 # Of what the host requires or those need: there already, in versions that will do.
-IMAGE = set("torch torchvision torchaudio numpy scipy einops transformers tokenizers sentencepiece safetensors aiohttp yarl pyyaml "
-            "pillow tqdm psutil filelock requests markupsafe".split())  # fmt: skip
+IMAGE = {
+    "torch", "torchvision", "torchaudio", "numpy", "scipy", "einops", "transformers", "tokenizers",
+    "sentencepiece", "safetensors", "aiohttp", "yarl", "pyyaml", "pillow", "tqdm", "psutil", "filelock",
+    "requests", "markupsafe",
+}  # fmt: skip
 # For the host's page and server, and for nodes that are not used.
-UNUSED = set("comfyui-frontend-package comfyui-workflow-templates comfyui-embedded-docs comfy-angle alembic sqlalchemy blake3 kornia "
-             "pyopengl".split())  # fmt: skip
+UNUSED = {
+    "comfyui-frontend-package", "comfyui-workflow-templates", "comfyui-embedded-docs", "comfy-angle", "alembic",
+    "sqlalchemy", "blake3", "kornia", "pyopengl",
+}  # fmt: skip
+MORE = ("sageattention",)  # for rows of bench/gpu.py
 # Of the host's tree, by the beginning of a path or its end.
 LEFT_OUT = re.compile(
     r"(blueprints|tests|tests-unit|script_examples|alembic_db|models|input|output|temp|user|custom_nodes|comfy_api_nodes|\.git|web)(/|$)"
@@ -51,19 +57,21 @@ for kit in .gpu-kit .gpu-kit-*; do
     touch "$base/$kit.unpacked"
 done
 if [ "$1" = --unpack ]; then exit; fi
-for kit in KITS; do
+for kit in @KITS@; do
     if [ ! -e "$base/$kit.unpacked" ]; then echo "$kit is not unpacked here: carry it, and run bash $kit/run.sh --unpack." >&2; exit 2; fi
 done
-export PYTHONPATH="$base/site${PYTHONPATH:+:$PYTHONPATH}" COMFYUI_PATH="$base/host" SRD_COMMIT=COMMIT
+export PYTHONPATH="$base/site${PYTHONPATH:+:$PYTHONPATH}" COMFYUI_PATH="$base/host" SRD_COMMIT=@COMMIT@
 export COMFYUI_PYTHON=${COMFYUI_PYTHON:-$(command -v python3)} HF_HUB_OFFLINE=1
-if [ -n "$OUT" ]; then cp bench/results/gpu-*.json "$OUT" 2>/dev/null || true; fi
-exec "$COMFYUI_PYTHON" bench/gpu.py --results "${OUT:-bench/results}" "$@"
+results=${OUT:-bench/results}
+for earlier in bench/results/gpu-*.json "$base"/gpu-*.json; do if [ -e "$earlier" ]; then cp -u "$earlier" "$results" || true; fi; done
+"$COMFYUI_PYTHON" bench/gpu.py --results "$results" "$@"
+cp -u "$results"/gpu-*.json "$base"
 """
 
 
 def wheels(requirements: Path, folder: Path) -> None:
     """Put the wheels of what is required, and of what those need, into ``folder``. Raises CalledProcessError where pip can't."""
-    wanted, seen = list(_needs(requirements.read_text("utf-8").splitlines())), IMAGE | UNUSED
+    wanted, seen = [*MORE, *_needs(requirements.read_text("utf-8").splitlines())], IMAGE | UNUSED
     while wanted:
         names = {re.split(r"[^\w.-]", need)[0].lower().replace("_", "-"): need for need in wanted}
         new = {name: need for name, need in names.items() if name not in seen}
@@ -151,7 +159,7 @@ def main() -> int:
             target.mkdir()
             for file in files:
                 shutil.move(file, target)
-            script = RUN.replace("KITS", " ".join(names)).replace("COMMIT", gpu.commit())
+            script = RUN.replace("@KITS@", " ".join(names)).replace("@COMMIT@", gpu.commit())
             (target / "run.sh").write_text(script, "utf-8")
             print(f"{folder}: {sum(path.stat().st_size for path in target.iterdir()) / (1 << 20):.1f} MiB of at most {room / (1 << 20):.1f}")
     print("\n".join(["", "On the machine, each call while it is still warm after the one before:", *calls(names)]))

@@ -13,7 +13,7 @@ import comfy.ops
 import comfy.sd
 import cost
 import torch
-from quality_host import module
+from hosting import module
 
 Network, Size = cost.Network, cost.Size
 

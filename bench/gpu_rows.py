@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import common
-import hosting  # noqa: F401  (the host in this process, on the device that the environment names)
+from hosting import module  # (first: the host in this process, on the device that the environment names)
 
 # isort: split
 import comfy.memory_management
@@ -26,11 +26,9 @@ import comfy.samplers
 import cost
 import gpu_models
 import psutil
-import quality_host
 import torch
 from comfy.ldm.modules.attention import get_attention_function
 from gpu_models import DEFAULT, FP8, SHAPES
-from quality_host import module
 
 SKETCH, RENDER = "sketch", "render"
 STEPS = 10  # of a whole run
@@ -93,7 +91,6 @@ class Work:
 
 def run(what: str, work: Work) -> None:
     """One of PARTS, as the host runs its nodes."""
-    quality_host.start()
     if device().type == "cuda":
         torch.set_num_threads(os.cpu_count() or 1)  # 28 GB of weights are filled
     with torch.inference_mode():
@@ -356,7 +353,7 @@ def step(bench: Bench, stage: str, guided: bool = True, variant: Variant = PLAIN
     clock = StepClock()
     with gauge() as used:
         bench.sample(model, bench.cfg if guided else 1.0, clock, last_step=count + 1, force_full_denoise=True)
-    flops = cost.forward_flops(bench.render if stage == RENDER else bench.sketch, bench.size).total * (1 + guided)
+    flops = cost.forward_flops(bench.render if stage == RENDER else bench.sketch, bench.size) * (1 + guided)
     return {"steps": clock.seconds, "size": str(bench.size), "flops": flops / statistics.median(clock.seconds),
             "peak": used.get("peak"), "dtype": str(model.model.get_dtype_inference()).removeprefix("torch.")}  # fmt: skip
 
