@@ -8,8 +8,9 @@ from quality_table import DEFAULT, Line, Results, Stat, attribute, by_prompt, fi
 
 MARKS = ("<!-- evidence: made by python3 bench/quality.py -->", "<!-- /evidence -->")
 RUN = (50, "euler")
-SHOWN = ("sketch only", "adaptive, delta 0.002", DEFAULT, "adaptive, delta 0.03", "fixed, step 10", "sigma 0.875, re-noised",
-         "TeaCache 0.14 on the sketch", "EasyCache 0.1 on the sketch", "render only")  # fmt: skip
+SHOWN = ("sketch only", DEFAULT, "adaptive, delta 0.002", "fixed, step 10", "fixed, step 15", "fixed, step 20", "two KSamplers, step 10",
+         "sigma 0.875, re-noised", "step 10, fade", "step 10, fade, no guidance", "step 10, fade, no guidance, 20 render steps",
+         "sketch steps 1-8, 20, 35, fade", "TeaCache 0.14 on the sketch", "EasyCache 0.1 on the sketch", "render only")  # fmt: skip
 
 
 def section(lines: Sequence[Line]) -> list[str]:

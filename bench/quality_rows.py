@@ -36,6 +36,12 @@ FEWER: dict[str, More] = {
     "20 render steps": (("render_steps", 20),),
     "fade, no guidance, 20 render steps": (FADE, NO_GUIDANCE, ("render_steps", 20)),
 }
+# A sketch of fewer pixels, for a size above the family's own: --size 192x192x9.
+SMALLER: dict[str, More] = {
+    f"sketch_scale {scale}{fade}": (("sketch_scale", scale), *more)
+    for fade, more in (("", ()), (", fade", (FADE,)))
+    for scale in (0.5, 0.667, 0.75)
+}
 LISTED = ("1-8, 20, 35", "1-8, 49-50")  # ten sketch steps of 50, not all of them first
 
 
@@ -93,9 +99,10 @@ def rows_of_fifty() -> list[Row]:
         Row("fixed, step 10", "fixed", value=10, main=True),
         Row("two KSamplers, step 10", "chained", value=10, main=True, peer=True),
         Row(f"sigma {BOUNDARY}, re-noised", "renoised", value=BOUNDARY, main=True, peer=True),
-        *(Row(f"step 10, {name}", "fixed", value=10, more=more) for name, more in (BEYOND | FEWER).items()),
-        *(Row(f"sketch steps {steps}, fade", "fixed", value=10, more=(FADE, ("sketch_steps", steps))) for steps in LISTED),
-        *(Row(f"fixed, step {k}", "fixed", value=k) for k in FIXED if k != 10),
+        *(Row(f"step 10, {name}", "fixed", value=10, more=more, main=FADE in more) for name, more in (BEYOND | FEWER).items()),
+        *(Row(f"step 10, {name}", "fixed", value=10, more=more) for name, more in SMALLER.items()),
+        *(Row(f"sketch steps {steps}, fade", "fixed", value=10, more=(FADE, ("sketch_steps", steps)), main=True) for steps in LISTED),
+        *(Row(f"fixed, step {k}", "fixed", value=k, main=k == 15) for k in FIXED if k != 10),
         Row("render 10 steps, then sketch", "reverse", value=10),
         *(Row(f"EasyCache {t} on the sketch", "easycache", value=t, peer=True) for t in EASYCACHE),
         *(Row(f"adaptive on {r}, delta {d}", "adaptive", value=d, reading=r)

@@ -111,22 +111,22 @@ class Results:
         return {}
 
     def seconds(self, line: Line, stage: str) -> float | None:
-        """Seconds that a stage takes in that cell: its steps at what a step of it costs. A stage with a cache takes the share
-        of it that its timed runs took of the row without, on the same prompts."""
+        """Seconds that a stage takes in that cell: its steps at what a step of it costs. A stage with a cache, and a
+        render without guidance, takes the share of it that its timed runs took of the row without, on the same prompts."""
         row, run = kind_of(run_of(line), line["row"]), run_of(line)
         cost = self.step_seconds(run)
         share: float | None = 1.0
-        if line["calls"][stage] and (row.kind in ("easycache", "teacache") or (row.cache and stage == RENDER)):
-            without = "sketch only" if not row.cache else row.name.rpartition(", ")[0]
+        unguided = stage == RENDER and dict(row.more).get("render_cfg") == 1
+        if line["calls"][stage] and (row.kind in ("easycache", "teacache") or (row.cache and stage == RENDER) or unguided):
+            without = f"fixed, step {row.value:g}" if unguided else "sketch only" if not row.cache else row.name.rpartition(", ")[0]
             own, plain = (self._timed_step(name, run, stage) for name in (row.name, without))
             share = own / plain if own and plain else None
         return line["calls"][stage] * cost[stage] * share if cost and share is not None else None
 
     def _timed_step(self, name: str, run: tuple[int, str], stage: str) -> float | None:
-        """Mean seconds of a step of that stage in the timed runs of a row."""
-        own = [line for line in self.timed if (line["row"], run_of(line)) == (name, run)]
-        steps = sum(line["calls"][stage] for line in own)
-        return sum(line["seconds"][stage] for line in own) / steps if steps else None
+        """Seconds of a step of that stage, of the median timed run of a row: what disturbed one run does not count."""
+        own = [line for line in self.timed if (line["row"], run_of(line)) == (name, run) and line["calls"][stage]]
+        return statistics.median(line["seconds"][stage] / line["calls"][stage] for line in own) if own else None
 
     def speed_up(self, line: Line) -> float | None:
         """Over sketch only with as many steps."""

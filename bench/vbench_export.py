@@ -62,7 +62,7 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--prompts", type=Path, required=True)
     parser.add_argument("--texts", type=Path, help="what the models are given for each line of --prompts, line for line")
     parser.add_argument("--output", type=Path, required=True, help="folder of the videos")
-    parser.add_argument("--workflow", type=Path, default=REPOSITORY / "workflows" / "demo.json")
+    parser.add_argument("--workflow", type=Path, default=REPOSITORY / "demo" / "demo.json")
     parser.add_argument("--videos", type=int, default=5, help="of every prompt")
     parser.add_argument("--seed", type=int, default=0, help="another one gives another set of videos")
     parser.add_argument("--steps", type=int, help="instead of the workflow's")

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import host
 import workflow
 from progress import Progress
-from table import RUNS, likeness, table, was_busy
+from table import RUNS, disturbed, likeness, table
 
 if TYPE_CHECKING:
     from client import Server
@@ -34,18 +34,26 @@ sys.path.append(str(HERE / "family"))
 FILES = ("sketch.mp4", "render.mp4", "sr.mp4", "side-by-side.mp4", "switch.png", "overview.png", "report.json",
          "table.md", "server.log")  # fmt: skip
 WARM_UP_STEPS = 2
+TURNS = 5  # of each run, one after the other: what disturbs the machine for a while disturbs all three
+STILLS = ("a yellow star moves right below a purple circle", "two green triangles above a red square")  # beside the user's prompt
 TIMEOUT = 1800.0  # seconds for one run
+SWITCH = "When it switched: how much the large model's prediction still changed (D), and the seconds of each step. Blue: sketch, orange: render."
+HEADLINE = 108  # pixels of the Inspector's picture that hold its words and its own estimate
 
 
 @dataclass
 class Take:
-    """One measured run."""
+    """One of the three runs, measured in several turns."""
 
-    seconds: float  # wall time of the sampler node
-    step_seconds: list[float]  # of a step, as the server's messages tell
-    frames: list[bytes]  # PNG files
+    frames: list[bytes]  # PNG files, of the first turn
+    seconds: list[float] = field(default_factory=list)  # wall time of the sampler node, by turn
+    step_seconds: dict[str, list[float]] = field(default_factory=dict)  # of every step but the first of a turn, by stage
     plot: bytes = b""  # the Inspector's, PNG
-    report: dict[str, Any] = field(default_factory=dict)  # the Inspector's
+    report: dict[str, Any] = field(default_factory=dict)  # the Inspector's, of the first turn
+
+    def note(self, stage: str, seconds: list[float]) -> None:
+        """Take down what steps of a stage took."""
+        self.step_seconds.setdefault(stage, []).extend(seconds)
 
 
 def main() -> int:
@@ -74,22 +82,29 @@ def main() -> int:
 
 def film(chosen: host.Host, asked: SimpleNamespace, output: Path) -> None:
     """Make everything that the demo leaves."""
-    saved, load = workflow.load(Path(asked.workflow)), busy()
+    saved = workflow.load(Path(asked.workflow))
+    os.environ["OMP_NUM_THREADS"] = "1"  # one thread: two on a shared machine wait for each other in every operation
     with server(chosen, Path(asked.weights), output) as running:
         graph = prepared(workflow.to_api(saved, running.object_info()), asked)
         prompt = graph[prompt_node(graph)]["inputs"]["text"]
         words = sort_words(prompt)
-        takes = {
-            "sketch": record(running, "1/3 sketch alone", workflow.alone(graph, "sketch")),
-            "render": record(running, "2/3 render alone", workflow.alone(graph, "render")),
-            "sr": record(running, "3/3 sketch, then render", graph),
-        }
-    report = compare(chosen, load, graph, prompt, words, takes)
-    write_videos(output, report, takes)
+        graphs = three(graph)
+        takes = {name: record(running, f"{i}/3 {RUNS[name]}", name, graphs[name]) for i, name in enumerate(RUNS, 1)}
+        for turn in range(2, TURNS + 1):
+            for name, take in takes.items():
+                again(running, f"turn {turn} of {TURNS}, {RUNS[name]}", name, graphs[name], take, turn)
+        stills = {other: shots(running, other, graph) for other in STILLS}
+    report = compare(chosen, graph, prompt, words, takes)
+    write_videos(output, report, takes, {prompt: {name: take.frames for name, take in takes.items()}, **stills})
     (output / "switch.png").write_bytes(takes["sr"].plot)
     (output / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", "utf-8")
     (output / "table.md").write_text(table(report), "utf-8")
     print("\n" + table(report), flush=True)
+
+
+def three(graph: workflow.Graph) -> dict[str, workflow.Graph]:
+    """The graphs of the three runs, in RUNS' order."""
+    return {"sketch": workflow.alone(graph, "sketch"), "render": workflow.alone(graph, "render"), "sr": graph}
 
 
 @contextlib.contextmanager
@@ -134,23 +149,67 @@ def sort_words(prompt: str) -> dict[str, list[str]]:
     return {"known": known, "unknown": unknown}
 
 
-def record(running: "Server", label: str, graph: workflow.Graph) -> Take:
-    """Run a graph up to its latent for warming up, then as a whole for the record."""
-    cooperates = "SRSampler" in kinds(graph)
-    sampler = workflow.find(graph, "SRSampler" if cooperates else "KSampler")
-    both_stages = {"switch_mode": "step", "switch_step": 1} if cooperates else {}
+def sampler_of(graph: workflow.Graph) -> str:
+    """The id of the node that samples."""
+    return workflow.find(graph, "SRSampler" if "SRSampler" in kinds(graph) else "KSampler")
+
+
+def record(running: "Server", label: str, name: str, graph: workflow.Graph) -> Take:
+    """The first turn: a run up to its latent for warming up, then the whole graph for the record."""
+    sampler = sampler_of(graph)
+    both_stages = {"switch_mode": "step", "switch_step": 1} if name == "sr" else {}
     # Another seed: the server would take a run with equal inputs from its cache.
-    seed = (graph[sampler]["inputs"]["seed"] + 1) % 2**64
+    seed = (graph[sampler]["inputs"]["seed"] + TURNS) % 2**64
     warm_up = workflow.set_inputs(graph, sampler, steps=WARM_UP_STEPS, seed=seed, **both_stages)
     follow(running, f"{label}, warm-up", workflow.up_to_latent(warm_up, sampler))
     graph, frames = workflow.keep_frames(graph)
     entry, progress = follow(running, label, graph)
-    files = entry["outputs"][frames]["images"]
-    take = Take(progress.seconds[sampler], progress.steps.get(sampler, []), [running.view(file) for file in files])
-    if cooperates:
-        shown = entry["outputs"][workflow.find(graph, "SRSwitchInspector")]
-        take.plot, take.report = running.view(shown["plot"][0]), json.loads(shown["report"][0])
+    take = Take([running.view(file) for file in entry["outputs"][frames]["images"]])
+    if name == "sr":
+        take.plot = running.view(shown(entry, graph)["plot"][0])
+        take.report = json.loads(shown(entry, graph)["report"][0])
+    measure(take, name, entry, graph, progress)
     return take
+
+
+def again(running: "Server", label: str, name: str, graph: workflow.Graph, take: Take, turn: int) -> None:
+    """Another turn, with another seed and nothing decoded: only its seconds count."""
+    sampler = sampler_of(graph)
+    graph = workflow.set_inputs(graph, sampler, seed=(graph[sampler]["inputs"]["seed"] + turn - 1) % 2**64)
+    if name == "sr":  # the Inspector has the seconds of each stage
+        graph = workflow.needed_for(graph, workflow.find(graph, "SRSwitchInspector"))
+    else:
+        graph = workflow.up_to_latent(graph, sampler)
+    entry, progress = follow(running, label, graph)
+    measure(take, name, entry, graph, progress)
+
+
+def measure(take: Take, name: str, entry: Mapping[str, Any], graph: workflow.Graph, progress: Progress) -> None:
+    """Take down a turn's seconds."""
+    sampler = sampler_of(graph)
+    take.seconds.append(progress.seconds[sampler])
+    if name != "sr":
+        take.note(name, progress.steps.get(sampler, []))
+        return
+    for step in json.loads(shown(entry, graph)["report"][0])["steps"][1:]:
+        if step["seconds"] is not None:
+            take.note(step["stage"], [step["seconds"]])
+
+
+def shown(entry: Mapping[str, Any], graph: workflow.Graph) -> dict[str, Any]:
+    """What the Inspector shows of a run."""
+    outputs: dict[str, Any] = entry["outputs"][workflow.find(graph, "SRSwitchInspector")]
+    return outputs
+
+
+def shots(running: "Server", prompt: str, graph: workflow.Graph) -> dict[str, list[bytes]]:
+    """The frames of the three runs with another prompt, PNG files."""
+    found = {}
+    for name, own in three(workflow.set_inputs(graph, prompt_node(graph), text=prompt)).items():
+        kept, frames = workflow.keep_frames(own)
+        entry, _ = follow(running, f"{prompt}, {RUNS[name]}", workflow.needed_for(kept, frames))
+        found[name] = [running.view(file) for file in entry["outputs"][frames]["images"]]
+    return found
 
 
 def follow(running: "Server", label: str, graph: workflow.Graph) -> tuple[dict[str, Any], Progress]:
@@ -169,7 +228,6 @@ def kinds(graph: workflow.Graph) -> set[str]:
 
 def compare(
     chosen: host.Host,
-    load: float | None,
     graph: workflow.Graph,
     prompt: str,
     words: Mapping[str, list[str]],
@@ -181,26 +239,30 @@ def compare(
     settings = dict(graph[workflow.find(graph, "SRSampler")]["inputs"])
     videos = {name: decoded(take.frames) for name, take in takes.items()}
     scores, note = oracle(prompt, videos)
-    runs = {}
+    runs: dict[str, dict[str, Any]] = {}
     for name, take in takes.items():
-        steps, seconds = by_stage(name, take, settings["steps"])
+        steps, each = steps_of(name, take, settings["steps"]), medians(take)
+        by_stage = {stage: count * each[stage] for stage, count in steps.items()}
         runs[name] = {
             "name": RUNS[name],
-            "seconds": take.seconds,
+            "seconds": sum(by_stage.values()),
+            "wall_seconds": statistics.median(take.seconds),
             "steps": steps,
-            "stage_seconds": seconds,
-            "median_step_seconds": medians(name, take),
-            "speed_up": takes["sketch"].seconds / take.seconds,
+            "stage_seconds": by_stage,
+            "median_step_seconds": each,
+            "slowest_step": max(max(s) / each[stage] for stage, s in take.step_seconds.items()),
             "psnr": likeness(psnr(videos[name], videos["sketch"])),
             "ssim": ssim(videos[name], videos["sketch"]),
             "oracle": scores.get(name),
         }
+    for run in runs.values():
+        run["speed_up"] = runs["sketch"]["seconds"] / run["seconds"]
     own = takes["sr"].report
     return {
         "prompt": prompt,
         "words": dict(words),
         "settings": {key: value for key, value in settings.items() if not isinstance(value, list)},
-        "host": {"version": chosen.version, "source": chosen.source, "cpus": os.cpu_count(), "load": load},
+        "host": {"version": chosen.version, "source": chosen.source, "cpus": os.cpu_count(), "turns": TURNS},
         "runs": runs,
         "hand_overs": [hand_over(h, settings["steps"]) for h in own["hand_overs"]],
         "oracle_note": note,
@@ -208,21 +270,16 @@ def compare(
     }
 
 
-def by_stage(name: str, take: Take, steps: int) -> tuple[dict[str, int], dict[str, float]]:
-    """Steps and seconds of each stage in the run of that name."""
+def steps_of(name: str, take: Take, steps: int) -> dict[str, int]:
+    """Steps of each stage in the run of that name."""
     if name == "sr":
-        count = {stage: sum(step["stage"] == stage for step in take.report["steps"]) for stage in ("sketch", "render")}
-        return count, {stage["name"]: stage["seconds"] for stage in take.report["stages"]}
-    return {"sketch": 0, "render": 0} | {name: steps}, {"sketch": 0.0, "render": 0.0} | {name: take.seconds}
+        return {stage: sum(step["stage"] == stage for step in take.report["steps"]) for stage in ("sketch", "render")}
+    return {"sketch": 0, "render": 0} | {name: steps}
 
 
-def medians(name: str, take: Take) -> dict[str, float]:
+def medians(take: Take) -> dict[str, float]:
     """Median seconds of a step of each stage: what a step costs, whatever else the machine did now and then."""
-    steps = {name: take.step_seconds}
-    if name == "sr":
-        own = [(step["stage"], step["seconds"]) for step in take.report["steps"][1:] if step["seconds"] is not None]
-        steps = {stage: [seconds for ran, seconds in own if ran == stage] for stage in ("sketch", "render")}
-    return {"sketch": 0.0, "render": 0.0} | {stage: statistics.median(s) for stage, s in steps.items() if s}
+    return {"sketch": 0.0, "render": 0.0} | {stage: statistics.median(s) for stage, s in take.step_seconds.items()}
 
 
 def hand_over(h: Mapping[str, Any], steps: int) -> str:
@@ -231,11 +288,6 @@ def hand_over(h: Mapping[str, Any], steps: int) -> str:
     if reason == "criterion" and h["fall"] is not None:
         reason += f", D fell by {h['fall']:.4f}"
     return f"to the {h['to']} after step {h['after_step']} of {steps}, at sigma {h['sigma']:.4f}; reason: {reason}"
-
-
-def busy() -> float | None:
-    """Processes that want a core, as a mean over the last minute; None where the system does not tell."""
-    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
 def decoded(files: list[bytes]) -> Any:
@@ -268,8 +320,10 @@ def oracle(prompt: str, videos: Mapping[str, Any]) -> tuple[dict[str, dict[str, 
 # --- what people look at ----------------------------------------------------------------------------------------------
 
 
-def write_videos(output: Path, report: Mapping[str, Any], takes: Mapping[str, Take]) -> None:
-    """The four videos and the picture of them."""
+def write_videos(
+    output: Path, report: Mapping[str, Any], takes: Mapping[str, Take], stills: Mapping[str, Mapping[str, list[bytes]]]
+) -> None:
+    """The four videos, and the picture: the three runs on the user's prompt and on others, the switch below."""
     import video as film_maker
     from PIL import Image
 
@@ -277,18 +331,26 @@ def write_videos(output: Path, report: Mapping[str, Any], takes: Mapping[str, Ta
     large = {name: film_maker.enlarged(frames) for name, frames in videos.items()}
     for name, frames in large.items():
         film_maker.write_mp4(output / f"{name}.mp4", film_maker.looped(frames))
-    titles = [(RUNS[name], under(report["runs"][name], timed=not was_busy(report))) for name in videos]
+    titles = [(RUNS[name], under(report["runs"][name], timed=not disturbed(report))) for name in videos]
     beside = film_maker.side_by_side(report["prompt"], titles, list(large.values()))
     film_maker.write_mp4(output / "side-by-side.mp4", film_maker.looped(beside))
-    strips = film_maker.side_by_side(report["prompt"], titles, [film_maker.strip(frames) for frames in videos.values()])
+    rows = {prompt: [film_maker.strip(decoded(frames)) for frames in runs.values()] for prompt, runs in stills.items()}
     plot = Image.open(io.BytesIO(takes["sr"].plot))
-    film_maker.stacked(Image.fromarray(strips[0]), plot).save(output / "overview.png", optimize=True)
+    picture = film_maker.grid(headline(report), titles, rows)
+    film_maker.stacked(picture, SWITCH, plot.crop((0, HEADLINE, *plot.size))).save(output / "overview.png", optimize=True)
+
+
+def headline(report: Mapping[str, Any]) -> str:
+    """The picture in one line."""
+    if disturbed(report):
+        return "The large model's composition, with most steps by the small one"
+    return f"The large model's composition, {report['runs']['sr']['speed_up']:.1f} times as fast"
 
 
 def under(run: Mapping[str, Any], timed: bool) -> str:
     """The line under a video's title; without the seconds where they are not to be relied on."""
     steps = " + ".join(str(n) for n in run["steps"].values() if n) + " steps"
-    return f"{steps}, {run['seconds']:.1f} s, {run['speed_up']:.2f}x" if timed else steps
+    return f"{steps}, {run['seconds']:.1f} s, {run['speed_up']:.1f}x" if timed else steps
 
 
 if __name__ == "__main__":

@@ -4,14 +4,14 @@
     pip install playwright pillow
     python demo/pictures.py [NAME ...]
 
-The demo's workflow is run first, so that its picture shows a result. The other workflows' model files are empty
-stand-ins: the page only lists their names. Also compares what the page would queue with what demo/workflow.py makes of
+The model files are empty stand-ins: the page only lists their names. Also compares what the page would queue with what demo/workflow.py makes of
 the file.
 """
 
 import contextlib
 import io
 import json
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any
 
 import page
 import workflow
-from host import DEMO_PACKS, REPOSITORY, find_or_make, say, serve, tiny_family
+from host import DEMO_PACKS, REPOSITORY, find_or_make, say, serve
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
@@ -30,6 +30,18 @@ NOT_THE_GRAPH = (
     ".comfy-menu, #graph-canvas-container > .z-999, .p-toast, #vue-app .fixed.top-0.right-0, #comfyui-body-top, "
     "#comfyui-body-left, #comfyui-body-right, #comfyui-body-bottom { display: none !important }"
 )
+# The node of ComfyUI-GGUF that a workflow uses, as the page sees it; it is never run here.
+GGUF = '''
+class UnetLoaderGGUF:
+    CATEGORY, FUNCTION, RETURN_TYPES = "bootleg", "load", ("MODEL",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"unet_name": (["wan2.1-t2v-14b-Q4_K_M.gguf"],)}}
+
+NODE_CLASS_MAPPINGS = {"UnetLoaderGGUF": UnetLoaderGGUF}
+NODE_DISPLAY_NAME_MAPPINGS = {"UnetLoaderGGUF": "Unet Loader (GGUF)"}
+'''
 OPEN = """async (saved) => {
   await app.loadGraphData(saved);
   app.canvas.show_info = false;
@@ -43,15 +55,11 @@ BOX = """() => {
   return [low(0), low(1), high(0), high(1)];
 }"""
 FIT = "([x, y, scale]) => { const c = app.canvas; c.ds.scale = scale; c.ds.offset = [-x, -y]; c.setDirty(true, true) }"
-IDLE = """async () => {
-  const queue = await (await fetch('/queue')).json();
-  return !queue.queue_running.length && !queue.queue_pending.length;
-}"""
 
 
 def models(folder: Path) -> dict[str, list[Path]]:
-    """The tiny family, and empty files under the names that the other workflows ask for."""
-    files = tiny_family()
+    """Empty files under the names that the workflows ask for."""
+    files: dict[str, list[Path]] = {}
     for path in FOLDER.glob("*.json"):
         for node in workflow.load(path)["nodes"]:
             for model in node["properties"].get("models", []):
@@ -64,7 +72,7 @@ def models(folder: Path) -> dict[str, list[Path]]:
                 if not stand_in.exists():
                     stand_in.parent.mkdir(parents=True)
                     stand_in.write_bytes(b"")
-                    files["diffusion_models"].append(folder / name.partition("/")[0])
+                    files.setdefault("diffusion_models", []).append(folder / name.partition("/")[0])
     return files
 
 
@@ -77,12 +85,6 @@ def take(page: Page, path: Path, info: workflow.ObjectInfo) -> bytes:
     size = (right - left + 2 * MARGIN, bottom - top + 2 * MARGIN)
     page.set_viewport_size({"width": round(size[0] * SCALE), "height": round(size[1] * SCALE)})
     page.wait_for_timeout(1000)
-    if path.stem == "demo":
-        page.evaluate("app.queuePrompt(0, 1)")
-        page.wait_for_timeout(2000)
-        while not page.evaluate(IDLE):
-            page.wait_for_timeout(1000)
-        page.wait_for_timeout(4000)
     page.evaluate(FIT, [left - MARGIN, top - MARGIN, SCALE])
     page.wait_for_timeout(2000)
     return page.screenshot()
@@ -99,7 +101,12 @@ def main() -> None:
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         page.settings(folder / "base")
-        server = stack.enter_context(serve(find_or_make(), folder / "base", DEMO_PACKS, models(folder)))
+        gguf = folder / "gguf"
+        gguf.mkdir()
+        (gguf / "__init__.py").write_text(GGUF, "utf-8")
+        (folder / "base" / "input").mkdir()
+        shutil.copyfile(REPOSITORY / "web" / "icon.png", folder / "base" / "input" / "example.png")  # which every ComfyUI has
+        server = stack.enter_context(serve(find_or_make(), folder / "base", {**DEMO_PACKS, "gguf": gguf}, models(folder)))
         browser = page.launch(stack.enter_context(sync_playwright()))
         view = page.open_page(browser, server.url, 1900, 760)
         view.add_style_tag(content=NOT_THE_GRAPH)

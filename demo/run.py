@@ -35,7 +35,7 @@ def arguments_of(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, help="seed of the noise; default: the workflow's")
     parser.add_argument("--output", type=Path, default=HERE / "output", help="where videos, plot, report and table go")
     parser.add_argument("--weights", type=Path, default=HERE / "family" / "weights", help="folder of the tiny family")
-    parser.add_argument("--workflow", type=Path, default=REPOSITORY / "workflows" / "demo.json")
+    parser.add_argument("--workflow", type=Path, default=REPOSITORY / "demo" / "demo.json")
     asked = parser.parse_args(words)
     if asked.steps is not None and asked.steps < ENOUGH_STEPS:
         parser.error(f"--steps {asked.steps}: at least {ENOUGH_STEPS}, so that both stages run")

@@ -6,6 +6,7 @@ from typing import Any
 
 Report = Mapping[str, Any]  # what demo/film.py writes as report.json
 RUNS = {"sketch": "sketch alone", "render": "render alone", "sr": "sketch, then render"}
+DISTURBED = 3.0  # times the median step
 IDENTICAL = "identical"
 
 
@@ -41,11 +42,12 @@ def _score(key: str) -> Callable[[str, Mapping[str, Any]], str]:
 
 
 _ROWS: list[tuple[str, Callable[[str, Mapping[str, Any]], str]]] = [
-    ("seconds of the sampler node", _number("seconds", ".2f")),
+    ("seconds: median step x steps", _number("seconds", ".2f")),
+    ("seconds of the sampler node, median turn", _number("wall_seconds", ".2f")),
     ("steps by stage (sketch + render)", _stages("steps", "d")),
     ("seconds by stage (sketch + render)", _stages("stage_seconds", ".2f")),
     ("median seconds of a step by stage", _stages("median_step_seconds", ".3f")),
-    ("speed-up over the sketch alone", _number("speed_up", ".2f")),
+    ("speed-up over the sketch alone", _number("speed_up", ".1f")),
     ("PSNR to the sketch alone, dB", _likeness("psnr", ".2f")),
     ("SSIM to the sketch alone", _likeness("ssim", ".3f")),
     ("oracle: mean score, 0 to 1", _score("mean")),
@@ -65,24 +67,24 @@ def _sentences(report: Report) -> list[str]:
         "",
         f"All three runs: seed {settings['seed']}, {settings['steps']} steps, {settings['sampler_name']}, "
         f"{settings['scheduler']}, cfg {settings['cfg']}, the same schedule, one server session "
-        f"(ComfyUI {host['version']}, {host['cpus']} CPU cores). Sketch alone and render alone are "
-        "the host's KSampler. Each was measured after a warm-up run with the same models, so neither loading nor first "
-        "calls are in the seconds.",
+        f"(ComfyUI {host['version']}, one thread, {host['cpus']} CPU cores). Sketch alone and render alone are "
+        f"the host's KSampler. Each was measured after a warm-up run, in {host['turns']} turns with other seeds: sketch, render, both, "
+        "sketch, ... The speed-up is the ratio of the first row.",
         "",
         report["oracle_note"],
         "",
         f"Words it knows: {', '.join(report['words']['known']) or 'none'}. "
         f"Words it ignored: {', '.join(report['words']['unknown']) or 'none'}.",
     ]
-    if was_busy(report):
-        lines += ["", f"Other programs were busy when it began (load {host['load']:.1f}): don't rely on the seconds."]
+    if disturbed(report):
+        slowest = max(run["slowest_step"] for run in report["runs"].values())
+        lines += ["", f"Disturbed: a step took {slowest:.1f} times the median of its stage, so other programs were busy. Don't rely on the seconds."]
     return lines
 
 
-def was_busy(report: Report) -> bool:
-    """Whether other programs had work for more than half of the cores when the demo began."""
-    load: float | None = report["host"]["load"]
-    return load is not None and load > report["host"]["cpus"] / 2
+def disturbed(report: Report) -> bool:
+    """Whether a step was so slow that something else ran beside it."""
+    return any(run["slowest_step"] > DISTURBED for run in report["runs"].values())
 
 
 def likeness(value: float) -> float | None:

@@ -4,7 +4,7 @@ Videos are uint8 arrays [frames, height, width, 3].
 """
 
 import bisect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -16,15 +16,17 @@ from PIL import Image, ImageDraw, ImageFont
 Video = NDArray[np.uint8]
 
 FPS = 6
-LOOPS = 4  # a clip of nine frames is over before one has looked
-HOLD = 3  # times that the last frame is shown again before the clip starts anew
+LOOPS = 2  # a clip of nine frames is over before one has looked
+HOLD = 3  # times that the first and the last frame are shown again before the clip turns
 INK, FAINT, PAPER = "#22252b", "#6b727d", "#ffffff"
 GAP, HEAD = 16, 64  # pixels between videos and above them
 
 
 def looped(video: Video) -> Video:
-    """The clip as it is written: the last frame held, all of it several times."""
-    return np.tile(np.concatenate([video, np.repeat(video[-1:], HOLD, 0)]), (LOOPS, 1, 1, 1))
+    """The clip as it is written: there and back several times, so that nothing jumps."""
+    there = np.concatenate([video, np.repeat(video[-1:], HOLD, 0)])
+    back = np.concatenate([video[::-1], np.repeat(video[:1], HOLD, 0)])
+    return np.tile(np.concatenate([there, back]), (LOOPS, 1, 1, 1))
 
 
 def enlarged(video: Video, factor: int = 3) -> Video:
@@ -48,10 +50,10 @@ def write_mp4(path: Path, video: Video, fps: int = FPS) -> None:
         container.mux(stream.encode())
 
 
-def side_by_side(heading: str, titles: Sequence[tuple[str, str]], videos: Sequence[Video]) -> Video:
-    """One video of several of equal size, under a heading; each with a title and a smaller line below it."""
+def side_by_side(heading: str, titles: Sequence[tuple[str, str]], videos: Sequence[Video], head: int = HEAD) -> Video:
+    """One video of several of equal size, under a heading; each with a title and a smaller line below it, in ``head`` pixels."""
     count, height, width = videos[0].shape[:3]
-    size = (len(videos) * (width + GAP) + GAP, 2 * GAP + 24 + HEAD + height)
+    size = (len(videos) * (width + GAP) + GAP, 2 * GAP + 24 + head + height)
     paper = Image.new("RGB", (size[0] + size[0] % 2, size[1] + size[1] % 2), PAPER)
     pen = ImageDraw.Draw(paper)
     pen.text((GAP, GAP), fitted(pen, heading, 20, size[0] - 2 * GAP), fill=INK, font=ImageFont.load_default(20))
@@ -61,9 +63,19 @@ def side_by_side(heading: str, titles: Sequence[tuple[str, str]], videos: Sequen
         pen.text((left, top + 26), fitted(pen, line, 15, width), fill=FAINT, font=ImageFont.load_default(15))
     canvas = np.repeat(np.asarray(paper)[None], count, 0)
     for i, video in enumerate(videos):
-        left, top = GAP + i * (width + GAP), GAP + 24 + HEAD
+        left, top = GAP + i * (width + GAP), GAP + 24 + head
         canvas[:, top : top + height, left : left + width] = video
     return canvas
+
+
+def grid(heading: str, titles: Sequence[tuple[str, str]], rows: Mapping[str, Sequence[Video]]) -> Image.Image:
+    """Stills in rows, one for each prompt that names it, and columns that have the titles; a heading in large."""
+    parts = [side_by_side(prompt, titles if first else [], cells, head=HEAD if first else 8)[0]
+             for first, (prompt, cells) in zip([True, *[False] * len(rows)], rows.items())]  # fmt: skip
+    top = Image.new("RGB", (parts[0].shape[1], 2 * GAP + 26), PAPER)
+    pen = ImageDraw.Draw(top)
+    pen.text((GAP, GAP), fitted(pen, heading, 28, top.width - 2 * GAP), fill=INK, font=ImageFont.load_default(28))
+    return Image.fromarray(np.concatenate([np.asarray(top), *parts]))
 
 
 def fitted(pen: ImageDraw.ImageDraw, text: str, size: int, width: int) -> str:
@@ -82,10 +94,13 @@ def strip(video: Video, shown: int = 3) -> Video:
     return np.concatenate([part for frame in frames for part in (frame, gap)][:-1], 1)[None]
 
 
-def stacked(top: Image.Image, bottom: Image.Image) -> Image.Image:
-    """Two pictures, the lower one as wide as the upper."""
-    height = round(bottom.height * top.width / bottom.width)
-    picture = Image.new("RGB", (top.width, top.height + height), PAPER)
+def stacked(top: Image.Image, caption: str, bottom: Image.Image, share: float = 0.6) -> Image.Image:
+    """Two pictures, the lower one smaller and under a caption; ``share``: its width, of the upper one's."""
+    width = round(top.width * share)
+    height = round(bottom.height * width / bottom.width)
+    picture = Image.new("RGB", (top.width, top.height + 2 * GAP + 18 + height), PAPER)
     picture.paste(top, (0, 0))
-    picture.paste(bottom.convert("RGB").resize((top.width, height), Image.Resampling.LANCZOS), (0, top.height))
+    pen = ImageDraw.Draw(picture)
+    pen.text((GAP, top.height + GAP), fitted(pen, caption, 15, top.width - 2 * GAP), fill=FAINT, font=ImageFont.load_default(15))
+    picture.paste(bottom.convert("RGB").resize((width, height), Image.Resampling.LANCZOS), (0, top.height + GAP + 18))
     return picture

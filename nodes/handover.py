@@ -16,7 +16,7 @@ from ..srd_core.handover.record import Settings, SketchRecord
 from ..srd_core.handover.render import load, render_from
 from ..srd_core.handover.sketch import preview_of, sketch_alone
 from ..srd_core.report.data import Report
-from ..srd_core.stage import RenderSettings
+from ..srd_core.stage import RenderSettings, check_scale
 from . import live
 from .common import CATEGORY, SEARCH_ALIASES, SRReport, defaults, place_of, unsavable
 from .sampler import SRSampler, check_sampling, switch_of
@@ -25,7 +25,7 @@ SRHandOver = io.Custom("SR_HAND_OVER")
 ALIASES = [*SEARCH_ALIASES, "hand-over", "sketch once render many", "draft once", "two machines"]
 FOLDER = "srdiffusion"  # of hand-over files, in the host's output folder and in its input folder
 SAMPLING = ("positive", "negative", "latent", "seed", "steps", "cfg", "sampler_name", "scheduler", "denoise")
-SWITCHING = ("switch_mode", "delta", "fix_step", "max_step", "switch_step", "switch_sigma")
+SWITCHING = ("switch_mode", "delta", "fix_step", "max_step", "switch_step", "switch_sigma", "sketch_scale")
 RENDERING = ("render_cfg", "teacache", "fade", "render_steps")
 
 
@@ -74,7 +74,9 @@ class SRSketch(io.ComfyNode):
         if denoise <= 0:
             raise ValueError("denoise is 0: there is no step to sketch. Set it above 0.")
         indices = latent.get("batch_index")
-        settings = Settings(seed, sampler_name, scheduler, steps, cfg, denoise, indices and [int(i) for i in indices])
+        scale = rule["sketch_scale"]
+        check_scale(scale)
+        settings = Settings(seed, sampler_name, scheduler, steps, cfg, denoise, indices and [int(i) for i in indices], scale)
         record = SketchRecord(settings, noise_mask=latent.get("noise_mask"))
         live.follow(cls, record.report)
         model = sketch_alone(sketch, switch_of(rule), record)

@@ -14,6 +14,7 @@ from ..srd_core.memory import AUTO, POLICIES
 from ..srd_core.pair import cooperate
 from ..srd_core.report.data import Report
 from ..srd_core.route import LISTED, MODES, Switch, read_steps
+from ..srd_core.smaller import FULL_SIZE, SMALLEST
 from ..srd_core.stage import RenderSettings
 from . import live
 from .common import CATEGORY, SEARCH_ALIASES, SRReport, defaults, optional
@@ -141,6 +142,17 @@ def _switching() -> list[io.Input]:
             tooltip="The render walks the rest of the schedule in this many steps. 0: in the steps that are left. With 50 steps "
             "and a switch after 10, 20 halves the render's work; 4 is for a few-step model or LoRA (with render_cfg 1).",
         ),
+        io.Float.Input(
+            "sketch_scale",
+            default=FULL_SIZE,
+            min=SMALLEST,
+            max=FULL_SIZE,
+            step=0.05,
+            round=0.001,
+            advanced=True,
+            tooltip="The sketch runs at this share of width and height, and the video is enlarged at the switch: much faster, with less "
+            "memory for the sketch. 1: off. 0.667 sketches 720p at 480p. A smaller picture may be framed differently.",
+        ),
         io.Combo.Input(
             "preset",
             options=NAMES,
@@ -199,12 +211,15 @@ def _cooperate(
     offload_sketch: str,
     fade: float,
     render_steps: int,
+    sketch_scale: float,
     render_positive: list[Any] | None = None,
     render_negative: list[Any] | None = None,
     **rule: Any,
 ) -> tuple[ModelPatcher, Report]:
     report = Report()
-    settings = RenderSettings(render_cfg, render_positive, render_negative, teacache, offload_sketch, fade, render_steps)
+    settings = RenderSettings(
+        render_cfg, render_positive, render_negative, teacache, offload_sketch, fade, render_steps, sketch_scale=sketch_scale
+    )
     return cooperate(sketch, render, switch_of(rule), settings, report), report
 
 

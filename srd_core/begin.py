@@ -21,10 +21,13 @@ from .report.data import Report, StageReport
 from .rest import known
 from .route import SKETCH, Pair, Route, pairs_of
 from .run import Run
+from .smaller import PURE_NOISE, Smaller, check_smaller, enlargement, small_conds, small_request, small_stages
 from .stage import GuidersStage, Stage
 from .steps import counter_for, is_padded, sampler_name
 
 NO_STEPS_OF_ITS_OWN = "render_steps is not followed: the sampler's mode puts a level in front of the schedule and drops it itself."
+SMALL = "The sketch runs on a latent of {small} in the place of {large} (height x width), over the same steps of a schedule that fits."
+AS_LARGE = "sketch_scale does nothing here: in whole patches the sketch is as large as the render."
 
 
 def begin_run(
@@ -72,6 +75,30 @@ def begin_run(
         walked=walked,
         fade=Fade(kind_of(schedule) == FLOW) if any(pair.fade for pair in pairs_of(whole)) else None,
     )
+
+
+def make_small(run: Run, guider: comfy.samplers.CFGGuider, call: dict[str, Any], whole: Pair) -> None:
+    """Where the first part of ``whole`` is to run on a smaller latent: the host's ``call``, the run and its conditioning become
+    small, until the hand-over. Nothing is loaded. Raises ValueError where that can't be."""
+    stages = small_stages(whole)
+    if run.route.start()[0] not in stages:
+        return
+    check_smaller(whole, call, guider.model_patcher, run.route.sigmas)
+    scale = enlargement(whole, call["latent_image"], [stage.model for name, stage in run.stages.items() if name in stages])
+    if scale.small == scale.large:
+        run.books.report.notes.append(AS_LARGE)
+        return
+    run.smaller = Smaller(scale, stages, run.request, list(run.steps.sigmas), run.route.places[0] >= PURE_NOISE)
+    run.request = small_request(run.request, scale)
+    run.steps.sigmas = scale.small_levels(run.steps.sigmas)
+    call.update({name: value for name, value in run.request.items() if name in call})
+    call["sigmas"] = call["sigmas"].new_tensor(run.steps.sigmas)
+    for name in stages:
+        own = run.stages[name].guider
+        own.conds = small_conds(own.conds, scale)
+    run.books.report.small_shape = list(run.request["noise"].shape)
+    small, large = (" x ".join(map(str, size)) for size in (scale.small, scale.large))
+    run.books.report.notes.append(SMALL.format(small=small, large=large))
 
 
 def carry_out(

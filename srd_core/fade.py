@@ -12,10 +12,12 @@ guard g keeps out samples whose velocity still turns over from step to step. Tor
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+
+Part = Callable[[torch.Tensor], torch.Tensor]  # takes a field [B, ...] to a part of it
 
 R = 0.7  # relative change of the velocity at which the guard halves the fade
 
@@ -57,6 +59,7 @@ class Held:
     lambda_j: torch.Tensor  # [B]
     guard: torch.Tensor  # g [B]
     width: float
+    part: Part | None = None  # of the field that the velocity tells of; None: all
 
     def weight(self, lambdas: torch.Tensor) -> torch.Tensor:
         """a at the lambda of each sample [B], or of many levels [L, 1] for all samples [L, B]."""
@@ -77,13 +80,16 @@ class Fade:
         """Take in the first call of a step: x [B, ...], sigma [B] and what the sampler got."""
         self._before, self._v, self._sigma = self._v, velocity(x, sigma, denoised), sigma
 
-    def begin(self, width: float, mask: torch.Tensor | None = None) -> list[float]:
+    def begin(self, width: float, mask: torch.Tensor | None = None, part: Part | None = None) -> list[float]:
         """At a hand-over: hold the last velocity; ``width`` 0: nothing is held any more. Returns g of each sample, empty
-        without a fade: it needs two steps of one size before it."""
+        without a fade: it needs two steps of one size before it. ``part``: what alone fades of the field (of a latent that was
+        smaller, its frequencies); the rest is the next stage's at once."""
         self._held, v, before, sigma = None, self._v, self._before, self._sigma
         if not width or v is None or before is None or sigma is None or before.shape != v.shape:
             return []
-        self._held = Held(v, log_snr(sigma, self.flow), guard(v, before, mask), width)
+        if part:
+            v, before = part(v), part(before)
+        self._held = Held(v, log_snr(sigma, self.flow), guard(v, before, mask), width, part)
         return [float(g) for g in self._held.guard]
 
     def shares(self, sigmas: Sequence[float]) -> list[float]:
@@ -100,7 +106,10 @@ class Fade:
         if held is None or held.v.shape != x.shape:
             return denoised
         a = held.weight(log_snr(sigma, self.flow))
-        return torch.lerp(denoised, x - _beside(sigma, x) * held.v, _beside(a, x))
+        faded = x - _beside(sigma, x) * held.v
+        if held.part:
+            faded = denoised + held.part(faded - denoised)
+        return torch.lerp(denoised, faded, _beside(a, x))
 
     def forget(self) -> None:
         """Free all tensors."""

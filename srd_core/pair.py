@@ -16,7 +16,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrapperExecutor, WrappersMP
 
 from . import memory
-from .begin import begin_run, carry_out
+from .begin import begin_run, carry_out, make_small
 from .calls import KEY, OUTER_SAMPLE
 from .checks import check_run, check_settings, check_switch, check_together
 from .latent import FULL_NAME, check_pair, parameters_of
@@ -24,9 +24,14 @@ from .reach import Things, misfit_notes, one_stage_note, things_on
 from .report.data import Report
 from .route import RENDER, SKETCH, Pair, Part, Switch, pairs_of, stages_of
 from .run import AtHandOver, Run
+from .smaller import small_stages
 from .stage import RenderSettings, Stage
 from .teacache.host import TeaCache, is_cached, with_teacache
 
+INNER = (
+    "A Sketch-Render Model whose sketch_scale is below 1 is connected to another one. Set it to 1 there; the last node's "
+    "sketch_scale is for all that is connected as its sketch."
+)
 LARGER = "The render is larger than the sketch. Are the two swapped?"
 
 
@@ -78,7 +83,14 @@ def _plan(sketch: ModelPatcher, render: ModelPatcher, switch: Switch, settings: 
         name, member = next(iter(theirs.items()))
         theirs[name] = replace(member, model=_cached(member.model, settings.teacache))
     theirs = {name: replace(member, settings=member.settings.within(settings)) for name, member in theirs.items()}
-    pair = Pair(first, then, switch, settings.fade, settings.render_steps, settings.anew, settings.offload_sketch)
+    pair = Pair(
+        first, then, switch, settings.fade, settings.render_steps, settings.anew, settings.offload_sketch, settings.sketch_scale,
+        settings.sketch_size,
+    )  # fmt: skip
+    if small_stages(pair):  # the sampler begins anew anyway, so the sketch's steps stay those of the schedule
+        pair = replace(pair, anew=True)
+    if any(small_stages(inner) for inner in pairs_of(pair) if inner is not pair):
+        raise ValueError(INNER)
     return Plan(pair, ours | theirs, things_on(_plain(sketch)), _notes_of(sketch) + _notes_of(render))
 
 
@@ -147,6 +159,7 @@ def _sample(
         report.notes += plan.notes + one_stage_note(guider.model_patcher, plan.things)
         for name in stages_of(plan.whole):
             report.notes += misfit_notes(name, run.stages[name].model)
+        make_small(run, guider, call.arguments, plan.whole)
         for stage in stages.values():
             stage.prepare()
         _reckon_memory(run)
@@ -159,19 +172,19 @@ def _sample(
 
 def _reckon_memory(run: Run) -> None:
     """Note what the run will need, before anything is loaded."""
-    report, shape = run.books.report, run.request["noise"].shape
+    report = run.books.report
     report.device_bytes = memory.size_of_device(run.stages[SKETCH].model)
     for name, stage in run.stages.items():
         if FULL_NAME not in stage.model.attachments:  # else it stands for a sketch of another run
             entry = report.stage(name)
-            entry.weight_bytes, entry.step_bytes = memory.reckon(stage.model, shape, stage.guider.conds)
+            entry.weight_bytes, entry.step_bytes = memory.reckon(stage.model, run.shape_of(name), stage.guider.conds)
 
 
 def _loads_again(run: Run, whole: Pair) -> str:
     """What to say of a run that changes its stage more than once, see memory.reload_note."""
     changes = max(pair.switch.changes(run.steps.steps) for pair in pairs_of(whole))
     models = {name: stage.model for name, stage in run.stages.items()}
-    return memory.reload_note(models, run.request["noise"].shape, whole.offload, changes)
+    return memory.reload_note(models, run.shape_of(stages_of(whole)[-1]), whole.offload, changes)
 
 
 def _with_those_that_stay(plan: Plan, name: str, model: ModelPatcher, sketch: ModelPatcher) -> ModelPatcher:

@@ -19,9 +19,10 @@ from .route import Pair, Part, Route, pairs_of
 class Rest(BaseException):
     """Ends the sampler at a hand-over, to begin it anew. No Exception, so that nobody on the way takes it for an error."""
 
-    def __init__(self, x: torch.Tensor, step: int) -> None:
+    def __init__(self, x: torch.Tensor, step: int, call: inspect.BoundArguments | None = None) -> None:
         super().__init__()
         self.x, self.step = x, step  # the latent [B, ...] at which step (0-based) begins
+        self.call = call  # the SAMPLER_SAMPLE call of the run, where x has another size from here on
 
 
 def resampled(sigmas: Sequence[float], steps: int) -> list[float]:

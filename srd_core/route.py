@@ -108,6 +108,8 @@ class Pair:
     render_steps: int = 0  # the rest of the schedule after the last hand-over is walked in so many steps; 0: in its own
     anew: bool = False  # the sampler begins anew on that rest, also where it is known before the run
     offload: str = "auto"  # what happens to the memory of the part that leaves, see memory.py
+    sketch_scale: float = 1.0  # share of height and width that the first part runs at, see smaller.py; 1: all
+    sketch_size: tuple[int, int] | None = None  # height and width that it ran at elsewhere, in place of the share
 
 
 Part = str | Pair  # a stage's name, or a pair

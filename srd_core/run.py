@@ -16,12 +16,14 @@ All state belongs to the run, and is cleaned up also after an interrupt or an er
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import comfy.model_management
@@ -43,7 +45,8 @@ from .levels import places_of
 from .report.data import Step
 from .rest import Rest, begun_anew, resampled
 from .route import SKETCH, Pair, Route, Turn
-from .stage import GuidersStage, Stage
+from .smaller import Smaller
+from .stage import GuidersStage, Stage, follow_schedule
 from .steps import StepCounter
 from .teacache.host import COMPILE_KEY, CachedRun, run_of
 from .teacache.run import KEY as TEACACHE
@@ -54,6 +57,9 @@ NO_FADE = "No fade to the {stage}: it needs two steps before the switch, in a la
 SWINGS = "The last two steps before the {stage} still change direction (guard {guard:.2f}), so the fade is held back."
 NOT_WALKED = "render_steps is not followed: {sampler} chooses its own noise levels or sizes, so it can't begin anew at the switch."
 ANEW = "{sampler} begins anew after step {step}, because the rest has its own steps; a multistep sampler starts its history again."
+ENLARGED = "{sampler} begins anew after step {step}, where the latent is enlarged; a multistep sampler starts its history again."
+STAYED_SMALL = "{sampler} ended before the switch, so the latent is still as small as the sketch's. Choose another sampler, or set sketch_scale to 1."
+OTHER_SIZE = "{sampler} changed the size of the latent, so a smaller sketch can't be enlarged. Choose another sampler, or set sketch_scale to 1."
 
 
 @dataclass
@@ -68,6 +74,7 @@ class Run:
     host_callback: Callable[..., Any] | None
     walked: set[Pair]  # of the route, whose part of the schedule has been set already
     fade: Fade | None = None  # None: every hand-over is a cut
+    smaller: Smaller | None = None  # the latent is smaller; None: it has its full size, from here on at least
     in_charge: str = SKETCH
     leg: LegsLevels = field(default_factory=LegsLevels)  # of the present leg
     finite: FiniteGuard = field(default_factory=FiniteGuard)
@@ -77,6 +84,11 @@ class Run:
     _forwards: Counter[str] = field(default_factory=Counter)  # of a stage's network, where another pack may answer in its place
     _caches: dict[str, CachedRun] = field(default_factory=dict)  # of the stages that TeaCache works on
     _left: list[ModelPatcher] = field(default_factory=list)  # off the device, with patched objects that had to stay
+
+    def shape_of(self, stage: str) -> torch.Size:
+        """[B, C, ...] of the latent that ``stage`` runs on."""
+        whole = self.smaller and stage not in self.smaller.stages
+        return (self.smaller.request if self.smaller and whole else self.request)["noise"].shape
 
     def others(self) -> list[Stage]:
         """The stages that the host does not prepare by itself."""
@@ -109,14 +121,26 @@ class Run:
     def sample(self, executor: WrapperExecutor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """SAMPLER_SAMPLE wrapper: the sampler, and the sampler anew for what remains after each hand-over that asks for it."""
         call = first = SAMPLER_SAMPLE.bind(executor.class_obj, *args, **kwargs)
+        if self.smaller:
+            self._begin_small(self.smaller, call)
         while True:
             try:
                 latent = executor(*call.args[1:], **call.kwargs)
+                if self.smaller:
+                    raise RuntimeError(STAYED_SMALL.format(sampler=self.books.report.sampler))
                 if self.at_end:
                     self.at_end()
                 return latent
             except Rest as rest:
+                first = rest.call or first
                 call = begun_anew(first, rest, self.steps.sigmas)
+
+    def _begin_small(self, smaller: Smaller, call: inspect.BoundArguments) -> None:
+        """The host has prepared its own model: ranges of steps mean the run's schedule, which the small levels stand for."""
+        smaller.begin(call)
+        schedule = smaller.schedule(self._schedules_model().get_model_object("model_sampling"))
+        for of_role in call.arguments["model_wrap"].conds.values():
+            follow_schedule(of_role, SimpleNamespace(model_sampling=schedule))
 
     def predict(
         self, executor: WrapperExecutor, x: torch.Tensor, timestep: torch.Tensor, *args: Any, **kwargs: Any
@@ -127,7 +151,7 @@ class Run:
         self.finite.check()
         self.books.tick(self.in_charge)
         if begins:
-            self._choose_stage(x)
+            self._choose_stage(x, timestep)
         name, stage, forwards = self.in_charge, self.stages[self.in_charge], self._forwards[self.in_charge]
         self.books.report.stage(name).calls += 1
         prediction = memory.try_twice(partial(stage.predict, call, executor), self.make_room)
@@ -139,6 +163,8 @@ class Run:
             prediction = self.fade.blend(x, timestep, prediction)
             if begins and not self.route.final:
                 self.fade.note(x, timestep, prediction)
+                if self.smaller:
+                    self.smaller.latest.append((x.clone(), timestep, prediction))
         self.finite.check()
         return prediction
 
@@ -178,7 +204,7 @@ class Run:
             self.fade.forget()
         self.request.clear()
         self.host_callback = self.at_end = None
-        self.outside = ()
+        self.smaller, self.outside = None, ()
 
     def _begins_step(self, timestep: torch.Tensor) -> bool:
         """Whether this call begins a step. Reading the noise level waits for the device, so that the seconds before it are the
@@ -187,26 +213,48 @@ class Run:
             return False
         return self.steps.on_call(float(timestep[0]) if self.steps.needs_sigma else None)
 
-    def _choose_stage(self, x: torch.Tensor) -> None:
+    def _choose_stage(self, x: torch.Tensor, timestep: torch.Tensor) -> None:
         step, turn = self.steps.step, self.route.turn(self.steps.step)
-        anew = turn is not None and turn.walks and turn.pair not in self.walked
-        if anew and (self.steps.own_levels or x.shape != self.request["latent_image"].shape):
-            anew = False
-            self.books.report.notes.append(NOT_WALKED.format(sampler=self.books.report.sampler))
-        if turn and anew:
-            self._walk_rest(turn, step)
-        if turn:
-            self._hand_over(x, turn)
-        self.books.begin_step(step, self.in_charge)
-        if anew:
-            if not self.route.final:  # the sampler will make this call again, and it will be counted then
-                self.steps.forget_call()
-            raise Rest(x.clone(), step)
-
-    def _hand_over(self, x: torch.Tensor, turn: Turn) -> None:
+        if turn is None:
+            self.books.begin_step(step, self.in_charge)
+            return
         comfy.model_management.throw_exception_if_processing_interrupted()
         if self.at_hand_over:
             self.at_hand_over(x, turn)
+        smaller = self.smaller if self.smaller and turn.to not in self.smaller.stages else None
+        if smaller:
+            x = self._enlarge(smaller, x, timestep, step)
+        anew = turn.walks and turn.pair not in self.walked
+        if anew and (self.steps.own_levels or x.shape != self.request["latent_image"].shape):
+            anew = False
+            self.books.report.notes.append(NOT_WALKED.format(sampler=self.books.report.sampler))
+        if anew:
+            self._walk_rest(turn, step)
+        self._hand_over(x, turn, smaller)
+        self.books.begin_step(step, self.in_charge)
+        if anew or smaller:
+            if not self.route.final:  # the sampler will make this call again, and it will be counted then
+                self.steps.forget_call()
+            raise Rest(x.clone(), step, smaller.call if smaller else None)
+
+    def _enlarge(self, smaller: Smaller, x: torch.Tensor, timestep: torch.Tensor, step: int) -> torch.Tensor:
+        """x [B, C, ...] before ``step`` (0-based) at the full size; from here on the run has that and the whole schedule."""
+        sampler, levels = self.books.report.sampler, list(smaller.levels)
+        if x.shape != self.request["latent_image"].shape:
+            raise RuntimeError(OTHER_SIZE.format(sampler=sampler))
+        if self.fade:
+            for call in smaller.enlarged_calls():
+                self.fade.note(*call)
+        if self.steps.own_levels:  # its call is between the levels
+            levels[step] = float(smaller.scale.level(timestep[0]))
+        x = smaller.enlarged(x, timestep)
+        self.smaller, self.request = None, smaller.request
+        self._follow(levels)
+        self.books.report.notes.append(ENLARGED.format(sampler=sampler, step=step))
+        return x
+
+    def _hand_over(self, x: torch.Tensor, turn: Turn, smaller: Smaller | None) -> None:
+        """x [B, C, ...] of the size from here on; ``smaller``: how the latent was smaller until now."""
         self.leg.count = 0 if self.steps.padded else self.steps.steps + 1 - self.steps.step
         begin, leaving, coming = time.perf_counter(), self.stages[self.in_charge].model, self.stages[turn.to].model
         models = {name: stage.model for name, stage in self.stages.items()}
@@ -217,21 +265,23 @@ class Run:
         bytes_at["at"] = memory.snapshot(coming, models)
         self.load(turn.to, x)
         bytes_at["after"] = memory.snapshot(coming, models)
-        self.books.hand_over(self.steps.step, turn, self._fade_shares(x, turn), time.perf_counter() - begin, bytes_at)
+        self.books.hand_over(self.steps.step, turn, self._fade_shares(x, turn, smaller), time.perf_counter() - begin, bytes_at)
 
     def load(self, stage: str, x: torch.Tensor) -> None:
         """``stage`` is in charge and loaded, for a latent of the size of x [B, C, ...]."""
         noise = self.request["noise"] if self.request["noise"].shape == x.shape else x
         schedule = self._schedules_model().get_model_object("model_sampling")
+        if self.smaller:
+            schedule = self.smaller.schedule(schedule)
         self.in_charge = stage
         memory.try_twice(partial(self.stages[stage].load, noise, self.request, schedule), self.make_room)
         self._keep_objects()
 
-    def _fade_shares(self, x: torch.Tensor, turn: Turn) -> list[float]:
+    def _fade_shares(self, x: torch.Tensor, turn: Turn, smaller: Smaller | None) -> list[float]:
         """The fade of a hand-over begins; returns the share of what is held in each step from here on."""
         if self.fade is None:
             return []
-        guards = self.fade.begin(turn.fade, self._mask_for(x))
+        guards = self.fade.begin(turn.fade, self._mask_for(x), smaller.scale.known if smaller else None)
         notes = self.books.report.notes
         if turn.fade and not guards:
             notes.append(NO_FADE.format(stage=turn.to))
@@ -241,14 +291,20 @@ class Run:
 
     def _walk_rest(self, turn: Turn, step: int) -> None:
         """The rest of the schedule from ``step`` (0-based) on gets the pair's own number of steps."""
-        levels = [*self.steps.sigmas[:step], *resampled(self.steps.sigmas[step:], turn.pair.render_steps)]
+        levels = [*self.books.sigmas[:step], *resampled(self.books.sigmas[step:], turn.pair.render_steps)]
         self.walked.add(turn.pair)
+        self._follow(levels)
+        self.books.report.notes.append(ANEW.format(sampler=self.books.report.sampler, step=step))
+
+    def _follow(self, levels: list[float]) -> None:
+        """These are the run's levels now, for all steps from the first; a smaller latent has those that stand for them."""
         self.steps.sigmas = self.books.sigmas = self.books.report.sigmas = levels
+        if self.smaller:
+            self.smaller.levels, self.steps.sigmas = levels, self.smaller.scale.small_levels(levels)
         self.route.follow(levels[:-1], places_of(self._schedules_model().get_model_object("model_sampling"), levels)[:-1])
         for stage in self.others():
             if cached := run_of(stage.options):
-                cached.follow(levels)
-        self.books.report.notes.append(ANEW.format(sampler=self.books.report.sampler, step=step))
+                cached.follow(self.steps.sigmas)
 
     def make_room(self) -> str:
         """After the stage in charge ran out of memory: the others leave. Returns what to say if that does not help."""

@@ -34,6 +34,12 @@ Request = dict[str, Any]  # the run's noise, latent_image, denoise_mask, seed, l
 THREADS = "multigpu_thread_pool"  # the host's model option
 
 
+def check_scale(sketch_scale: float) -> None:
+    """Raises ValueError for a share of the size that no sketch runs at."""
+    if not 0.5 <= sketch_scale <= 1:
+        raise ValueError(f"sketch_scale is {sketch_scale}; it must be from 0.5 to 1 (1: the sketch runs at full size).")
+
+
 @dataclass(frozen=True)
 class RenderSettings:
     """What the render does otherwise than the guider says for the sketch."""
@@ -46,6 +52,8 @@ class RenderSettings:
     fade: float = 0.0  # width of the fade at the hand-over, see fade.py; 0: a cut
     render_steps: int = 0  # steps for the rest of the schedule, see rest.py; 0: its own
     anew: bool = False  # the sampler begins anew on that rest, also where it is known before the run
+    sketch_scale: float = 1.0  # share of the latent's height and width that the sketch runs at, see smaller.py; 1: all
+    sketch_size: tuple[int, int] | None = None  # height and width that it ran at elsewhere, in place of the share
 
     def __post_init__(self) -> None:
         """Raises ValueError for settings that mean nothing."""
@@ -57,6 +65,7 @@ class RenderSettings:
             raise ValueError(f"fade is {self.fade}; it must be 0 or more (0: no fade, 1.1: the fitted width).")
         if self.render_steps < 0:
             raise ValueError(f"render_steps is {self.render_steps}; it must be 0 or more (0: the steps of the schedule).")
+        check_scale(self.sketch_scale)
 
     def within(self, outer: RenderSettings) -> RenderSettings:
         """The same in a stage of a pair with the settings ``outer``, which hold where this has none."""
@@ -210,7 +219,7 @@ class Stage(GuidersStage):
                 inner, noise, conds.copy(), device, latent_image, mask, request["seed"], latent_shapes=request["latent_shapes"]
             )
             for of_role in processed.values():
-                _follow_schedule(of_role, _schedule_in(self.latent_map, schedule))
+                follow_schedule(of_role, _schedule_in(self.latent_map, schedule))
         return processed
 
 
@@ -257,7 +266,7 @@ def _schedule_in(latent_map: LatentMap, schedule: Any) -> Any:
     return SimpleNamespace(model_sampling=SimpleNamespace(percent_to_sigma=percent_to_sigma))
 
 
-def _follow_schedule(conds: list[dict[str, Any]], schedule_of: Any) -> None:
+def follow_schedule(conds: list[dict[str, Any]], schedule_of: Any) -> None:
     """Ranges of steps (start and end percent of prompts, hooks and ControlNets) mean the run's schedule, also where the
     stage's model has its own shift."""
     comfy.samplers.calculate_start_end_timesteps(schedule_of, conds)

@@ -42,7 +42,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 @pytest.fixture
 def graph(server: Any) -> dict[str, Any]:
     """The demo's graph, short."""
-    graph = workflow.to_api(workflow.load(REPOSITORY / "workflows" / "demo.json"), server.object_info())
+    graph = workflow.to_api(workflow.load(REPOSITORY / "demo" / "demo.json"), server.object_info())
     return workflow.set_inputs(graph, workflow.find(graph, "SRSampler"), steps=STEPS, switch_mode="step", switch_step=3)
 
 
@@ -118,7 +118,7 @@ def test_a_cached_sketch_render_model_is_told_under_the_prompt_that_samples_with
 def under_ksampler(server: Any, count: int) -> tuple[dict[str, Any], list[str], list[str]]:
     """The demo's graph with one Sketch-Render Model ("model") under so many KSamplers, each with an Inspector that waits for
     it: (graph, samplers, Inspectors). Samplers differ in their seed and have one step more than the one before."""
-    graph = workflow.to_api(workflow.load(REPOSITORY / "workflows" / "demo.json"), server.object_info())
+    graph = workflow.to_api(workflow.load(REPOSITORY / "demo" / "demo.json"), server.object_info())
     first = workflow.find(graph, "SRSampler")
     inputs = graph[first]["inputs"]
     switching = {i.id for i in module("nodes.sampler")._switching()} | {"sketch", "render"}

@@ -465,7 +465,7 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 def test_every_policy_does_in_a_server_what_it_says(server: Any):
     kept = {}
-    saved = workflow.to_api(workflow.load(REPOSITORY / "workflows" / "demo.json"), server.object_info())
+    saved = workflow.to_api(workflow.load(REPOSITORY / "demo" / "demo.json"), server.object_info())
     for policy in POLICIES:
         settings = {"steps": 6, "switch_mode": "step", "switch_step": 3, "offload_sketch": policy}
         ready = workflow.set_inputs(saved, workflow.find(saved, "SRSampler"), **settings)

@@ -15,7 +15,7 @@ from hosting import REPOSITORY, module, pack
 from test_cooperation import SWITCHING
 
 MODELS = ["sketch", "render"]
-SWITCH = [*SWITCHING, "render_positive", "render_negative", "fade", "sketch_steps", "render_steps", "preset"]
+SWITCH = [*SWITCHING, "render_positive", "render_negative", "fade", "sketch_steps", "render_steps", "sketch_scale", "preset"]
 SAMPLER = ["positive", "negative", "latent", "seed", "steps", "cfg", "sampler_name", "scheduler", "denoise"]
 RULE = ["switch_mode", "delta", "fix_step", "max_step", "switch_step", "switch_sigma"]
 LOADER = ["model_name", "weight_dtype", "attention"]
@@ -24,7 +24,7 @@ CONTRACT = {
     "SRLoadRenderDiT": ("Load Render DiT", LOADER, ["MODEL"]),
     "SRSampler": ("SR Sampler", [*MODELS, *SAMPLER, *SWITCH], ["LATENT", "SR_REPORT"]),
     "SRModel": ("Sketch-Render Model", [*MODELS, *SWITCH], ["MODEL", "SR_REPORT"]),
-    "SRSketch": ("SR Sketch", ["sketch", *SAMPLER, *RULE], ["SR_HAND_OVER", "LATENT", "SR_REPORT"]),
+    "SRSketch": ("SR Sketch", ["sketch", *SAMPLER, *RULE, "sketch_scale"], ["SR_HAND_OVER", "LATENT", "SR_REPORT"]),
     "SRRender": (
         "SR Render", ["hand_over", "render", "positive", "negative", "render_cfg", "teacache", "fade", "render_steps"],
         ["LATENT", "SR_REPORT"],
@@ -46,10 +46,10 @@ DEFAULTS = {
     "delta": 0.01, "fix_step": 5, "max_step": 0, "switch_step": 10, "switch_sigma": 0.875, "render_cfg": 0.0,
     "teacache": 0.0, "offload_sketch": "auto", "weight_dtype": "default", "attention": "auto",
     "threshold": 0.08, "form": "e", "keep_on": "gpu", "fade": 0.0, "sketch_steps": "", "render_steps": 0,
-    "save_report": "", "preset": "custom",
+    "sketch_scale": 1.0, "save_report": "", "preset": "custom",
 }  # fmt: skip
 ADVANCED = {"max_step", "switch_step", "switch_sigma", "render_cfg", "teacache", "offload_sketch", "form", "keep_on", "lpips", "fade",
-            "sketch_steps", "render_steps", "points", "save_report"}  # fmt: skip
+            "sketch_steps", "render_steps", "sketch_scale", "points", "save_report"}  # fmt: skip
 
 
 def node_classes() -> list[Any]:

@@ -21,10 +21,10 @@ page_module = load_by_path("srd_page", REPOSITORY / "demo" / "page.py")
 report_module = module("srd_core.report.data")
 workflow_module = load_by_path("srd_workflow", REPOSITORY / "demo" / "workflow.py")
 
-DEMO = REPOSITORY / "workflows" / "demo.json"
+DEMO = REPOSITORY / "demo" / "demo.json"
 FIRST_RELEASE = Path(__file__).parent / "data" / "workflow_first_release.json"
-# What the page adds to nodes of the first release: fade, sketch_steps, render_steps, preset; save_report.
-LATER = {"SRSampler": [0, "", 0, "custom"], "SRSwitchInspector": [""]}
+# What the page adds to nodes of the first release: fade, sketch_steps, render_steps, sketch_scale, preset; save_report.
+LATER = {"SRSampler": [0, "", 0, 1, "custom"], "SRSwitchInspector": [""]}
 SAMPLER, INSPECTOR, LOADERS, SHIFT = 8, 12, (1, 2), 7  # node ids in the demo's workflow
 VERSION_1 = Path(__file__).parent / "data" / "report_version_1.json"
 BARS = [f".srd-bar.srd-stage-{place}" for place in range(4)]  # of the sketch, the render and further stages

@@ -27,6 +27,7 @@ METHODS = {
 # (file, what) that is meant so.
 ALLOWED = {
     ("nodes/live.py", "import aiohttp"): "an answer on the host's own web server; it opens no connection",
+    ("nodes/inspector.py", "write_text"): "Switch Inspector writes the report into the host's output folder, where save_report asks for it",
     ("srd_core/handover/file.py", "save_file"): "Save Hand-over writes a safetensors file into the host's output folder",
     ("srd_core/handover/file.py", "unlink"): "the same, under another name first",
     ("srd_core/host_check.py", "import_module"): "looks whether the host has the hooks; names from a table in the source",

@@ -47,7 +47,7 @@ def server(files: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 @pytest.fixture(scope="module")
 def saved(server: Any) -> dict[str, Any]:
-    return workflow.to_api(workflow.load(REPOSITORY / "workflows" / "demo.json"), server.object_info())
+    return workflow.to_api(workflow.load(REPOSITORY / "demo" / "demo.json"), server.object_info())
 
 
 def refused(server: Any, saved: Any, node: str, **values: Any) -> tuple[str, str]:

@@ -34,16 +34,18 @@ from test_families import FLUX2
 workflow = load_by_path("srd_workflow", REPOSITORY / "demo" / "workflow.py")
 
 FOLDER = REPOSITORY / "workflows"
-NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
+TEMPLATES = sorted(path.stem for path in FOLDER.glob("*.json"))
 WAN21, WAN21_KSAMPLER = "wan2.1_t2v_14B_to_1.3B", "wan2.1_t2v_14B_to_1.3B_ksampler"
 WAN22, DEMO = "wan2.2_high_noise_to_wan2.1_1.3B", "demo"
+NAMES = [*TEMPLATES, DEMO]  # the demo's is not a template: its text node is not part of the pack
 COG, COG_KSAMPLER = "cogvideox_5B_to_2B", "cogvideox_5B_to_2B_ksampler"
 COMPARE, SWEEP, ONCE = "compare_wan2.1_t2v_14B_to_1.3B", "delta_sweep", "sketch_once_render_many"
 FAST, FEW_STEP, THREE = f"{WAN21}_fast", "wan2.1_t2v_14B_few_step_render", "wan2.2_high_low_to_wan2.1_1.3B"
 BALANCED, LONG, GGUF = f"{WAN21}_balanced", f"{WAN21}_long", "wan2.1_t2v_14B_gguf_to_1.3B"
 MOE, MOE_LORA, MOE_IMAGE = "wan2.2_t2v_14B_high_to_low", "wan2.2_t2v_14B_high_to_low_lightx2v", "wan2.2_i2v_14B_high_to_low"
 IMAGE, VACE, FLUX = "wan2.1_i2v_14B_to_fun_inp_1.3B", "wan2.1_vace_14B_to_1.3B", "flux2_dev_to_klein_4B"
-NEWER = {FAST, FEW_STEP, THREE, BALANCED, LONG, GGUF, MOE, MOE_LORA, MOE_IMAGE, IMAGE, VACE, FLUX}
+HD = f"{WAN21}_720p"
+NEWER = {FAST, FEW_STEP, THREE, BALANCED, LONG, GGUF, MOE, MOE_LORA, MOE_IMAGE, IMAGE, VACE, FLUX, HD}
 KSAMPLER_OF = {name: f"{name}_ksampler" for name in (WAN21, COG)}
 OWN = (
     "SRLoadSketchDiT", "SRLoadRenderDiT", "SRSampler", "SRModel", "SRSwitchInspector", "SRCompare", "SRCogVideoXFix",
@@ -66,7 +68,7 @@ LOADED = {
 OFFICIAL = tuple(f"https://huggingface.co/Comfy-Org/{name}" for name in ("Wan_2.1_", "Wan_2.2_", "flux2-dev/", "flux2-klein/"))
 QUANTIZED = "https://huggingface.co/city96/Wan2.1-T2V-14B-gguf/resolve/main/"
 KIJAI = "https://huggingface.co/Kijai/WanVideo_comfy/resolve/main/Lightx2v/"  # of LoRAs
-LATER = {"SRSampler": 4, "SRModel": 4, "SRRender": 2, "SRSwitchInspector": 1}  # widgets that a file of the first release has no value for
+LATER = {"SRSampler": 5, "SRModel": 5, "SRSketch": 1, "SRRender": 2, "SRSwitchInspector": 1}  # widgets that a file of the first release has no value for
 STEPS = {FEW_STEP: 14, MOE_LORA: 13}  # of a workflow in which the render walks the rest in its own steps
 STAGES = {THREE: ["sketch", "sketch 2", "render"]}
 TEXT_WIDTHS = {"mistral_3_small_flux2_fp8.safetensors": 15360, "qwen_3_4b.safetensors": 7680}
@@ -264,7 +266,7 @@ def info(server: Any) -> Mapping[str, Any]:
 
 
 def shipped(name: str) -> dict[str, Any]:
-    return workflow.load(FOLDER / f"{name}.json")
+    return workflow.load((REPOSITORY / "demo" if name == DEMO else FOLDER) / f"{name}.json")
 
 
 def run(server: Any, graph: Mapping[str, Any]) -> dict[str, Any]:
@@ -323,11 +325,11 @@ def frames_of(server: Any, outputs: Mapping[str, Any], name: str | None = None) 
 
 
 def test_there_is_a_workflow_for_each_promise() -> None:
-    plain, further = {WAN21, WAN21_KSAMPLER, WAN22, DEMO, COG, COG_KSAMPLER}, {COMPARE, SWEEP, ONCE}
-    assert plain | further | NEWER == set(NAMES)
+    plain, further = {WAN21, WAN21_KSAMPLER, WAN22, COG, COG_KSAMPLER}, {COMPARE, SWEEP, ONCE}
+    assert plain | further | NEWER == set(TEMPLATES)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TEMPLATES)
 def test_every_workflow_has_a_picture_that_the_template_browser_shows(name: str) -> None:
     with Image.open(FOLDER / f"{name}.jpg") as picture:  # the page looks for a .jpg of the workflow's name
         assert picture.format == "JPEG" and min(picture.size) >= 400
@@ -465,7 +467,7 @@ def test_a_file_from_before_the_newest_widgets_gives_the_same_graph(name: str, i
         defaults = [options["default"] for _, kind, options in workflow.specs(info[old["type"]]) if workflow.is_widget(kind, options)]
         new["widgets_values"][-count:] = defaults[-count:]
     assert own and workflow.to_api(before, info) == workflow.to_api(plain, info)
-    if name not in NEWER:
+    if name not in NEWER | {DEMO}:
         assert plain == shipped(name)
 
 
@@ -475,7 +477,7 @@ def missing_are_new(class_type: str, missing: int) -> bool:
 
 
 def test_the_page_lists_the_workflows_as_templates_of_the_pack(server: Any) -> None:
-    assert set(NAMES) <= set(server.get("/api/workflow_templates")["ComfyUI-SRDiffusion"])
+    assert set(TEMPLATES) <= set(server.get("/api/workflow_templates")["ComfyUI-SRDiffusion"])
 
 
 def test_a_workflow_with_too_many_or_unknown_values_is_refused_in_words(info: Mapping[str, Any]) -> None:
@@ -600,8 +602,8 @@ def test_a_workflow_opens_with_its_note_and_all_loaders_in_view(name: str) -> No
     assert scale >= 0.62
     shown = [node for node in saved["nodes"] if node["type"] in (*LOADERS, *workflow.NOTES)]
     for (x, y), (w, h) in ((node["pos"], node["size"]) for node in shown):
-        assert 60 <= (x + left) * scale and (x + w + left) * scale <= 1920  # the page's side bar is 60 pixels wide
-        assert 110 <= (y - 30 + top) * scale and (y + h + top) * scale <= 1080  # its tabs and its menu take 110
+        assert (x + left) * scale >= 60 and (x + w + left) * scale <= 1920  # the page's side bar is 60 pixels wide
+        assert (y - 30 + top) * scale >= 110 and (y + h + top) * scale <= 1080  # its tabs and its menu take 110
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -619,6 +621,15 @@ def test_a_workflow_that_has_a_preset_s_name_has_its_values(name: str, preset: s
 def test_the_fast_workflow_is_the_balanced_one_with_a_render_without_guidance(info: Mapping[str, Any]) -> None:
     balanced, fast = (workflow.to_api(shipped(name), info) for name in (BALANCED, FAST))
     assert fast == workflow.set_inputs(balanced, workflow.find(balanced, "SRSampler"), render_cfg=1)
+
+
+def test_the_720p_workflow_is_the_plain_one_with_a_smaller_sketch(server: Any, info: Mapping[str, Any]) -> None:
+    plain, hd = (workflow.to_api(shipped(name), info) for name in (WAN21, HD))
+    sampler, latent, save = (workflow.find(plain, kind) for kind in ("SRSampler", "EmptyHunyuanLatentVideo", "SaveVideo"))
+    expected = workflow.set_inputs(plain, sampler, sketch_scale=0.667)
+    expected = workflow.set_inputs(expected, latent, width=1280, height=720, length=81)
+    assert hd == workflow.set_inputs(expected, save, filename_prefix=hd[save]["inputs"]["filename_prefix"])
+    assert any("on a latent of 2 x 4 in the place of 4 x 8" in note for note in report_of(run(server, ready(HD, info)))["notes"])
 
 
 @pytest.mark.parametrize("name", KSAMPLER_OF)
@@ -690,6 +701,6 @@ def test_every_file_that_a_document_links_to_or_names_is_there(document: str) ->
 
 
 @pytest.mark.parametrize("document", ["README.md", "README.zh.md"])
-def test_both_readmes_name_every_workflow_but_the_demo_and_those_of_other_samplers(document: str) -> None:
+def test_both_readmes_name_every_workflow_but_those_of_other_samplers(document: str) -> None:
     named = set(re.findall(r"\]\(workflows/([^)]+)\.json\)", (REPOSITORY / document).read_text("utf-8")))
-    assert named == set(NAMES) - {DEMO, WAN21_KSAMPLER, COG_KSAMPLER}
+    assert named == set(TEMPLATES) - {WAN21_KSAMPLER, COG_KSAMPLER}

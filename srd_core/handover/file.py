@@ -20,8 +20,8 @@ from ..report.data import Report
 from ..route import RENDER, SKETCH
 from .record import NOTED, SAMPLES, Call, Schedule, Settings, SketchRecord
 
-VERSION = 2
-READS = ("1", "2")  # 1: with a report of version 1
+VERSION, VERSION_SMALL = 2, 3
+READS = ("1", "2", "3")  # 1: with a report of version 1; 3: of a smaller sketch
 SUFFIX = ".sketch.safetensors"  # of a file's name
 PARTIAL = ".partial"  # after it, while the file is written
 LEFT_AFTER = 24 * 3600.0  # seconds after which nobody writes a file any more
@@ -41,8 +41,9 @@ def write(record: SketchRecord, path: Path) -> None:
     """
     _sweep(path.parent)
     partial = path.with_name(f".{path.name}{PARTIAL}")
+    version = VERSION if record.sketch_size is None else VERSION_SMALL  # an older pack would take it for a damaged one
     try:
-        safetensors.torch.save_file(_tensors(record), partial, {MARK: str(VERSION), FACTS: json.dumps(_facts(record))})
+        safetensors.torch.save_file(_tensors(record), partial, {MARK: str(version), FACTS: json.dumps(_facts(record))})
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -101,7 +102,7 @@ def check(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path.name} is a safetensors file, but not a hand-over. Choose one that Save Hand-over wrote.")
     if metadata[MARK] not in READS:
         raise ValueError(
-            f"{path.name} is a hand-over of version {metadata[MARK][:20]!r}; this ComfyUI-SRDiffusion reads versions {' and '.join(READS)}. "
+            f"{path.name} is a hand-over of version {metadata[MARK][:20]!r}; this ComfyUI-SRDiffusion reads versions {READS[0]} to {READS[-1]}. "
             "Update the pack where the file is used, or sketch again."
         )
     strange = [name for name, facts in header.items() if not isinstance(facts, dict) or facts.get("dtype") not in FLOATS]
@@ -211,6 +212,7 @@ def _settings(facts: Any) -> Settings:
         cfg=_number(facts, "cfg", 0, 1000),
         denoise=_number(facts, "denoise", 0, 1),
         batch_index=indices,
+        sketch_scale=_number({"sketch_scale": 1.0, **facts}, "sketch_scale", 0.5, 1),
     )
 
 

@@ -32,6 +32,7 @@ class Settings:
     cfg: float
     denoise: float
     batch_index: list[int] | None = None  # which noise of the seed each latent of a batch gets; None: one after the other
+    sketch_scale: float = 1.0  # share of the latent's height and width that the sketch ran at; 1: all
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,13 @@ class SketchRecord:
     extra: dict[str, Any] = field(default_factory=dict)  # what else the LATENT has; in memory only, a file does not hold it
     schedule: Schedule = field(default_factory=lambda: Schedule([], {}, {}))
     host: str = ""  # version of the ComfyUI that sketched
+
+    @property
+    def sketch_size(self) -> tuple[int, int] | None:
+        """Height and width of a latent that was smaller than the run's; None: it had the run's size."""
+        height, width = self.calls[0].prediction.shape[-2:]
+        is_small = self.settings.sketch_scale < 1 and (height, width) != tuple(self.latent_image.shape[-2:])
+        return (height, width) if is_small else None
 
     @property
     def steps(self) -> int:

@@ -54,6 +54,7 @@ def load(path: Path) -> SketchRecord:
     table = record.schedule.tables.get("sigmas")
     for what, holds in {  # only what holds for every sampler: some call twice a step, between the levels, or ahead
         "its latent is not of its latent format": layout_of(first.prediction) == (facts.get("channels"), facts.get("dimensions")),
+        "its sketch is larger than its latent": all(a <= b for a, b in zip(record.sketch_size or (), record.latent_image.shape[-2:])),
         "its batch_index is not of its batch": indices is None or len(indices) == len(first.prediction),
         "its calls are not those of its report": [stage.calls for stage in record.report.stages] == [len(record.calls), 0],
         "its calls are not at its noise levels": first.sigma > 0 and all(0 <= call.sigma <= highest for call in record.calls),
@@ -79,7 +80,8 @@ def render_from(record: SketchRecord, render: ModelPatcher, settings: RenderSett
             f"does not have (sketched with ComfyUI {record.host})."
         )
     check_plain(RENDER, render)
-    settings = replace(settings, anew=True)  # the sketch's calls are those of the whole schedule
+    # The sketch's calls are those of the whole schedule, and have its size.
+    settings = replace(settings, anew=True, sketch_size=record.sketch_size)
     stand_in = _stand_in(record, render)
     stand_in.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, KEY, _load_nothing)
     replay = Replay(record, report)

@@ -18,9 +18,10 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrapperExecutor, WrappersMP
 
-from ..begin import begin_run, carry_out
+from ..begin import begin_run, carry_out, make_small
 from ..calls import KEY, OUTER_SAMPLE, PREDICT_NOISE, SAMPLER_SAMPLE
 from ..checks import check_plain, check_run, check_switch
+from ..enlarge import Enlargement
 from ..latent import latent_facts
 from ..reach import misfit_notes
 from ..report.data import StageReport
@@ -50,8 +51,18 @@ def _note_noise(executor: WrapperExecutor, *args: Any, record: SketchRecord, **k
     """SAMPLER_SAMPLE wrapper: a node of the sketch may have changed the noise before (freenoise of context windows)."""
     drawn = comfy.sample.prepare_noise(record.latent_image, record.settings.seed, record.settings.batch_index)
     started = _on_the_cpu(SAMPLER_SAMPLE.bind(executor.class_obj, *args, **kwargs).arguments["noise"])
-    record.noise = None if torch.equal(started, drawn.to(started.dtype)) else started
+    record.noise = _noise_of(started, drawn.to(started.dtype))
     return executor(*args, **kwargs)
+
+
+def _noise_of(started: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor | None:
+    """The noise of a run whose sampler was given ``started``; None: it is as ``drawn``. Of a smaller sketch it is the low
+    frequencies."""
+    if started.shape == drawn.shape:
+        return None if torch.equal(started, drawn) else started
+    (height, width), (small_height, small_width) = drawn.shape[-2:], started.shape[-2:]
+    scale = Enlargement((height, width), (small_height, small_width), flow=True)
+    return None if torch.equal(started, scale.low(drawn)) else scale.back(started) + scale.high(drawn)
 
 
 def _sample(
@@ -60,7 +71,7 @@ def _sample(
     """OUTER_SAMPLE wrapper: one sampling run of the host, or the beginning of one."""
     guider = executor.class_obj
     call = OUTER_SAMPLE.bind(guider, *args, **kwargs)
-    pair = Pair(SKETCH, RENDER, switch)
+    pair = Pair(SKETCH, RENDER, switch, sketch_scale=record.settings.sketch_scale)
     run = begin_run(guider, call.arguments, {}, pair, record.report)
     record.report.stages.append(StageReport(RENDER, "not yet, see SR Render"))
     recorder = Recorder(record, run)
@@ -75,6 +86,7 @@ def _sample(
             raise ValueError("The sketch would run no step. Set switch_step to 1 or more, or switch_sigma lower.")
         _begin_record(record, guider.model_patcher, call.arguments)
         record.report.notes += misfit_notes(SKETCH, guider.model_patcher)
+        make_small(run, guider, call.arguments, pair)
 
     try:
         return carry_out(run, executor, call, prepare)

@@ -87,6 +87,7 @@ class Report:
     sampler: str = ""
     sampler_node: str = ""  # id of the node that sampled
     shape: list[Size] = field(default_factory=list)  # of the latent
+    small_shape: list[Size] = field(default_factory=list)  # of the latent while the sketch ran it smaller; empty: it did not
     device_bytes: Size = 0  # that the first stage's device has; 0: not known
     render_steps: Count = 0  # as set, 0: the schedule's own
     given_steps: Count = 0  # of the schedule that the sampler was given; 0: as many as ``sigmas`` has

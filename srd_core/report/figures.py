@@ -65,6 +65,8 @@ def remaining(report: Report) -> Left | None:
     stage, each = in_charge(report), medians(report)
     if stage is None or (stage.name, False) not in each:
         return None
+    if report.small_shape and not report.count(report.stages[-1].name):  # nothing is known yet of steps at the full size
+        return None
     reuses, seconds = len(still_reused(report)), 0.0
     to_come = _to_come(report, stage.name)
     for name, steps in to_come.items():
@@ -88,12 +90,13 @@ def _to_come(report: Report, present: str) -> dict[str, int]:
 def speed_up(report: Report) -> float | None:
     """How many times as fast as its first stage alone, estimated from the run's own steps; of a running run what it will be.
 
-    None while only one stage has run, or more than the last one is still to come.
+    None while only one stage has run, or more than the last one is still to come, and where the first one ran on fewer pixels: its
+    steps at the full size are not known.
     """
     ran = {s.stage for s in report.steps if s.seconds is not None}
     alone = step_seconds(report, report.stages[0].name) if report.stages else None
     seconds, steps = run_seconds(report), sum(s.seconds is not None for s in report.steps)
-    if alone is None or seconds is None or len(ran) < 2:
+    if alone is None or seconds is None or len(ran) < 2 or report.small_shape:
         return None
     if report.status == "running":
         left = remaining(report)
