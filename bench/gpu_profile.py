@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import common
-import gpu_rows
+import gpu_bench
 import torch
 from torch.autograd import DeviceType
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -84,11 +84,11 @@ class StepProfile:
 
     def __call__(self, step: int, *_: Any) -> None:
         if step == self.first:
-            gpu_rows.wait()
+            gpu_bench.wait()
             self.profiler.start()
             self.begin = time.perf_counter()
         elif step == self.first + 1:
-            gpu_rows.wait()
+            gpu_bench.wait()
             self.seconds = time.perf_counter() - self.begin
             self.profiler.stop()
             self.waits.__enter__()
@@ -109,6 +109,6 @@ class StepProfile:
 
 def profiled(bench: Any, model: Any) -> dict[str, Any]:
     """A step late in a run of ``model``."""
-    profile = StepProfile(gpu_rows.device(), STEPS - 4)
+    profile = StepProfile(gpu_bench.device(), STEPS - 4)
     bench.sample(model, bench.cfg, profile, steps=STEPS)
     return profile.found()

@@ -120,7 +120,7 @@ def _steps(what: str, measured: Measured) -> list[str]:
     for name in names:
         seconds, row = measured.step(name), measured.rows[name][-1]
         share = seconds / sketch if seconds and sketch else None
-        out.append(f"| {name} ({row['dtype']}) | {_number(seconds)} | {_number(share)} | {_number(row['flops'] / 1e12)} | {_gb(row.get('peak'))} |")
+        out.append(f"| {name} ({row['dtype']}) | {_number(seconds)} | {_number(share)} | {_number(row['flops'] / 1e12) if 'flops' in row else ''} | {_gb(row.get('peak'))} |")
     return out
 
 

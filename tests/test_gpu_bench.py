@@ -20,6 +20,7 @@ sys.path.append(str(REPOSITORY / "bench"))
 import common  # noqa: E402
 import cost  # noqa: E402
 import gpu  # noqa: E402
+import gpu_bench  # noqa: E402
 import gpu_kit  # noqa: E402
 import gpu_models  # noqa: E402
 import gpu_profile  # noqa: E402
@@ -170,7 +171,7 @@ def test_the_rehearsal_goes_from_start_to_table(tmp_path: Path):
     assert whole == set("abcdef")  # g is of dynamic VRAM
     runs = {row["row"]: row for row in rows if row["stage"] == "c" and "n" in row}
     assert runs["SR, TeaCache"]["reused"] == 5 and runs["SR"]["reused"] == 0 and runs["sketch only"]["reused"] == 0
-    assert {"two KSamplers", "EasyCache on the sketch", "SR, TeaCache, no guidance, fade", "render only"} <= runs.keys()
+    assert {"two KSamplers", "EasyCache on the sketch", "SR, TeaCache, no guidance, fade", "SR, sketch_scale 0.75"} <= runs.keys()
     assert {row["status"] for row in rows if row["row"].endswith(" GB")} == {"done"}
     assert "tests, classic: 17 of 18 passed" in said  # the one left needs a GPU
 
@@ -196,7 +197,7 @@ def test_the_real_shapes_are_those_of_the_published_models():
 def test_a_backend_that_the_host_replaces_by_pytorch_s_is_no_row_of_its_own(monkeypatch: pytest.MonkeyPatch):
     host, network = module("srd_core.attention").attention, gpu_models.SHAPES["tiny"][cost.WAN][1]
     monkeypatch.setitem(host.REGISTERED_ATTENTION_FUNCTIONS, "sage", host.attention_pytorch)
-    assert "takes pytorch's instead" in gpu_rows.unavailable(gpu_rows.VARIANTS["sage"], network)
+    assert "takes pytorch's instead" in gpu_bench.unavailable(gpu_rows.VARIANTS["sage"], network)
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
