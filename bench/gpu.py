@@ -39,7 +39,7 @@ END = "end"  # row that tells how a part ended
 WHOLE = "whole"  # it ended because all its rows are there
 # What must be the same of two sessions before rows of the one count as there in the other.
 SETTING = ("card", "host", "versions", "commit", "rehearsal")
-SHORTEST = 15  # seconds; with less left, no part is started
+SHORTEST = 15  # seconds that a stage must have left for a part
 
 
 @dataclass(frozen=True)
@@ -163,12 +163,16 @@ class Command:
             part = {"stage": stage.letter, "part": f"{what}, {manager}"}
             if self.results.has(**part, row=END, why=WHOLE):
                 continue
-            begin, limit = time.monotonic(), min(stage_ends, self.ends) - time.monotonic()
+            begin = time.monotonic()
+            of_stage, of_command = stage_ends - begin, self.ends - begin
             if self.rehearsal and manager == DYNAMIC:
                 why = "left out: dynamic VRAM needs a GPU"
-            elif limit < min(SHORTEST, 60 * stage.minutes * self.factor / 2):
-                why = "not begun: " + ("the stage's time limit" if stage_ends < self.ends else "the minutes of the command") + " was used up"
+            elif of_command < of_stage / 2:  # its networks would be built for little
+                why = "not begun: the minutes of the command were used up"
+            elif of_stage < min(SHORTEST, 30 * stage.minutes * self.factor):
+                why = "not begun: the stage's time limit was used up"
             else:
+                limit = min(of_stage, of_command)
                 print(f"== {stage.letter}, {stage.what}: {what}, {manager} memory, {limit:.0f} s at most", flush=True)
                 why = self._process(stage, number, limit)
             self.results.add({**part, "row": END, "why": why, "seconds": round(time.monotonic() - begin, 1)})

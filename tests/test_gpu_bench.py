@@ -84,6 +84,13 @@ def test_a_time_limit_ends_a_stage_and_says_so(results: Any):
     assert f"- b, wan_steps, classic: {first}" in text
 
 
+def test_a_stage_for_which_the_command_has_too_few_minutes_is_left_to_the_next_one(results: Any):
+    stage = gpu.Stage("b", "steps", 5, (("wan_steps", gpu.CLASSIC),))
+    gpu.Command(results, time.monotonic() + 100, rehearsal=True, fresh=False).run(stage)
+    (row,) = results.rows()
+    assert row["why"] == "not begun: the minutes of the command were used up" and row["seconds"] == 0
+
+
 def test_a_stage_that_is_whole_is_not_begun_again(results: Any):
     stage = gpu.Stage("b", "steps", 0, (("wan_steps", gpu.CLASSIC),))
     results.add({"stage": "b", "part": "wan_steps, classic", "row": gpu.END, "why": gpu.WHOLE, "seconds": 1.0})
