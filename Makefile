@@ -22,7 +22,7 @@ override PROMPT := $(value PROMPT)
 export PROMPT
 endif
 
-.PHONY: demo test test-long lint types test-core test-host test-newest-page test-all-hosts soak family clean help
+.PHONY: demo test test-long lint types test-core test-host test-newest-page test-all-hosts soak family gpu-kit clean help
 
 help:
 	@echo 'make demo [PROMPT="a red circle"]   sample with the tiny family in a real ComfyUI'
@@ -34,6 +34,7 @@ help:
 	@echo 'make test-all-hosts                 the tests on every ComfyUI version from 0.24.0 to 0.30.0 (long)'
 	@echo 'make soak                           200 mixed runs with faults in one server, with the memory it took'
 	@echo 'make family                         train the tiny family again (long)'
+	@echo 'make gpu-kit                        what bench/gpu.py needs on a GPU machine without a network'
 	@echo 'make clean                          remove what tools left in this folder'
 
 demo:
@@ -85,6 +86,10 @@ soak:
 family:
 	@set -e; path=$$($(HOST) path); python=$$($(HOST) python); \
 	    COMFYUI_PATH="$$path" "$$python" demo/family/train.py
+
+# See docs/developing.md, "On a GPU".
+gpu-kit:
+	@$(PYTHON) bench/gpu_kit.py
 
 clean:
 	rm -rf .mypy_cache .pytest_cache .ruff_cache

@@ -25,7 +25,7 @@ import torch  # noqa: E402
 
 MARKS = ("<!-- cards: made by python3 bench/cards.py -->", "<!-- /cards -->")
 CARDS = (12, 16, 24, 32)  # GiB
-SIZES = {"832x480": cost.Size(832, 480, 81), "1280x720": cost.Size(1280, 720, 81)}
+SIZES = {"480p": cost.Size(832, 480, 81), "720p": cost.Size(1280, 720, 81), "720p sketched at 480p": cost.Size(848, 480, 81)}
 BESIDE = 1.0  # GiB that the desktop, CUDA and the host keep
 GIB = 1 << 30
 GGUF = "GGUF Q4"
@@ -60,13 +60,13 @@ def share(card: float, network: cost.Network, precision: str, size: cost.Size) -
 
 
 def told(of: float) -> str:
-    """A share as the table has it; a call that alone is larger than the card has none."""
-    return "all" if of == 1 else f"{100 * of:.0f} %" if of >= 0.01 else "too small"
+    """A share as the table has it."""
+    return "all" if of == 1 else f"{100 * of:.0f} %"
 
 
 def section() -> list[str]:
     """The table, and what the render and main memory need."""
-    kinds = ("fp16", "fp8", GGUF)
+    kinds = ("fp8", GGUF)
     heads = [f"{size} {kind}" for size in SIZES for kind in kinds]
     out = [f"| card | {' | '.join(heads)} |", "| --- |" + " ---: |" * len(heads)]
     for card in CARDS:
@@ -76,8 +76,8 @@ def section() -> list[str]:
     ram = {kind: (weights(cost.WAN_14B, kind) + weights(cost.WAN_1_3B, "fp16") + TEXT_BYTES) / 1e9 for kind in kinds}
     main = ", ".join(f"{size:.0f} GB with {kind}" for kind, size in ram.items())
     return [
-        "How much of the 14B model stays on the card, **reckoned** for 81 frames. The rest is streamed from main memory in every "
-        "step, which is slower.",
+        "How much of the 14B model stays on the card, **reckoned** by ComfyUI's own estimate for 81 frames. The rest is streamed from "
+        "main memory in every step, which is slower.",
         "",
         *out,
         "",

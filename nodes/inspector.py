@@ -1,4 +1,4 @@
-"""Switch Inspector: where the run handed over and why, as a picture and in words."""
+"""Switch Inspector: where the run switched and why, as a picture and a text."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from . import live
 from .common import CATEGORY, SEARCH_ALIASES, SRReport, as_image, optional, picture, place_of, unsavable
 
 PREFIX = "srdiffusion/report"  # what messages give as an example
+NOTHING = "The report was not saved: there is no run yet. With Sketch-Render Model, connect the sampler's latent to `after`."
 NOT_SAVED = "The report could not be saved as {place} ({fault}). Make room in ComfyUI's output folder or allow writing there, and queue again."
 
 
@@ -85,7 +86,10 @@ class SRSwitchInspector(io.ComfyNode):
         text = report.to_json()
         shown = {"plot": picture(cls, plot)["images"], "report": (text,)} | ui.PreviewText(summary).as_dict()
         if prefix := save_report.strip():
-            shown |= _saved(text, prefix, summary)
+            said = _saved(text, prefix, shown) if report.status != "not run" else NOTHING
+            if said:
+                logging.warning("SRDiffusion: %s", said)
+                shown |= ui.PreviewText(f"{summary}\n\n{said}").as_dict()
         return io.NodeOutput(plot, summary, text, ui=shown)
 
     @classmethod
@@ -97,14 +101,15 @@ class SRSwitchInspector(io.ComfyNode):
             raise
 
 
-def _saved(text: str, prefix: str, summary: str) -> dict[str, Any]:
-    """Save a report's JSON; what the node shows of that. A fault costs the file, not the run that is waiting to be saved too."""
+def _saved(text: str, prefix: str, shown: dict[str, Any]) -> str:
+    """Save a report's JSON and note the file in what the node shows. Returns why not, or "": a fault costs the file, not the run
+    that is waiting to be saved too."""
     try:
         folder, name, counter, subfolder, _ = place_of(prefix)
         path = Path(folder, f"{name}_{counter:05}_.json")
         path.write_text(text, encoding="utf-8")
     except Exception as fault:  # noqa: BLE001  (the host raises nothing narrower for a folder outside its own)
-        said = NOT_SAVED.format(place=f"{prefix[:200]!r}", fault=f"{type(fault).__name__}: {fault}")
-        logging.warning("SRDiffusion: %s", said)
-        return dict(ui.PreviewText(f"{summary}\n\n{said}").as_dict())
-    return {"saved": [{"filename": path.name, "subfolder": subfolder, "type": "output"}]}
+        outside = None if isinstance(fault, OSError) else unsavable("save_report", prefix, PREFIX)
+        return outside or NOT_SAVED.format(place=f"{prefix[:200]!r}", fault=f"{type(fault).__name__}: {fault}")
+    shown["saved"] = [{"filename": path.name, "subfolder": subfolder, "type": "output"}]
+    return ""

@@ -139,8 +139,7 @@ def _switching() -> list[io.Input]:
             min=0,
             max=10000,
             advanced=True,
-            tooltip="The render walks the rest of the schedule in this many steps. 0: in the steps that are left. With 50 steps "
-            "and a switch after 10, 20 halves the render's work; 4 is for a few-step model or LoRA (with render_cfg 1).",
+            tooltip="The number of steps for the render. 0: the remaining steps. With 50 steps and a switch after 10, 20 halves the render's work; 4 is for a few-step model or LoRA (with render_cfg 1).",
         ),
         io.Float.Input(
             "sketch_scale",
@@ -160,7 +159,8 @@ def _switching() -> list[io.Input]:
             extra_dict={PRESETS_KEY: PRESETS},
             tooltip="Sets the widgets that decide quality and speed (steps, switch, fade, render_cfg, render_steps). paper: as "
             "published, 50 steps. quality: paper with fade. balanced: 20 steps with fade. fast: balanced with a render without "
-            "guidance. few-step render: 10 of 50 steps, then 4 by a few-step model or LoRA. custom: the widgets as they are; "
+            "guidance. few-step render: 10 of 50 steps, then 4 by a few-step model or LoRA. For pairs such as Wan 14B with 1.3B, not for "
+            "Wan 2.2 high and low noise. custom: the widgets as they are; "
             "changing one of them sets it. An input that is connected keeps what its link gives.",
         ),
     )

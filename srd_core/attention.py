@@ -35,19 +35,19 @@ def missing(backend: str) -> str:
 
 
 def with_attention(model: ModelPatcher, backend: str) -> ModelPatcher:
-    """A clone of ``model`` that computes attention with ``backend``; one that can't be had warns and changes nothing.
+    """A clone of ``model`` that computes attention with ``backend``: auto, and with a warning one that can't be had, means the
+    host's default.
 
     An override of another node that is there already is called with this backend in place of the host's default. One that
     this function set earlier is replaced: of two choices the later one holds.
     """
-    if backend == AUTO:
-        return model
     if warning := missing(backend):
         logging.warning("SRDiffusion: %s", warning)
-        return model
-    model = model.clone()
-    function, before = attention.get_attention_function(backend), model.model_options["transformer_options"].get(OVERRIDE)
-    before = getattr(before, AROUND, before)
+    present = model.model_options["transformer_options"].get(OVERRIDE)
+    before = getattr(present, AROUND, present)
+    if warning or backend == AUTO:
+        return model if before is present else _with_override(model, before)
+    function = attention.get_attention_function(backend)
 
     def override(_: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         return before(function, *args, **kwargs) if before else function(*args, **kwargs)
@@ -57,7 +57,16 @@ def with_attention(model: ModelPatcher, backend: str) -> ModelPatcher:
     if before is None and hasattr(function, "container_function"):
         # Newer hosts: the backend's way to take over query, key and value, which it frees as soon as it has used them.
         override.container_function = function.container_function  # type: ignore[attr-defined]
-    model.model_options["transformer_options"][OVERRIDE] = override
+    return _with_override(model, override)
+
+
+def _with_override(model: ModelPatcher, override: Callable[..., Any] | None) -> ModelPatcher:
+    """A clone of ``model`` with this attention override; None: with none."""
+    model = model.clone()
+    options = model.model_options["transformer_options"]
+    options.pop(OVERRIDE, None)
+    if override is not None:
+        options[OVERRIDE] = override
     return model
 
 

@@ -26,7 +26,9 @@ from .stage import GuidersStage, Stage
 from .steps import counter_for, is_padded, sampler_name
 
 NO_STEPS_OF_ITS_OWN = "render_steps is not followed: the sampler's mode puts a level in front of the schedule and drops it itself."
-SMALL = "The sketch runs on a latent of {small} in the place of {large} (height x width), over the same steps of a schedule that fits."
+SMALL = "The sketch runs on a latent of {small} instead of {large} (height x width), over the same steps{lower}."
+LOWER = ", at lower noise levels (where the run is at sigma {sigma:.3g} it sees {small:.3g})"
+EXAMPLE = 0.875  # a noise level of the run
 AS_LARGE = "sketch_scale does nothing here: in whole patches the sketch is as large as the render."
 
 
@@ -98,7 +100,8 @@ def make_small(run: Run, guider: comfy.samplers.CFGGuider, call: dict[str, Any],
         own.conds = small_conds(own.conds, scale)
     run.books.report.small_shape = list(run.request["noise"].shape)
     small, large = (" x ".join(map(str, size)) for size in (scale.small, scale.large))
-    run.books.report.notes.append(SMALL.format(small=small, large=large))
+    lower = LOWER.format(sigma=EXAMPLE, small=scale.small_levels([EXAMPLE])[0]) if scale.flow else ""
+    run.books.report.notes.append(SMALL.format(small=small, large=large, lower=lower))
 
 
 def carry_out(

@@ -211,7 +211,26 @@ def test_a_sketch_render_model_is_refused_by_set_attention(wan: Any):
         node.execute(sr_model(wan(seed=0), wan(seed=1), 1), attention="pytorch")
 
 
-def test_auto_and_a_missing_backend_leave_the_model_as_it_is(wan: Any):
+def test_auto_and_a_missing_backend_leave_a_model_without_a_choice_as_it_is(wan: Any):
     model = wan()
     assert node.execute(model).args[0] is model
     assert node.execute(model, attention="sage3").args[0] is model
+
+
+@pytest.mark.parametrize("later", ["auto", "sage3"])
+def test_auto_and_a_missing_backend_take_an_earlier_choice_back(later: str, wan: Any, monkeypatch: pytest.MonkeyPatch):
+    calls, before = count_calls_of("one", monkeypatch), []
+
+    def other_nodes(function: Any, *args: Any, **kwargs: Any) -> Any:
+        before.append(1)
+        return function(*args, **kwargs)
+
+    chosen = attention.with_attention(wan(), "one")
+    helpers.ksampler(node.execute(chosen, attention=later).args[0], STEPS)
+    assert not calls
+    model = wan()
+    model.model_options["transformer_options"]["optimized_attention_override"] = other_nodes
+    helpers.ksampler(node.execute(attention.with_attention(model, "one"), attention=later).args[0], STEPS)
+    assert before and not calls, "another node's override stays"
+    helpers.ksampler(chosen, STEPS)
+    assert calls, "the MODEL that came in is as it was"

@@ -36,7 +36,7 @@ def test_a_call_takes_what_the_host_s_own_estimate_says(monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize(("card", "precision", "told"), [(12, "fp8", "37 %"), (24, "fp8", "all"), (24, "fp16", "64 %")])
 def test_what_a_card_holds_is_what_is_left_beside_one_call(card: int, precision: str, told: str) -> None:
-    size = cards.SIZES["832x480"]
+    size = cards.SIZES["480p"]
     free = (card - 1) * 2**30 - cards.call(cost.WAN_14B, size)
     assert cards.told(cards.share(card, cost.WAN_14B, precision, size)) == told
     assert cards.share(card, cost.WAN_14B, precision, size) == pytest.approx(min(free / cards.weights(cost.WAN_14B, precision), 1), abs=0.01)

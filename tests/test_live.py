@@ -246,14 +246,29 @@ def test_a_place_where_no_report_can_be_saved_is_refused_when_it_is_queued(serve
     assert "save_report is '../../outside'; nothing can be saved there." in error["details"]
 
 
-def test_a_report_that_can_t_be_written_is_told_and_the_run_goes_on(
+@pytest.mark.parametrize(("status", "place", "said"), [
+    ("done", "../outside", "save_report is '../outside'; nothing can be saved there. Name a folder"),  # as a link may give it
+    ("not run", "kept/run", "The report was not saved: there is no run yet. With Sketch-Render Model, connect"),
+])  # fmt: skip
+def test_a_report_of_no_run_or_for_a_folder_outside_is_not_saved(
+    status: str, place: str, said: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folder_paths, "temp_directory", str(tmp_path / "temp"))
+    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path / "output"))
+    node = module("nodes.inspector").SRSwitchInspector.PREPARE_CLASS_CLONE({})
+    output = node.execute(report_module.Report(status=status), save_report=place)
+    assert said in output.ui["text"][0] and "saved" not in output.ui
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def test_a_report_that_can_t_be_written_is_told_and_the_run_continues(
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(folder_paths, "temp_directory", str(tmp_path))
     monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path))
     (tmp_path / "kept").write_text("a file, where the folder should be")
     node = module("nodes.inspector").SRSwitchInspector.PREPARE_CLASS_CLONE({})
-    output = node.execute(report_module.Report(), save_report="kept/run")
+    output = node.execute(report_module.Report(status="done"), save_report="kept/run")
     _, summary, _ = output.args
     (shown,) = output.ui["text"]
     assert shown.startswith(summary) and "The report could not be saved as 'kept/run' (" in shown and "saved" not in output.ui

@@ -1,36 +1,27 @@
 """Sketch and render at their real shapes with random weights, built by the host without a file; speed does not depend on
-what the weights say. (What a cache reuses does: speed_rows.py.)"""
+what the weights say. (What a cache reuses does: gpu_rows.py.)"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
 import comfy.ldm.cogvideo.model
 import comfy.ldm.wan.model
-import comfy.model_management
+import comfy.memory_management
 import comfy.ops
 import comfy.sd
 import cost
 import torch
-import torch.utils._python_dispatch
-from quality_host import module
-from speed_measure import compute_dtype
+from hosting import module
 
 Network, Size = cost.Network, cost.Size
 
-# (sketch, render, size) by family. small: a sketch step takes about half a second on one CPU core. tiny: for tests.
+# (sketch, render, size) by family. tiny: for the rehearsal and the tests.
 SHAPES = {
     "real": {
         cost.WAN: (cost.WAN_14B, cost.WAN_1_3B, Size(832, 480, 81)),
         cost.COGVIDEOX: (cost.COGVIDEOX_5B, cost.COGVIDEOX_2B, Size(720, 480, 49)),
-    },
-    "small": {
-        cost.WAN: (Network("small Wan sketch", cost.WAN, 512, 1024, 4, 4), Network("small Wan render", cost.WAN, 128, 512, 2, 1),
-                   Size(192, 192, 5)),
-        cost.COGVIDEOX: (Network("small CogVideoX sketch", cost.COGVIDEOX, 512, 2048, 4, 8),
-                         Network("small CogVideoX render", cost.COGVIDEOX, 256, 1024, 3, 4), Size(192, 192, 5)),
     },
     "tiny": {
         cost.WAN: (Network("tiny Wan sketch", cost.WAN, 256, 512, 2, 2), Network("tiny Wan render", cost.WAN, 128, 256, 1, 1),
@@ -39,7 +30,7 @@ SHAPES = {
                          Network("tiny CogVideoX render", cost.COGVIDEOX, 64, 256, 1, 1), Size(64, 64, 5)),
     },
 }  # fmt: skip
-WEIGHTS = ("default", "fp8", "fp8 scaled")  # default: bf16 on a GPU, float32 on the CPU
+DEFAULT, FP8 = "default", "fp8"  # weights: bf16 on a GPU and float32 on the CPU; as fp8_scaled files have them
 POOL = 1 << 22  # random values; larger tensors repeat them
 SPREAD = 0.02  # of random weights
 # A trained time embedding changes a little from step to step, in the range that TeaCache's coefficients were fitted on. So
@@ -48,23 +39,29 @@ TIME_LAYERS = ("time_embedding.0", "time_embedding_linear_1")
 TIME_SHARE, TIME_SHARE_14B = 0.3, 1.0
 
 
+def compute_dtype(device: torch.device) -> torch.dtype:
+    """That of the models without fp8."""
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
 def build(network: Any, weights: str, device: torch.device) -> Any:
-    """A MODEL of the host with random weights, which are held once. weights: one of WEIGHTS.
+    """A MODEL of the host with random weights, which are held once. weights: DEFAULT or FP8.
 
     Raises ValueError where the host has no such network.
     """
     dtype = compute_dtype(device)
     shapes = dict(_empty(network, dtype).named_parameters())
-    if weights == "fp8 scaled":
-        state_dict, options = _scaled(shapes, network), {}
-    else:  # one value seen through every shape: the host copies it into its own weights, which are then filled
-        state_dict = {key: torch.zeros((), dtype=dtype).expand(value.shape) for key, value in shapes.items()}
-        # Said, not left to the host, which takes fp16 for Wan: bf16 is the paper's, and random values can't overflow in it.
-        options = {"dtype": torch.float8_e4m3fn, "fp8_optimizations": True} if weights == "fp8" else {"dtype": dtype}
-    model = comfy.sd.load_diffusion_model_state_dict(state_dict, model_options=options)
+    # With dynamic VRAM, and for quantised weights, the host keeps the tensors that it is given. Else it copies them: one value
+    # seen through every shape is enough, and the copies are filled.
+    kept = weights == FP8 or comfy.memory_management.aimdo_enabled
+    state_dict = _filled(shapes, network, weights == FP8) if kept else {
+        key: torch.zeros((), dtype=dtype).expand(value.shape) for key, value in shapes.items()
+    }  # fmt: skip
+    # Said, not left to the host, which takes fp16 for Wan: bf16 is the paper's, and random values can't overflow in it.
+    model = comfy.sd.load_diffusion_model_state_dict(state_dict, model_options={} if weights == FP8 else {"dtype": dtype})
     if model is None:
         raise ValueError(f"This ComfyUI can't build {network.name}. Update ComfyUI.")
-    if weights != "fp8 scaled":
+    if not kept:
         for key, parameter in model.model.diffusion_model.named_parameters():
             _fill(key, parameter.data, network)
     return _corrected(model, network)
@@ -72,7 +69,7 @@ def build(network: Any, weights: str, device: torch.device) -> Any:
 
 def bytes_of(networks: tuple[Any, ...], weights: str, device: torch.device) -> int:
     """Main memory that these networks take."""
-    each = 1 if weights != "default" else compute_dtype(device).itemsize
+    each = 1 if weights == FP8 else compute_dtype(device).itemsize
     return each * sum(map(cost.weights, networks))
 
 
@@ -98,12 +95,11 @@ def _corrected(model: Any, network: Any) -> Any:
     return module("srd_core.cogvideox").correct(model)
 
 
-def _scaled(shapes: dict[str, Any], network: Any) -> dict[str, torch.Tensor]:
-    """A state dict as fp8_scaled files have it: the blocks' matrices in fp8, each with a scale. The host keeps these
-    tensors themselves."""
-    state_dict = {"scaled_fp8": torch.zeros(0, dtype=torch.float8_e4m3fn)}
+def _filled(shapes: dict[str, Any], network: Any, fp8: bool) -> dict[str, torch.Tensor]:
+    """A state dict with random values. fp8: as fp8_scaled files have it, the blocks' matrices in fp8, each with a scale."""
+    state_dict = {"scaled_fp8": torch.zeros(0, dtype=torch.float8_e4m3fn)} if fp8 else {}
     for key, value in shapes.items():
-        scaled = key.startswith("blocks.") and key.endswith(".weight") and value.ndim == 2
+        scaled = fp8 and key.startswith("blocks.") and key.endswith(".weight") and value.ndim == 2
         state_dict[key] = torch.empty(value.shape, dtype=torch.float8_e4m3fn if scaled else value.dtype)
         _fill(key, state_dict[key], network)
         if scaled:
@@ -141,46 +137,3 @@ def conditioning(network: Any) -> tuple[list[Any], list[Any]]:
     """A random positive and negative prompt in the host's form, as long as real ones are padded."""
     generator = torch.Generator().manual_seed(1)
     return tuple([[torch.randn(1, network.text_tokens, cost.TEXT_DIM, generator=generator), {}]] for _ in range(2))  # type: ignore[return-value]
-
-
-# --- what a forward moves, without computing it -------------------------------------------------------------------------
-
-
-class Traffic(torch.utils._python_dispatch.TorchDispatchMode):
-    """Bytes that operations other than matrix products and attention read and write; for tensors without data."""
-
-    HEAVY = ("mm", "addmm", "bmm", "baddbmm", "convolution", "scaled_dot_product")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bytes = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        name = func.overloadpacket.__name__
-        if not func.is_view and not any(heavy in name for heavy in self.HEAVY) and name not in ("empty", "detach"):
-            self.bytes += sum(t.numel() * t.element_size() for t in [*_tensors(args), *_tensors(out)])
-        return out
-
-
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _tensors(item)
-
-
-def elementwise_bytes(network: Any, size: Any) -> int:
-    """What one forward of the host's network in bf16 reads and writes outside its matrix products, uncompiled."""
-    attention = module("srd_core.attention")
-    model = _empty(network, torch.bfloat16)
-    x = torch.empty(1, cost.CHANNELS, *size.latent, device="meta", dtype=torch.bfloat16)
-    context = torch.empty(1, network.text_tokens, cost.TEXT_DIM, device="meta", dtype=torch.bfloat16)
-
-    def shape_only(_: Any, q: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        return torch.empty_like(q)
-
-    with torch.no_grad(), Traffic() as traffic:
-        model(x, torch.empty(1, device="meta"), context=context, transformer_options={attention.OVERRIDE: shape_only})
-    return traffic.bytes

@@ -1,0 +1,305 @@
+"""The machine, a pair of models on it, and sampling with them by the host's own call: what the rows of gpu_rows.py stand on."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import common
+from hosting import module  # (first: the host in this process, on the device that the environment names)
+
+# isort: split
+import comfy.memory_management
+import comfy.model_management
+import comfy.sample
+import comfy.sampler_helpers
+import comfy.samplers
+import cost
+import gpu_models
+import psutil
+import torch
+from comfy.ldm.modules.attention import get_attention_function
+from gpu_models import DEFAULT, SHAPES
+
+SKETCH, RENDER = "sketch", "render"
+STEPS = 10  # of a whole run
+PAPER_STEPS = 50
+SKETCH_STEPS = {cost.WAN: 10, cost.COGVIDEOX: 15}  # of 50: the paper's mean at delta 0.01
+CFG = {cost.WAN: 5.0, cost.COGVIDEOX: 6.0}
+# The share of its steps that TeaCache reuses on the render with real weights, from the seconds of the paper's Tables 2 and 3:
+# those saved at threshold 0.14 and 0.1, over those of a step. Random weights change otherwise, so here the threshold is chosen
+# to reuse as many.
+REUSED = {cost.WAN: (296 - 215) / 158 * 50 / 40, cost.COGVIDEOX: (117 - 107) / 75 * 50 / 35}
+SEED, SAMPLER, SCHEDULER = 0, "euler", "simple"
+ROOM = 1.2  # main memory that must be free for a byte of weights
+GIB = 1 << 30
+
+
+class Unavailable(Exception):
+    """This row can't be measured here; the text says why."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """How the networks are computed."""
+
+    weights: str = DEFAULT
+    attention: str = "auto"
+    compiled: bool = False
+
+
+PLAIN = Variant()
+
+
+# --- the machine -------------------------------------------------------------------------------------------------------
+
+
+def device() -> torch.device:
+    """That the host computes on."""
+    return comfy.model_management.get_torch_device()
+
+
+def facts() -> dict[str, Any]:
+    """Machine, host, versions, and what the device reaches: operations and bytes a second."""
+    found: dict[str, Any] = {**common.facts(), "card": f"{os.cpu_count()} CPU cores"}
+    del found["command"]
+    if device().type == "cuda":
+        found["card"] = torch.cuda.get_device_name(device())
+        found["versions"] += f", CUDA {torch.version.cuda}, driver {_driver()}"
+        found["memory"] = torch.cuda.get_device_properties(device()).total_memory
+    side, length = (8192, 2 * GIB) if device().type == "cuda" else (512, 1 << 24)
+    a, b = (torch.randn(side, side, device=device(), dtype=gpu_models.compute_dtype(device())) for _ in range(2))
+    found["flops"] = 2 * side**3 / _best(lambda: a @ b)
+    pinned = torch.empty(length, dtype=torch.uint8, pin_memory=device().type == "cuda")
+    there, also = (torch.empty(length, dtype=torch.uint8, device=device()) for _ in range(2))
+    found["copy"] = 2 * length / _best(lambda: also.copy_(there))
+    found["bus"] = length / _best(lambda: there.copy_(pinned, non_blocking=True))
+    return found
+
+
+def _driver() -> str:
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        words = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        return subprocess.check_output(words, text=True).splitlines()[0].strip()
+    return "unknown"
+
+
+def _best(work: Callable[[], Any], rounds: int = 5) -> float:
+    """Seconds of the fastest of some rounds, after one that warms up."""
+    found = []
+    for _ in range(rounds + 1):
+        wait()
+        begin = time.perf_counter()
+        work()
+        wait()
+        found.append(time.perf_counter() - begin)
+    return min(found[1:])
+
+
+def wait() -> None:
+    """Until the device has done all that it was given."""
+    if device().type == "cuda":
+        torch.cuda.synchronize()
+
+
+@contextlib.contextmanager
+def gauge() -> Iterator[dict[str, Any]]:
+    """What the block takes: seconds, and the peak of the GPU's memory in bytes."""
+    found: dict[str, Any] = {}
+    on_gpu, over = device().type == "cuda", threading.Event()
+    watch = threading.Thread(target=_watch, args=(found, over), daemon=True)
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+        if comfy.memory_management.aimdo_enabled:  # takes memory behind torch's back
+            watch.start()
+    wait()
+    begin = time.perf_counter()
+    try:
+        yield found
+    finally:
+        wait()
+        over.set()
+        if watch.is_alive():
+            watch.join()
+        found["seconds"] = time.perf_counter() - begin
+        if on_gpu:
+            found["peak"] = max(found.get("peak", 0), torch.cuda.max_memory_allocated())
+
+
+def _watch(found: dict[str, Any], over: threading.Event) -> None:
+    while not over.wait(0.02):
+        free, total = torch.cuda.mem_get_info()
+        found["peak"] = max(found.get("peak", 0), total - free)
+
+
+# --- models and sampling -----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Bench:
+    """A pair at one size."""
+
+    sketch: cost.Network
+    render: cost.Network
+    size: cost.Size
+    _pairs: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+    _variants: dict[Variant, tuple[Any, Any]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, shapes: str, family: str, size: cost.Size | None = None) -> Bench:
+        """``size``: of real shapes; None: the family's 480p."""
+        sketch, render, usual = SHAPES[shapes][family]
+        return cls(sketch, render, size if size and shapes == "real" else usual)
+
+    @property
+    def family(self) -> str:
+        return self.sketch.family
+
+    @property
+    def cfg(self) -> float:
+        return CFG[self.family]
+
+    @property
+    def k(self) -> int:
+        """Steps of the sketch in a whole run."""
+        return max(round(STEPS * SKETCH_STEPS[self.family] / PAPER_STEPS), 1)
+
+    def pair(self, variant: Variant) -> tuple[Any, Any]:
+        """(sketch, render) MODELs; weights are built at their first use, and those of another precision leave main memory where
+        it is too small. Raises Unavailable for what does not work here."""
+        if variant not in self._variants:
+            if why := unavailable(variant, self.render):
+                raise Unavailable(why)
+            if variant.weights not in self._pairs:
+                self._make_room(variant.weights)
+                sketch, render = (gpu_models.build(network, variant.weights, device()) for network in (self.sketch, self.render))
+                self._pairs[variant.weights] = sketch, render
+            with_attention = module("srd_core.attention").with_attention
+            sketch, render = (with_attention(model, variant.attention) for model in self._pairs[variant.weights])
+            self._variants[variant] = (compiled(sketch), compiled(render)) if variant.compiled else (sketch, render)
+        return self._variants[variant]
+
+    def _make_room(self, weights: str) -> None:
+        needed = ROOM * gpu_models.bytes_of((self.sketch, self.render), weights, device())
+        if psutil.virtual_memory().available < needed:
+            self._pairs.clear()
+            self._variants.clear()
+            unload()
+            gc.collect()
+        if (free := psutil.virtual_memory().available) < needed:
+            raise Unavailable(f"{needed / 1e9:.0f} GB of weights don't fit into main memory: {free / 1e9:.0f} GB are free.")
+
+    def put_on_device(self, *models: Any) -> None:
+        """As a run finds the device after one of the same kind: these models are there as far as they fit, the first before the
+        others, and no others of the pair."""
+        memory = module("srd_core.memory")
+        for model in [model for pair in self._pairs.values() for model in pair]:
+            if not any(model.is_clone(mine) for mine in models):
+                memory.release(model)
+        conds = dict(zip(("positive", "negative"), map(comfy.sampler_helpers.convert_cond, gpu_models.conditioning(self.sketch))))
+        for model in reversed(models):
+            comfy.sampler_helpers.prepare_sampling(model, self.latent().shape, conds, model.model_options)
+
+    def latent(self) -> torch.Tensor:
+        """An empty one, [1, 16, frames, height, width]."""
+        return torch.zeros(1, cost.CHANNELS, *self.size.latent)
+
+    def sample(self, model: Any, cfg: float, callback: Any = None, steps: int = STEPS, **how: Any) -> torch.Tensor:
+        """The host's sampling call over the schedule, or over a part of it."""
+        positive, negative = gpu_models.conditioning(self.sketch)
+        latent = how.pop("latent", self.latent())
+        noise = torch.zeros_like(latent) if how.get("disable_noise") else comfy.sample.prepare_noise(latent, SEED)
+        return comfy.sample.sample(model, noise, steps, cfg, SAMPLER, SCHEDULER, positive, negative, latent, callback=callback,
+                                   disable_pbar=True, seed=SEED, **how)  # fmt: skip
+
+
+def compiled(model: Any) -> Any:
+    """Block by block, which leaves TeaCache its decision between the blocks; else as the host's own node does it."""
+    from comfy_api.torch_helpers import set_torch_compile_wrapper
+    from comfy_extras.nodes_torch_compile import skip_torch_compile_dict
+
+    model = model.clone()
+    blocks = [f"diffusion_model.blocks.{i}" for i in range(len(model.model.diffusion_model.blocks))]
+    set_torch_compile_wrapper(model, backend="inductor", keys=blocks, options={"guard_filter_fn": skip_torch_compile_dict})
+    return model
+
+
+def unavailable(variant: Variant, network: cost.Network) -> str:
+    """Why networks can't be computed so here; empty: they can."""
+    attention = module("srd_core.attention")
+    if (wanted := variant.attention) not in attention.backends():
+        return f"ComfyUI has not registered {wanted} attention: pip install {attention.PACKAGES.get(wanted, wanted)}."
+    if wanted != "auto":  # the host turns to pytorch's where one fails
+        q, k, v = (torch.randn(1, 512, network.dim, device=device(), dtype=gpu_models.compute_dtype(device())) for _ in range(3))
+        if torch.equal(*(get_attention_function(name)(q, k, v, network.heads) for name in (wanted, "pytorch"))):
+            return f"{wanted} attention does not work here: ComfyUI takes pytorch's instead."
+    if variant.compiled:
+        try:
+            torch.compile(lambda x: x * 2 + 1, backend="inductor")(torch.ones(8, device=device()))
+        except (RuntimeError, ImportError, OSError) as error:
+            return f"torch.compile does not work here: {str(error).strip().splitlines()[0]}"
+    return ""
+
+
+def unload() -> None:
+    """Everything back to main memory, as after other models."""
+    comfy.model_management.unload_all_models()
+    comfy.model_management.soft_empty_cache()
+
+
+def cooperating(sketch: Any, render: Any, k: int, **settings: Any) -> tuple[Any, Any]:
+    """(the pair as one MODEL that switches after ``k`` steps, its report)."""
+    pair, route, report = module("srd_core.pair"), module("srd_core.route"), module("srd_core.report.data").Report()
+    return pair.cooperate(sketch, render, route.Switch(mode="step", switch_step=k), pair.RenderSettings(**settings), report), report
+
+
+def moved(report: Any) -> dict[str, float]:
+    """Seconds of the hand-over of a run, and bytes of weights that came (the render's) and left (the sketch's)."""
+    (hand_over,) = report.hand_overs
+    before, after = hand_over.memory["before"], hand_over.memory["after"]
+    on_gpu = device().type != "cpu"  # on the CPU the host counts them too, and nothing moves
+    return {"seconds": hand_over.seconds, "in": max(after[RENDER] - before[RENDER], 0) * on_gpu,
+            "out": max(before[SKETCH] - after[SKETCH], 0) * on_gpu}  # fmt: skip
+
+
+def threshold_for(render: Any, sketch: Any, bench: Bench) -> float:
+    """The TeaCache threshold at which a whole run reuses about REUSED of the render's steps with these weights."""
+    plan, wan, cogvideox = (module(f"srd_core.teacache.{name}") for name in ("plan", "wan", "cogvideox"))
+    sigmas = comfy.samplers.calculate_sigmas(sketch.get_model_object("model_sampling"), SCHEDULER, STEPS)[bench.k : -1]
+    sigmas = module("srd_core.latent").check_pair(sketch, render).sigmas(sigmas)
+    wanted = round(REUSED[bench.family] * len(sigmas))
+    kind, table = (
+        (wan, plan.wan_table(bench.render.dim, False, 0)[0])
+        if bench.family == cost.WAN
+        else (cogvideox, plan.cogvideox_table(bench.render.dim, 1)[0])
+    )
+    times = render.get_model_object("model_sampling").timestep(sigmas).float()
+    distances = plan.distances(kind.modulation(render.model.diffusion_model, times, "e"))
+    low, high = 1e-6, 100.0
+    for _ in range(50):
+        middle = (low * high) ** 0.5
+        enough = sum(plan.skip_plan(distances, table.coefficients("e"), middle)) >= wanted
+        low, high = (low, middle) if enough else (middle, high)
+    return high * 1.001  # off the edge: the run computes the same distances on another device
+
+
+class StepClock:
+    """A step callback that takes down the seconds from each step's end to the next one's."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    def __call__(self, *_: Any) -> None:
+        wait()
+        self.ends.append(time.perf_counter())
+
+    @property
+    def seconds(self) -> list[float]:
+        return [after - before for before, after in zip(self.ends, self.ends[1:])]

@@ -1,0 +1,41 @@
+"""The pack's tests of what has to hold on a GPU, each a row of the results. The host is started by the tests' own conftest.py."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from typing import Any
+
+import common
+
+FILES = ("tests/test_gpu.py", "tests/test_finite.py::test_a_gpu_is_asked_and_answers_without_anybody_waiting")
+
+
+class Recorder:
+    """A plugin of pytest that leaves out what passed before, and keeps each test's outcome as soon as it is there."""
+
+    def __init__(self, results: Any, part: dict[str, Any]) -> None:
+        self.results, self.part = results, part
+
+    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
+        items[:] = [item for item in items if not self.results.has(**self.part, row=item.nodeid)]
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        if report.when == "call" or report.outcome != "passed":
+            row = {**self.part, "row": report.nodeid, "outcome": report.outcome, "seconds": round(report.duration, 3)}
+            self.results.add(row | ({"error": report.longreprtext[-2000:]} if report.failed else {}))
+
+
+def run(results: Any, part: dict[str, Any]) -> None:
+    """Run them; a failed test is a row, not an error of this function. Raises RuntimeError where they can't be run."""
+    if importlib.util.find_spec("pytest") is None:
+        host = sys.modules["srd_host"]
+        sys.path.append(str(host.tools(host.find_or_make())))
+    import pytest
+
+    os.chdir(common.REPOSITORY)
+    options = ["-p", "no:cacheprovider", "--import-mode=importlib", "--confcutdir=tests", "-q", "--tb=short"]
+    code = pytest.main([*options, *FILES], plugins=[Recorder(results, part)])
+    if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED):
+        raise RuntimeError(f"The tests could not be run: pytest ended with {code}.")

@@ -1,0 +1,250 @@
+"""bench/gpu.py and its kit on tiny shapes: what it keeps, when it stops, what it says. Never how fast anything is."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hosting import REPOSITORY, host_module, module
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+sys.path.append(str(REPOSITORY / "bench"))
+
+import common  # noqa: E402
+import cost  # noqa: E402
+import gpu  # noqa: E402
+import gpu_bench  # noqa: E402
+import gpu_kit  # noqa: E402
+import gpu_models  # noqa: E402
+import gpu_profile  # noqa: E402
+import gpu_rows  # noqa: E402
+import gpu_table  # noqa: E402
+
+CPU = torch.device("cpu")
+SESSION = {"card": "a card", "host": "ComfyUI 0.30.0", "versions": "torch", "commit": "abc", "rehearsal": False, "date": "2026-01-01",
+           "flops": 8e14, "copy": 3e12, "bus": 5e10}  # fmt: skip
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Any:
+    found = gpu.Results(tmp_path / "gpu-a-card-2026-01-01.json")
+    found.begin(SESSION)
+    return found
+
+
+def rehearse(folder: Path, stages: str) -> tuple[str, list[dict[str, Any]]]:
+    """(what it prints, the rows) of a rehearsal of these stages."""
+    words = [sys.executable, "bench/gpu.py", "--rehearse", "--stages", stages, "--results", str(folder / "gpu.json")]
+    done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout, gpu.Results(folder / "gpu.json").rows()
+
+
+# --- rows and time limits -----------------------------------------------------------------------------------------------
+
+
+def test_a_row_that_is_there_is_not_measured_again_but_one_that_failed_is(results: Any):
+    measured: list[str] = []
+
+    def failing() -> dict[str, Any]:
+        measured.append("failing")
+        raise RuntimeError("no memory")
+
+    for _ in range(2):  # as two starts of the command
+        work = gpu_rows.Work(results, {"stage": "b", "part": "wan_steps, classic"}, "tiny")
+        work.row("sound", lambda: measured.append("sound") or {"seconds": 1.0})
+        work.row("failing", failing)
+    assert measured == ["sound", "failing", "failing"]
+
+
+def test_rows_of_another_commit_or_card_do_not_count(results: Any):
+    results.add({"stage": "b", "row": "sketch step"})
+    results.begin(SESSION)
+    assert results.has(stage="b", row="sketch step")
+    for other in ({"commit": "def"}, {"card": "another"}):
+        results.begin(SESSION | other)
+        assert not results.has(stage="b", row="sketch step")
+
+
+def test_a_time_limit_ends_a_stage_and_says_so(results: Any):
+    stage = gpu.Stage("b", "steps", 2 / 60, (("wan_steps", gpu.CLASSIC), ("wan_runs", gpu.CLASSIC)))
+    begin = time.monotonic()
+    gpu.Command(results, float("inf"), rehearsal=True, fresh=False).run(stage)
+    assert time.monotonic() - begin < 20
+    first, second = (row["why"] for row in results.rows() if row["row"] == gpu.END)
+    assert first == "ended by the time limit, after 2 s" and second == "not begun: the stage's time limit was used up"
+    text = "\n".join(gpu_table.table(SESSION, results.rows()))
+    assert f"- b, wan_steps, classic: {first}" in text
+
+
+def test_a_stage_for_which_the_command_has_too_few_minutes_is_left_to_the_next_one(results: Any):
+    stage = gpu.Stage("b", "steps", 5, (("wan_steps", gpu.CLASSIC),))
+    gpu.Command(results, time.monotonic() + 100, rehearsal=True, fresh=False).run(stage)
+    (row,) = results.rows()
+    assert row["why"] == "not begun: the minutes of the command were used up" and row["seconds"] == 0
+
+
+def test_a_stage_that_is_whole_is_not_begun_again(results: Any):
+    stage = gpu.Stage("b", "steps", 0, (("wan_steps", gpu.CLASSIC),))
+    results.add({"stage": "b", "part": "wan_steps, classic", "row": gpu.END, "why": gpu.WHOLE, "seconds": 1.0})
+    gpu.Command(results, float("inf"), rehearsal=True, fresh=True).run(stage)
+    assert len(results.rows()) == 1
+
+
+def test_a_file_of_something_else_is_refused(tmp_path: Path):
+    (tmp_path / "other.json").write_text('{"lines": []}', "utf-8")
+    with pytest.raises(ValueError, match="other.json does not hold results"):
+        gpu.Results(tmp_path / "other.json").read()
+
+
+# --- the table ------------------------------------------------------------------------------------------------------------
+
+
+def rows_of_a_card() -> list[dict[str, Any]]:
+    """As a GPU would leave them: a sketch step of 8 s, a render step of 1.5 s."""
+    step = {"size": "832x480x81", "flops": 4e14, "peak": 3e10, "dtype": "bfloat16"}
+    run = {"n": 10, "k": 2, "peak": 3e10, "round": 0}
+    b, c = {"stage": "b", "part": "wan_steps, classic"}, {"stage": "c", "part": "wan_runs, classic"}
+    return [
+        {**b, **step, "row": "sketch step", "steps": [8.0, 8.0]},
+        {**b, **step, "row": "render step", "steps": [1.5, 1.5, 1.6]},
+        {**b, "row": "sketch step, sage", "unavailable": "pip install sageattention."},
+        {**c, **run, "row": "sketch only", "seconds": 80.0, "k": 10},
+        {**c, **run, "row": "render only", "seconds": 15.0, "k": 0},
+        {**c, **run, "row": "SR", "seconds": 28.5, "hand_over": {"seconds": 0.2, "in": 3e9, "out": 0}, "render_bytes": 3e9},
+        {**c, **run, "row": "SR, TeaCache", "seconds": 21.0, "reused": 5},
+        {**c, "row": "SR from main memory", "seconds": 12.0, "hand_over": {"seconds": 0.3, "in": 3.6e9, "out": 0}, "render_bytes": 3e9},
+    ]  # fmt: skip
+
+
+def test_the_table_says_which_promises_hold_from_measured_rows_alone():
+    lines = gpu_table.table(SESSION, rows_of_a_card())
+    promises = {line.split(" | ")[0].strip("| "): [cell.strip(" |") for cell in line.split(" | ")[1:]] for line in lines if "x" in line}
+    by_steps = 50 * 8 / (10 * 8 + 40 * 1.5)
+    assert promises["Wan 480p, SR, k = 10 of 50, by steps: at least 2.84x"] == [f"{by_steps:.3g}", "held"]
+    assert promises["Wan 480p, SR, whole run: at least 2.84x"] == [f"{80 / 28.5:.3g}", "**not held**"]
+    assert promises["Wan 480p, SR with TeaCache: at least 3.91x"] == [f"{80 / 21:.3g}", "**not held**"]
+    assert promises["hand-over from main memory: at most 1.1x the render's bytes"] == ["1.2", "**not held**"]
+    assert promises["Wan 720p, SR, k = 10 of 50, by steps: at least 2.84x"] == ["", "not measured"]
+    text = "\n".join(lines)
+    assert f"| {(2 * 80 + 8 * 15) / 10 / 28.5:.3g} |" in text  # of the ideal
+    assert "- b, sketch step, sage: pip install sageattention." in text
+
+
+def test_the_newest_of_a_row_counts():
+    rows = rows_of_a_card()
+    again = next(row for row in rows if row["row"] == "SR") | {"seconds": 20.0}
+    assert gpu_table.Measured.of([*rows, again], "c").run("SR") == 20.0
+
+
+def test_the_evidence_holds_the_newest_table_or_says_that_there_is_none():
+    start, end = gpu_table.MARKS
+    text = common.EVIDENCE.read_text("utf-8")
+    newest = gpu.newest(common.RESULTS)
+    expected = "\n".join(gpu.table(newest) if newest else gpu_table.NOTHING)
+    assert text.split(start)[1].split(end)[0].strip() == expected.strip()
+
+
+# --- what is measured -----------------------------------------------------------------------------------------------------
+
+
+def test_the_rehearsal_of_a_stage_keeps_its_rows_and_ends_with_a_table(tmp_path: Path):
+    said, rows = rehearse(tmp_path, "d")
+    profiles = {row["row"]: row for row in rows if row["row"] != gpu.END}
+    assert list(profiles) == ["render alone", "SR", "SR, TeaCache"] and profiles["render alone"]["own_waits"] == {}
+    for name in ("SR", "SR, TeaCache"):  # a GPU's answer is read only after it has come: tests/test_finite.py
+        ((place, times),) = profiles[name]["own_waits"].items()
+        assert times == 1 and place.startswith("is_nonzero, srd_core/finite.py:")
+        assert 0 < profiles[name]["busy"] <= 1.01
+    assert "A rehearsal on the CPU" in said and "- a render step, SR:" in said
+    session = json.loads((tmp_path / "gpu.json").read_text("utf-8"))["sessions"][0]
+    assert session["rehearsal"] and session["command"].startswith("python3 bench/gpu.py --rehearse") and session["commit"]
+
+
+@pytest.mark.long
+def test_the_rehearsal_goes_from_start_to_table(tmp_path: Path):
+    begin = time.monotonic()
+    said, rows = rehearse(tmp_path, "abcdefg")
+    assert time.monotonic() - begin < 600
+    assert not [row for row in rows if "error" in row]
+    whole = {row["stage"] for row in rows if row["row"] == gpu.END and row["why"] == gpu.WHOLE}
+    assert whole == set("abcdef")  # g is of dynamic VRAM
+    runs = {row["row"]: row for row in rows if row["stage"] == "c" and "n" in row}
+    assert runs["SR, TeaCache"]["reused"] == 5 and runs["SR"]["reused"] == 0 and runs["sketch only"]["reused"] == 0
+    assert {"two KSamplers", "EasyCache on the sketch", "SR, TeaCache, no guidance, fade", "SR, sketch_scale 0.75"} <= runs.keys()
+    assert {row["status"] for row in rows if row["row"].endswith(" GB")} == {"done"}
+    assert "tests, classic: 17 of 18 passed" in said  # the one left needs a GPU
+
+
+@pytest.mark.parametrize("weights", [gpu_models.DEFAULT, gpu_models.FP8])
+def test_networks_have_random_weights_of_the_kind_that_was_asked_for(weights: str):
+    network, *_ = gpu_models.SHAPES["tiny"][cost.WAN]
+    built = gpu_models.build(network, weights, CPU).model.diffusion_model
+    matrix = built.blocks[0].ffn[0].state_dict()["weight"]
+    assert matrix.dtype == (torch.float8_e4m3fn if weights == gpu_models.FP8 else torch.float32) and matrix.float().std() > 0.01
+
+
+def test_the_real_shapes_are_those_of_the_published_models():
+    sizes = {n.name: (n.dim, n.ffn, n.layers, n.heads) for pair in gpu_models.SHAPES["real"].values() for n in pair[:2]}
+    assert sizes == {
+        "Wan 2.1 14B": (5120, 13824, 40, 40),
+        "Wan 2.1 1.3B": (1536, 8960, 30, 12),
+        "CogVideoX 5B": (3072, 12288, 42, 48),
+        "CogVideoX 2B": (1920, 7680, 30, 30),
+    }
+
+
+def test_a_backend_that_the_host_replaces_by_pytorch_s_is_no_row_of_its_own(monkeypatch: pytest.MonkeyPatch):
+    host, network = module("srd_core.attention").attention, gpu_models.SHAPES["tiny"][cost.WAN][1]
+    monkeypatch.setitem(host.REGISTERED_ATTENTION_FUNCTIONS, "sage", host.attention_pytorch)
+    assert "takes pytorch's instead" in gpu_bench.unavailable(gpu_rows.VARIANTS["sage"], network)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_waits_for_a_gpu_are_seen_and_copies_in_passing_are_none(mode: Any):
+    """Tensors without data stand for those of a GPU."""
+
+    def named(work: Any) -> set[str]:
+        with FakeTensorMode(), mode(), gpu_profile.Waits(torch.device("cuda")) as waits:
+            work(torch.empty(2, device="cuda"), torch.ones(2))
+        return {"copy" if name in gpu_profile.COPIES else name for name, _ in waits.places}
+
+    assert named(lambda gpu, _: gpu.to("cpu", non_blocking=True)) == set()
+    assert named(lambda gpu, _: gpu.to("cpu")) == {"copy"}
+    assert named(lambda _, cpu: cpu.to("cuda", non_blocking=True)) == {"copy"}  # from memory that is not page-locked
+    with mode(), gpu_profile.Waits(CPU) as waits:
+        bool(torch.ones(1) > 0)
+    assert sum(waits.places.values()) == 1 and waits.of_pack() == {}
+
+
+# --- the kit --------------------------------------------------------------------------------------------------------------
+
+
+def test_the_kit_has_the_host_without_what_the_run_does_not_need(tmp_path: Path):
+    gpu_kit.pack_host(host_module.find_or_make().path, tmp_path / "host.tar.xz")
+    with tarfile.open(tmp_path / "host.tar.xz") as tar:
+        names = tar.getnames()
+    assert {"host/main.py", "host/nodes.py", "host/comfy/sd.py", "host/comfy/text_encoders/wan.py"} <= set(names)
+    assert not [name for name in names if name.startswith(("host/tests", "host/blueprints", "host/models")) or "__pycache__" in name]
+    assert (tmp_path / "host.tar.xz").stat().st_size < 4 << 20
+
+
+def test_what_is_required_is_read_without_extras_and_older_pythons():
+    lines = ["torch", "", "# optional:", "tomli; python_version < \"3.11\"", "sphinx; extra == 'docs'", "scipy (>=1.5)", "pydantic~=2.0"]
+    assert list(gpu_kit._needs(lines)) == ["torch", "scipy>=1.5", "pydantic~=2.0"]
+
+
+def test_files_are_put_into_few_folders_and_one_that_fits_nowhere_is_refused(tmp_path: Path):
+    for name, size in (("a", 35), ("b", 20), ("c", 4), ("d", 3)):
+        (tmp_path / name).write_bytes(bytes(size))
+    folders = gpu_kit.distributed(list(tmp_path.iterdir()), 40)
+    assert [[file.name for file in folder] for folder in folders] == [["a", "c"], ["b", "d"]]
+    with pytest.raises(ValueError, match="a has 0 MiB"):
+        gpu_kit.distributed(list(tmp_path.iterdir()), 30)
