@@ -338,6 +338,7 @@ reports = st.builds(
     hand_overs=st.lists(st.builds(HandOver, st.integers(0, 99), named, words, finite(), finite(0, 100), maybe, maybe,
                                   finite(0, 1e3), fade=st.lists(finite(0, 1), max_size=4)), max_size=3),
     total_seconds=finite(0, 1e4), given_steps=st.integers(0, 99), render_steps=st.integers(0, 99), device_bytes=st.integers(0, 1 << 40),
+    small_shape=st.lists(st.integers(1, 99), max_size=5),
 )  # fmt: skip
 json_values = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(), wild, st.text(max_size=5)),
@@ -423,7 +424,7 @@ def test_a_damaged_report_is_refused_with_a_sentence_or_still_usable(report: Any
 def test_every_field_of_a_report_is_drawn_from():
     """A field that is added to the report without its draws here stays at its default and is only seen as damaged."""
     told = {"status", "stages", "switch", "earliest", "latest", "sampler", "sampler_node", "shape", "sigmas", "steps", "hand_overs",
-            "total_seconds", "notes", "error", "version", "given_steps", "render_steps", "device_bytes"}  # fmt: skip
+            "total_seconds", "notes", "error", "version", "given_steps", "render_steps", "device_bytes", "small_shape"}  # fmt: skip
     assert {f.name for f in fields(Report)} == told
 
 
