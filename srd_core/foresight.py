@@ -1,7 +1,8 @@
 """Would the models in two files go together? Told from the files' headers, before a weight is read.
 
 The host's own detection makes the MODEL that its loader would make, on torch's meta device: the same classes and shapes, without
-data. The checks of a run (checks.py) then say what they would say. 0.06 s for a 14B; known files are remembered.
+data. The checks of a run (checks.py) then say what they would say. 0.06 s for a 14B; what was said of known files is remembered,
+the models are not.
 """
 
 from __future__ import annotations
@@ -58,13 +59,13 @@ def verdict(sketch: ModelFile, render: ModelFile, own_prompts: bool) -> Verdict:
     return Verdict(note=LARGER if parameters_of(ours) < parameters_of(theirs) else "")
 
 
+@lru_cache(maxsize=64)
 def is_flow(file: ModelFile) -> bool:
     """Whether the model in ``file`` is known to be a flow model."""
     model = empty_model(file)
     return model is not None and kind_of(model.get_model_object("model_sampling")) == FLOW
 
 
-@lru_cache(maxsize=16)
 def empty_model(file: ModelFile) -> ModelPatcher | None:
     """The MODEL that the host's loader would make of ``file``, without weights; None where the header does not tell: other
     formats, CogVideoX (whose loading changes it), and what would be refused anyway."""
