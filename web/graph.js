@@ -48,7 +48,7 @@ export function valuesOf(node) {
   return Object.fromEntries(values.filter(([, value]) => value !== undefined && typeof value !== 'object'))
 }
 
-/** The value that the page itself puts into an input that is linked: of its own PrimitiveNode, or of the node of the subgraph
+/** The value that the page itself puts into an input that is linked: of a PrimitiveNode, or of the node of the subgraph
  * around. Undefined where another node gives it in the run, or where several nodes of the subgraph have other values. */
 function given(node, slot) {
   const source = node.getInputNode(slot)
