@@ -13,8 +13,7 @@ from comfy_api.latest import io
 from ..srd_core.memory import AUTO, POLICIES
 from ..srd_core.pair import cooperate
 from ..srd_core.report.data import Report
-from ..srd_core.route import LISTED, MODES, Switch, read_steps
-from ..srd_core.smaller import FULL_SIZE, SMALLEST
+from ..srd_core.route import FULL_SIZE, LISTED, MODES, SMALLEST, Switch, read_steps
 from ..srd_core.stage import RenderSettings
 from . import live
 from .common import CATEGORY, SEARCH_ALIASES, SRReport, defaults, optional
@@ -139,7 +138,8 @@ def _switching() -> list[io.Input]:
             min=0,
             max=10000,
             advanced=True,
-            tooltip="The number of steps for the render. 0: the remaining steps. With 50 steps and a switch after 10, 20 halves the render's work; 4 is for a few-step model or LoRA (with render_cfg 1).",
+            tooltip="The number of steps for the render. 0: the remaining steps. With 50 steps and a switch after 10, 20 halves the "
+            "render's work; 4 is for a few-step model or LoRA (with render_cfg 1).",
         ),
         io.Float.Input(
             "sketch_scale",

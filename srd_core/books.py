@@ -76,7 +76,7 @@ class Books:
         for before in self.report.hand_overs:  # what was to fade longer ends here
             before.fade = before.fade[: step - before.after_step]
         self.report.hand_overs.append(hand_over)
-        logging.info("SRDiffusion: %s", describe_hand_over(hand_over, self.report))
+        logging.info("SRDiffusion: switched %s", describe_hand_over(hand_over, self.report))
         self.report.changed()
 
     def close(self, stage: str) -> None:

@@ -23,6 +23,7 @@ MODES = ("adaptive", "step", "sigma")
 LISTED = "listed"  # the mode of a Switch with sketch_steps
 ROUNDING = 2e-3  # of a place: schedulers pick whole timesteps of 1000
 MOST_LISTED = 10_000  # the highest step that a list may name
+FULL_SIZE, SMALLEST = 1.0, 0.5  # of sketch_scale
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ class Pair:
     render_steps: int = 0  # the rest of the schedule after the last hand-over is walked in so many steps; 0: in its own
     anew: bool = False  # the sampler begins anew on that rest, also where it is known before the run
     offload: str = "auto"  # what happens to the memory of the part that leaves, see memory.py
-    sketch_scale: float = 1.0  # share of height and width that the first part runs at, see smaller.py; 1: all
+    sketch_scale: float = FULL_SIZE  # share of height and width that the first part runs at, see smaller.py; 1: all
     sketch_size: tuple[int, int] | None = None  # height and width that it ran at elsewhere, in place of the share
 
 

@@ -21,12 +21,10 @@ from comfy.model_patcher import ModelPatcher
 from .calls import SAMPLER_SAMPLE
 from .enlarge import Enlargement, Size, small_size
 from .latent import FLOW, FLOW_COSMOS, VARIANCE_EXPLODING, kind_of, name_of
-from .route import LISTED, Pair, Switch, stages_of
+from .route import FULL_SIZE, LISTED, Pair, Switch, stages_of
 from .stage import Conds, Request
 from .steps import is_padded
 
-FULL_SIZE = 1.0  # of sketch_scale
-SMALLEST = 0.5
 PURE_NOISE = 0.98  # place in the timesteps from which on a run begins with noise alone
 PATCH = 2  # of a network that does not tell its own
 

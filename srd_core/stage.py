@@ -28,6 +28,7 @@ from . import memory
 from .additions import bring_over, with_sampler_additions
 from .calls import PREDICT_NOISE
 from .latent import LatentMap
+from .route import FULL_SIZE, SMALLEST
 
 Conds = dict[str, list[dict[str, Any]]]  # the host's conditioning by role: positive, negative, ...
 Request = dict[str, Any]  # the run's noise, latent_image, denoise_mask, seed, latent_shapes
@@ -36,7 +37,7 @@ THREADS = "multigpu_thread_pool"  # the host's model option
 
 def check_scale(sketch_scale: float) -> None:
     """Raises ValueError for a share of the size that no sketch runs at."""
-    if not 0.5 <= sketch_scale <= 1:
+    if not SMALLEST <= sketch_scale <= FULL_SIZE:
         raise ValueError(f"sketch_scale is {sketch_scale}; it must be from 0.5 to 1 (1: the sketch runs at full size).")
 
 
@@ -52,7 +53,7 @@ class RenderSettings:
     fade: float = 0.0  # width of the fade at the hand-over, see fade.py; 0: a cut
     render_steps: int = 0  # steps for the rest of the schedule, see rest.py; 0: its own
     anew: bool = False  # the sampler begins anew on that rest, also where it is known before the run
-    sketch_scale: float = 1.0  # share of the latent's height and width that the sketch runs at, see smaller.py; 1: all
+    sketch_scale: float = FULL_SIZE  # share of the latent's height and width that the sketch runs at, see smaller.py; 1: all
     sketch_size: tuple[int, int] | None = None  # height and width that it ran at elsewhere, in place of the share
 
     def __post_init__(self) -> None:

@@ -273,7 +273,7 @@ def test_every_sampler_sketches_small_and_renders_large(sampler: str, wan: Any):
         helpers.ksampler(scaled(wan(), wan(seed=1), 1.0, full), 8, sampler_name=sampler)
         assert report.sigmas == full.sigmas
     assert any(f"{report.sampler} begins anew after step" in note for note in report.notes)
-    assert any("4 x 4 in the place of 8 x 8" in note for note in report.notes)
+    assert any("4 x 4 instead of 8 x 8" in note for note in report.notes)
 
 
 @pytest.mark.parametrize("sampler", ["euler", "heun", "dpmpp_2m_sde", "uni_pc"])

@@ -17,7 +17,7 @@ import torch
 
 from ..checkpoint import read_header
 from ..report.data import Report
-from ..route import RENDER, SKETCH
+from ..route import FULL_SIZE, RENDER, SKETCH, SMALLEST
 from .record import NOTED, SAMPLES, Call, Schedule, Settings, SketchRecord
 
 VERSION, VERSION_SMALL = 2, 3
@@ -212,7 +212,7 @@ def _settings(facts: Any) -> Settings:
         cfg=_number(facts, "cfg", 0, 1000),
         denoise=_number(facts, "denoise", 0, 1),
         batch_index=indices,
-        sketch_scale=_number({"sketch_scale": 1.0, **facts}, "sketch_scale", 0.5, 1),
+        sketch_scale=_number({"sketch_scale": FULL_SIZE, **facts}, "sketch_scale", SMALLEST, FULL_SIZE),
     )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ..report.data import Report
-from ..route import SKETCH
+from ..route import FULL_SIZE, SKETCH
 
 SAMPLES = 256  # values of x that are kept of each call
 # What the functions that *_cfg_pp samplers add to the guidance are given and read.
@@ -32,7 +32,7 @@ class Settings:
     cfg: float
     denoise: float
     batch_index: list[int] | None = None  # which noise of the seed each latent of a batch gets; None: one after the other
-    sketch_scale: float = 1.0  # share of the latent's height and width that the sketch ran at; 1: all
+    sketch_scale: float = FULL_SIZE  # share of the latent's height and width that the sketch ran at; 1: all
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class SketchRecord:
     def sketch_size(self) -> tuple[int, int] | None:
         """Height and width of a latent that was smaller than the run's; None: it had the run's size."""
         height, width = self.calls[0].prediction.shape[-2:]
-        is_small = self.settings.sketch_scale < 1 and (height, width) != tuple(self.latent_image.shape[-2:])
+        is_small = self.settings.sketch_scale < FULL_SIZE and (height, width) != tuple(self.latent_image.shape[-2:])
         return (height, width) if is_small else None
 
     @property

@@ -48,7 +48,7 @@ def _headline(canvas: ImageDraw.ImageDraw, report: Report) -> None:
     size = next((s for s in range(22, 10, -1) if canvas.textlength(title, font=font(s)) <= RIGHT - LEFT), 10)
     canvas.text((LEFT, 42), title, fill=INK, font=font(size), anchor="ls")
     if report.steps:
-        lines = [describe_hand_over(h, report) for h in report.hand_overs] or [f"switch: {report.never()}"]
+        lines = [f"switched {describe_hand_over(h, report)}" for h in report.hand_overs] or [f"switch: {report.never()}"]
         canvas.text((LEFT, 52), _one_line(lines[-1]), fill=INK, font=font(16))
     x = LEFT
     for stage in report.stages:

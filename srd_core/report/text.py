@@ -12,7 +12,7 @@ NOT_RUN = (
 
 
 def describe_hand_over(hand_over: HandOver, report: Report) -> str:
-    """One sentence, without its capital and its full stop."""
+    """The rest of a sentence that begins with "switched"."""
     steps, switch = len(report.sigmas) - 1, hand_over.rule or report.switch
     latest = "latest step of an adaptive switch"  # in the first version a share of the steps, whatever switch_sigma was
     if switch.get("max_step"):
@@ -28,7 +28,7 @@ def describe_hand_over(hand_over: HandOver, report: Report) -> str:
         "listed": f"sketch_steps: {switch.get('sketch_steps')}",
     }.get(hand_over.reason, hand_over.reason)
     return (
-        f"switched to the {hand_over.to} after step {hand_over.after_step} of {steps} "
+        f"to the {hand_over.to} after step {hand_over.after_step} of {steps} "
         f"(sigma {hand_over.sigma:.4g}, {hand_over.percent:.0f} % of the steps; {why})"
     )
 
@@ -94,7 +94,7 @@ def summarize(report: Report) -> str:
         lines.append(need)
     lines.append(f"Status: {report.status} {report.error}".rstrip())
     lines += [
-        f"Switched{describe_hand_over(h, report).removeprefix('switched')}, loaded in {h.seconds:.2f} s{describe_fade(h)}" for h in report.hand_overs
+        f"Switched {describe_hand_over(h, report)}, loaded in {h.seconds:.2f} s{describe_fade(h)}" for h in report.hand_overs
     ]
     if rest := describe_rest(report):
         lines.append(rest)
