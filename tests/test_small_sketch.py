@@ -448,7 +448,7 @@ def test_a_speed_up_over_a_sketch_that_did_not_run_at_full_size_is_not_made_up(w
     report.watch = lambda running: left.append((running.count("render"), figures.remaining(running)))
     helpers.ksampler(scaled(wan(), wan(seed=1), 0.5, report), 8)
     assert report.shape == [1, 16, 2, 8, 8] and report.small_shape == [1, 16, 2, 4, 4]
-    assert figures.speed_up(report) is None and "Speed" not in summary(report) and "4 x 4 in the place of 8 x 8" in summary(report)
+    assert figures.speed_up(report) is None and "Speed" not in summary(report) and "4 x 4 instead of 8 x 8" in summary(report)
     assert not any(found for renders, found in left if not renders) and any(found for renders, found in left if renders > 1)
     assert Report.from_json(report.to_json()).small_shape == report.small_shape
 

@@ -629,7 +629,7 @@ def test_the_720p_workflow_is_the_plain_one_with_a_smaller_sketch(server: Any, i
     expected = workflow.set_inputs(plain, sampler, sketch_scale=0.667)
     expected = workflow.set_inputs(expected, latent, width=1280, height=720, length=81)
     assert hd == workflow.set_inputs(expected, save, filename_prefix=hd[save]["inputs"]["filename_prefix"])
-    assert any("on a latent of 2 x 4 in the place of 4 x 8" in note for note in report_of(run(server, ready(HD, info)))["notes"])
+    assert any("on a latent of 2 x 4 instead of 4 x 8" in note for note in report_of(run(server, ready(HD, info)))["notes"])
 
 
 @pytest.mark.parametrize("name", KSAMPLER_OF)
