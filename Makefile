@@ -49,6 +49,7 @@ test-long:
 
 lint:
 	$(HOST) run-module ruff check --no-cache .
+	$(HOST) run-module ruff format --no-cache --check --quiet .
 
 # mypy has to see the pack under the name of a package, whatever its folder is called, and must not stand in the root, where
 # it would take the pack's folder `nodes` for the host's module: hence the link, and the change of folder.

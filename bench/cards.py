@@ -17,15 +17,19 @@ if __name__ == "__main__":
     common.run_in_host()
     import hosting  # noqa: F401  (the host in this process)
 
-import comfy.ldm.wan.model  # noqa: E402
-import comfy.ops  # noqa: E402
-import comfy.supported_models  # noqa: E402
-import cost  # noqa: E402
-import torch  # noqa: E402
+import comfy.ldm.wan.model
+import comfy.ops
+import comfy.supported_models
+import cost
+import torch
 
 MARKS = ("<!-- cards: made by python3 bench/cards.py -->", "<!-- /cards -->")
 CARDS = (12, 16, 24, 32)  # GiB
-SIZES = {"480p": cost.Size(832, 480, 81), "720p": cost.Size(1280, 720, 81), "720p sketched at 480p": cost.Size(848, 480, 81)}
+SIZES = {
+    "480p": cost.Size(832, 480, 81),
+    "720p": cost.Size(1280, 720, 81),
+    "720p sketched at 480p": cost.Size(848, 480, 81),
+}
 BESIDE = 1.0  # GiB that the desktop, CUDA and the host keep
 GIB = 1 << 30
 GGUF = "GGUF Q4"
@@ -38,12 +42,18 @@ def weights(network: cost.Network, precision: str) -> float:
     if precision == GGUF:
         return GGUF_BYTES
     built = comfy.ldm.wan.model.WanModel(
-        dim=network.dim, ffn_dim=network.ffn, num_heads=network.heads, num_layers=network.layers,
-        device="meta", dtype=torch.float16, operations=comfy.ops.disable_weight_init,
-    )  # fmt: skip
+        dim=network.dim,
+        ffn_dim=network.ffn,
+        num_heads=network.heads,
+        num_layers=network.layers,
+        device="meta",
+        dtype=torch.float16,
+        operations=comfy.ops.disable_weight_init,
+    )
     small = precision == "fp8"
     return sum(
-        value.numel() * (1 if small and key.startswith("blocks.") and value.ndim == 2 else 2) for key, value in built.named_parameters()
+        value.numel() * (1 if small and key.startswith("blocks.") and value.ndim == 2 else 2)
+        for key, value in built.named_parameters()
     )
 
 

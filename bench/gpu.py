@@ -31,7 +31,7 @@ import common
 
 if __name__ == "__main__":
     common.run_in_host()
-import gpu_table  # noqa: E402
+import gpu_table
 
 Line = dict[str, Any]
 CLASSIC, DYNAMIC = "classic", "dynamic"  # how the host manages the GPU's memory, see tests/hosting.py
@@ -53,15 +53,19 @@ class Stage:
 
 
 STAGES = (
-    Stage("a", "the pack's tests, and little memory", 4,
-          (("tests", CLASSIC), ("tests", DYNAMIC), ("limits", CLASSIC), ("limits", DYNAMIC))),
+    Stage(
+        "a",
+        "the pack's tests, and little memory",
+        4,
+        (("tests", CLASSIC), ("tests", DYNAMIC), ("limits", CLASSIC), ("limits", DYNAMIC)),
+    ),
     Stage("b", "Wan 480p, steps", 5, (("wan_steps", CLASSIC),)),
     Stage("c", "Wan 480p, whole runs", 8.5, (("wan_runs", CLASSIC),)),
     Stage("d", "a profile of one render step", 2.5, (("profiles", CLASSIC),)),
     Stage("e", "CogVideoX", 3, (("cogvideox", CLASSIC),)),
     Stage("f", "Wan 720p, steps", 4, (("wan_720p", CLASSIC),)),
     Stage("g", "Wan 480p with dynamic VRAM", 4, (("wan_one_run", DYNAMIC),)),
-)  # fmt: skip
+)
 
 
 # --- results ------------------------------------------------------------------------------------------------------------
@@ -79,7 +83,9 @@ class Results:
             return {"sessions": [], "rows": []}
         try:
             data = json.loads(self.path.read_text("utf-8"))
-            sound = data.keys() == {"sessions", "rows"} and all(row["session"] < len(data["sessions"]) for row in data["rows"])
+            sound = data.keys() == {"sessions", "rows"} and all(
+                row["session"] < len(data["sessions"]) for row in data["rows"]
+            )
         except (ValueError, KeyError, TypeError, AttributeError):
             sound = False
         if not sound:
@@ -112,7 +118,10 @@ class Results:
         return any(wanted.items() <= row.items() and "error" not in row for row in self.rows())
 
     def _write(self, data: dict[str, list[Line]]) -> None:
-        blocks = [f' "{name}": [\n' + ",\n".join("  " + json.dumps(line) for line in lines) + "\n ]" for name, lines in data.items()]
+        blocks = [
+            f' "{name}": [\n' + ",\n".join("  " + json.dumps(line) for line in lines) + "\n ]"
+            for name, lines in data.items()
+        ]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_suffix(".part")
         partial.write_text("{\n" + ",\n".join(blocks) + "\n}\n", "utf-8")
@@ -135,8 +144,12 @@ def default_path(folder: Path, card: str, rehearsal: bool) -> Path:
 def commit() -> str:
     """The pack's, with a + where something was changed since; SRD_COMMIT where git does not know it."""
     try:
-        found = [subprocess.check_output(["git", *words], cwd=common.REPOSITORY, text=True, stderr=subprocess.DEVNULL).strip()
-                 for words in (["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])]  # fmt: skip
+        found = [
+            subprocess.check_output(
+                ["git", *words], cwd=common.REPOSITORY, text=True, stderr=subprocess.DEVNULL
+            ).strip()
+            for words in (["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        ]
     except (OSError, subprocess.CalledProcessError):
         return os.environ.get("SRD_COMMIT", "unknown")
     return found[0] + "+" * bool(found[1])
@@ -196,7 +209,8 @@ class Command:
 
 def start(words: list[str], manager: str, **how: Any) -> subprocess.Popen[str]:
     """A process of the host's Python; manager: of the GPU's memory, "" for the CPU. It leads a group, so that it ends with all that
-    it started, but stays in our session: machines that are lent end that with the command."""
+    it started, but stays in our session: machines that are lent end that with the command.
+    """
     environment = {**os.environ, common.IN_HOST: "1", "SRD_TEST_GPU": manager, "PYTHONUNBUFFERED": "1"}
     return subprocess.Popen(words, env=environment, text=True, preexec_fn=getattr(os, "setpgrp", None), **how)
 
@@ -218,7 +232,12 @@ def facts(rehearsal: bool) -> Line:
     said, _ = process.communicate(timeout=300)
     if process.returncode:
         raise RuntimeError("Nothing was measured. Without a GPU, --rehearse goes from start to table on the CPU.")
-    return {**json.loads(said.splitlines()[-1]), "commit": commit(), "command": common.command(), "rehearsal": rehearsal}
+    return {
+        **json.loads(said.splitlines()[-1]),
+        "commit": commit(),
+        "command": common.command(),
+        "rehearsal": rehearsal,
+    }
 
 
 def work(options: argparse.Namespace) -> None:
@@ -257,7 +276,9 @@ def table(path: Path) -> list[str]:
 def write_evidence(path: Path | None) -> None:
     """Put the section on speed into docs/evidence.md: what was measured, or that nothing was."""
     if not common.update_readme(common.EVIDENCE, gpu_table.MARKS, gpu_table.NOTHING if path is None else table(path)):
-        raise SystemExit(f"docs/evidence.md has no place for the table. Put these lines into it: {' and '.join(gpu_table.MARKS)}")
+        raise SystemExit(
+            f"docs/evidence.md has no place for the table. Put these lines into it: {' and '.join(gpu_table.MARKS)}"
+        )
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -300,7 +321,9 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--factor", type=float, default=1, help="of all time limits: more on a slower card")
     parser.add_argument("--rehearse", action="store_true", help="on the CPU, with tiny shapes")
     parser.add_argument("--table", action="store_true", help="measure nothing")
-    parser.add_argument("--results", type=Path, help="a file, or a folder for today's file of this card; default: bench/results")
+    parser.add_argument(
+        "--results", type=Path, help="a file, or a folder for today's file of this card; default: bench/results"
+    )
     parser.add_argument("--work", default="", help=argparse.SUPPRESS)
     options = parser.parse_args(words)
     if not set(options.stages) <= {stage.letter for stage in STAGES}:

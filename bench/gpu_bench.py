@@ -173,13 +173,16 @@ class Bench:
 
     def pair(self, variant: Variant) -> tuple[Any, Any]:
         """(sketch, render) MODELs; weights are built at their first use, and those of another precision leave main memory where
-        it is too small. Raises Unavailable for what does not work here."""
+        it is too small. Raises Unavailable for what does not work here.
+        """
         if variant not in self._variants:
             if why := unavailable(variant, self.render):
                 raise Unavailable(why)
             if variant.weights not in self._pairs:
                 self._make_room(variant.weights)
-                sketch, render = (gpu_models.build(network, variant.weights, device()) for network in (self.sketch, self.render))
+                sketch, render = (
+                    gpu_models.build(network, variant.weights, device()) for network in (self.sketch, self.render)
+                )
                 self._pairs[variant.weights] = sketch, render
             with_attention = module("srd_core.attention").with_attention
             sketch, render = (with_attention(model, variant.attention) for model in self._pairs[variant.weights])
@@ -194,16 +197,21 @@ class Bench:
             unload()
             gc.collect()
         if (free := psutil.virtual_memory().available) < needed:
-            raise Unavailable(f"{needed / 1e9:.0f} GB of weights don't fit into main memory: {free / 1e9:.0f} GB are free.")
+            raise Unavailable(
+                f"{needed / 1e9:.0f} GB of weights don't fit into main memory: {free / 1e9:.0f} GB are free."
+            )
 
     def put_on_device(self, *models: Any) -> None:
         """As a run finds the device after one of the same kind: these models are there as far as they fit, the first before the
-        others, and no others of the pair."""
+        others, and no others of the pair.
+        """
         memory = module("srd_core.memory")
         for model in [model for pair in self._pairs.values() for model in pair]:
             if not any(model.is_clone(mine) for mine in models):
                 memory.release(model)
-        conds = dict(zip(("positive", "negative"), map(comfy.sampler_helpers.convert_cond, gpu_models.conditioning(self.sketch))))
+        conds = dict(
+            zip(("positive", "negative"), map(comfy.sampler_helpers.convert_cond, gpu_models.conditioning(self.sketch)))
+        )
         for model in reversed(models):
             comfy.sampler_helpers.prepare_sampling(model, self.latent().shape, conds, model.model_options)
 
@@ -216,8 +224,21 @@ class Bench:
         positive, negative = gpu_models.conditioning(self.sketch)
         latent = how.pop("latent", self.latent())
         noise = torch.zeros_like(latent) if how.get("disable_noise") else comfy.sample.prepare_noise(latent, SEED)
-        return comfy.sample.sample(model, noise, steps, cfg, SAMPLER, SCHEDULER, positive, negative, latent, callback=callback,
-                                   disable_pbar=True, seed=SEED, **how)  # fmt: skip
+        return comfy.sample.sample(
+            model,
+            noise,
+            steps,
+            cfg,
+            SAMPLER,
+            SCHEDULER,
+            positive,
+            negative,
+            latent,
+            callback=callback,
+            disable_pbar=True,
+            seed=SEED,
+            **how,
+        )
 
 
 def compiled(model: Any) -> Any:
@@ -227,7 +248,9 @@ def compiled(model: Any) -> Any:
 
     model = model.clone()
     blocks = [f"diffusion_model.blocks.{i}" for i in range(len(model.model.diffusion_model.blocks))]
-    set_torch_compile_wrapper(model, backend="inductor", keys=blocks, options={"guard_filter_fn": skip_torch_compile_dict})
+    set_torch_compile_wrapper(
+        model, backend="inductor", keys=blocks, options={"guard_filter_fn": skip_torch_compile_dict}
+    )
     return model
 
 
@@ -237,7 +260,10 @@ def unavailable(variant: Variant, network: cost.Network) -> str:
     if (wanted := variant.attention) not in attention.backends():
         return f"ComfyUI has not registered {wanted} attention: pip install {attention.PACKAGES.get(wanted, wanted)}."
     if wanted != "auto":  # the host turns to pytorch's where one fails
-        q, k, v = (torch.randn(1, 512, network.dim, device=device(), dtype=gpu_models.compute_dtype(device())) for _ in range(3))
+        q, k, v = (
+            torch.randn(1, 512, network.dim, device=device(), dtype=gpu_models.compute_dtype(device()))
+            for _ in range(3)
+        )
         if torch.equal(*(get_attention_function(name)(q, k, v, network.heads) for name in (wanted, "pytorch"))):
             return f"{wanted} attention does not work here: ComfyUI takes pytorch's instead."
     if variant.compiled:
@@ -257,7 +283,9 @@ def unload() -> None:
 def cooperating(sketch: Any, render: Any, k: int, **settings: Any) -> tuple[Any, Any]:
     """(the pair as one MODEL that switches after ``k`` steps, its report)."""
     pair, route, report = module("srd_core.pair"), module("srd_core.route"), module("srd_core.report.data").Report()
-    return pair.cooperate(sketch, render, route.Switch(mode="step", switch_step=k), pair.RenderSettings(**settings), report), report
+    return pair.cooperate(
+        sketch, render, route.Switch(mode="step", switch_step=k), pair.RenderSettings(**settings), report
+    ), report
 
 
 def moved(report: Any) -> dict[str, float]:
@@ -265,8 +293,11 @@ def moved(report: Any) -> dict[str, float]:
     (hand_over,) = report.hand_overs
     before, after = hand_over.memory["before"], hand_over.memory["after"]
     on_gpu = device().type != "cpu"  # on the CPU the host counts them too, and nothing moves
-    return {"seconds": hand_over.seconds, "in": max(after[RENDER] - before[RENDER], 0) * on_gpu,
-            "out": max(before[SKETCH] - after[SKETCH], 0) * on_gpu}  # fmt: skip
+    return {
+        "seconds": hand_over.seconds,
+        "in": max(after[RENDER] - before[RENDER], 0) * on_gpu,
+        "out": max(before[SKETCH] - after[SKETCH], 0) * on_gpu,
+    }
 
 
 def threshold_for(render: Any, sketch: Any, bench: Bench) -> float:

@@ -24,18 +24,47 @@ import gpu
 FOLDER = common.REPOSITORY / ".gpu-kit"
 LIMIT, ROOM = 63 << 20, 60 << 20  # bytes: of all that a call carries, with a little to spare; of a folder at most
 PYTHON = "3.12"
-PLATFORMS = ["manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64", "manylinux1_x86_64"]
+PLATFORMS = [
+    "manylinux_2_28_x86_64",
+    "manylinux_2_27_x86_64",
+    "manylinux_2_17_x86_64",
+    "manylinux2014_x86_64",
+    "manylinux1_x86_64",
+]
 # Of what the host requires or those need: there already, in versions that will do.
 IMAGE = {
-    "torch", "torchvision", "torchaudio", "numpy", "scipy", "einops", "transformers", "tokenizers",
-    "sentencepiece", "safetensors", "aiohttp", "yarl", "pyyaml", "pillow", "tqdm", "psutil", "filelock",
-    "requests", "markupsafe",
-}  # fmt: skip
+    "torch",
+    "torchvision",
+    "torchaudio",
+    "numpy",
+    "scipy",
+    "einops",
+    "transformers",
+    "tokenizers",
+    "sentencepiece",
+    "safetensors",
+    "aiohttp",
+    "yarl",
+    "pyyaml",
+    "pillow",
+    "tqdm",
+    "psutil",
+    "filelock",
+    "requests",
+    "markupsafe",
+}
 # For the host's page and server, and for nodes that are not used.
 UNUSED = {
-    "comfyui-frontend-package", "comfyui-workflow-templates", "comfyui-embedded-docs", "comfy-angle", "alembic",
-    "sqlalchemy", "blake3", "kornia", "pyopengl",
-}  # fmt: skip
+    "comfyui-frontend-package",
+    "comfyui-workflow-templates",
+    "comfyui-embedded-docs",
+    "comfy-angle",
+    "alembic",
+    "sqlalchemy",
+    "blake3",
+    "kornia",
+    "pyopengl",
+}
 MORE = ("sageattention",)  # for rows of bench/gpu.py
 # Of the host's tree, by the beginning of a path or its end.
 LEFT_OUT = re.compile(
@@ -80,7 +109,9 @@ def wheels(requirements: Path, folder: Path) -> None:
         if new:
             options = ["--no-deps", "--only-binary=:all:", "--python-version", PYTHON, "--implementation", "cp"]
             options += [word for platform in PLATFORMS for word in ("--platform", platform)]
-            subprocess.run([sys.executable, "-m", "pip", "download", "-q", *options, "-d", str(folder), *new.values()], check=True)
+            subprocess.run(
+                [sys.executable, "-m", "pip", "download", "-q", *options, "-d", str(folder), *new.values()], check=True
+            )
         wanted = [need for wheel in set(folder.glob("*.whl")) - before for need in _needs(_metadata(wheel))]
 
 
@@ -95,7 +126,11 @@ def _needs(lines: list[str]) -> Iterator[str]:
     """The requirements among these lines, without extras and those of older Pythons."""
     for line in lines:
         need, _, marker = (part.strip() for part in line.partition(";"))
-        if need and not need.startswith("#") and not re.search(r"extra|python_(full_)?version *<|win32|Windows", marker):
+        if (
+            need
+            and not need.startswith("#")
+            and not re.search(r"extra|python_(full_)?version *<|win32|Windows", marker)
+        ):
             yield re.sub(r"[\s()]", "", need)
 
 
@@ -121,7 +156,9 @@ def tighter(wheel: Path) -> Path:
 
 def carried() -> int:
     """Bytes of the checkout that travel with every call: tracked files, and others that git does not ignore."""
-    listed = subprocess.check_output(["git", "ls-files", "-coz", "--exclude-standard"], cwd=common.REPOSITORY, text=True)
+    listed = subprocess.check_output(
+        ["git", "ls-files", "-coz", "--exclude-standard"], cwd=common.REPOSITORY, text=True
+    )
     return sum(path.stat().st_size for name in listed.split("\0") if (path := common.REPOSITORY / name).is_file())
 
 
@@ -131,7 +168,9 @@ def distributed(files: list[Path], room: int) -> list[list[Path]]:
     for file in sorted(files, key=lambda file: -file.stat().st_size):
         size = file.stat().st_size
         if size > room:
-            raise ValueError(f"{file.name} has {size >> 20} MiB, and a call has room for {room >> 20}. Make the checkout smaller.")
+            raise ValueError(
+                f"{file.name} has {size >> 20} MiB, and a call has room for {room >> 20}. Make the checkout smaller."
+            )
         fits = (folder for folder in folders if sum(each.stat().st_size for each in folder) + size <= room)
         folder = next(fits, None)
         if folder is None:
@@ -161,7 +200,9 @@ def main() -> int:
                 shutil.move(file, target)
             script = RUN.replace("@KITS@", " ".join(names)).replace("@COMMIT@", gpu.commit())
             (target / "run.sh").write_text(script, "utf-8")
-            print(f"{folder}: {sum(path.stat().st_size for path in target.iterdir()) / (1 << 20):.1f} MiB of at most {room / (1 << 20):.1f}")
+            print(
+                f"{folder}: {sum(path.stat().st_size for path in target.iterdir()) / (1 << 20):.1f} MiB of at most {room / (1 << 20):.1f}"
+            )
     print("\n".join(["", "On the machine, each call while it is still warm after the one before:", *calls(names)]))
     return 0
 
@@ -171,8 +212,11 @@ def calls(names: list[str]) -> list[str]:
     first, *others = names
     out = [f'run(command="bash {name}/run.sh --unpack", carry=["{name}"])' for name in others]
     out.append(f'run(command="bash {first}/run.sh --minutes 9.3", carry=["{first}"], timeout_s=600)')
-    return [*out, "Copy the gpu-*.json that come back into bench/results; the last call again measures what is missing.",
-            "At the end, here: python3 bench/gpu.py --table"]  # fmt: skip
+    return [
+        *out,
+        "Copy the gpu-*.json that come back into bench/results; the last call again measures what is missing.",
+        "At the end, here: python3 bench/gpu.py --table",
+    ]
 
 
 if __name__ == "__main__":

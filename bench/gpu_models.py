@@ -1,5 +1,6 @@
 """Sketch and render at their real shapes with random weights, built by the host without a file; speed does not depend on
-what the weights say. (What a cache reuses does: gpu_rows.py.)"""
+what the weights say. (What a cache reuses does: gpu_rows.py.)
+"""
 
 from __future__ import annotations
 
@@ -24,12 +25,18 @@ SHAPES = {
         cost.COGVIDEOX: (cost.COGVIDEOX_5B, cost.COGVIDEOX_2B, Size(720, 480, 49)),
     },
     "tiny": {
-        cost.WAN: (Network("tiny Wan sketch", cost.WAN, 256, 512, 2, 2), Network("tiny Wan render", cost.WAN, 128, 256, 1, 1),
-                   Size(64, 64, 5)),
-        cost.COGVIDEOX: (Network("tiny CogVideoX sketch", cost.COGVIDEOX, 128, 512, 2, 2),
-                         Network("tiny CogVideoX render", cost.COGVIDEOX, 64, 256, 1, 1), Size(64, 64, 5)),
+        cost.WAN: (
+            Network("tiny Wan sketch", cost.WAN, 256, 512, 2, 2),
+            Network("tiny Wan render", cost.WAN, 128, 256, 1, 1),
+            Size(64, 64, 5),
+        ),
+        cost.COGVIDEOX: (
+            Network("tiny CogVideoX sketch", cost.COGVIDEOX, 128, 512, 2, 2),
+            Network("tiny CogVideoX render", cost.COGVIDEOX, 64, 256, 1, 1),
+            Size(64, 64, 5),
+        ),
     },
-}  # fmt: skip
+}
 DEFAULT, FP8 = "default", "fp8"  # weights: bf16 on a GPU and float32 on the CPU; as fp8_scaled files have them
 POOL = 1 << 22  # random values; larger tensors repeat them
 SPREAD = 0.02  # of random weights
@@ -54,11 +61,15 @@ def build(network: Any, weights: str, device: torch.device) -> Any:
     # With dynamic VRAM, and for quantised weights, the host keeps the tensors that it is given. Else it copies them: one value
     # seen through every shape is enough, and the copies are filled.
     kept = weights == FP8 or comfy.memory_management.aimdo_enabled
-    state_dict = _filled(shapes, network, weights == FP8) if kept else {
-        key: torch.zeros((), dtype=dtype).expand(value.shape) for key, value in shapes.items()
-    }  # fmt: skip
+    state_dict = (
+        _filled(shapes, network, weights == FP8)
+        if kept
+        else {key: torch.zeros((), dtype=dtype).expand(value.shape) for key, value in shapes.items()}
+    )
     # Said, not left to the host, which takes fp16 for Wan: bf16 is the paper's, and random values can't overflow in it.
-    model = comfy.sd.load_diffusion_model_state_dict(state_dict, model_options={} if weights == FP8 else {"dtype": dtype})
+    model = comfy.sd.load_diffusion_model_state_dict(
+        state_dict, model_options={} if weights == FP8 else {"dtype": dtype}
+    )
     if model is None:
         raise ValueError(f"This ComfyUI can't build {network.name}. Update ComfyUI.")
     if not kept:
@@ -77,8 +88,9 @@ def _empty(network: Any, dtype: torch.dtype) -> Any:
     """The host's network, without data."""
     built_in = {"device": "meta", "dtype": dtype, "operations": comfy.ops.disable_weight_init}
     if network.family == cost.WAN:
-        return comfy.ldm.wan.model.WanModel(dim=network.dim, ffn_dim=network.ffn, num_heads=network.heads,
-                                            num_layers=network.layers, **built_in)  # fmt: skip
+        return comfy.ldm.wan.model.WanModel(
+            dim=network.dim, ffn_dim=network.ffn, num_heads=network.heads, num_layers=network.layers, **built_in
+        )
     return comfy.ldm.cogvideo.model.CogVideoXTransformer3DModel(
         num_attention_heads=network.heads, num_layers=network.layers, use_rotary_positional_embeddings=True, **built_in
     )

@@ -28,7 +28,8 @@ STEPS = 8  # of a run; the recorded ones lie far behind the hand-over
 @dataclass(eq=False)
 class Waits(TorchDispatchMode):
     """Takes down every read of a value from a tensor of the device (.item(), bool(), float()) and every blocking copy between
-    devices, by the file and line that asked for it. On a GPU each of them waits; that they happen is seen on any device."""
+    devices, by the file and line that asked for it. On a GPU each of them waits; that they happen is seen on any device.
+    """
 
     device: torch.device = torch.device("cpu")
     places: Counter[tuple[str, str]] = field(default_factory=Counter)  # (operation, file:line) -> times
@@ -47,8 +48,11 @@ class Waits(TorchDispatchMode):
     def of_pack(self) -> dict[str, int]:
         """Only those that the pack's own code asked for: "operation, file:line" -> times."""
         root = str(common.REPOSITORY)
-        return {f"{name}, {place.removeprefix(root + os.sep)}": times for (name, place), times in sorted(self.places.items())
-                if place.startswith((os.path.join(root, "srd_core"), os.path.join(root, "nodes")))}  # fmt: skip
+        return {
+            f"{name}, {place.removeprefix(root + os.sep)}": times
+            for (name, place), times in sorted(self.places.items())
+            if place.startswith((os.path.join(root, "srd_core"), os.path.join(root, "nodes")))
+        }
 
 
 def _changes_device(args: Any, out: Any) -> bool:
@@ -72,7 +76,8 @@ def _asked_by() -> str:
 
 class StepProfile:
     """A step callback that records the step after ``first`` (0-based) with the profiler, and who waits in the one after that: the
-    second record would be part of the first."""
+    second record would be part of the first.
+    """
 
     def __init__(self, device: torch.device, first: int) -> None:
         self.device, self.first = device, first
@@ -102,9 +107,16 @@ class StepProfile:
         timed = [e for e in events if not cuda or (e.device_type == DeviceType.CUDA and not e.is_user_annotation)]
         spent = Counter({e.key: (e.self_device_time_total if cuda else e.self_cpu_time_total) / 1e6 for e in timed})
         waits = Counter({e.key: e.count for e in events if e.key in {*CUDA_WAITS, "aten::_local_scalar_dense"}})
-        waits.subtract({"cudaDeviceSynchronize": 1 + cuda} if waits["cudaDeviceSynchronize"] else {})  # ours, and the profiler's
-        return {"seconds": self.seconds, "busy": sum(spent.values()) / self.seconds, "waits": dict(+waits),
-                "own_waits": self.waits.of_pack(), "kernels": dict(spent.most_common(KERNELS))}  # fmt: skip
+        waits.subtract(
+            {"cudaDeviceSynchronize": 1 + cuda} if waits["cudaDeviceSynchronize"] else {}
+        )  # ours, and the profiler's
+        return {
+            "seconds": self.seconds,
+            "busy": sum(spent.values()) / self.seconds,
+            "waits": dict(+waits),
+            "own_waits": self.waits.of_pack(),
+            "kernels": dict(spent.most_common(KERNELS)),
+        }
 
 
 def profiled(bench: Any, model: Any) -> dict[str, Any]:

@@ -61,7 +61,9 @@ def run(what: str, work: Work) -> None:
 # --- steps -------------------------------------------------------------------------------------------------------------
 
 
-def step(bench: Bench, stage: str, guided: bool = True, variant: Variant = gpu_bench.PLAIN, count: int = 2) -> dict[str, Any]:
+def step(
+    bench: Bench, stage: str, guided: bool = True, variant: Variant = gpu_bench.PLAIN, count: int = 2
+) -> dict[str, Any]:
     """Seconds of ``count`` single steps of a model after a first one that is not counted, and what they reach."""
     model = bench.pair(variant)[stage == RENDER]
     bench.put_on_device(model)
@@ -69,8 +71,13 @@ def step(bench: Bench, stage: str, guided: bool = True, variant: Variant = gpu_b
     with gauge() as used:
         bench.sample(model, bench.cfg if guided else 1.0, clock, last_step=count + 1, force_full_denoise=True)
     flops = cost.forward_flops(bench.render if stage == RENDER else bench.sketch, bench.size) * (1 + guided)
-    return {"steps": clock.seconds, "size": str(bench.size), "flops": flops / statistics.median(clock.seconds),
-            "peak": used.get("peak"), "dtype": str(model.model.get_dtype_inference()).removeprefix("torch.")}  # fmt: skip
+    return {
+        "steps": clock.seconds,
+        "size": str(bench.size),
+        "flops": flops / statistics.median(clock.seconds),
+        "peak": used.get("peak"),
+        "dtype": str(model.model.get_dtype_inference()).removeprefix("torch."),
+    }
 
 
 def small_step(bench: Bench) -> dict[str, Any]:
@@ -81,8 +88,12 @@ def small_step(bench: Bench) -> dict[str, Any]:
     clock = gpu_bench.StepClock()
     with gauge() as used:
         bench.sample(model, bench.cfg, clock, steps=4)
-    return {"steps": clock.seconds[:2], "size": str(bench.size), "peak": used.get("peak"),
-            "dtype": str(sketch.model.get_dtype_inference()).removeprefix("torch.")}  # fmt: skip
+    return {
+        "steps": clock.seconds[:2],
+        "size": str(bench.size),
+        "peak": used.get("peak"),
+        "dtype": str(sketch.model.get_dtype_inference()).removeprefix("torch."),
+    }
 
 
 def steps(work: Work, bench: Bench, variants: dict[str, Variant]) -> None:
@@ -143,7 +154,9 @@ def chained(bench: Bench) -> dict[str, Any]:
     return {**found, "n": STEPS, "k": bench.k}
 
 
-def together(bench: Bench, variant: Variant = gpu_bench.PLAIN, teacache: bool = False, warm: bool = False, **settings: Any) -> dict[str, Any]:
+def together(
+    bench: Bench, variant: Variant = gpu_bench.PLAIN, teacache: bool = False, warm: bool = False, **settings: Any
+) -> dict[str, Any]:
     """A cooperation. ``warm``: a run before, for what compiles."""
     sketch, render = bench.pair(variant)
     settings["teacache"] = gpu_bench.threshold_for(render, sketch, bench) if teacache else 0.0
@@ -153,8 +166,14 @@ def together(bench: Bench, variant: Variant = gpu_bench.PLAIN, teacache: bool = 
         bench.sample(model, bench.cfg)
     with gauge() as found:
         bench.sample(model, bench.cfg)
-    return {**found, "n": STEPS, "k": bench.k, "reused": report.reused(RENDER), "hand_over": moved(report),
-            "render_bytes": render.model_size()}  # fmt: skip
+    return {
+        **found,
+        "n": STEPS,
+        "k": bench.k,
+        "reused": report.reused(RENDER),
+        "hand_over": moved(report),
+        "render_bytes": render.model_size(),
+    }
 
 
 def cold(bench: Bench) -> dict[str, Any]:
@@ -167,7 +186,9 @@ def cold(bench: Bench) -> dict[str, Any]:
     return {**found, "hand_over": moved(report), "render_bytes": render.model_size()}
 
 
-def runs(work: Work, bench: Bench, more: dict[str, Callable[[], dict[str, Any]]], once: Callable[[], None] | None = None) -> None:
+def runs(
+    work: Work, bench: Bench, more: dict[str, Callable[[], dict[str, Any]]], once: Callable[[], None] | None = None
+) -> None:
     """Whole runs, all of a round before the next round; ``once``: what is measured after the first."""
     rows = {
         "SR": lambda: together(bench),
@@ -227,7 +248,8 @@ def limits(work: Work) -> None:
 
 def limited(bench: Bench, limit: int) -> dict[str, Any]:
     """A run of 3 steps where ``limit`` GiB are free: something else holds the rest. Running out of memory is an outcome, as the
-    pack's report tells it, and no error of the row."""
+    pack's report tells it, and no error of the row.
+    """
     sketch, render = bench.pair(gpu_bench.PLAIN)
     model, report = cooperating(sketch, render, 1)
     gpu_bench.unload()
@@ -244,7 +266,14 @@ def limited(bench: Bench, limit: int) -> dict[str, Any]:
         found["peak"] -= ballast.numel()
     del ballast
     gpu_bench.unload()
-    return {**found, "size": str(bench.size), "total": total, "status": report.status, "said": report.error, "notes": report.notes}
+    return {
+        **found,
+        "size": str(bench.size),
+        "total": total,
+        "status": report.status,
+        "said": report.error,
+        "notes": report.notes,
+    }
 
 
 def profiles(work: Work) -> None:
@@ -253,8 +282,11 @@ def profiles(work: Work) -> None:
 
     bench = Bench.of(work.shapes, cost.WAN)
     sketch, render = bench.pair(gpu_bench.PLAIN)
-    models = {"render alone": render, "SR": cooperating(sketch, render, 1)[0],
-              "SR, TeaCache": cooperating(sketch, render, 1, teacache=1e-9)[0]}  # fmt: skip
+    models = {
+        "render alone": render,
+        "SR": cooperating(sketch, render, 1)[0],
+        "SR, TeaCache": cooperating(sketch, render, 1, teacache=1e-9)[0],
+    }
     for name, model in models.items():
         work.row(name, lambda model=model: gpu_profile.profiled(bench, model))  # type: ignore[misc]
 

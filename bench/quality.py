@@ -32,13 +32,17 @@ import common
 if __name__ == "__main__":
     common.run_in_host()
 
-import quality_host  # noqa: E402
-from quality_rows import RENDER, SHEET_PROMPTS, SKETCH, Family, Plan, Row, all_rows, graph_of, plan_of  # noqa: E402
+import quality_host
+from quality_rows import RENDER, SHEET_PROMPTS, SKETCH, Family, Plan, Row, all_rows, graph_of, plan_of
 
 SCENE_SEED = 2026  # of the held-out prompts, as in the family's card
 SHEET_FRAMES = 3  # of a video in the contact sheet
 OTHER_SHARE = 2  # rows that are not main: one of so many prompts, and the first seed
-TINY = {"sketch": "tiny_wan_sketch.safetensors", "render": "tiny_wan_render.safetensors", "vae": "tiny_wan_vae.safetensors"}
+TINY = {
+    "sketch": "tiny_wan_sketch.safetensors",
+    "render": "tiny_wan_render.safetensors",
+    "vae": "tiny_wan_vae.safetensors",
+}
 
 Line = dict[str, Any]
 Curves = dict[str, list[float | None]]
@@ -109,8 +113,10 @@ class Clock:
         passed = time.monotonic() - self.begun
         left = passed / max(self.done, 1) * (self.cells - self.done)
         filled = round(24 * self.done / max(self.cells, 1))
-        text = (f"[{'#' * filled}{'-' * (24 - filled)}] {self.done}/{self.cells} cells, {passed / 60:.1f} min, "
-                f"about {left / 60:.0f} min left  {row}")  # fmt: skip
+        text = (
+            f"[{'#' * filled}{'-' * (24 - filled)}] {self.done}/{self.cells} cells, {passed / 60:.1f} min, "
+            f"about {left / 60:.0f} min left  {row}"
+        )
         if self._live:
             sys.stderr.write("\r\x1b[K" + text[:150])
         elif row != self._row or self.done == self.cells:
@@ -140,7 +146,15 @@ class Evaluation:
 
     def key(self, plan: Plan, cell: Cell) -> str:
         """What a result depends on, as a short name."""
-        facts = [self.store.weights, self._family_settings(), plan.facts(), cell.prompt, cell.number, cell.seed, self.net]
+        facts = [
+            self.store.weights,
+            self._family_settings(),
+            plan.facts(),
+            cell.prompt,
+            cell.number,
+            cell.seed,
+            self.net,
+        ]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
     def settings(self) -> str:
@@ -212,8 +226,16 @@ class Evaluation:
     def sample(self, plan: Plan, group: Sequence[tuple[Cell, str]]) -> None:
         """Sample one batch, score it, keep its lines."""
         cells = [cell for cell, _ in group]
-        kept = self.executor.run(graph_of(plan, self.family, [c.prompt for c in cells], [c.number for c in cells],
-                                          cells[0].seed, curves=is_sketch_only(plan)))  # fmt: skip
+        kept = self.executor.run(
+            graph_of(
+                plan,
+                self.family,
+                [c.prompt for c in cells],
+                [c.number for c in cells],
+                cells[0].seed,
+                curves=is_sketch_only(plan),
+            )
+        )
         for i, ((cell, reason), video) in enumerate(zip(group, self.split(kept["images"], len(group)))):
             line = self.line(plan, cell, reason, kept, len(group))
             if is_sketch_only(plan):
@@ -243,11 +265,24 @@ class Evaluation:
         if plan.kind in ("chained", "renoised"):
             switch_step = plan.switch_step
         return {
-            "kind": "score", "key": self.key(plan, cell), "row": cell.row.name, "steps": plan.steps,
-            "sampler": plan.sampler, "number": cell.number, "seed": cell.seed, "prompt": cell.prompt,
-            "weights": self.store.weights, "settings": self.settings(), "switch_step": switch_step, "reason": reason, "calls": calls,
-            "seconds": {k: round(v, 4) for k, v in seconds.items()}, "batch": size, "curves": None, "sigmas": None,
-        }  # fmt: skip
+            "kind": "score",
+            "key": self.key(plan, cell),
+            "row": cell.row.name,
+            "steps": plan.steps,
+            "sampler": plan.sampler,
+            "number": cell.number,
+            "seed": cell.seed,
+            "prompt": cell.prompt,
+            "weights": self.store.weights,
+            "settings": self.settings(),
+            "switch_step": switch_step,
+            "reason": reason,
+            "calls": calls,
+            "seconds": {k: round(v, 4) for k, v in seconds.items()},
+            "batch": size,
+            "curves": None,
+            "sigmas": None,
+        }
 
     # --- looking ------------------------------------------------------------------------------------------------------
 
@@ -265,7 +300,10 @@ class Evaluation:
         if line:
             sketch = self.video(line["key"])
             psnr = metrics.psnr(video, sketch)
-            found |= {"psnr": None if psnr == float("inf") else round(psnr, 4), "ssim": round(metrics.ssim(video, sketch), 6)}
+            found |= {
+                "psnr": None if psnr == float("inf") else round(psnr, 4),
+                "ssim": round(metrics.ssim(video, sketch), 6),
+            }
             found["lpips"] = None if self.net is None else round(metrics.lpips(video, sketch, self.net), 6)
         return found
 
@@ -297,7 +335,8 @@ class Evaluation:
 
     def time_rows(self, rows: Sequence[Row], count: int, clock: Clock) -> None:
         """Seconds of the rows as an artist runs them, one prompt at a time: all rows of the first run, and of the others
-        the two models alone. Adaptive rows decide by themselves where the pack can."""
+        the two models alone. Adaptive rows decide by themselves where the pack can.
+        """
         first = rows[0].run
         chosen = [row for row in rows if row.run == first or row.kind == "plain"]
         count = min(count, len(self.prompts))
@@ -423,7 +462,9 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     family.add_argument("--cfg", type=float, default=3.0)
     family.add_argument("--size", default="128x128x9", metavar="WIDTHxHEIGHTxFRAMES")
     family.add_argument("--negative", default="")
-    family.add_argument("--prompts-file", type=Path, help="one prompt a line; default: the tiny family's held-out prompts")
+    family.add_argument(
+        "--prompts-file", type=Path, help="one prompt a line; default: the tiny family's held-out prompts"
+    )
     return parser.parse_args(words)
 
 
@@ -431,13 +472,26 @@ def prepared(options: argparse.Namespace) -> tuple[Evaluation, str]:
     """(the evaluation that the command line asks for, why LPIPS can't be measured or "")."""
     host_module = sys.modules["srd_host"]
     files, names = [], {}
-    for name, kind in (("sketch", "diffusion_models"), ("render", "diffusion_models"), ("vae", "vae"), ("text", "text_encoders")):
+    for name, kind in (
+        ("sketch", "diffusion_models"),
+        ("render", "diffusion_models"),
+        ("vae", "vae"),
+        ("text", "text_encoders"),
+    ):
         if getattr(options, name):
             path, names[name] = quality_host.file_of(kind, getattr(options, name))
             files.append(path)
     width, height, length = map(int, options.size.split("x"))
-    family = Family(**names, text_type=options.text_type, shift=options.shift or None, cfg=options.cfg, width=width,
-                    height=height, length=length, negative=options.negative)  # fmt: skip
+    family = Family(
+        **names,
+        text_type=options.text_type,
+        shift=options.shift or None,
+        cfg=options.cfg,
+        width=width,
+        height=height,
+        length=length,
+        negative=options.negative,
+    )
     prompts, scenes = prompts_of(options)
     net, why = lpips_net(options.lpips)
     store = Store(options.results / "quality.jsonl", weights_hash(files))
@@ -480,7 +534,7 @@ def extras() -> Iterator[str]:
     if not folder.is_dir():
         partial = folder.with_name(f".partial-{folder.name}-{os.getpid()}")
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(partial)]
-        if subprocess.run([*command, "-r", str(Path(__file__).parent / "requirements.txt")]).returncode:
+        if subprocess.run([*command, "-r", str(Path(__file__).parent / "requirements.txt")], check=False).returncode:
             return
         partial.rename(folder)
     yield str(folder)

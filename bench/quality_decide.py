@@ -114,7 +114,8 @@ class Replay:
 
     def estimate(self, steps: Sequence[int], value: Callable[[Line], float | None]) -> Stat | None:
         """Mean of a value at those steps, read off each prompt's own rows (straight lines between them) where those are many;
-        None where too many steps lie beyond them."""
+        None where too many steps lie beyond them.
+        """
         found: dict[int, list[float]] = {}
         beyond = asked = 0
         for line, step in zip(self.lines, steps):
@@ -159,9 +160,11 @@ def markdown(lines: Sequence[Line]) -> str:
     parts = ["# What the rule should read, and when it should fire", ""]
     if fifty is None or len(fifty.lines) < 2:
         return "\n".join([*parts, "Needs sketch only at 50 steps with euler.", ""])
-    parts += [f"Replayed on {len(fifty.lines)} recorded sketch-only runs of {PAPER_STEPS} steps. Score and PSNR are read off "
-              f"the fixed rows of the same prompt and seed, for the {fifty.well_known()} runs that have {MANY} or more of them.",
-              ""]  # fmt: skip
+    parts += [
+        f"Replayed on {len(fifty.lines)} recorded sketch-only runs of {PAPER_STEPS} steps. Score and PSNR are read off "
+        f"the fixed rows of the same prompt and seed, for the {fifty.well_known()} runs that have {MANY} or more of them.",
+        "",
+    ]
     parts += ["## Which prediction", "", *readings(fifty), "", "## Patience", "", *patience(fifty), ""]
     parts += ["## Where it fires", "", *where(fifty), ""]
     parts += ["## The latest step", "", *latest(fifty), "", "## Fewer steps", "", *fewer(replays, fifty), ""]
@@ -177,8 +180,13 @@ def _columns(replay: Replay, rule: Rule) -> list[str]:
     """Steps, spread, never, score, PSNR of a rule."""
     steps = replay.steps(rule)
     score, psnr = replay.estimate(steps, attribute("mean")), replay.estimate(steps, field("psnr"))
-    return [f"{statistics.fmean(steps):.1f}", f"{np.std(steps):.1f}", f"{replay.never(rule):.0%}",
-            score.text() if score else "-", psnr.text(".2f") if psnr else "-"]  # fmt: skip
+    return [
+        f"{statistics.fmean(steps):.1f}",
+        f"{np.std(steps):.1f}",
+        f"{replay.never(rule):.0%}",
+        score.text() if score else "-",
+        psnr.text(".2f") if psnr else "-",
+    ]
 
 
 HEADS = ("mean sketch steps", "sd", "never", "score there", "PSNR there, dB")
@@ -186,7 +194,8 @@ HEADS = ("mean sketch steps", "sd", "never", "score there", "PSNR there, dB")
 
 def readings(replay: Replay) -> list[str]:
     """Every tensor and both signs at the paper's deltas: a reading is of use if delta moves the step, with a small
-    spread, and if the rule fires."""
+    spread, and if the rule fires.
+    """
     rows = []
     for reading in READINGS:
         for forwards in (True, False):
@@ -218,11 +227,21 @@ def patience(replay: Replay) -> list[str]:
             equal = calibrated(replay, same_delta, mean)
             reached = abs(statistics.fmean(replay.steps(equal)) - mean) < 1
             name = f"{count}, delta {equal.delta:.4f} (as many steps as 1)"
-            rows.append([name, *_columns(replay, equal)] if reached else [f"{count}: no delta is that early", *["-"] * 5])
+            rows.append(
+                [name, *_columns(replay, equal)] if reached else [f"{count}: no delta is that early", *["-"] * 5]
+            )
     fixed = [round(mean)] * len(replay.lines)
     score, psnr = replay.estimate(fixed, attribute("mean")), replay.estimate(fixed, field("psnr"))
-    rows.append([f"no rule: always step {round(mean)}", f"{round(mean)}", "0.0", "0%", score.text() if score else "-",
-                 psnr.text(".2f") if psnr else "-"])  # fmt: skip
+    rows.append(
+        [
+            f"no rule: always step {round(mean)}",
+            f"{round(mean)}",
+            "0.0",
+            "0%",
+            score.text() if score else "-",
+            psnr.text(".2f") if psnr else "-",
+        ]
+    )
     return _table(["steps in a row", *HEADS], rows)
 
 
@@ -230,7 +249,10 @@ def where(replay: Replay) -> list[str]:
     """The runs of the default rule by the step that it fired at: early and late ones beside fixed step 10 on the same prompts."""
     results, steps = replay.results, replay.steps(Rule())
     rows = results.rows(replay.run)
-    ends = {name: {place(line): line for line in rows.get(name, [])} for name in ("fixed, step 10", "render only", "sketch only")}
+    ends = {
+        name: {place(line): line for line in rows.get(name, [])}
+        for name in ("fixed, step 10", "render only", "sketch only")
+    }
     own = {place(line): line for line in rows.get(f"adaptive, delta {DEFAULT_DELTA}", [])}
     out = []
     for low, high in ((0, 9), (9, PAPER_STEPS + 1)):
@@ -238,11 +260,18 @@ def where(replay: Replay) -> list[str]:
         chosen = [at for at in chosen if at in own and all(at in lines for lines in ends.values())]
         if not chosen:
             continue
-        mean = {name: statistics.fmean(lines[at]["scores"]["mean"] for at in chosen) for name, lines in (ends | {"own": own}).items()}
+        mean = {
+            name: statistics.fmean(lines[at]["scores"]["mean"] for at in chosen)
+            for name, lines in (ends | {"own": own}).items()
+        }
         gap = mean["sketch only"] - mean["render only"]
-        found = [[f"{(mean[name] - mean['render only']) / gap:.2f}" if gap > 0 else "-",
-                  f"{statistics.fmean(lines[at]['psnr'] for at in chosen if lines[at]['psnr'] is not None):.2f}"]
-                 for name, lines in (("own", own), ("fixed, step 10", ends["fixed, step 10"]))]  # fmt: skip
+        found = [
+            [
+                f"{(mean[name] - mean['render only']) / gap:.2f}" if gap > 0 else "-",
+                f"{statistics.fmean(lines[at]['psnr'] for at in chosen if lines[at]['psnr'] is not None):.2f}",
+            ]
+            for name, lines in (("own", own), ("fixed, step 10", ends["fixed, step 10"]))
+        ]
         asked = [step for line, step in zip(replay.lines, steps) if low < step <= high]
         out.append([f"step {min(asked)} to {max(asked)}", str(len(chosen)), *found[0], *found[1]])
     heads = ["hand-over", "runs", "share of the gain", "PSNR, dB", "fixed step 10 there", "its PSNR, dB"]
@@ -252,8 +281,10 @@ def where(replay: Replay) -> list[str]:
 def rises(replay: Replay) -> str:
     """How often D rises instead of falling: ripples of D decide between the early and the late hand-overs."""
     curves = [line["curves"]["x0"] for line in replay.lines]
-    shares = {i + 1: statistics.fmean(curve[i] > curve[i - 1] for curve in curves if curve[i - 1] is not None)
-              for i in range(3, 20)}  # fmt: skip
+    shares = {
+        i + 1: statistics.fmean(curve[i] > curve[i - 1] for curve in curves if curve[i - 1] is not None)
+        for i in range(3, 20)
+    }
     often = ", ".join(f"{step}: {share:.0%}" for step, share in shares.items() if share >= 0.5)
     return f"D does not fall smoothly: it rises at these steps in more than half of the runs: {often or 'none'}."
 
@@ -265,9 +296,13 @@ def latest(replay: Replay) -> list[str]:
         fired = sorted(step for line in replay.lines if (step := Rule(delta=delta).first(line)) is not None)
         if fired:
             late = [fired[min(int(q * len(fired)), len(fired) - 1)] for q in (0.5, 0.9, 0.95, 0.99)]
-            out.append(f"- delta {delta}: fires on {len(fired) / len(replay.lines):.0%} of the runs; half by step {late[0]}, "
-                       f"90 % by {late[1]}, 95 % by {late[2]}, 99 % by {late[3]}.")  # fmt: skip
-    scores = {k: replay.estimate([k] * len(replay.lines), attribute("mean")) for k in (0, *range(5, PAPER_STEPS + 1, 5))}
+            out.append(
+                f"- delta {delta}: fires on {len(fired) / len(replay.lines):.0%} of the runs; half by step {late[0]}, "
+                f"90 % by {late[1]}, 95 % by {late[2]}, 99 % by {late[3]}."
+            )
+    scores = {
+        k: replay.estimate([k] * len(replay.lines), attribute("mean")) for k in (0, *range(5, PAPER_STEPS + 1, 5))
+    }
     if all(scores.values()):
         known = {k: score.mean for k, score in scores.items() if score}
         gap = known[PAPER_STEPS] - known[0]
@@ -278,7 +313,8 @@ def latest(replay: Replay) -> list[str]:
 
 def fewer(replays: dict[tuple[int, str], Replay], fifty: Replay) -> list[str]:
     """Whether one delta means the same noise level at any step count, for each unit. The deltas of the other units are
-    those that switch after as many steps of 50 as the default."""
+    those that switch after as many steps of 50 as the default.
+    """
     mean = statistics.fmean(fifty.steps(Rule()))
     wanted = fifty.sigma(fifty.steps(Rule()))
     rows, worst = [], {}
@@ -291,12 +327,18 @@ def fewer(replays: dict[tuple[int, str], Replay], fifty: Replay) -> list[str]:
                 steps = replay.steps(rule)
                 sigma = replay.sigma(steps)
                 misses.append(abs(sigma - wanted))
-                cells.append(f"{statistics.fmean(steps):.1f} ({statistics.fmean(steps) / run[0]:.0%}, sigma {sigma:.3f}, "
-                             f"never {replay.never(rule):.0%})")  # fmt: skip
+                cells.append(
+                    f"{statistics.fmean(steps):.1f} ({statistics.fmean(steps) / run[0]:.0%}, sigma {sigma:.3f}, "
+                    f"never {replay.never(rule):.0%})"
+                )
             fix = f"{PERCENT * FIX_STEP / PAPER_STEPS:.0f} % of the steps" if fix_share else "as it is"
             rows.append([f"per {unit}, delta {rule.delta:.4f}, fix_step {fix}", *cells])
             worst[f"per {unit}, fix_step {fix}"] = max(misses)
     best = min(worst, key=lambda name: worst[name])
     heads = ["rule", *(f"{run[0]} steps" for run in replays)]
-    return [*_table(heads, rows), "", f"The default hands over at sigma {wanted:.3f} on average at {PAPER_STEPS} steps. Nearest "
-            f"to that at every step count: {best} (off by at most {worst[best]:.3f})."]  # fmt: skip
+    return [
+        *_table(heads, rows),
+        "",
+        f"The default hands over at sigma {wanted:.3f} on average at {PAPER_STEPS} steps. Nearest "
+        f"to that at every step count: {best} (off by at most {worst[best]:.3f}).",
+    ]

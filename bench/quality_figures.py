@@ -35,8 +35,9 @@ Point = tuple[float, float]
 class Axes:
     """One panel of a picture: values in, pixels out."""
 
-    def __init__(self, canvas: ImageDraw.ImageDraw, box: tuple[int, int, int, int], x: Point, y: Point, title: str,
-                 across: str) -> None:  # fmt: skip
+    def __init__(
+        self, canvas: ImageDraw.ImageDraw, box: tuple[int, int, int, int], x: Point, y: Point, title: str, across: str
+    ) -> None:
         """box: left, top, right, bottom in pixels; x, y: the ranges of values."""
         self.canvas, (self.left, self.top, self.right, self.bottom) = canvas, box
         self.low, self.high = (x[0], y[0]), (x[1] if x[1] > x[0] else x[0] + 1, y[1] if y[1] > y[0] else y[0] + 1)
@@ -56,8 +57,10 @@ class Axes:
         """The pixel of a value; values outside lie on the edge."""
         across = (x - self.low[0]) / (self.high[0] - self.low[0])
         up = (y - self.low[1]) / (self.high[1] - self.low[1])
-        return (self.left + min(max(across, 0), 1) * (self.right - self.left),
-                self.bottom - min(max(up, 0), 1) * (self.bottom - self.top))  # fmt: skip
+        return (
+            self.left + min(max(across, 0), 1) * (self.right - self.left),
+            self.bottom - min(max(up, 0), 1) * (self.bottom - self.top),
+        )
 
     def line(self, points: Sequence[Point], fill: Any, width: int = 1) -> None:
         """A line through values."""
@@ -131,13 +134,23 @@ def curves(results: Results) -> Image.Image | None:
     if run is None or not recorded:
         return None
     image, canvas = sheet(1200, 760)
-    canvas.text((70, 18), f"Change of the sketch's x0 prediction, {len(recorded)} runs of {run[0]} steps, {run[1]}",
-                fill=INK, font=font(20))  # fmt: skip
+    canvas.text(
+        (70, 18),
+        f"Change of the sketch's x0 prediction, {len(recorded)} runs of {run[0]} steps, {run[1]}",
+        fill=INK,
+        font=font(20),
+    )
     shown = [[(i + 1.0, d) for i, d in enumerate(curve) if d is not None] for curve in recorded]
     largest = float(np.quantile([d for points in shown for _, d in points], 0.99))
     upper = Axes(canvas, (70, 84, 1170, 370), (1, run[0]), (0, largest), "D", "")
-    lower = Axes(canvas, (70, 440, 1170, 700), (1, run[0]), (-0.03, 0.06), "fall of D (previous - current); green: 0 to "
-                 "delta 0.01", "scheduler step")  # fmt: skip
+    lower = Axes(
+        canvas,
+        (70, 440, 1170, 700),
+        (1, run[0]),
+        (-0.03, 0.06),
+        "fall of D (previous - current); green: 0 to delta 0.01",
+        "scheduler step",
+    )
     canvas.rectangle((*lower.at(1, 0.01), *lower.at(run[0], 0)), fill=BAND)
     for points in shown:
         upper.line(points, (47, 107, 216, 70))
@@ -159,7 +172,9 @@ def switch_steps(results: Results) -> Image.Image | None:
     for i, delta in enumerate(deltas):
         steps = [sketch_steps(line) for line in rows[f"adaptive, delta {delta}"]]
         counts = {step: steps.count(step) for step in set(steps)}
-        title = f"delta {delta}: mean {statistics.fmean(steps):.1f}, sd {statistics.pstdev(steps):.1f}, {len(steps)} runs"
+        title = (
+            f"delta {delta}: mean {statistics.fmean(steps):.1f}, sd {statistics.pstdev(steps):.1f}, {len(steps)} runs"
+        )
         top = 84 + 230 * i
         axes = Axes(canvas, (70, top, 1170, top + 140), (0, run[0] + 1), (0, max(counts.values())), title, "step")
         for step, count in counts.items():
@@ -176,7 +191,12 @@ def psnr(results: Results) -> Image.Image | None:
     if run is None or DEFAULT not in (rows := results.rows(run)):
         return None
     mean = statistics.fmean(map(sketch_steps, rows[DEFAULT]))
-    fixed = {name: lines[0]["switch_step"] for name, lines in rows.items() if name.startswith("fixed") if lines[0]["switch_step"]}
+    fixed = {
+        name: lines[0]["switch_step"]
+        for name, lines in rows.items()
+        if name.startswith("fixed")
+        if lines[0]["switch_step"]
+    }
     if not fixed:
         return None
     nearest = min(fixed, key=lambda name: abs(fixed[name] - mean))
@@ -188,14 +208,22 @@ def psnr(results: Results) -> Image.Image | None:
     shares = {name: np.histogram(some, edges)[0] / len(some) for name, some in values.items()}
     image, canvas = sheet(1200, 480)
     canvas.text((70, 14), f"PSNR to sketch only, {run[0]} steps, {run[1]}", fill=INK, font=font(20))
-    axes = Axes(canvas, (70, 110, 1170, 420), (edges[0], edges[-1]), (0, max(s.max() for s in shares.values())),
-                "share of the videos", "dB")  # fmt: skip
+    axes = Axes(
+        canvas,
+        (70, 110, 1170, 420),
+        (edges[0], edges[-1]),
+        (0, max(s.max() for s in shares.values())),
+        "share of the videos",
+        "dB",
+    )
     for i, (name, share) in enumerate(shares.items()):
         rgb = tuple(int(COLOURS[i][j : j + 2], 16) for j in (1, 3, 5))
         for left, right, height in zip(edges, edges[1:], share):
             axes.bars(left, right, height, (*rgb, 120))
-        text = (f"{name}: mean {statistics.fmean(values[name]):.2f} dB, sd {statistics.pstdev(values[name]):.2f}, "
-                f"{len(values[name])} videos")  # fmt: skip
+        text = (
+            f"{name}: mean {statistics.fmean(values[name]):.2f} dB, sd {statistics.pstdev(values[name]):.2f}, "
+            f"{len(values[name])} videos"
+        )
         canvas.rectangle((70 + 520 * i, 52, 84 + 520 * i, 66), fill=COLOURS[i])
         canvas.text((92 + 520 * i, 50), text, fill=INK, font=font(15))
     return image
@@ -210,8 +238,13 @@ def speed_quality(results: Results) -> Image.Image | None:
     cells = len(next(iter(rows.values())))
     numbers = {name: i for i, name in enumerate(rows, 1)}
     image, canvas = sheet(1500, 1120)
-    canvas.text((70, 14), f"Speed against quality, {run[0]} steps, {run[1]}, the {cells} cells that all rows have; line: rows "
-                "that no other beats in both", fill=INK, font=font(20))  # fmt: skip
+    canvas.text(
+        (70, 14),
+        f"Speed against quality, {run[0]} steps, {run[1]}, the {cells} cells that all rows have; line: rows "
+        "that no other beats in both",
+        fill=INK,
+        font=font(20),
+    )
     for name, number in numbers.items():
         canvas.text((1110, 70 + 22 * number), f"{number}  {name}", fill=INK, font=font(14))
     panels = 0
@@ -228,32 +261,56 @@ def speed_quality(results: Results) -> Image.Image | None:
 
 
 def _scatter(
-    canvas: ImageDraw.ImageDraw, box: tuple[int, int, int, int], points: dict[str, Point], title: str, numbers: dict[str, int]
+    canvas: ImageDraw.ImageDraw,
+    box: tuple[int, int, int, int],
+    points: dict[str, Point],
+    title: str,
+    numbers: dict[str, int],
 ) -> None:
     """A panel of numbered dots."""
     xs, ys = [p[0] for p in points.values()], [p[1] for p in points.values()]
     margin = [0.05 * (max(v) - min(v)) or 0.1 for v in (xs, ys)]
-    axes = Axes(canvas, box, (min(xs) - margin[0], max(xs) + margin[0]), (min(ys) - margin[1], max(ys) + margin[1]),
-                title, "speed-up over sketch only")  # fmt: skip
+    axes = Axes(
+        canvas,
+        box,
+        (min(xs) - margin[0], max(xs) + margin[0]),
+        (min(ys) - margin[1], max(ys) + margin[1]),
+        title,
+        "speed-up over sketch only",
+    )
     front = pareto(points)
     axes.line(sorted(points[name] for name in front), COLOURS[2], 2)
     taken: list[tuple[float, float, float, float]] = []
     for name, point in sorted(points.items(), key=lambda item: item[1]):
         x, y = axes.dot(*point, fill=COLOURS[1] if "adaptive" in name else COLOURS[0] if name in front else FAINT)
-        for dx, dy in ((8, 0), (8, -12), (8, 12), (-22, 0), (-22, -12), (-22, 12), (8, -24), (8, 24), (-22, -24), (-22, 24)):
+        for dx, dy in (
+            (8, 0),
+            (8, -12),
+            (8, 12),
+            (-22, 0),
+            (-22, -12),
+            (-22, 12),
+            (8, -24),
+            (8, 24),
+            (-22, -24),
+            (-22, 24),
+        ):
             place = canvas.textbbox((x + dx, y + dy), str(numbers[name]), font=font(12), anchor="lm")
             if not any(place[0] < b[2] and b[0] < place[2] and place[1] < b[3] and b[1] < place[3] for b in taken):
                 break  # numbers give way to each other
         taken.append(place)
-        canvas.text((x + dx, y + dy), str(numbers[name]), fill=INK if name in front else FAINT, font=font(12), anchor="lm")
+        canvas.text(
+            (x + dx, y + dy), str(numbers[name]), fill=INK if name in front else FAINT, font=font(12), anchor="lm"
+        )
 
 
 def pareto(points: dict[str, Point]) -> set[str]:
     """The points that no other point is at least as good as in both and better in one."""
     return {
-        name for name, (x, y) in points.items()
+        name
+        for name, (x, y) in points.items()
         if not any(a >= x and b >= y and (a > x or b > y) for a, b in points.values())
-    }  # fmt: skip
+    }
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------
@@ -274,7 +331,9 @@ def contact_sheet(results: Results, frames: Path) -> Image.Image | None:
             file = frames / f"{line['key']}.png"
             if line["number"] < SHEET_PROMPTS and line["seed"] == 0 and file.is_file():
                 with Image.open(file) as picture:
-                    shown.setdefault(name, {})[line["number"]] = picture.convert("RGB").resize((288, 288 * picture.height // picture.width))
+                    shown.setdefault(name, {})[line["number"]] = picture.convert("RGB").resize(
+                        (288, 288 * picture.height // picture.width)
+                    )
                 captions[line["number"]] = line["prompt"]
     if not shown:
         return None

@@ -32,7 +32,8 @@ Graph = dict[str, dict[str, Any]]
 
 def start(cpu: bool = True, threads: int = 0) -> None:
     """Make `import comfy` mean the real host, load the pack and register all nodes. Once a process; a second call, or
-    one after tests/hosting.py, only adds what is missing. threads: of torch on the CPU; 0: as many as there are cores."""
+    one after tests/hosting.py, only adds what is missing. threads: of torch on the CPU; 0: as many as there are cores.
+    """
     if PACK not in sys.modules:
         host = sys.modules["srd_host"].find_or_make()
         sys.path.insert(0, str(host.path))
@@ -77,8 +78,13 @@ def _register() -> None:
     extension = asyncio.run(sys.modules[PACK].comfy_entrypoint())
     for node in asyncio.run(extension.get_node_list()):
         nodes.NODE_CLASS_MAPPINGS[node.GET_SCHEMA().node_id] = node
-    nodes.NODE_CLASS_MAPPINGS |= {"SRBenchPrompts": Prompts, "SRBenchNoise": Noise, "SRBenchWatch": Watch,
-                                  "SRBenchOwnInput": OwnInput, "SRBenchKeep": Keep}  # fmt: skip
+    nodes.NODE_CLASS_MAPPINGS |= {
+        "SRBenchPrompts": Prompts,
+        "SRBenchNoise": Noise,
+        "SRBenchWatch": Watch,
+        "SRBenchOwnInput": OwnInput,
+        "SRBenchKeep": Keep,
+    }
     weights = common.REPOSITORY / "demo" / "family" / "weights"
     for kind in ("diffusion_models", "vae"):
         folder_paths.add_model_folder_path(kind, str(weights))
@@ -130,7 +136,8 @@ class Prompts:
 
     def run(self, texts: str, clip: Any = None) -> tuple[list[Any]]:
         """texts: a JSON list. Without a text encoder the tiny family's own encoding. Raises ValueError for prompts that
-        do not encode to one length."""
+        do not encode to one length.
+        """
         import torch
 
         conds = [_encode(text, clip) for text in json.loads(texts)]
@@ -188,7 +195,8 @@ class Watch:
 
 class OwnInput:
     """A clone of a model whose network gets its own tensor. The host's EasyCache writes into its input; in half
-    precision that is a copy, in float32 (the tiny family) it is the sampler's own latent, which would be lost."""
+    precision that is a copy, in float32 (the tiny family) it is the sampler's own latent, which would be lost.
+    """
 
     CATEGORY, FUNCTION, RETURN_TYPES = "SRDiffusion/bench", "run", ("MODEL",)
 
@@ -213,8 +221,13 @@ class Keep:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        kinds = {"report": "SR_REPORT", "first": "WATCHED", "second": "WATCHED", "hold_sketch": "MODEL",
-                 "hold_render": "MODEL"}  # fmt: skip
+        kinds = {
+            "report": "SR_REPORT",
+            "first": "WATCHED",
+            "second": "WATCHED",
+            "hold_sketch": "MODEL",
+            "hold_render": "MODEL",
+        }
         return {"required": {"images": ("IMAGE",)}, "optional": {name: (kind,) for name, kind in kinds.items()}}
 
     def run(self, images: Any, **others: Any) -> dict[str, Any]:

@@ -52,7 +52,9 @@ class Row:
     name: str
     kind: str  # plain, reverse, fixed, adaptive, chained, renoised, easycache, teacache
     model: str = SKETCH  # plain, easycache, teacache: which of the two
-    value: float = 0  # fixed, reverse, chained: steps of the first model; adaptive: delta; renoised: sigma; caches: threshold
+    value: float = (
+        0  # fixed, reverse, chained: steps of the first model; adaptive: delta; renoised: sigma; caches: threshold
+    )
     reading: str = "x0"  # adaptive: what D is taken of
     fix_step: int = 5  # adaptive
     cache: float = 0  # TeaCache threshold on the render of an adaptive row
@@ -99,17 +101,27 @@ def rows_of_fifty() -> list[Row]:
         Row("fixed, step 10", "fixed", value=10, main=True),
         Row("two KSamplers, step 10", "chained", value=10, main=True, peer=True),
         Row(f"sigma {BOUNDARY}, re-noised", "renoised", value=BOUNDARY, main=True, peer=True),
-        *(Row(f"step 10, {name}", "fixed", value=10, more=more, main=FADE in more) for name, more in (BEYOND | FEWER).items()),
+        *(
+            Row(f"step 10, {name}", "fixed", value=10, more=more, main=FADE in more)
+            for name, more in (BEYOND | FEWER).items()
+        ),
         *(Row(f"step 10, {name}", "fixed", value=10, more=more) for name, more in SMALLER.items()),
-        *(Row(f"sketch steps {steps}, fade", "fixed", value=10, more=(FADE, ("sketch_steps", steps)), main=True) for steps in LISTED),
+        *(
+            Row(f"sketch steps {steps}, fade", "fixed", value=10, more=(FADE, ("sketch_steps", steps)), main=True)
+            for steps in LISTED
+        ),
         *(Row(f"fixed, step {k}", "fixed", value=k, main=k == 15) for k in FIXED if k != 10),
         Row("render 10 steps, then sketch", "reverse", value=10),
         *(Row(f"EasyCache {t} on the sketch", "easycache", value=t, peer=True) for t in EASYCACHE),
-        *(Row(f"adaptive on {r}, delta {d}", "adaptive", value=d, reading=r)
-          for r in KEPT_FROM_SKETCH if r != "x0" for d in DELTAS),
+        *(
+            Row(f"adaptive on {r}, delta {d}", "adaptive", value=d, reading=r)
+            for r in KEPT_FROM_SKETCH
+            if r != "x0"
+            for d in DELTAS
+        ),
         *(Row(f"TeaCache {t} on the sketch", "teacache", value=t, peer=True) for t in TEACACHE),
         *(Row(f"adaptive, delta 0.01, TeaCache {t}", "adaptive", value=0.01, cache=t) for t in TEACACHE),
-    ]  # fmt: skip
+    ]
 
 
 def rows_of(steps: int) -> list[Row]:
@@ -186,7 +198,10 @@ def adaptive_step(curve: Sequence[float | None], steps: int, delta: float, fix_s
     The family's own schedule is taken for the paper's: its steps are uniform, and ``delta`` is set for 50 of them.
     """
     route = module("srd_core.route")
-    switch, places = route.Switch(delta=delta, fix_step=fix_step, switch_sigma=0.0), [1 - i / steps for i in range(steps)]
+    switch, places = (
+        route.Switch(delta=delta, fix_step=fix_step, switch_sigma=0.0),
+        [1 - i / steps for i in range(steps)],
+    )
     way = route.Route(route.Pair(route.SKETCH, route.RENDER, switch), places, places)
     for step in range(steps):
         if turn := way.turn(step):
@@ -216,18 +231,24 @@ class Family:
     negative: str = ""
 
 
-def graph_of(plan: Plan, family: Family, texts: Sequence[str], numbers: Sequence[int], seed: int,
-             curves: bool = False) -> Graph:  # fmt: skip
+def graph_of(
+    plan: Plan, family: Family, texts: Sequence[str], numbers: Sequence[int], seed: int, curves: bool = False
+) -> Graph:
     """The host's graph that samples these prompts, each with the noise of its number, as one batch."""
     graph: Graph = {
         "positive": _node("SRBenchPrompts", texts=json.dumps(list(texts)), **_clip(family)),
         "negative": _node("SRBenchPrompts", texts=json.dumps([family.negative]), **_clip(family)),
-        "empty": _node("EmptyHunyuanLatentVideo", width=family.width, height=family.height, length=family.length,
-                       batch_size=len(texts)),
+        "empty": _node(
+            "EmptyHunyuanLatentVideo",
+            width=family.width,
+            height=family.height,
+            length=family.length,
+            batch_size=len(texts),
+        ),
         "noise": _node("SRBenchNoise", latent=["empty", 0], numbers=json.dumps(list(numbers)), run_number=0),
         "vae": _node("VAELoader", vae_name=family.vae),
         "decode": _node("VAEDecode", samples=["sample", 0], vae=["vae", 0]),
-    }  # fmt: skip
+    }
     if family.text:
         graph["clip"] = _node("CLIPLoader", clip_name=family.text, type=family.text_type)
     models = {}
@@ -243,10 +264,18 @@ def graph_of(plan: Plan, family: Family, texts: Sequence[str], numbers: Sequence
     return graph
 
 
-def _sampling(graph: Graph, plan: Plan, family: Family, models: dict[str, Any], seed: int, curves: bool) -> dict[str, Any]:
+def _sampling(
+    graph: Graph, plan: Plan, family: Family, models: dict[str, Any], seed: int, curves: bool
+) -> dict[str, Any]:
     """Add the node "sample" and what it needs; what the Keep node should get."""
-    common = {"cfg": family.cfg, "sampler_name": plan.sampler, "scheduler": plan.scheduler, "steps": plan.steps,
-              "positive": ["positive", 0], "negative": ["negative", 0]}  # fmt: skip
+    common = {
+        "cfg": family.cfg,
+        "sampler_name": plan.sampler,
+        "scheduler": plan.scheduler,
+        "steps": plan.steps,
+        "positive": ["positive", 0],
+        "negative": ["negative", 0],
+    }
     first, second = (SKETCH, RENDER) if plan.model == SKETCH else (RENDER, SKETCH)
     if plan.kind == "handover":
         links = {"sketch": models[first], "render": models[second], "latent": ["noise", 0]}
@@ -255,25 +284,48 @@ def _sampling(graph: Graph, plan: Plan, family: Family, models: dict[str, Any], 
     model = models[first]
     if plan.kind == "easycache":
         graph["own_input"] = _node("SRBenchOwnInput", model=model)
-        graph["cache"] = _node("EasyCache", model=["own_input", 0], reuse_threshold=plan.threshold, start_percent=0.15,
-                               end_percent=0.95, verbose=False)  # fmt: skip
+        graph["cache"] = _node(
+            "EasyCache",
+            model=["own_input", 0],
+            reuse_threshold=plan.threshold,
+            start_percent=0.15,
+            end_percent=0.95,
+            verbose=False,
+        )
         model = ["cache", 0]
     if plan.kind == "teacache":
         graph["cache"] = _node("SRTeaCache", **{**defaults("SRTeaCache"), "model": model, "threshold": plan.threshold})
         model = ["cache", 0]
     graph["watch_1"] = _node("SRBenchWatch", model=model, stage=first, curves=curves)
     if plan.kind in ("plain", "easycache", "teacache"):
-        graph["sample"] = _node("KSampler", model=["watch_1", 0], latent_image=["noise", 0], seed=seed, denoise=1.0,
-                                **common)  # fmt: skip
+        graph["sample"] = _node(
+            "KSampler", model=["watch_1", 0], latent_image=["noise", 0], seed=seed, denoise=1.0, **common
+        )
         return {"first": ["watch_1", 1]}
     graph["watch_2"] = _node("SRBenchWatch", model=models[second], stage=second, curves=False)
     leftover, anew = ("enable", "disable") if plan.kind == "chained" else ("disable", "enable")
-    graph["sample_1"] = _node("KSamplerAdvanced", model=["watch_1", 0], latent_image=["noise", 0], add_noise="enable",
-                              noise_seed=seed, start_at_step=0, end_at_step=plan.switch_step,
-                              return_with_leftover_noise=leftover, **common)  # fmt: skip
-    graph["sample"] = _node("KSamplerAdvanced", model=["watch_2", 0], latent_image=["sample_1", 0], add_noise=anew,
-                            noise_seed=seed, start_at_step=plan.switch_step, end_at_step=10000,
-                            return_with_leftover_noise="disable", **common)  # fmt: skip
+    graph["sample_1"] = _node(
+        "KSamplerAdvanced",
+        model=["watch_1", 0],
+        latent_image=["noise", 0],
+        add_noise="enable",
+        noise_seed=seed,
+        start_at_step=0,
+        end_at_step=plan.switch_step,
+        return_with_leftover_noise=leftover,
+        **common,
+    )
+    graph["sample"] = _node(
+        "KSamplerAdvanced",
+        model=["watch_2", 0],
+        latent_image=["sample_1", 0],
+        add_noise=anew,
+        noise_seed=seed,
+        start_at_step=plan.switch_step,
+        end_at_step=10000,
+        return_with_leftover_noise="disable",
+        **common,
+    )
     return {"first": ["watch_1", 1], "second": ["watch_2", 1]}
 
 

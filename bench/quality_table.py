@@ -94,31 +94,47 @@ class Results:
 
     def step_seconds(self, run: tuple[int, str]) -> dict[str, float]:
         """Median seconds of a step of each model alone, one prompt at a time; of this run, else of any, else from the
-        batches. {} where neither model has run alone."""
+        batches. {} where neither model has run alone.
+        """
         if run not in self._cost:
             self._cost[run] = self._measured(run)
         return self._cost[run]
 
     def _measured(self, run: tuple[int, str]) -> dict[str, float]:
         plain = {"sketch only": SKETCH, "render only": RENDER}
-        sources = ([line for line in self.timed if run_of(line) == run], self.timed,
-                   [line for line in self.scored if run_of(line) == run], self.scored)  # fmt: skip
+        sources = (
+            [line for line in self.timed if run_of(line) == run],
+            self.timed,
+            [line for line in self.scored if run_of(line) == run],
+            self.scored,
+        )
         for source in sources:
-            found = {stage: [line["seconds"][stage] / line["calls"][stage] for line in source if line["row"] == row]
-                     for row, stage in plain.items()}  # fmt: skip
+            found = {
+                stage: [line["seconds"][stage] / line["calls"][stage] for line in source if line["row"] == row]
+                for row, stage in plain.items()
+            }
             if all(found.values()):
                 return {stage: statistics.median(seconds) for stage, seconds in found.items()}
         return {}
 
     def seconds(self, line: Line, stage: str) -> float | None:
         """Seconds that a stage takes in that cell: its steps at what a step of it costs. A stage with a cache, and a
-        render without guidance, takes the share of it that its timed runs took of the row without, on the same prompts."""
+        render without guidance, takes the share of it that its timed runs took of the row without, on the same prompts.
+        """
         row, run = kind_of(run_of(line), line["row"]), run_of(line)
         cost = self.step_seconds(run)
         share: float | None = 1.0
         unguided = stage == RENDER and dict(row.more).get("render_cfg") == 1
-        if line["calls"][stage] and (row.kind in ("easycache", "teacache") or (row.cache and stage == RENDER) or unguided):
-            without = f"fixed, step {row.value:g}" if unguided else "sketch only" if not row.cache else row.name.rpartition(", ")[0]
+        if line["calls"][stage] and (
+            row.kind in ("easycache", "teacache") or (row.cache and stage == RENDER) or unguided
+        ):
+            without = (
+                f"fixed, step {row.value:g}"
+                if unguided
+                else "sketch only"
+                if not row.cache
+                else row.name.rpartition(", ")[0]
+            )
             own, plain = (self._timed_step(name, run, stage) for name in (row.name, without))
             share = own / plain if own and plain else None
         return line["calls"][stage] * cost[stage] * share if cost and share is not None else None
@@ -183,19 +199,39 @@ def markdown(lines: Sequence[Line], facts: Sequence[str]) -> str:
 
 def table(results: Results, run: tuple[int, str]) -> list[str]:
     """The rows of one run."""
-    heads = ["row", "prompts x seeds", "score", *ATTRIBUTES[1:], "PSNR, dB", "SSIM", "LPIPS", "flicker, %",
-             "s sketch", "s render", "speed-up", "switch step (sd)"]  # fmt: skip
+    heads = [
+        "row",
+        "prompts x seeds",
+        "score",
+        *ATTRIBUTES[1:],
+        "PSNR, dB",
+        "SSIM",
+        "LPIPS",
+        "flicker, %",
+        "s sketch",
+        "s render",
+        "speed-up",
+        "switch step (sd)",
+    ]
     out = [_row(heads), _row(["---", *["---:"] * (len(heads) - 1)])]
     for name, lines in results.rows(run).items():
         seeds = len({line["seed"] for line in lines})
-        out.append(_row([
-            name, f"{len({line['number'] for line in lines})} x {seeds}",
-            *(cell(lines, attribute(a)) for a in ATTRIBUTES),
-            likeness(lines), cell(lines, field("ssim")), cell(lines, field("lpips")),
-            cell(lines, lambda line: 100 * line["flicker"], ".2f"),
-            *(mean_of(lines, partial(results.seconds, stage=stage)) for stage in (SKETCH, RENDER)),
-            mean_of(lines, results.speed_up), switch(lines),
-        ]))  # fmt: skip
+        out.append(
+            _row(
+                [
+                    name,
+                    f"{len({line['number'] for line in lines})} x {seeds}",
+                    *(cell(lines, attribute(a)) for a in ATTRIBUTES),
+                    likeness(lines),
+                    cell(lines, field("ssim")),
+                    cell(lines, field("lpips")),
+                    cell(lines, lambda line: 100 * line["flicker"], ".2f"),
+                    *(mean_of(lines, partial(results.seconds, stage=stage)) for stage in (SKETCH, RENDER)),
+                    mean_of(lines, results.speed_up),
+                    switch(lines),
+                ]
+            )
+        )
     return out
 
 
@@ -245,8 +281,10 @@ def gain_share(results: Results, run: tuple[int, str], name: str) -> Stat | None
     if any(other not in rows for other in ("sketch only", "render only", name)):
         return None
     wanted = {place(line) for line in rows[name]} & {place(line) for line in rows["render only"]}
-    scores = [by_prompt([line for line in rows[row] if place(line) in wanted], attribute("mean"))
-              for row in (name, "render only", "sketch only")]  # fmt: skip
+    scores = [
+        by_prompt([line for line in rows[row] if place(line) in wanted], attribute("mean"))
+        for row in (name, "render only", "sketch only")
+    ]
     if not scores[0]:
         return None
     row, render, sketch = (np.array([s[number] for number in sorted(s)]) for s in scores)
@@ -264,8 +302,11 @@ def must_hold(results: Results, run: tuple[int, str]) -> list[str]:
     """Whether the default keeps the gain, and whether a peer of its speed or less is nearer to sketch only."""
     rows, default = results.rows(run), DEFAULT
     out = []
-    shares = [(name, gain_share(results, run, name)) for name, lines in rows.items() if kind_of(run, name).kind
-              in ("adaptive", "fixed", "chained", "renoised")]  # fmt: skip
+    shares = [
+        (name, gain_share(results, run, name))
+        for name, lines in rows.items()
+        if kind_of(run, name).kind in ("adaptive", "fixed", "chained", "renoised")
+    ]
     known = [(name, share) for name, share in shares if share]
     if known:
         out += ["Share of the gain in score that sketch only has over render only:", ""]
@@ -282,19 +323,28 @@ def must_hold(results: Results, run: tuple[int, str]) -> list[str]:
 
 def front(results: Results, run: tuple[int, str]) -> list[str]:
     """Whether the rows with TeaCache on the render lie on or above the peers' front of speed and PSNR, on the cells that
-    all have."""
+    all have.
+    """
     rows = shared_cells(results.rows(run))
-    found = {name: [stat(by_prompt(lines, value)) for value in (results.speed_up, field("psnr"))] for name, lines in rows.items()}
+    found = {
+        name: [stat(by_prompt(lines, value)) for value in (results.speed_up, field("psnr"))]
+        for name, lines in rows.items()
+    }
     places = {name: (speed.mean, psnr.mean) for name, (speed, psnr) in found.items() if speed and psnr}
     out = []
     for name, own in places.items():
         if kind_of(run, name).cache:
-            above = [peer for peer, (speed, psnr) in places.items()
-                     if kind_of(run, peer).peer and speed >= own[0] and psnr >= own[1]]  # fmt: skip
+            above = [
+                peer
+                for peer, (speed, psnr) in places.items()
+                if kind_of(run, peer).peer and speed >= own[0] and psnr >= own[1]
+            ]
             verdict = f"does not hold: {', '.join(above)} faster and nearer" if above else "holds"
             out.append(_row([name, f"{own[0]:.2f}", f"{own[1]:.2f}", verdict]))
-    head = [_row(["with TeaCache on the render", "speed-up", "PSNR, dB", "no peer is faster and nearer"]),
-            _row(["---", "---:", "---:", "---"])]  # fmt: skip
+    head = [
+        _row(["with TeaCache on the render", "speed-up", "PSNR, dB", "no peer is faster and nearer"]),
+        _row(["---", "---:", "---:", "---"]),
+    ]
     return [*head, *out] if out else []
 
 
@@ -314,8 +364,10 @@ def peers(results: Results, run: tuple[int, str], default: str) -> list[str]:
         decided = "holds" if difference.low > 0 else "does not hold" if difference.high < 0 else "not decided"
         verdict = decided if rival else "faster than the default"
         out.append(_row([name, f"{theirs.mean:.2f}", difference.text("+.2f"), verdict]))
-    head = [_row(["peer", "its speed-up", f"PSNR of {default} minus its, dB", "no peer of that speed or less is nearer"]),
-            _row(["---", "---:", "---:", "---"])]  # fmt: skip
+    head = [
+        _row(["peer", "its speed-up", f"PSNR of {default} minus its, dB", "no peer of that speed or less is nearer"]),
+        _row(["---", "---:", "---:", "---"]),
+    ]
     return [*head, *out] if out else []
 
 
@@ -337,16 +389,21 @@ def timing(results: Results) -> list[str]:
     out = ["## Seconds", ""]
     for run in results.runs():
         if (cost := results.step_seconds(run)) and any(run_of(line) == run for line in results.timed):
-            out.append(f"- {run[0]} steps, {run[1]}: a sketch step {cost[SKETCH]:.4f} s, a render step {cost[RENDER]:.4f} s "
-                       f"(median), ratio {cost[SKETCH] / cost[RENDER]:.2f}.")  # fmt: skip
+            out.append(
+                f"- {run[0]} steps, {run[1]}: a sketch step {cost[SKETCH]:.4f} s, a render step {cost[RENDER]:.4f} s "
+                f"(median), ratio {cost[SKETCH] / cost[RENDER]:.2f}."
+            )
     ratios = {}
     for i, line in enumerate(results.timed):
         cost = results.step_seconds(run_of(line))
         if cost and all(line["calls"].values()) and not kind_of(run_of(line), line["row"]).cache:
             ratios[i] = sum(line["seconds"].values()) / sum(line["calls"][s] * cost[s] for s in (SKETCH, RENDER))
-    out += ["", "Seconds and speed-up of a row: its steps by stage, times these; where EasyCache or TeaCache works, "
-            "times the share of a step that three timed prompts took of the same row without it. One prompt at a time, "
-            "sampling only, without loading."]  # fmt: skip
+    out += [
+        "",
+        "Seconds and speed-up of a row: its steps by stage, times these; where EasyCache or TeaCache works, "
+        "times the share of a step that three timed prompts took of the same row without it. One prompt at a time, "
+        "sampling only, without loading.",
+    ]
     if ratios and (found := stat(ratios)):
         out.append(f"{found.count} measured runs with both models took {found.text('.3f')} of what that gives.")
     loads = [line["load"] for line in results.timed if line.get("load") is not None]

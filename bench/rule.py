@@ -1,7 +1,7 @@
 """Where the adaptive rule hands over in other schedules: recorded once on the tiny family, replayed for each form of it.
 
-    python3 bench/rule.py --record    sample the sketch alone in every schedule (minutes), then the report
-    python3 bench/rule.py             the report again, from bench/results/rule_curves.json
+python3 bench/rule.py --record    sample the sketch alone in every schedule (minutes), then the report
+python3 bench/rule.py             the report again, from bench/results/rule_curves.json
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import common
 if __name__ == "__main__":
     common.run_in_host()
 
-import quality_host  # noqa: E402
-import rule_table  # noqa: E402
-from rule_table import DIGITS, LAGS, Schedule  # noqa: E402
+import quality_host
+import rule_table
+from rule_table import DIGITS, LAGS, Schedule
 
 CURVES = common.RESULTS / "rule_curves.json"
 PROMPTS, SCENE_SEED, NOISE_SEED, CFG = 12, 15, 4, 3.0  # prompts as in training: nothing is chosen on held-out ones
@@ -32,8 +32,11 @@ def schedules() -> list[Schedule]:
     """All that are compared; finished samples of the whole 20 steps are what the parts start from."""
     simple = [Schedule("simple", steps, shift) for shift in (2, 5, 8, 3) for steps in (50, 20, 8, 100)]
     others = [Schedule(kind, steps, shift) for kind in ("beta", "karras") for shift in (2, 5) for steps in (50, 20)]
-    parts = [Schedule("simple", steps, shift, part) for shift in (2, 5)
-             for steps, part in ((50, "0-20"), (20, "denoise 0.8"), (50, "from 5"))]  # fmt: skip
+    parts = [
+        Schedule("simple", steps, shift, part)
+        for shift in (2, 5)
+        for steps, part in ((50, "0-20"), (20, "denoise 0.8"), (50, "from 5"))
+    ]
     return simple + others + parts
 
 
@@ -76,9 +79,18 @@ def record() -> None:
 
         begun = schedule.part in ("denoise 0.8", "from 5")
         samples = comfy.sample.sample_custom(
-            model, noise, CFG, comfy.samplers.sampler_object("euler"), sampled, positive, negative,
-            finished[schedule.shift] if begun else empty, callback=note, disable_pbar=True, seed=NOISE_SEED,
-        )  # fmt: skip
+            model,
+            noise,
+            CFG,
+            comfy.samplers.sampler_object("euler"),
+            sampled,
+            positive,
+            negative,
+            finished[schedule.shift] if begun else empty,
+            callback=note,
+            disable_pbar=True,
+            seed=NOISE_SEED,
+        )
         if feeds:
             finished[schedule.shift] = samples
         levels = [round(float(sigma), 7) for sigma in sigmas]

@@ -29,7 +29,12 @@ class Schedule:
 
     def levels(self, sigmas: Any) -> Any:
         """That part of the whole schedule, sigmas [n + 1]."""
-        ranges = {"": slice(None), "0-20": slice(21), "denoise 0.8": slice(-(self.steps + 1), None), "from 5": slice(5, None)}
+        ranges = {
+            "": slice(None),
+            "0-20": slice(21),
+            "denoise 0.8": slice(-(self.steps + 1), None),
+            "from 5": slice(5, None),
+        }
         return sigmas[ranges[self.part]]
 
     def drawn(self) -> int:
@@ -63,10 +68,19 @@ class Form:
                 square = {"A": (at[i] - at[i + 1]) ** 2, "E": long * own, "D": (PAPER_STEPS / (len(at) - 1)) ** 2}
                 yield i, (math.tanh(before) - math.tanh(now)) / square[self.kind]
 
-    def hand_over(self, row: Row, prompt: int, delta: float, shift: float, fix: float = FIX_STEP,
-                  gaps: bool = False, skip: int = 0) -> int | None:  # fmt: skip
+    def hand_over(
+        self,
+        row: Row,
+        prompt: int,
+        delta: float,
+        shift: float,
+        fix: float = FIX_STEP,
+        gaps: bool = False,
+        skip: int = 0,
+    ) -> int | None:
         """Completed steps at the hand-over; None: never. gaps: of every two steps one, at random, is not observed. skip: so
-        many of a run's first falls do not count."""
+        many of a run's first falls do not count.
+        """
         seen, sigmas, steps = observed(row, prompt, shift, self.least, gaps), row["sigmas"], len(row["sigmas"]) - 1
         for step, fall in [*self.falls(row, prompt, seen, shift)][skip:]:
             early = step < min(FIX_STEP, max(steps // 2 - 1, 0))  # D: more than fix_step completed ones
@@ -115,7 +129,11 @@ class Found:
         found, middle = sorted(self.levels[self.rows.index(row)]), self.median(row)
         end = row["sigmas"][-1]
         low, high = (f"{x:.2f}" if x > end else "never" for x in (found[1], found[-2]))
-        return f"{middle:.3f} ({low}-{high}), {PAPER_STEPS * (1 - u(middle, WAN)):.1f}" if middle > end else f"never (to {high})"
+        return (
+            f"{middle:.3f} ({low}-{high}), {PAPER_STEPS * (1 - u(middle, WAN)):.1f}"
+            if middle > end
+            else f"never (to {high})"
+        )
 
     def broken(self, shift: float | None = None) -> list[str]:
         """Schedules whose median is farther from the 50 steps of that shift (None: their own) than the promise."""
@@ -154,7 +172,17 @@ def replay(rows: list[Row], form: Form, delta: float, shift: float, latest: floa
 
 # --- the report -------------------------------------------------------------------------------------------------------
 
-FORMS = [Form("D"), Form("A"), Form("B"), Form("C"), Form("E"), Form("A", LEAST), Form("B", LEAST), Form("C", LEAST), Form("E", LEAST)]
+FORMS = [
+    Form("D"),
+    Form("A"),
+    Form("B"),
+    Form("C"),
+    Form("E"),
+    Form("A", LEAST),
+    Form("B", LEAST),
+    Form("C", LEAST),
+    Form("E", LEAST),
+]
 SETTINGS = [(WAN, 0.01), (WAN, 0.005), (WAN, 0.002), (WAN, 0.001), (2.0, 0.01)]
 CHOSEN = Form("E", LEAST)
 OWN = (0.003, 10.0, 0.82)  # the tiny family's workflow: delta, fix_step, switch_sigma
@@ -170,7 +198,10 @@ def report(recorded: dict[str, Any]) -> list[str]:
     """The tables, as lines of Markdown."""
     rows = recorded["schedules"]
     facts = ("date", "machine", "host", "versions", "command")
-    parts = [", ".join(recorded[fact] for fact in facts[:-1]) + f", `{recorded['command']}`; cfg {recorded['cfg']:g}.", ""]
+    parts = [
+        ", ".join(recorded[fact] for fact in facts[:-1]) + f", `{recorded['command']}`; cfg {recorded['cfg']:g}.",
+        "",
+    ]
     parts += ["## Before and after", "", *before_and_after(rows), "## How far the schedules lie apart", ""]
     total = dict.fromkeys(map(str, FORMS), 0)
     for shift, delta in SETTINGS:
@@ -179,15 +210,31 @@ def report(recorded: dict[str, Any]) -> list[str]:
             total[name] += 2 * len(rows) - len(f.broken()) - len(f.broken(WAN))
         blind = {str(form): replay(rows, form, delta, shift, gaps=True) for form in FORMS}
         later = {str(form): replay(rows, form, delta, shift, skip=1) for form in FORMS}
-        moved = {name: statistics.fmean(abs(f.median(r) - blind[name].median(r)) for r in rows) for name, f in found.items()}
+        moved = {
+            name: statistics.fmean(abs(f.median(r) - blind[name].median(r)) for r in rows) for name, f in found.items()
+        }
         parts += [f"Reference shift {shift:g}, delta {delta:g}:", ""]
         fine = sum(row["sigmas"][3] >= EARLY > row["sigmas"][-1] for row in rows)
-        head = ["form", "sigma, all schedules", f"{fine} around {EARLY}", "sd", f"kept of {len(rows)}, own shift", "shift 5", "moved by gaps", "kept without the first fall"]
+        head = [
+            "form",
+            "sigma, all schedules",
+            f"{fine} around {EARLY}",
+            "sd",
+            f"kept of {len(rows)}, own shift",
+            "shift 5",
+            "moved by gaps",
+            "kept without the first fall",
+        ]
         kept = {name: ", ".join(f.line().split(" | ")[-2:]) for name, f in later.items()}
         lines = [[name, *f.line().split(" | "), f"{moved[name]:.3f}", kept[name]] for name, f in found.items()]
         parts += table(head, lines)
     sums = ", ".join(f"{name} {count}" for name, count in total.items())
-    parts += [f"Kept in all five tables together, of {2 * len(rows) * len(SETTINGS)}: {sums}.", "", "## Every schedule", ""]
+    parts += [
+        f"Kept in all five tables together, of {2 * len(rows) * len(SETTINGS)}: {sums}.",
+        "",
+        "## Every schedule",
+        "",
+    ]
     for shift, delta in SETTINGS:
         found = {str(form): replay(rows, form, delta, shift) for form in (*FORMS[:5], CHOSEN)}
         parts += [f"Reference shift {shift:g}, delta {delta:g}:", ""]
@@ -197,7 +244,9 @@ def report(recorded: dict[str, Any]) -> list[str]:
 
 def before_and_after(rows: list[Row]) -> list[str]:
     """Today's rule beside the chosen one, with what is left out of the promise."""
-    before, *after = [replay(rows, form, delta, WAN) for form, delta in ((Form("D"), 0.01), (CHOSEN, 0.01), (CHOSEN, 0.002))]
+    before, *after = [
+        replay(rows, form, delta, WAN) for form, delta in ((Form("D"), 0.01), (CHOSEN, 0.01), (CHOSEN, 0.002))
+    ]
     head = ["schedule", "before: D, delta 0.01", f"after: {CHOSEN}, delta 0.01", f"after: {CHOSEN}, delta 0.002"]
     parts = table(head, [[str(of(row)), *(f.cell(row) for f in (before, *after))] for row in rows])
     for name, found in zip(head[1:], (before, *after)):
@@ -205,7 +254,11 @@ def before_and_after(rows: list[Row]) -> list[str]:
             parts.append(f"- {name}, beside 50 steps of {what}: {'; '.join(found.broken(shift)) or 'no exception'}.")
     how = dict(zip(("delta", "fix", "latest"), OWN))
     before, now = replay(rows, Form("D"), 0.01, WAN), replay(rows, CHOSEN, shift=WAN, **how)
-    parts += ["", "With what the tiny family's own workflow should set (delta {delta:g}, fix_step {fix:g}, switch_sigma "
-              "{latest:g}), mean sigma over prompts (a run that never hands over counts with its end):".format(**how), ""]  # fmt: skip
+    parts += [
+        "",
+        "With what the tiny family's own workflow should set (delta {delta:g}, fix_step {fix:g}, switch_sigma "
+        "{latest:g}), mean sigma over prompts (a run that never hands over counts with its end):".format(**how),
+        "",
+    ]
     lines = [[str(of(r)), *(f"{statistics.fmean(f.levels[i]):.3f}" for f in (before, now))] for i, r in enumerate(rows)]
     return [*parts, *table(["schedule", head[1], f"after: {CHOSEN}, these"], lines)]

@@ -37,9 +37,31 @@ SUFFIX = ".sketch.safetensors"
 ATTEMPTS = 3  # of a prompt at a stage, before it is given up
 PATIENCE = 120.0  # seconds without any server of a pool, before the command gives up
 OWN = ("hand_over", "save_hand_over")  # ids of the nodes that are added to a graph
-SKETCH_INPUTS = ("sketch", "positive", "negative", "latent", "seed", "steps", "cfg", "sampler_name", "scheduler", "denoise",
-                 "switch_mode", "delta", "fix_step", "max_step", "switch_step", "switch_sigma")  # fmt: skip
-RENDER_INPUTS = ("render", "render_cfg", "teacache", "fade", "render_steps")  # a graph of the first release has not all of them
+SKETCH_INPUTS = (
+    "sketch",
+    "positive",
+    "negative",
+    "latent",
+    "seed",
+    "steps",
+    "cfg",
+    "sampler_name",
+    "scheduler",
+    "denoise",
+    "switch_mode",
+    "delta",
+    "fix_step",
+    "max_step",
+    "switch_step",
+    "switch_sigma",
+)
+RENDER_INPUTS = (
+    "render",
+    "render_cfg",
+    "teacache",
+    "fade",
+    "render_steps",
+)  # a graph of the first release has not all of them
 
 Graph = dict[str, dict[str, Any]]
 Outcome = tuple[str, Any]  # ("done", what was made), ("failed", why: the prompt's fault), ("lost", why: the server's)
@@ -72,7 +94,9 @@ def with_prompt(graph: Graph, prompt: str) -> Graph:
     while not isinstance(graph[node_id]["inputs"].get("text"), str):
         before = [value[0] for value in graph[node_id]["inputs"].values() if isinstance(value, list)]
         if len(before) != 1:
-            raise workflow.WorkflowError(f"No text node was found that leads to SR Sampler's positive prompt (at {node_id}).")
+            raise workflow.WorkflowError(
+                f"No text node was found that leads to SR Sampler's positive prompt (at {node_id})."
+            )
         node_id = before[0]
     return dict(workflow.set_inputs(graph, node_id, text=prompt))
 
@@ -82,7 +106,9 @@ def sketch_graph(graph: Graph, prefix: str) -> Graph:
     sampler = workflow.find(graph, "SRSampler")
     inputs = graph[sampler]["inputs"]
     if inputs.get("sketch_steps"):
-        raise workflow.WorkflowError("SR Sampler has sketch_steps: the sketch may come back, so the run can't be taken apart.")
+        raise workflow.WorkflowError(
+            "SR Sampler has sketch_steps: the sketch may come back, so the run can't be taken apart."
+        )
     sketch = {"class_type": "SRSketch", "inputs": {name: inputs[name] for name in SKETCH_INPUTS}}
     save = {"class_type": "SRSaveHandOver", "inputs": {"hand_over": [sampler, 0], "filename_prefix": prefix}}
     return dict(workflow.needed_for(graph | {sampler: sketch, OWN[1]: save}, OWN[1]))
@@ -138,7 +164,8 @@ def outcome_of(url: str, run: Callable[[Any], Any]) -> Outcome:
 
 def finished(server: Any, graph: Graph, timeout: float) -> dict[str, Any]:
     """Queue a graph and wait; its history entry. Raises HostError: with details for a fault of the graph, which its time is
-    too; without when the server does not answer or has forgotten the graph."""
+    too; without when the server does not answer or has forgotten the graph.
+    """
     prompt_id, until, missed = server.queue(graph), time.monotonic() + timeout, 0
     while time.monotonic() < until:
         queue = server.get("/queue")
@@ -196,9 +223,13 @@ class Spread:
     output: Path
     timeout: float
     waiting: dict[str, deque[Job]] = field(default_factory=lambda: {SKETCH: deque(), RENDER: deque()})
-    running: dict[Any, tuple[str, Job, str, float]] = field(default_factory=dict)  # Ray's reference -> stage, job, url, start
+    running: dict[Any, tuple[str, Job, str, float]] = field(
+        default_factory=dict
+    )  # Ray's reference -> stage, job, url, start
     lost: dict[str, float] = field(default_factory=dict)  # servers that did not answer -> when to ask again
-    suspects: dict[str, tuple[str, Job, str]] = field(default_factory=dict)  # such a server -> stage, what it was at, why
+    suspects: dict[str, tuple[str, Job, str]] = field(
+        default_factory=dict
+    )  # such a server -> stage, what it was at, why
     failed: int = 0
     _alone_since: float = 0.0  # since when no server of a needed pool answers; 0: some do
 
@@ -209,7 +240,9 @@ class Spread:
 
     def work(self, ray: Any) -> None:
         """Run all jobs. Raises SystemExit when no server of a pool that is needed answers any more."""
-        tasks = {stage: ray.remote(num_cpus=0, max_retries=2)(do) for stage, do in ((SKETCH, sketch_on), (RENDER, render_on))}
+        tasks = {
+            stage: ray.remote(num_cpus=0, max_retries=2)(do) for stage, do in ((SKETCH, sketch_on), (RENDER, render_on))
+        }
         while self.running or any(self.waiting.values()):
             for stage, job, url in self._pairs():
                 self.running[tasks[stage].remote(*self._call(stage, job, url))] = (stage, job, url, time.monotonic())
@@ -285,7 +318,8 @@ class Spread:
 
     def _blame(self, stage: str, job: Job, why: str) -> None:
         """Count a failure of a job. A lost server's only counts once that server answers again: one that is gone for good
-        may have died of anything, one that comes back may die of this job for ever."""
+        may have died of anything, one that comes back may die of this job for ever.
+        """
         if job.stage(self.output) != stage:  # another server has done it meanwhile
             return
         job.attempts += 1
@@ -302,7 +336,9 @@ class Spread:
 
     def _record(self, job: Job, **more: Any) -> None:
         """A line in the results, written whole."""
-        line = json.dumps({"number": job.number, "key": job.key, "prompt": job.prompt, **job.facts, **more}, ensure_ascii=False)
+        line = json.dumps(
+            {"number": job.number, "key": job.key, "prompt": job.prompt, **job.facts, **more}, ensure_ascii=False
+        )
         with (self.output / "results.jsonl").open("a", encoding="utf-8") as file:
             file.write(("\n" if cut_off(self.output / "results.jsonl") else "") + line + "\n")
 
@@ -340,7 +376,9 @@ def start_ray(address: str | None) -> Any:
     packages = str(Path(ray.__file__).parents[1])  # Ray's own processes must find it too, wherever it lies
     os.environ["PYTHONPATH"] = os.pathsep.join([packages, *filter(None, [os.environ.get("PYTHONPATH")])])
     ray.cloudpickle.register_pickle_by_value(client)
-    local: dict[str, Any] = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 1 << 30} if address is None else {}
+    local: dict[str, Any] = (
+        {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 1 << 30} if address is None else {}
+    )
     ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
     return ray
 
@@ -348,7 +386,9 @@ def start_ray(address: str | None) -> Any:
 def main() -> int:
     """The command; returns the exit status: 0 when every prompt is done."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workflow", type=Path, required=True, help="with SR Sampler, as saved or exported for the API")
+    parser.add_argument(
+        "--workflow", type=Path, required=True, help="with SR Sampler, as saved or exported for the API"
+    )
     parser.add_argument("--prompts", type=Path, required=True, help="text file, a prompt a line")
     parser.add_argument("--sketch", nargs="+", required=True, metavar="URL", help="servers that sketch")
     parser.add_argument("--render", nargs="+", required=True, metavar="URL", help="servers that render")
@@ -359,7 +399,10 @@ def main() -> int:
     pools = {stage: [url.rstrip("/") for url in getattr(asked, stage)] for stage in (SKETCH, RENDER)}
     asked.output.mkdir(parents=True, exist_ok=True)
     graph = api_graph(asked.workflow, [*pools[RENDER], *pools[SKETCH]])
-    jobs, done = jobs_of(asked.prompts.read_text("utf-8").splitlines(), graph), done_keys(asked.output / "results.jsonl")
+    jobs, done = (
+        jobs_of(asked.prompts.read_text("utf-8").splitlines(), graph),
+        done_keys(asked.output / "results.jsonl"),
+    )
     todo = [job for job in jobs if (job.number, job.key) not in done]
     say(f"{len(jobs)} prompts, {len(jobs) - len(todo)} done already")
     spread = Spread(graph, pools, asked.output, asked.timeout)

@@ -60,7 +60,9 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=Path, required=True)
-    parser.add_argument("--texts", type=Path, help="what the models are given for each line of --prompts, line for line")
+    parser.add_argument(
+        "--texts", type=Path, help="what the models are given for each line of --prompts, line for line"
+    )
     parser.add_argument("--output", type=Path, required=True, help="folder of the videos")
     parser.add_argument("--workflow", type=Path, default=REPOSITORY / "demo" / "demo.json")
     parser.add_argument("--videos", type=int, default=5, help="of every prompt")
@@ -124,15 +126,21 @@ def video_graph(graph: workflow.Graph, fps: float) -> workflow.Graph:
     }
 
 
-def export(running: Server, graph: workflow.Graph, prompts: Sequence[tuple[str, str]], options: argparse.Namespace) -> None:
+def export(
+    running: Server, graph: workflow.Graph, prompts: Sequence[tuple[str, str]], options: argparse.Namespace
+) -> None:
     """Make the videos of the (prompt, text) that are not there. Raises ValueError for a folder with another workflow's videos."""
     if options.steps is not None:
         for node_id in samplers(graph):
             graph = workflow.set_inputs(graph, node_id, steps=options.steps)
     options.output.mkdir(parents=True, exist_ok=True)
     same_workflow_as_before(graph, options)
-    missing = [(prompt, text, index) for prompt, text in prompts for index in range(options.videos)
-               if not (options.output / f"{prompt}-{index}.mp4").is_file()]  # fmt: skip
+    missing = [
+        (prompt, text, index)
+        for prompt, text in prompts
+        for index in range(options.videos)
+        if not (options.output / f"{prompt}-{index}.mp4").is_file()
+    ]
     total, begun = len(prompts) * options.videos, time.monotonic()
     host.say(f"{total - len(missing)} of {total} videos are there already")
     for done, (prompt, text, index) in enumerate(missing, 1):
@@ -150,7 +158,11 @@ def export(running: Server, graph: workflow.Graph, prompts: Sequence[tuple[str, 
 def same_workflow_as_before(graph: workflow.Graph, options: argparse.Namespace) -> None:
     """Note beside the folder (VBench takes every file in it for a video) what its videos are made with, or compare."""
     plain = json.dumps([node | {"_meta": None} for node in asked(graph, "", 0).values()], sort_keys=True)
-    facts = {"workflow": options.workflow.name, "graph": hashlib.sha256(plain.encode()).hexdigest(), "seed": options.seed}
+    facts = {
+        "workflow": options.workflow.name,
+        "graph": hashlib.sha256(plain.encode()).hexdigest(),
+        "seed": options.seed,
+    }
     note = options.output.with_name(f"{options.output.name}.vbench.json")
     if not note.exists():
         note.write_text(json.dumps(facts, indent=1) + "\n", "utf-8")
@@ -163,8 +175,11 @@ def same_workflow_as_before(graph: workflow.Graph, options: argparse.Namespace) 
 
 def samplers(graph: workflow.Graph) -> list[str]:
     """The nodes that sample: those with a prompt and a seed. Raises ValueError if there is none."""
-    found = [node_id for node_id, node in graph.items()
-             if isinstance(node["inputs"].get("positive"), list) and {"seed", "noise_seed"} & set(node["inputs"])]  # fmt: skip
+    found = [
+        node_id
+        for node_id, node in graph.items()
+        if isinstance(node["inputs"].get("positive"), list) and {"seed", "noise_seed"} & set(node["inputs"])
+    ]
     if not found:
         raise ValueError("The workflow has no sampler with a positive prompt and a seed (SR Sampler, KSampler ...).")
     return found
@@ -175,7 +190,9 @@ def asked(graph: workflow.Graph, prompt: str, seed: int) -> workflow.Graph:
     for sampler in samplers(graph):
         text = graph[sampler]["inputs"]["positive"][0]
         if not isinstance(graph[text]["inputs"].get("text"), str):
-            raise ValueError(f"Node {text} ({graph[text]['class_type']}), which makes the positive prompt, has no text.")
+            raise ValueError(
+                f"Node {text} ({graph[text]['class_type']}), which makes the positive prompt, has no text."
+            )
         graph = workflow.set_inputs(graph, text, text=prompt)
         name = "seed" if "seed" in graph[sampler]["inputs"] else "noise_seed"
         source = graph[sampler]["inputs"][name]

@@ -57,7 +57,11 @@ def start(
     with open(log, "wb") as output:
         process = subprocess.Popen(
             [str(python), "-c", GUARD, str(path / "main.py"), *arguments],
-            cwd=path, env=dict(environment), stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT,
+            cwd=path,
+            env=dict(environment),
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=subprocess.STDOUT,
             start_new_session=os.name != "nt",
         )
     return Server(url, log, process)
@@ -87,7 +91,9 @@ class Server:
         until = time.monotonic() + timeout
         while time.monotonic() < until:
             if self._process is not None and self._process.poll() is not None:
-                raise HostError(f"The server ended while it started (status {self._process.returncode}).{self.log_tail()}")
+                raise HostError(
+                    f"The server ended while it started (status {self._process.returncode}).{self.log_tail()}"
+                )
             try:
                 self.get("/system_stats", timeout=5)
                 return
@@ -119,7 +125,9 @@ class Server:
 
     # --- requests ---
 
-    def request(self, path: str, data: bytes | None = None, kind: str = "application/json", timeout: float = 60.0) -> bytes:
+    def request(
+        self, path: str, data: bytes | None = None, kind: str = "application/json", timeout: float = 60.0
+    ) -> bytes:
         """GET, or POST with data. Raises HostError: with readable text for a refused graph, else with status and path."""
         request = urllib.request.Request(self.url + path, data=data, headers={"Content-Type": kind} if data else {})
         try:

@@ -31,11 +31,23 @@ if TYPE_CHECKING:
 HERE = Path(__file__).resolve().parent
 sys.path.append(str(HERE / "family"))
 
-FILES = ("sketch.mp4", "render.mp4", "sr.mp4", "side-by-side.mp4", "switch.png", "overview.png", "report.json",
-         "table.md", "server.log")  # fmt: skip
+FILES = (
+    "sketch.mp4",
+    "render.mp4",
+    "sr.mp4",
+    "side-by-side.mp4",
+    "switch.png",
+    "overview.png",
+    "report.json",
+    "table.md",
+    "server.log",
+)
 WARM_UP_STEPS = 2
 TURNS = 5  # of each run, one after the other: what disturbs the machine for a while disturbs all three
-STILLS = ("a yellow star moves right below a purple circle", "two green triangles above a red square")  # beside the user's prompt
+STILLS = (
+    "a yellow star moves right below a purple circle",
+    "two green triangles above a red square",
+)  # beside the user's prompt
 TIMEOUT = 1800.0  # seconds for one run
 SWITCH = "When it switched: how much the large model's prediction still changed (D), and the seconds of each step. Blue: sketch, orange: render."
 HEADLINE = 108  # pixels of the Inspector's picture that hold its words and its own estimate
@@ -47,7 +59,9 @@ class Take:
 
     frames: list[bytes]  # PNG files, of the first turn
     seconds: list[float] = field(default_factory=list)  # wall time of the sampler node, by turn
-    step_seconds: dict[str, list[float]] = field(default_factory=dict)  # of every step but the first of a turn, by stage
+    step_seconds: dict[str, list[float]] = field(
+        default_factory=dict
+    )  # of every step but the first of a turn, by stage
     plot: bytes = b""  # the Inspector's, PNG
     report: dict[str, Any] = field(default_factory=dict)  # the Inspector's, of the first turn
 
@@ -337,7 +351,9 @@ def write_videos(
     rows = {prompt: [film_maker.strip(decoded(frames)) for frames in runs.values()] for prompt, runs in stills.items()}
     plot = Image.open(io.BytesIO(takes["sr"].plot))
     picture = film_maker.grid(headline(report), titles, rows)
-    film_maker.stacked(picture, SWITCH, plot.crop((0, HEADLINE, *plot.size))).save(output / "overview.png", optimize=True)
+    film_maker.stacked(picture, SWITCH, plot.crop((0, HEADLINE, *plot.size))).save(
+        output / "overview.png", optimize=True
+    )
 
 
 def headline(report: Mapping[str, Any]) -> str:

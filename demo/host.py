@@ -134,7 +134,9 @@ def _named() -> Host | None:
         return None
     path = Path(named).expanduser().absolute()
     if not _is_comfyui(path):
-        raise HostError(f"COMFYUI_PATH is {path}, which is not a ComfyUI: a folder with main.py and comfy/ is expected.")
+        raise HostError(
+            f"COMFYUI_PATH is {path}, which is not a ComfyUI: a folder with main.py and comfy/ is expected."
+        )
     return Host(path, _interpreter_of(path), _version_of(path), "COMFYUI_PATH")
 
 
@@ -237,7 +239,8 @@ def _made(version: str) -> Host | None:
 @contextlib.contextmanager
 def _locked(log: Log) -> Iterator[None]:
     """Hold the cache's lock: one process makes, the others wait and then find it made. Dies with the process, and with
-    the pip it may leave behind when it is killed: pip inherits the lock (not on Windows)."""
+    the pip it may leave behind when it is killed: pip inherits the lock (not on Windows).
+    """
     cache_folder().mkdir(parents=True, exist_ok=True)
     with open(cache_folder() / "lock", "a+b") as file:
         os.set_inheritable(file.fileno(), os.name != "nt")
@@ -279,7 +282,9 @@ def _make(version: str, log: Log) -> Host:
         torch, source = _torch_folder(), _source_folder(version)
         if not _is_complete(torch):
             _check_space()
-            log("No ComfyUI found (COMFYUI_PATH is not set): making one. The first time takes about 4 minutes and 6 GB.")
+            log(
+                "No ComfyUI found (COMFYUI_PATH is not set): making one. The first time takes about 4 minutes and 6 GB."
+            )
         _make_torch(torch, log)
         if not _is_comfyui(source):
             _make_source(version, source, _python_in(torch), log)
@@ -341,7 +346,9 @@ def unpack_comfyui(archive: Path, folder: Path) -> None:
             target = folder.joinpath(*path.parts[3:])
             content = tar.extractfile(member) if member.isfile() else None
             if content is None and not member.isdir():
-                raise HostError(f"{archive.name} has an unsafe member, {member.name!r} (a link or a device): not unpacked.")
+                raise HostError(
+                    f"{archive.name} has an unsafe member, {member.name!r} (a link or a device): not unpacked."
+                )
             if content is None:
                 target.mkdir(parents=True, exist_ok=True)
                 continue
@@ -359,7 +366,11 @@ def _make_environment(folder: Path, torch: Path, source: Path, log: Log) -> None
     _pip(python, ["install", *TORCH, "-r", str(requirements)], "what ComfyUI requires (about 1 minute)", log)
     check = subprocess.run(
         [python, "-c", "import torch, torchvision, torchaudio, aiohttp, transformers"],
-        env=_environment(), capture_output=True, text=True, timeout=300,
+        check=False,
+        env=_environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     if check.returncode:
         raise HostError(f"The packages were installed but don't work together:\n{check.stderr[-2000:]}\n{ELSE}")
@@ -374,7 +385,9 @@ def _packages_of(python: Path) -> Path:
 def _ask(python: Path, code: str) -> str:
     """What that interpreter prints for a line of code. Raises HostError if it cannot be run."""
     try:
-        asked = subprocess.run([python, "-c", code], env=_environment(), capture_output=True, text=True, timeout=60)
+        asked = subprocess.run(
+            [python, "-c", code], check=False, env=_environment(), capture_output=True, text=True, timeout=60
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise HostError(f"{python} cannot be run: {error}") from error
     if asked.returncode:
@@ -388,7 +401,7 @@ def _new_environment(folder: Path, with_pip: bool) -> None:
         shutil.rmtree(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "venv", *([] if with_pip else ["--without-pip"]), str(folder)]
-    made = subprocess.run(command, env=_environment(), capture_output=True, text=True)
+    made = subprocess.run(command, check=False, env=_environment(), capture_output=True, text=True)
     if made.returncode:
         raise HostError(
             f"This Python ({sys.executable}) cannot make a virtual environment; on Debian and Ubuntu: "
@@ -405,7 +418,15 @@ def _finish(folder: Path, facts: Mapping[str, object]) -> None:
 
 def _environment() -> dict[str, str]:
     """The environment for our own interpreters: nothing in it may lead to packages or a target outside them."""
-    unwanted = ("PYTHONPATH", "PYTHONHOME", "PIP_TARGET", "PIP_PREFIX", "PIP_ROOT", "PIP_USER", "PIP_REQUIRE_VIRTUALENV")
+    unwanted = (
+        "PYTHONPATH",
+        "PYTHONHOME",
+        "PIP_TARGET",
+        "PIP_PREFIX",
+        "PIP_ROOT",
+        "PIP_USER",
+        "PIP_REQUIRE_VIRTUALENV",
+    )
     kept = {name: value for name, value in os.environ.items() if name not in unwanted}
     return {**kept, "PYTHONNOUSERSITE": "1", "PIP_USER": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1"}
 
@@ -420,7 +441,11 @@ def _pip(python: Path, arguments: Sequence[str], what: str, log: Log) -> None:
     with open(file, "wb") as output:
         command = [str(python), "-m", "pip", *arguments, "--progress-bar", "off"]
         process = subprocess.Popen(
-            command, env=_environment(), stdout=output, stderr=subprocess.STDOUT, close_fds=os.name == "nt"  # see _locked
+            command,
+            env=_environment(),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            close_fds=os.name == "nt",  # see _locked
         )
         try:
             while True:
@@ -468,7 +493,9 @@ def tools(host: Host, log: Log = say) -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder.parent) as name:
             target = Path(name) / "tools"
-            _pip(host.python, ["install", "--target", str(target), "-r", str(requirements)], "the developer's tools", log)
+            _pip(
+                host.python, ["install", "--target", str(target), "-r", str(requirements)], "the developer's tools", log
+            )
             target.rename(folder)
     return folder
 
@@ -483,7 +510,7 @@ def run_module(host: Host, module: str, arguments: Sequence[str] = ()) -> int:
     if host.source == "package":
         environment = {**_environment(), "SRD_HOST_VERSION": host.version}
     command = [str(host.python), "-c", RUNNER, str(tools(host)), module, *arguments]
-    return subprocess.run(command, env=environment).returncode
+    return subprocess.run(command, check=False, env=environment).returncode
 
 
 def page_folder(host: Host, version: str, log: Log = say) -> Path:
@@ -517,7 +544,12 @@ def _get_page(python: Path, version: str, folder: Path, log: Log) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder.parent) as name:
         target = Path(name) / version
-        _pip(python, ["install", "--no-deps", "--target", str(target), f"{PAGE_PACKAGE}=={version}"], f"page {version}", log)
+        _pip(
+            python,
+            ["install", "--no-deps", "--target", str(target), f"{PAGE_PACKAGE}=={version}"],
+            f"page {version}",
+            log,
+        )
         target.rename(folder)
 
 
@@ -560,7 +592,14 @@ def serve(
     page_args = ["--front-end-root", str(page_folder(host, page))] if page else []
     database = f"sqlite:///{(base / 'user' / 'comfyui.db').as_posix()}"
     arguments = ["--base-directory", str(base), "--listen", "127.0.0.1", "--port", str(port), "--disable-auto-launch"]
-    arguments += ["--disable-api-nodes", "--database-url", database, *(["--cpu"] if cpu else []), *page_args, *extra_args]
+    arguments += [
+        "--disable-api-nodes",
+        "--database-url",
+        database,
+        *(["--cpu"] if cpu else []),
+        *page_args,
+        *extra_args,
+    ]
     environment = _environment() if host.source == "package" else dict(os.environ)
     environment.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", DO_NOT_TRACK="1", PYTHONUNBUFFERED="1")
     server = start(host.python, host.path, arguments, f"http://127.0.0.1:{port}", base / "server.log", environment)

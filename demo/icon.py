@@ -1,6 +1,6 @@
 """Draws web/icon.png, the pack's picture in the registry: a ball, sketched on the left, rendered on the right.
 
-    python demo/icon.py        (needs Pillow; in a host's interpreter: python demo/host.py python)
+python demo/icon.py        (needs Pillow; in a host's interpreter: python demo/host.py python)
 """
 
 from __future__ import annotations

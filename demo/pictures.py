@@ -31,7 +31,7 @@ NOT_THE_GRAPH = (
     "#comfyui-body-left, #comfyui-body-right, #comfyui-body-bottom { display: none !important }"
 )
 # The node of ComfyUI-GGUF that a workflow uses, as the page sees it; it is never run here.
-GGUF = '''
+GGUF = """
 class UnetLoaderGGUF:
     CATEGORY, FUNCTION, RETURN_TYPES = "bootleg", "load", ("MODEL",)
 
@@ -41,7 +41,7 @@ class UnetLoaderGGUF:
 
 NODE_CLASS_MAPPINGS = {"UnetLoaderGGUF": UnetLoaderGGUF}
 NODE_DISPLAY_NAME_MAPPINGS = {"UnetLoaderGGUF": "Unet Loader (GGUF)"}
-'''
+"""
 OPEN = """async (saved) => {
   await app.loadGraphData(saved);
   app.canvas.show_info = false;
@@ -105,8 +105,12 @@ def main() -> None:
         gguf.mkdir()
         (gguf / "__init__.py").write_text(GGUF, "utf-8")
         (folder / "base" / "input").mkdir()
-        shutil.copyfile(REPOSITORY / "web" / "icon.png", folder / "base" / "input" / "example.png")  # which every ComfyUI has
-        server = stack.enter_context(serve(find_or_make(), folder / "base", {**DEMO_PACKS, "gguf": gguf}, models(folder)))
+        shutil.copyfile(
+            REPOSITORY / "web" / "icon.png", folder / "base" / "input" / "example.png"
+        )  # which every ComfyUI has
+        server = stack.enter_context(
+            serve(find_or_make(), folder / "base", {**DEMO_PACKS, "gguf": gguf}, models(folder))
+        )
         browser = page.launch(stack.enter_context(sync_playwright()))
         view = page.open_page(browser, server.url, 1900, 760)
         view.add_style_tag(content=NOT_THE_GRAPH)

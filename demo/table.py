@@ -78,7 +78,10 @@ def _sentences(report: Report) -> list[str]:
     ]
     if disturbed(report):
         slowest = max(run["slowest_step"] for run in report["runs"].values())
-        lines += ["", f"Disturbed: a step took {slowest:.1f} times the median of its stage, so other programs were busy. Don't rely on the seconds."]
+        lines += [
+            "",
+            f"Disturbed: a step took {slowest:.1f} times the median of its stage, so other programs were busy. Don't rely on the seconds.",
+        ]
     return lines
 
 

@@ -70,8 +70,10 @@ def side_by_side(heading: str, titles: Sequence[tuple[str, str]], videos: Sequen
 
 def grid(heading: str, titles: Sequence[tuple[str, str]], rows: Mapping[str, Sequence[Video]]) -> Image.Image:
     """Stills in rows, one for each prompt that names it, and columns that have the titles; a heading in large."""
-    parts = [side_by_side(prompt, titles if first else [], cells, head=HEAD if first else 8)[0]
-             for first, (prompt, cells) in zip([True, *[False] * len(rows)], rows.items())]  # fmt: skip
+    parts = [
+        side_by_side(prompt, titles if first else [], cells, head=HEAD if first else 8)[0]
+        for first, (prompt, cells) in zip([True, *[False] * len(rows)], rows.items())
+    ]
     top = Image.new("RGB", (parts[0].shape[1], 2 * GAP + 26), PAPER)
     pen = ImageDraw.Draw(top)
     pen.text((GAP, GAP), fitted(pen, heading, 28, top.width - 2 * GAP), fill=INK, font=ImageFont.load_default(28))
@@ -101,6 +103,11 @@ def stacked(top: Image.Image, caption: str, bottom: Image.Image, share: float = 
     picture = Image.new("RGB", (top.width, top.height + 2 * GAP + 18 + height), PAPER)
     picture.paste(top, (0, 0))
     pen = ImageDraw.Draw(picture)
-    pen.text((GAP, top.height + GAP), fitted(pen, caption, 15, top.width - 2 * GAP), fill=FAINT, font=ImageFont.load_default(15))
+    pen.text(
+        (GAP, top.height + GAP),
+        fitted(pen, caption, 15, top.width - 2 * GAP),
+        fill=FAINT,
+        font=ImageFont.load_default(15),
+    )
     picture.paste(bottom.convert("RGB").resize((width, height), Image.Resampling.LANCZOS), (0, top.height + GAP + 18))
     return picture

@@ -31,7 +31,8 @@ def load(path: Path) -> Workflow:
 
 def to_api(workflow: Workflow, info: ObjectInfo) -> Graph:
     """The graph that the page would queue for this workflow. Raises WorkflowError for nodes, inputs or values that the
-    server does not know, and for what is not supported here (subgraphs, muted and bypassed nodes)."""
+    server does not know, and for what is not supported here (subgraphs, muted and bypassed nodes).
+    """
     sources = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
     graph: Graph = {}
     for node in workflow["nodes"]:
@@ -82,7 +83,9 @@ def _widget_inputs(node: Mapping[str, Any], definition: Mapping[str, Any]) -> di
     return inputs
 
 
-def _taken(node: Mapping[str, Any], definition: Mapping[str, Any], values: list[Any], prefix: str = "") -> dict[str, Any]:
+def _taken(
+    node: Mapping[str, Any], definition: Mapping[str, Any], values: list[Any], prefix: str = ""
+) -> dict[str, Any]:
     """What these inputs take off the front of ``values``. Those that a choice brings follow it, named after it."""
     inputs: dict[str, Any] = {}
     for name, type_, options in specs(definition):

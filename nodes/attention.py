@@ -43,7 +43,14 @@ class SRAttention(io.ComfyNode):
             node_id="SRAttention",
             display_name="Set Attention",
             category=CATEGORY,
-            search_aliases=[*SEARCH_ALIASES, "attention backend", "sage attention", "flash attention", "xformers", "GGUF attention"],
+            search_aliases=[
+                *SEARCH_ALIASES,
+                "attention backend",
+                "sage attention",
+                "flash attention",
+                "xformers",
+                "GGUF attention",
+            ],
             description="Sets the attention backend of one MODEL, whatever loaded it (GGUF, Load Diffusion Model). "
             "Load Sketch DiT and Load Render DiT have the same choice.",
             inputs=[

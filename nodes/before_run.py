@@ -20,17 +20,32 @@ from .model_files import listed, path_of
 
 SHIFTS = "ModelSamplingSD3"  # the node that gives a MODEL a flow schedule by its `shift`
 # Nodes that take and give a MODEL and leave its schedule as it is.
-KEEP_SCHEDULE = ("LoraLoader", "LoraLoaderModelOnly", "TorchCompileModel", "EasyCache", "LazyCache", "CFGZeroStar",
-                 "SkipLayerGuidanceDiT", "WanContextWindowsManual", "ContextWindowsManual", "SRAttention", "SRTeaCache")  # fmt: skip
+KEEP_SCHEDULE = (
+    "LoraLoader",
+    "LoraLoaderModelOnly",
+    "TorchCompileModel",
+    "EasyCache",
+    "LazyCache",
+    "CFGZeroStar",
+    "SkipLayerGuidanceDiT",
+    "WanContextWindowsManual",
+    "ContextWindowsManual",
+    "SRAttention",
+    "SRTeaCache",
+)
 PAIRING = ("SRSampler", "SRModel", "SRMeasurePair")  # nodes with a sketch and a render
 OURS = {"SRLoadSketchDiT": "model_name", "SRLoadRenderDiT": "model_name"}
 LOADERS = {**OURS, "UNETLoader": "unet_name"}  # with the input that names a file in models/diffusion_models
 FARTHEST = 32  # nodes between a loader and the sampler
 NOT_TOLD = "two models that do not fit are told when the sampler starts"
 
-Chain = Sequence[dict[str, Any]]  # the nodes that a MODEL comes through, the nearest first: {type, values}, in a prompt with id
+Chain = Sequence[
+    dict[str, Any]
+]  # the nodes that a MODEL comes through, the nearest first: {type, values}, in a prompt with id
 
-_asked: ContextVar[dict[str, Any]] = ContextVar("srdiffusion_prompt")  # of the present request: the graph, and its outputs
+_asked: ContextVar[dict[str, Any]] = ContextVar(
+    "srdiffusion_prompt"
+)  # of the present request: the graph, and its outputs
 
 
 @page_only(NOT_TOLD)
@@ -72,7 +87,8 @@ def _file_of(chain: Chain) -> ModelFile | None:
 
 def fault_of(loader: type) -> str | None:
     """Why a pair that this loader (which the host validates now) is a part of would be refused: said on the render's loader,
-    or on the sketch's where the render comes from another."""
+    or on the sketch's where the render comes from another.
+    """
     with page_only(NOT_TOLD):
         asked, me = _asked.get({}), str(loader.hidden.unique_id)  # type: ignore[attr-defined]
         for sketch, render, own_prompts in _pairs(asked.get("graph"), asked.get("outputs")):
@@ -85,7 +101,11 @@ def fault_of(loader: type) -> str | None:
 def _pairs(graph: Any, outputs: Any) -> Iterator[tuple[Chain, Chain, bool]]:
     """The pairs of a prompt that its outputs need."""
     graph = graph if isinstance(graph, dict) else {}
-    ends = outputs or [i for i, node in graph.items() if getattr(nodes.NODE_CLASS_MAPPINGS.get(node["class_type"]), "OUTPUT_NODE", False)]
+    ends = outputs or [
+        i
+        for i, node in graph.items()
+        if getattr(nodes.NODE_CLASS_MAPPINGS.get(node["class_type"]), "OUTPUT_NODE", False)
+    ]
     needed = set().union(*({str(end)} | live.before(graph, str(end)) for end in ends))
     for node_id in sorted(needed):
         if graph[node_id]["class_type"] in PAIRING:

@@ -22,7 +22,8 @@ said: set[tuple[str, str]] = set()  # (what does not work, kind of fault) that t
 
 def optional(*inputs: io.Input) -> list[io.Input]:
     """Inputs that a graph may leave out, as one does that was saved before they existed. Each has a default and comes after
-    the required ones, which the page puts first: a file's values go by that order."""
+    the required ones, which the page puts first: a file's values go by that order.
+    """
     for i in inputs:
         i.optional = True
     return list(inputs)
@@ -41,7 +42,8 @@ def server() -> Any | None:
 @contextmanager
 def page_only(what: str) -> Iterator[None]:
     """For a block or, as a decorator, a function that returns None: a fault in there costs the page or a file's metadata,
-    never the node or the run. The log says once what does not work, ``what``, and why."""
+    never the node or the run. The log says once what does not work, ``what``, and why.
+    """
     try:
         yield
     except Exception as fault:  # noqa: BLE001  (what another host or client does differently can raise anything)

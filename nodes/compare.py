@@ -17,7 +17,17 @@ class SRCompare(io.ComfyNode):
             node_id="SRCompare",
             display_name="SR Compare",
             category=CATEGORY,
-            search_aliases=[*SEARCH_ALIASES, "compare video", "side by side", "before after", "wipe", "A/B", "PSNR", "SSIM", "LPIPS"],
+            search_aliases=[
+                *SEARCH_ALIASES,
+                "compare video",
+                "side by side",
+                "before after",
+                "wipe",
+                "A/B",
+                "PSNR",
+                "SSIM",
+                "LPIPS",
+            ],
             description="Puts two clips into one picture, side by side or as a wipe, and measures how near they are: PSNR, "
             "SSIM and LPIPS, for the clip and frame by frame.",
             is_output_node=True,

@@ -76,7 +76,9 @@ class SRSketch(io.ComfyNode):
         indices = latent.get("batch_index")
         scale = rule["sketch_scale"]
         check_scale(scale)
-        settings = Settings(seed, sampler_name, scheduler, steps, cfg, denoise, indices and [int(i) for i in indices], scale)
+        settings = Settings(
+            seed, sampler_name, scheduler, steps, cfg, denoise, indices and [int(i) for i in indices], scale
+        )
         record = SketchRecord(settings, noise_mask=latent.get("noise_mask"))
         live.follow(cls, record.report)
         model = sketch_alone(sketch, switch_of(rule), record)
@@ -118,7 +120,9 @@ class SRRender(io.ComfyNode):
         live.follow(cls, report)
         settings = defaults(as_in_sr_sampler(*RENDERING)) | rendering
         fade, render_steps = settings["fade"], settings["render_steps"]
-        own = RenderSettings(settings["render_cfg"], positive, negative, settings["teacache"], fade=fade, render_steps=render_steps)
+        own = RenderSettings(
+            settings["render_cfg"], positive, negative, settings["teacache"], fade=fade, render_steps=render_steps
+        )
         latent = render_from(hand_over, render, own, report)
         return io.NodeOutput(latent, report)
 
@@ -222,9 +226,13 @@ def _below(folder: Path) -> list[Path]:
 
 def _path(name: str) -> Path:
     """Where a name of the list lies. Raises ValueError for a file that is not there, or in no folder of the host."""
-    plain, base = folder_paths.annotated_filepath(str(name))  # a list's value comes as whatever the request's JSON holds
+    plain, base = folder_paths.annotated_filepath(
+        str(name)
+    )  # a list's value comes as whatever the request's JSON holds
     base = os.path.abspath(base or folder_paths.get_input_directory())
     path = Path(os.path.abspath(os.path.join(base, plain.strip())))
     if not path.is_relative_to(base) or not os.path.isfile(path):
-        raise ValueError(f"There is no hand-over file {str(name)[:200]!r}. Put it into ComfyUI's input folder and press R.")
+        raise ValueError(
+            f"There is no hand-over file {str(name)[:200]!r}. Put it into ComfyUI's input folder and press R."
+        )
     return path

@@ -15,7 +15,9 @@ from . import live
 from .common import CATEGORY, SEARCH_ALIASES, SRReport, as_image, optional, picture, place_of, unsavable
 
 PREFIX = "srdiffusion/report"  # what messages give as an example
-NOTHING = "The report was not saved: there is no run yet. With Sketch-Render Model, connect the sampler's latent to `after`."
+NOTHING = (
+    "The report was not saved: there is no run yet. With Sketch-Render Model, connect the sampler's latent to `after`."
+)
 NOT_SAVED = "The report could not be saved as {place} ({fault}). Make room in ComfyUI's output folder or allow writing there, and queue again."
 
 
@@ -42,7 +44,7 @@ class SRSwitchInspector(io.ComfyNode):
                     "report_json",
                     optional=True,
                     force_input=True,
-                    tooltip="An old report as text (what \"copy report\" copies), shown instead of a connected report. "
+                    tooltip='An old report as text (what "copy report" copies), shown instead of a connected report. '
                     "Connect a text node.",
                 ),
                 *optional(
@@ -58,7 +60,10 @@ class SRSwitchInspector(io.ComfyNode):
             outputs=[
                 io.Image.Output(display_name="plot"),
                 io.String.Output(display_name="summary"),
-                io.String.Output(display_name="report_json", tooltip="The report as text, for report_json of another Inspector or to save it."),
+                io.String.Output(
+                    display_name="report_json",
+                    tooltip="The report as text, for report_json of another Inspector or to save it.",
+                ),
             ],
             hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
         )
@@ -78,7 +83,9 @@ class SRSwitchInspector(io.ComfyNode):
             report = report.of_nodes(live.waits_for(cls))
             live.keep(cls, report)
         else:
-            raise ValueError("Switch Inspector has nothing to show: connect `report`, or an old report's text to `report_json`.")
+            raise ValueError(
+                "Switch Inspector has nothing to show: connect `report`, or an old report's text to `report_json`."
+            )
         plot, summary = as_image(draw(report)), summarize(report)
         live.show(cls, report)
         # "report" is for programs: the run as JSON, in the server's history and in its message about this node. The picture
@@ -103,7 +110,8 @@ class SRSwitchInspector(io.ComfyNode):
 
 def _saved(text: str, prefix: str, shown: dict[str, Any]) -> str:
     """Save a report's JSON and note the file in what the node shows. Returns why not, or "": a fault costs the file, not the run
-    that is waiting to be saved too."""
+    that is waiting to be saved too.
+    """
     try:
         folder, name, counter, subfolder, _ = place_of(prefix)
         path = Path(folder, f"{name}_{counter:05}_.json")

@@ -32,7 +32,9 @@ KEPT = 16  # runs of which a page that is opened later can still be told
 BULKY = ("steps", "sigmas")  # fields of a report that are not sent whole with every step
 NOT_TOLD = "the page is not told of this run"
 
-Run = dict[str, Any]  # what the page needs to know of a run: where it belongs, its report and the figures that follow from it
+Run = dict[
+    str, Any
+]  # what the page needs to know of a run: where it belongs, its report and the figures that follow from it
 
 # By prompt, the node that made the report and the node that sampled, oldest first: several may sample with one MODEL.
 _runs: OrderedDict[tuple[str, str, str], Run] = OrderedDict()
@@ -41,7 +43,8 @@ _runs: OrderedDict[tuple[str, str, str], Run] = OrderedDict()
 @page_only("the page is not told of runs before it was opened")
 def add_route() -> None:
     """Answer GET on ROUTE with the newest runs, oldest first: {"runs": [...]}, and on QUEUED with a client's prompts; and POST
-    of a report's JSON on READ."""
+    of a report's JSON on READ.
+    """
     running = server()
     if running is not None:
         running.routes.get(ROUTE)(_answer)
@@ -187,13 +190,15 @@ def _tell(report: Report, node_id: str, made_for: str, metadata: Any) -> None:
     if over and made_for == context.prompt_id:
         _store(metadata, node_id, report)
     run = _runs.get((context.prompt_id, node_id, report.sampler_node))
-    begins = run is None or not report.steps and not over
+    begins = run is None or (not report.steps and not over)
     if run is None or begins:
         run = _begin(running, context.prompt_id, node_id, report, node_id)
     if over:
         run |= told(report)  # the next run fills the same object
     if _heard(running):
-        running.send_sync(EVENT, whole(run) if begins or over else {**run, "report": newest(report), "figures": figures(report)})
+        running.send_sync(
+            EVENT, whole(run) if begins or over else {**run, "report": newest(report), "figures": figures(report)}
+        )
 
 
 def _heard(running: Any) -> bool:
@@ -205,7 +210,14 @@ def _begin(running: Any, prompt_id: str, node_id: str, report: Report | str, sam
     """Note a run of this node; ``sampler``: the node that has the switching inputs."""
     samples = "" if isinstance(report, str) or node_id != sampler else report.sampler_node
     place = _place(running, prompt_id, node_id, samples)
-    run = {"prompt_id": prompt_id, "node_id": node_id, "samples": samples, "sampler": sampler, **place, "report": report}
+    run = {
+        "prompt_id": prompt_id,
+        "node_id": node_id,
+        "samples": samples,
+        "sampler": sampler,
+        **place,
+        "report": report,
+    }
     _runs.pop(_key(run), None)
     _runs[_key(run)] = run
     while len(_runs) > KEPT:
@@ -219,7 +231,8 @@ def _key(run: Run) -> tuple[str, str, str]:
 
 def _place(running: Any, prompt_id: str, node_id: str, samples: str) -> dict[str, Any]:
     """The workflow that the run belongs to and the client that queued it ("" if unknown), and the nodes that show it: its own
-    and its Inspectors."""
+    and its Inspectors.
+    """
     graph: dict[str, Any] = {}
     extra: dict[str, Any] = {}
     with page_only("the page is not told where runs belong"):
@@ -239,7 +252,8 @@ def _place(running: Any, prompt_id: str, node_id: str, samples: str) -> dict[str
 
 def _shows(graph: dict[str, Any], inspector: str, node_id: str, samples: str) -> bool:
     """Whether an Inspector of the report of ``node_id`` shows the run that the node ``samples`` sampled: all runs, unless its
-    input `after` comes from a certain sampler."""
+    input `after` comes from a certain sampler.
+    """
     chosen = before(graph, inspector, "after")
     return node_id not in chosen or samples not in graph or samples in chosen or samples == node_id
 

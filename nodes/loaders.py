@@ -66,7 +66,9 @@ class _LoadDiT(io.ComfyNode):
         if model_name is None:  # from another node
             return True
         if (here := listed(str(model_name))) is None:
-            return f"{model_name!r:.200} is not in models/diffusion_models. Put it there and press R, or choose another."
+            return (
+                f"{model_name!r:.200} is not in models/diffusion_models. Put it there and press R, or choose another."
+            )
         try:
             _check(path_of(here))
         except (ValueError, OSError) as error:

@@ -18,7 +18,14 @@ from .presets import chosen
 from .sampler import check_sampling, mode_of, switch_of
 
 PLAN = "/srdiffusion/plan"
-SWITCHING = {"switch_mode": str, "delta": float, "fix_step": int, "max_step": int, "switch_step": int, "switch_sigma": float}
+SWITCHING = {
+    "switch_mode": str,
+    "delta": float,
+    "fix_step": int,
+    "max_step": int,
+    "switch_step": int,
+    "switch_sigma": float,
+}
 MOST_STEPS = 10000  # as SR Sampler takes them
 
 
@@ -29,7 +36,8 @@ def add_route() -> None:
 
 def answer(asked: dict[str, Any]) -> dict[str, Any]:
     """The plan for a node's settings, whose sketch and render come through the nodes ``models`` and ``render``; with
-    ``problem`` where the two do not fit, and ``note``. own_prompts: the render has its own conditioning."""
+    ``problem`` where the two do not fit, and ``note``. own_prompts: the render has its own conditioning.
+    """
     models = asked.get("models", [])
     found = plan(asked["settings"], models)
     with page_only("the page is not told whether two models fit"):
@@ -79,7 +87,8 @@ def shift_of(models: list[dict[str, Any]]) -> float | None:
 
 def schedule(settings: dict[str, Any], shift: float) -> tuple[list[float], list[float]]:
     """The noise levels [steps + 1] of the host's KSampler with these settings on a flow model of that shift, and where the steps
-    begin in uniform timesteps."""
+    begin in uniform timesteps.
+    """
 
     class Sampling(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.CONST):
         """As the node SHIFTS makes it."""

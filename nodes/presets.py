@@ -1,5 +1,6 @@
 """Presets of SR Sampler and Sketch-Render Model: names for tables of widget values. The page writes them into the widgets
-(web/presets.js gets the table with the widget's options); here they count for whoever queues a graph without the page."""
+(web/presets.js gets the table with the widget's options); here they count for whoever queues a graph without the page.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +20,23 @@ PRESETS: dict[str, dict[str, Any]] = {
     "balanced": {"steps": 20, **ADAPTIVE, **PLAIN, "fade": FADE},
     "fast": {"steps": 20, **ADAPTIVE, **PLAIN, "fade": FADE, "render_cfg": 1.0},
     # As workflows/wan2.1_t2v_14B_few_step_render.json: the render is a few-step model, or has a few-step LoRA.
-    "few-step render": {"steps": 50, "switch_mode": "step", "switch_step": 10, **PLAIN, "fade": FADE, "render_cfg": 1.0, "render_steps": 4},
+    "few-step render": {
+        "steps": 50,
+        "switch_mode": "step",
+        "switch_step": 10,
+        **PLAIN,
+        "fade": FADE,
+        "render_cfg": 1.0,
+        "render_steps": 4,
+    },
 }
 NAMES = [CUSTOM, *PRESETS]
 
 
 def chosen(values: dict[str, Any], linked: Collection[str] = ()) -> dict[str, Any]:
     """The ``values`` of a node's widgets, with those that its preset stands for in their place; the ``linked`` inputs keep what
-    their link gives. Raises ValueError for a preset that is not there."""
+    their link gives. Raises ValueError for a preset that is not there.
+    """
     name = values.get("preset", CUSTOM)
     if name not in NAMES:
         raise ValueError(f"preset is {name!r:.100}; choose one of {', '.join(NAMES)}.")

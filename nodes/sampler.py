@@ -113,7 +113,9 @@ def _switching() -> list[io.Input]:
             "needs. always: all of it leaves the GPU. never: it stays, and what does not fit is loaded in part.",
         ),
         io.Conditioning.Input("render_positive", tooltip="Conditioning for the render; not connected: the sketch's."),
-        io.Conditioning.Input("render_negative", tooltip="Negative conditioning for the render; not connected: the sketch's."),
+        io.Conditioning.Input(
+            "render_negative", tooltip="Negative conditioning for the render; not connected: the sketch's."
+        ),
         io.Float.Input(
             "fade",
             default=0.0,
@@ -218,7 +220,14 @@ def _cooperate(
 ) -> tuple[ModelPatcher, Report]:
     report = Report()
     settings = RenderSettings(
-        render_cfg, render_positive, render_negative, teacache, offload_sketch, fade, render_steps, sketch_scale=sketch_scale
+        render_cfg,
+        render_positive,
+        render_negative,
+        teacache,
+        offload_sketch,
+        fade,
+        render_steps,
+        sketch_scale=sketch_scale,
     )
     return cooperate(sketch, render, switch_of(rule), settings, report), report
 
@@ -230,7 +239,15 @@ class SRModel(io.ComfyNode):
             node_id="SRModel",
             display_name="Sketch-Render Model",
             category=CATEGORY,
-            search_aliases=[*SEARCH_ALIASES, "moe", "high noise low noise", "dual model", "refiner", "two-stage", "Wan 14B 1.3B"],
+            search_aliases=[
+                *SEARCH_ALIASES,
+                "moe",
+                "high noise low noise",
+                "dual model",
+                "refiner",
+                "two-stage",
+                "Wan 14B 1.3B",
+            ],
             description="A MODEL that samples as the sketch first and as the render after the switch, under any "
             "sampler node: KSampler, KSampler (Advanced), SamplerCustom, SamplerCustomAdvanced with any guider.",
             inputs=[*_models(), *_switching()],
@@ -257,9 +274,19 @@ class SRSampler(io.ComfyNode):
             display_name="SR Sampler",
             category=CATEGORY,
             search_aliases=[
-                *SEARCH_ALIASES, "Wan 2.2 MoE sampler", "high noise low noise", "dual model", "two ksampler", "refiner",
-                "two-stage", "Wan 14B 1.3B", "video sampler", "faster video", "speed up", "accelerate",
-            ],  # fmt: skip
+                *SEARCH_ALIASES,
+                "Wan 2.2 MoE sampler",
+                "high noise low noise",
+                "dual model",
+                "two ksampler",
+                "refiner",
+                "two-stage",
+                "Wan 14B 1.3B",
+                "video sampler",
+                "faster video",
+                "speed up",
+                "accelerate",
+            ],
             description="Samples a video with two models: the large one sketches the high-noise steps, the small one "
             "renders the rest. The same as Sketch-Render Model with KSampler.",
             inputs=[
@@ -267,22 +294,49 @@ class SRSampler(io.ComfyNode):
                 io.Conditioning.Input("positive", tooltip="What the video should show."),
                 io.Conditioning.Input("negative", tooltip="What it should not show."),
                 io.Latent.Input("latent", tooltip="An empty latent of this family, or an encoded video."),
-                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True,
-                             tooltip="The random seed of the noise."),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True,
+                    tooltip="The random seed of the noise.",
+                ),
                 io.Int.Input("steps", default=50, min=1, max=10000, tooltip="Steps of sketch and render together."),
-                io.Float.Input("cfg", default=5.0, min=0.0, max=100.0, step=0.1, round=0.01,
-                               tooltip="Guidance scale. 1: no guidance, twice as fast."),
-                io.Combo.Input("sampler_name", options=comfy.samplers.KSampler.SAMPLERS, default="uni_pc",
-                               tooltip="The sampler; it runs once over all steps, so multistep samplers keep their history across the switch."),
-                io.Combo.Input("scheduler", options=comfy.samplers.KSampler.SCHEDULERS, default="simple",
-                               tooltip="The noise schedule, from the sketch model's shift."),
-                io.Float.Input("denoise", default=1.0, min=0.0, max=1.0, step=0.01,
-                               tooltip="Below 1 an encoded video keeps part of its structure."),
+                io.Float.Input(
+                    "cfg",
+                    default=5.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    round=0.01,
+                    tooltip="Guidance scale. 1: no guidance, twice as fast.",
+                ),
+                io.Combo.Input(
+                    "sampler_name",
+                    options=comfy.samplers.KSampler.SAMPLERS,
+                    default="uni_pc",
+                    tooltip="The sampler; it runs once over all steps, so multistep samplers keep their history across the switch.",
+                ),
+                io.Combo.Input(
+                    "scheduler",
+                    options=comfy.samplers.KSampler.SCHEDULERS,
+                    default="simple",
+                    tooltip="The noise schedule, from the sketch model's shift.",
+                ),
+                io.Float.Input(
+                    "denoise",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Below 1 an encoded video keeps part of its structure.",
+                ),
                 *_switching(),
             ],
             outputs=[io.Latent.Output(display_name="latent"), SRReport.Output(display_name="report")],
             hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
-        )  # fmt: skip
+        )
 
     @classmethod
     def validate_inputs(cls, sketch_steps: str | None = None) -> bool | str:

@@ -32,10 +32,16 @@ def with_sampler_additions(options: dict[str, Any], passed: dict[str, Any], base
 
 
 def bring_over(
-    options: dict[str, Any], added_from: int, device: torch.device, latent_map: LatentMap, x: torch.Tensor, sigma: torch.Tensor
+    options: dict[str, Any],
+    added_from: int,
+    device: torch.device,
+    latent_map: LatentMap,
+    x: torch.Tensor,
+    sigma: torch.Tensor,
 ) -> None:
     """For a model on its own device or in its own latent space: bring the run's sigmas there, and give the sampler's
-    functions (those from index ``added_from`` on) what they know: tensors of the sampler's device and space."""
+    functions (those from index ``added_from`` on) what they know: tensors of the sampler's device and space.
+    """
     transformer_options = options["transformer_options"]
     transformer_options["sample_sigmas"] = latent_map.sigmas(transformer_options["sample_sigmas"].to(device))
     functions = options.get("sampler_post_cfg_function", [])

@@ -25,7 +25,9 @@ from .smaller import PURE_NOISE, Smaller, check_smaller, enlargement, small_cond
 from .stage import GuidersStage, Stage
 from .steps import counter_for, is_padded, sampler_name
 
-NO_STEPS_OF_ITS_OWN = "render_steps is not followed: the sampler's mode puts a level in front of the schedule and drops it itself."
+NO_STEPS_OF_ITS_OWN = (
+    "render_steps is not followed: the sampler's mode puts a level in front of the schedule and drops it itself."
+)
 SMALL = "The sketch runs on a latent of {small} instead of {large} (height x width), over the same steps{lower}."
 LOWER = ", at lower noise levels (where the run is at sigma {sigma:.3g} it sees {small:.3g})"
 EXAMPLE = 0.875  # a noise level of the run
@@ -81,12 +83,15 @@ def begin_run(
 
 def make_small(run: Run, guider: comfy.samplers.CFGGuider, call: dict[str, Any], whole: Pair) -> None:
     """Where the first part of ``whole`` is to run on a smaller latent: the host's ``call``, the run and its conditioning become
-    small, until the hand-over. Nothing is loaded. Raises ValueError where that can't be."""
+    small, until the hand-over. Nothing is loaded. Raises ValueError where that can't be.
+    """
     stages = small_stages(whole)
     if run.route.start()[0] not in stages:
         return
     check_smaller(whole, call, guider.model_patcher, run.route.sigmas)
-    scale = enlargement(whole, call["latent_image"], [stage.model for name, stage in run.stages.items() if name in stages])
+    scale = enlargement(
+        whole, call["latent_image"], [stage.model for name, stage in run.stages.items() if name in stages]
+    )
     if scale.small == scale.large:
         run.books.report.notes.append(AS_LARGE)
         return

@@ -61,7 +61,9 @@ class Books:
         step.d, step.fall = _largest(d), _largest(fall)
         step.fall_low = None if step.fall is None else min(fall or [])
 
-    def hand_over(self, step: int, turn: Turn, fade: list[float], seconds: float, memory: dict[str, dict[str, int]]) -> None:
+    def hand_over(
+        self, step: int, turn: Turn, fade: list[float], seconds: float, memory: dict[str, dict[str, int]]
+    ) -> None:
         """A change at ``step`` (0-based) after ``seconds`` of loading; ``fade`` and ``memory`` as in HandOver."""
         self.report.stage(turn.to).load_seconds += seconds
         self._clock += seconds
@@ -70,9 +72,18 @@ class Books:
         steps = len(self.sigmas) - 1
         d, fall = (last.d, last.fall) if last else (None, None)
         hand_over = HandOver(
-            step, turn.to, turn.reason, self.sigmas[step], 100 * step / steps, d, fall, seconds, memory,
-            rule=turn.pair.switch.settings(), fade=fade,
-        )  # fmt: skip
+            step,
+            turn.to,
+            turn.reason,
+            self.sigmas[step],
+            100 * step / steps,
+            d,
+            fall,
+            seconds,
+            memory,
+            rule=turn.pair.switch.settings(),
+            fade=fade,
+        )
         for before in self.report.hand_overs:  # what was to fade longer ends here
             before.fade = before.fade[: step - before.after_step]
         self.report.hand_overs.append(hand_over)

@@ -28,7 +28,9 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-HEADER_LIMIT = 16_000_000  # bytes; a model's header is below 1 MB, and text of this size becomes half a gigabyte at worst
+HEADER_LIMIT = (
+    16_000_000  # bytes; a model's header is below 1 MB, and text of this size becomes half a gigabyte at worst
+)
 SAFETENSORS = (".safetensors", ".sft")
 SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-\d{5}\.safetensors")  # how the Hub names one of several files of a model
 WEIGHTS = "diffusion_pytorch_model.safetensors"  # how the Hub calls the one file of a model
@@ -65,14 +67,16 @@ def model_names(files: Iterable[str]) -> list[str]:
 
 def called(path: Path) -> str:
     """How messages name a model: a file by its name; a folder, or a file that is called as thousands are, with the
-    folder around it."""
+    folder around it.
+    """
     common = path.is_dir() or path.name.startswith(Path(WEIGHTS).stem)
     return f"{path.parent.name}/{path.name}" if common else path.name
 
 
 def weight_files(path: Path) -> list[Path]:
     """The files with the weights of a model: ``path`` itself or, if it is a folder, an index or one of several shards,
-    all shards. Raises ValueError naming what is missing and the next step."""
+    all shards. Raises ValueError naming what is missing and the next step.
+    """
     if path.is_dir():
         indices, files = sorted(path.glob(f"*{INDEX}")), sorted(path.glob("*.safetensors"))
         if not indices and len(files) == 1 and not SHARD.fullmatch(files[0].name):
@@ -192,7 +196,9 @@ def read_header(path: Path, limit: int = HEADER_LIMIT) -> dict[str, Any]:
             "The download or copy broke off; get it again."
         )
     try:
-        with safetensors.safe_open(path, framework="np"):  # checks types, shapes and offsets; reads no tensor, needs no memory
+        with safetensors.safe_open(
+            path, framework="np"
+        ):  # checks types, shapes and offsets; reads no tensor, needs no memory
             return header
     except (safetensors.SafetensorError, ValueError, TypeError) as error:
         raise ValueError(f"{path.name} is damaged: {str(error)[:200]}. Get it again.") from error
@@ -200,7 +206,8 @@ def read_header(path: Path, limit: int = HEADER_LIMIT) -> dict[str, Any]:
 
 def read_headers(files: Sequence[Path]) -> tuple[dict[str, Any], dict[str, str]]:
     """(tensor name -> {dtype, shape, data_offsets}, metadata) of the shards of a model together; empty for files that are
-    not safetensors by their name. Raises ValueError as ``read_header`` does."""
+    not safetensors by their name. Raises ValueError as ``read_header`` does.
+    """
     tensors: dict[str, Any] = {}
     metadata: dict[str, str] = {}
     for file in files:
@@ -230,7 +237,12 @@ def model_config(state_dict: dict[str, torch.Tensor], metadata: dict[str, str]) 
 
 def _check_numbers(described: dict[str, Any], largest: int) -> None:
     """Raises OddNumber for numbers of layers and widths that the weights can't have: they come from the file's metadata,
-    and the host would build a model of that size."""
+    and the host would build a model of that size.
+    """
     for name, value in described.items():
-        if isinstance(value, int) and ("layers" in name or "blocks" in name or "dim" in name) and value > max(largest, 1 << 16):
+        if (
+            isinstance(value, int)
+            and ("layers" in name or "blocks" in name or "dim" in name)
+            and value > max(largest, 1 << 16)
+        ):
             raise OddNumber(f"says {name} {value}")

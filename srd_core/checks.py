@@ -73,7 +73,8 @@ def _is_the_hosts(sampler: Any) -> bool:
 
 def check_switch(pair: Pair, places: Sequence[float], given: int = 0) -> None:
     """Raises ValueError for a rule that could not be followed in a run whose steps begin at ``places``; ``given``: how many
-    there were before render_steps."""
+    there were before render_steps.
+    """
     switch, steps = pair.switch, len(places)
     fewer = f", because render_steps makes them of {given}" if given not in (0, steps) else ""
     earliest = switch.earliest(places)

@@ -68,7 +68,9 @@ def summarize(found: Comparison) -> str:
             mean = sum(values) / len(values)
             lines.append(f"{name}: {mean:.4f} (frames {min(values):.4f} to {max(values):.4f})")
     if len(found.psnr) > 1:
-        lines.append(f"Change from frame to frame: {100 * found.flicker[0]:.2f} % in {a}, {100 * found.flicker[1]:.2f} % in {b}")
+        lines.append(
+            f"Change from frame to frame: {100 * found.flicker[0]:.2f} % in {a}, {100 * found.flicker[1]:.2f} % in {b}"
+        )
     return "\n".join(lines + found.notes)
 
 

@@ -42,7 +42,8 @@ def small_size(large: Size, share: float, patch: int) -> Size:
 @lru_cache(maxsize=16)  # a fade asks for it in every call, and a copy to a GPU would wait for it
 def _frequencies(small: int, large: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """[small, large]: takes a row of ``large`` values to the ``small`` ones that have its lowest frequencies. Its transpose
-    takes them back."""
+    takes them back.
+    """
     of_small, of_large = (scipy.fft.dct(np.eye(n), norm="ortho", axis=0) for n in (small, large))
     with torch.inference_mode(False):  # it outlives the host's block
         return torch.from_numpy(of_small.T @ of_large[:small]).to(dtype).to(device)
@@ -63,17 +64,17 @@ class Enlargement:
     # --- noise levels ---------------------------------------------------------------------------------------------------
 
     def factor(self, sigma: torch.Tensor) -> torch.Tensor:
-        """kappa at ``sigma`` of the small x. Pure noise of a flow, 1 and above, stays what it is."""
+        """Kappa at ``sigma`` of the small x. Pure noise of a flow, 1 and above, stays what it is."""
         if not self.flow:
             return torch.full_like(sigma, self.r)
         return self.r / (1 + (self.r - 1) * sigma.clamp(max=1))
 
     def level(self, sigma: torch.Tensor) -> torch.Tensor:
-        """sigma' of the large x."""
+        """Sigma' of the large x."""
         return sigma * self.factor(sigma)
 
     def small_level(self, sigma: torch.Tensor) -> torch.Tensor:
-        """sigma of the small x that becomes a large one at this level."""
+        """Sigma of the small x that becomes a large one at this level."""
         if not self.flow:
             return sigma / self.r
         return sigma / (self.r - (self.r - 1) * sigma.clamp(max=1))
@@ -117,7 +118,8 @@ class Enlargement:
 
     def enlarge(self, x: torch.Tensor, sigma: torch.Tensor, fill: torch.Tensor) -> torch.Tensor:
         """A small x at ``sigma`` [] or [B] as a large one at ``level(sigma)``; ``fill``: a large x at that level, for the new
-        frequencies."""
+        frequencies.
+        """
         if self.large == self.small:
             return x
         factor = self.factor(sigma).to(x.dtype)

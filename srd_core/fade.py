@@ -23,22 +23,22 @@ R = 0.7  # relative change of the velocity at which the guard halves the fade
 
 
 def velocity(x: torch.Tensor, sigma: torch.Tensor, denoised: torch.Tensor) -> torch.Tensor:
-    """v [B, ...] of a call at x [B, ...] and sigma [B]."""
+    """V [B, ...] of a call at x [B, ...] and sigma [B]."""
     return (x - denoised) / _beside(sigma, x)
 
 
 def log_snr(sigma: torch.Tensor, flow: bool) -> torch.Tensor:
-    """lambda of noise levels of any shape: x = (1 - sigma) x0 + sigma eps for ``flow``, else x = x0 + sigma eps."""
+    """Lambda of noise levels of any shape: x = (1 - sigma) x0 + sigma eps for ``flow``, else x = x0 + sigma eps."""
     return ((1 - sigma.clamp(max=1)).log() if flow else 0) - sigma.log()
 
 
 def weight(lambdas: torch.Tensor, lambda_j: torch.Tensor, fade: float | torch.Tensor) -> torch.Tensor:
-    """a without the guard, in 0..1. At pure noise (lambda_j is -inf) nothing is held."""
+    """A without the guard, in 0..1. At pure noise (lambda_j is -inf) nothing is held."""
     return torch.nan_to_num(1 / (1 + ((lambdas - lambda_j) / fade) ** 2))
 
 
 def guard(v: torch.Tensor, v_before: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-    """g [B] in 0..1, from the last two velocities [B, ...]; ``mask`` broadcasts to them: 1 where the latent is generated."""
+    """G [B] in 0..1, from the last two velocities [B, ...]; ``mask`` broadcasts to them: 1 where the latent is generated."""
     change = v - v_before
     if mask is not None:
         v, change = v * mask, change * mask
@@ -47,7 +47,7 @@ def guard(v: torch.Tensor, v_before: torch.Tensor, mask: torch.Tensor | None = N
 
 
 def _beside(values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """values [B] in a shape that broadcasts over x [B, ...]."""
+    """Values [B] in a shape that broadcasts over x [B, ...]."""
     return values.to(x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
 
 
@@ -62,7 +62,7 @@ class Held:
     part: Part | None = None  # of the field that the velocity tells of; None: all
 
     def weight(self, lambdas: torch.Tensor) -> torch.Tensor:
-        """a at the lambda of each sample [B], or of many levels [L, 1] for all samples [L, B]."""
+        """A at the lambda of each sample [B], or of many levels [L, 1] for all samples [L, B]."""
         return self.guard * weight(lambdas, self.lambda_j, self.width)
 
 
@@ -83,7 +83,8 @@ class Fade:
     def begin(self, width: float, mask: torch.Tensor | None = None, part: Part | None = None) -> list[float]:
         """At a hand-over: hold the last velocity; ``width`` 0: nothing is held any more. Returns g of each sample, empty
         without a fade: it needs two steps of one size before it. ``part``: what alone fades of the field (of a latent that was
-        smaller, its frequencies); the rest is the next stage's at once."""
+        smaller, its frequencies); the rest is the next stage's at once.
+        """
         self._held, v, before, sigma = None, self._v, self._before, self._sigma
         if not width or v is None or before is None or sigma is None or before.shape != v.shape:
             return []
@@ -93,7 +94,7 @@ class Fade:
         return [float(g) for g in self._held.guard]
 
     def shares(self, sigmas: Sequence[float]) -> list[float]:
-        """a at each of these noise levels, of the batch's mean, for the report; empty where nothing fades."""
+        """A at each of these noise levels, of the batch's mean, for the report; empty where nothing fades."""
         if self._held is None:
             return []
         levels = torch.tensor(sigmas, dtype=self._held.lambda_j.dtype, device=self._held.lambda_j.device)

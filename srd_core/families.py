@@ -69,10 +69,22 @@ FIRST = dict.fromkeys(
 
 def advice(latent_format: str, model: str, render_format: str) -> str:
     """What to use with a sketch of this latent format and model class instead of a render of that format, in one or two
-    sentences. Names are the host's."""
-    alone = next((f"{ALONE[name]} cannot be paired with any model. " for name in (latent_format, render_format) if name in ALONE), "")
+    sentences. Names are the host's.
+    """
+    alone = next(
+        (
+            f"{ALONE[name]} cannot be paired with any model. "
+            for name in (latent_format, render_format)
+            if name in ALONE
+        ),
+        "",
+    )
     if latent_format in ALONE:
         return f"{alone}Use it alone."
-    pairs = [f"{p.sketch} -> {p.render}" for p in PAIRS if p.latent_format == latent_format and model.startswith(p.model)]
-    fitting = f"Pairs that fit this sketch: {'; '.join(pairs[:SHOWN])}." if pairs else "Take both models from one family."
+    pairs = [
+        f"{p.sketch} -> {p.render}" for p in PAIRS if p.latent_format == latent_format and model.startswith(p.model)
+    ]
+    fitting = (
+        f"Pairs that fit this sketch: {'; '.join(pairs[:SHOWN])}." if pairs else "Take both models from one family."
+    )
     return alone + fitting + FIRST.get(latent_format, "")

@@ -28,7 +28,8 @@ class Event(Protocol):
 
 class NextLook:
     """For devices whose messages are not used here: an answer counts as there at the second look, a call later, and reading
-    it waits for the work up to its question only."""
+    it waits for the work up to its question only.
+    """
 
     def __init__(self) -> None:
         self._looked = False
@@ -52,7 +53,8 @@ class Answer:
 
 def ask(tensor: torch.Tensor) -> Answer:
     """Whether all values of ``tensor`` (any shape and dtype) are finite. Waits for no device: the answer of a CUDA or ROCm
-    device comes to main memory by itself, that of another (MPS, XPU, NPU) stays there until it is read."""
+    device comes to main memory by itself, that of another (MPS, XPU, NPU) stays there until it is read.
+    """
     value = torch.isfinite(tensor).all()
     if _kind(value) == "cpu":
         return Answer(value, None)
@@ -83,7 +85,8 @@ class FiniteGuard:
     def check(self, wait: bool = False) -> None:
         """Raises RuntimeError with its complaint for the first prediction that is known not to be finite. All but the newest
         are known: a device that has two calls to do is waited for until it has one, which keeps it busy meanwhile. ``wait``:
-        all are known."""
+        all are known.
+        """
         while self._asked:
             answer, complaint = self._asked[0]
             if answer.event is not None and not answer.event.query():

@@ -68,7 +68,8 @@ def is_flow(file: ModelFile) -> bool:
 
 def empty_model(file: ModelFile) -> ModelPatcher | None:
     """The MODEL that the host's loader would make of ``file``, without weights; None where the header does not tell: other
-    formats, CogVideoX (whose loading changes it), and what would be refused anyway."""
+    formats, CogVideoX (whose loading changes it), and what would be refused anyway.
+    """
     try:
         (path,) = weight_files(file.path)
         if path.suffix.lower() not in SAFETENSORS or is_cogvideox(file.path):
@@ -81,7 +82,9 @@ def empty_model(file: ModelFile) -> ModelPatcher | None:
             return None
         network = config.get_model(weights, "", device=torch.device("meta"))
     except Exception as error:  # noqa: BLE001  (detection raises anything; the loader says what is wrong with a file)
-        logging.info("SRDiffusion: %s can't be judged by its header (%s: %s).", file.path.name, type(error).__name__, error)
+        logging.info(
+            "SRDiffusion: %s can't be judged by its header (%s: %s).", file.path.name, type(error).__name__, error
+        )
         return None
     model = ModelPatcher(network, load_device=torch.device("cpu"), offload_device=torch.device("cpu"))
     model.set_attachments(FILE_NAME, called(file.path))

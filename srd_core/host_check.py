@@ -1,5 +1,6 @@
 """Does this ComfyUI have what the pack builds on? Asked before anything of the pack imports it, so that an older (or a much
-newer) host gets a sentence in place of a traceback."""
+newer) host gets a sentence in place of a traceback.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +48,9 @@ HOOKS = {
 
 def complaint() -> str | None:
     """None if the host has everything; else a sentence that says what it lacks and what to update."""
-    lacking = [f"{module}.{path}" for module, paths in HOOKS.items() for path in paths.split() if not _has(module, path)]
+    lacking = [
+        f"{module}.{path}" for module, paths in HOOKS.items() for path in paths.split() if not _has(module, path)
+    ]
     return sentence(_version(), lacking) if lacking else None
 
 

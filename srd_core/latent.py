@@ -125,7 +125,11 @@ def check_pair(sketch: ModelPatcher, render: ModelPatcher) -> LatentMap:
 
 
 def _difference(ours: dict[str, Any], theirs: dict[str, Any], different: list[str]) -> str:
-    if "noise schedule" in different and set(different) <= {"latent format", "scale", "noise schedule"}:  # a scale is mapped
+    if "noise schedule" in different and set(different) <= {
+        "latent format",
+        "scale",
+        "noise schedule",
+    }:  # a scale is mapped
         return f"have different noise schedules ({ours['noise schedule']} and {theirs['noise schedule']})"
     if "channels" in different:
         return f"use different VAEs ({ours['channels']} and {theirs['channels']} channels)"
@@ -136,14 +140,19 @@ def _next_step(ours: dict[str, Any], theirs: dict[str, Any], sketch: type, rende
     raw = [role for role, facts in (("sketch", ours), ("render", theirs)) if facts["noise schedule"] == DDPM]
     if len(raw) == 1:  # the host's own CogVideoX beside a corrected one
         return f"Put CogVideoX Sampling Fix on the {raw[0]}, or load it with this pack's loader."
-    if sketch is render and ours["latent format"] == theirs["latent format"] and ours["noise schedule"] != theirs["noise schedule"]:
+    if (
+        sketch is render
+        and ours["latent format"] == theirs["latent format"]
+        and ours["noise schedule"] != theirs["noise schedule"]
+    ):
         return "Put the same ModelSampling node on both, or on neither."
     return advice(ours["latent format"], sketch.__name__, theirs["latent format"])
 
 
 def check_same_prompts(sketch: ModelPatcher, render: ModelPatcher, role: str) -> None:
     """Raises ValueError when a prompt encoded for the sketch means nothing to the render: another family, or another
-    width of the text input. ``role``: positive or negative, for the message."""
+    width of the text input. ``role``: positive or negative, for the message.
+    """
     of_all = set(comfy.model_base.BaseModel.__mro__)
     related = (set(type(sketch.model).__mro__) & set(type(render.model).__mro__)) - of_all
     if not related or _text_widths(sketch) != _text_widths(render):
@@ -167,7 +176,8 @@ class LatentMap:
     Everything outside a render call (sampler state, masks, previews) stays in the sketch's space.
 
     ``ratio`` r: the render's latent scale over the sketch's. ``kind``: what x is at noise level sigma, for the clean
-    latent z of scale s and noise eps: variance exploding x = s z + sigma eps; flow x = (1 - sigma) s z + sigma eps."""
+    latent z of scale s and noise eps: variance exploding x = s z + sigma eps; flow x = (1 - sigma) s z + sigma eps.
+    """
 
     ratio: float
     kind: str = VARIANCE_EXPLODING

@@ -30,7 +30,9 @@ def check_comparable(a: torch.Tensor, b: torch.Tensor, names: tuple[str, str] = 
     """Raises ValueError, in a sentence, for two videos that can't be compared pixel by pixel."""
     for video, name in zip((a, b), names):
         if video.ndim != 4 or video.shape[-1] < 3 or not video.numel():
-            raise ValueError(f"{name} is not a video: its shape is {list(video.shape)}, expected [frames, height, width, 3].")
+            raise ValueError(
+                f"{name} is not a video: its shape is {list(video.shape)}, expected [frames, height, width, 3]."
+            )
     if a.shape[0] != b.shape[0]:
         raise ValueError(
             f"{names[0]} has {a.shape[0]} frames and {names[1]} has {b.shape[0]}. Compare clips of one length: give both "
@@ -90,7 +92,8 @@ def _window(planes: torch.Tensor) -> torch.Tensor:
 
 def flicker(video: torch.Tensor) -> float:
     """Mean absolute change of a value from one frame to the next, 0..1; 0 for a single frame. Motion counts too, so it
-    only means something beside another video of the same prompt."""
+    only means something beside another video of the same prompt.
+    """
     if len(video) < 2:
         return 0.0
     return float(torch.stack([(y - x).abs().double().mean() for x, y in zip(video, video[1:])]).mean())
@@ -102,7 +105,9 @@ def lpips(a: torch.Tensor, b: torch.Tensor, net: str = "alex") -> torch.Tensor:
         raise Unavailable(f"LPIPS needs frames of at least {LPIPS_SMALLEST} x {LPIPS_SMALLEST} pixels.")
     measure = _lpips_network(net, str(lpips_weights(net)))
     pairs = zip(a[..., :3], b[..., :3])
-    planes = ((x.float().clamp(0, 1).movedim(-1, 0)[None], y.float().clamp(0, 1).movedim(-1, 0)[None]) for x, y in pairs)
+    planes = (
+        (x.float().clamp(0, 1).movedim(-1, 0)[None], y.float().clamp(0, 1).movedim(-1, 0)[None]) for x, y in pairs
+    )
     return torch.stack([measure(x, y).double().reshape(()) for x, y in planes])
 
 
@@ -123,7 +128,7 @@ def lpips_weights(net: str = "alex") -> Path:
         folder = str(file.parent).replace(str(Path.home()), "~", 1)
         raise Unavailable(
             f"LPIPS needs the weights of {weights.__class__.__name__.removesuffix('_Weights')} ({file.name}), which are "
-            f"not in {folder}. To get them once: python -c \"from torchvision.models import get_model; "
+            f'not in {folder}. To get them once: python -c "from torchvision.models import get_model; '
             f"get_model('{_model_name(net)}', weights='DEFAULT')\""
         )
     return file

@@ -68,7 +68,8 @@ def beside(model: ModelPatcher) -> list[ModelPatcher]:
 
 def with_beside(model: ModelPatcher, other: ModelPatcher) -> ModelPatcher:
     """A clone of ``model`` that the host loads together with ``other``, so that neither makes the other leave. What does
-    not fit is loaded in part, as with any two models."""
+    not fit is loaded in part, as with any two models.
+    """
     if other.is_clone(model):
         return model
     model = model.clone()
@@ -84,7 +85,8 @@ def snapshot(coming: ModelPatcher, models: Mapping[str, ModelPatcher]) -> dict[s
 
 def reckon(model: ModelPatcher, noise_shape: Sequence[int], conds: Mapping[str, Any]) -> tuple[int, int]:
     """(bytes of the weights, bytes beside them for one step) of ``model`` with these conds, for a latent ``noise_shape``
-    [B, C, ...]: what the host asks for when it loads the model."""
+    [B, C, ...]: what the host asks for when it loads the model.
+    """
     step, _ = comfy.sampler_helpers.estimate_memory(model, list(noise_shape), conds)
     return int(model.model_size()), int(step)
 
@@ -96,7 +98,8 @@ def size_of_device(model: ModelPatcher) -> int:
 
 def reload_note(models: Mapping[str, ModelPatcher], noise_shape: Sequence[int], offload: str, changes: int) -> str:
     """What to say before a run that changes its stage ``changes`` times, where each change loads a model again; "" where the
-    models fit side by side. ``noise_shape`` [B, C, ...] of the latent; reckoned by the host's own estimates."""
+    models fit side by side. ``noise_shape`` [B, C, ...] of the latent; reckoned by the host's own estimates.
+    """
     first, *others = models.values()
     sizes = [first.model_size(), *(other.model_size() for other in others if not other.is_clone(first))]
     if changes < 2 or len(sizes) < 2 or offload == NEVER or stays_anyway(first):
@@ -105,7 +108,11 @@ def reload_note(models: Mapping[str, ModelPatcher], noise_shape: Sequence[int], 
     total = size_of_device(first)
     if needed <= total and offload != ALWAYS:
         return ""
-    why = "offload_sketch is always" if offload == ALWAYS else f"they need about {needed / 1e9:.1f} GB together, the device has {total / 1e9:.1f}"
+    why = (
+        "offload_sketch is always"
+        if offload == ALWAYS
+        else f"they need about {needed / 1e9:.1f} GB together, the device has {total / 1e9:.1f}"
+    )
     return (
         f"The run changes between its models {changes} times, and {why}: each change loads up to {max(sizes) / 1e9:.1f} GB again. "
         "Fewer changes in sketch_steps cost less time."
@@ -126,7 +133,9 @@ def make_room(stage: str, model: ModelPatcher, others: Mapping[str, ModelPatcher
     if freed:
         names = " and ".join(freed)
         hint = " Set offload_sketch to always to free it at once." if "sketch" in freed else ""
-        return f"{begun}, after the {names} had left the device.{hint}", _give_up(stage, SMALLER, lighter, f", also without the {names}")
+        return f"{begun}, after the {names} had left the device.{hint}", _give_up(
+            stage, SMALLER, lighter, f", also without the {names}"
+        )
     if any(FULL_NAME in other.attachments for other in others.values()):  # it stands for a sketch of another run
         return f"{begun}.", _give_up(stage, "The hand-over sets the size of the latent: sketch a smaller one", lighter)
     kept = [name for name, other in others.items() if stays_anyway(other) and not other.is_clone(model)]

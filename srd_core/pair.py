@@ -84,9 +84,16 @@ def _plan(sketch: ModelPatcher, render: ModelPatcher, switch: Switch, settings: 
         theirs[name] = replace(member, model=_cached(member.model, settings.teacache))
     theirs = {name: replace(member, settings=member.settings.within(settings)) for name, member in theirs.items()}
     pair = Pair(
-        first, then, switch, settings.fade, settings.render_steps, settings.anew, settings.offload_sketch, settings.sketch_scale,
+        first,
+        then,
+        switch,
+        settings.fade,
+        settings.render_steps,
+        settings.anew,
+        settings.offload_sketch,
+        settings.sketch_scale,
         settings.sketch_size,
-    )  # fmt: skip
+    )
     if small_stages(pair):  # the sampler begins anew anyway, so the sketch's steps stay those of the schedule
         pair = replace(pair, anew=True)
     if any(small_stages(inner) for inner in pairs_of(pair) if inner is not pair):

@@ -62,7 +62,11 @@ def _a_lora_changed_nothing(model: ModelPatcher) -> bool:
     child, parent = model, model.parent
     while parent is not None:
         loaded = child.attachments.get(METADATA)
-        if loaded is not None and loaded is not parent.attachments.get(METADATA) and _changes(child) == _changes(parent):
+        if (
+            loaded is not None
+            and loaded is not parent.attachments.get(METADATA)
+            and _changes(child) == _changes(parent)
+        ):
             return True
         child, parent = parent, parent.parent
     return False
@@ -76,7 +80,9 @@ def things_on(model: ModelPatcher) -> Things:
     """What nodes have put on a MODEL that acts on that model alone."""
     found: Things = {(WEIGHTS, _changes(model))} | {(name, id(one)) for name, one in model.object_patches.items()}
     wrappers = {kind: known for kind, known in model.wrappers.items() if kind not in WHOLE_RUN}
-    return {one for one in found | set(_leaves(model.model_options)) | set(_leaves(wrappers)) if one[0] not in WHOLE_RUN}
+    return {
+        one for one in found | set(_leaves(model.model_options)) | set(_leaves(wrappers)) if one[0] not in WHOLE_RUN
+    }
 
 
 def _leaves(options: dict[Any, Any]) -> Iterator[tuple[str, Any]]:

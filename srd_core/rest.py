@@ -37,7 +37,9 @@ def _at(sigmas: Sequence[float], place: float, last: int) -> float:
     return sigmas[i] if i == last else sigmas[i] + (place - i) * (sigmas[i + 1] - sigmas[i])
 
 
-def known(whole: Part, sigmas: Sequence[float], places_of: Callable[[Sequence[float]], list[float]]) -> tuple[list[float], set[Pair]]:
+def known(
+    whole: Part, sigmas: Sequence[float], places_of: Callable[[Sequence[float]], list[float]]
+) -> tuple[list[float], set[Pair]]:
     """(a run's levels, with the rests that are known before it walked as their pairs say; those pairs)."""
     levels, done = list(sigmas), set[Pair]()
     if not any(pair.render_steps for pair in pairs_of(whole)):
@@ -77,7 +79,10 @@ def begun_anew(call: inspect.BoundArguments, rest: Rest, levels: Sequence[float]
 
 def _noise_of(call: inspect.BoundArguments, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
     """The noise from which the host makes x at ``sigma``: its scaling is linear in the noise."""
-    scaling, latent = call.arguments["model_wrap"].inner_model.model_sampling.noise_scaling, call.arguments["latent_image"]
+    scaling, latent = (
+        call.arguments["model_wrap"].inner_model.model_sampling.noise_scaling,
+        call.arguments["latent_image"],
+    )
     without = scaling(sigma, torch.zeros_like(x), latent, False)
     return (x - without) / (scaling(sigma, torch.ones_like(x), latent, False) - without)
 

@@ -30,12 +30,18 @@ FULL_SIZE, SMALLEST = 1.0, 0.5  # of sketch_scale
 class Switch:
     """What ends a leg. Steps are scheduler steps of the run, counted from 1."""
 
-    mode: str = "adaptive"  # adaptive: the paper's rule; step: after switch_step; sigma: below switch_sigma; listed: as listed
+    mode: str = (
+        "adaptive"  # adaptive: the paper's rule; step: after switch_step; sigma: below switch_sigma; listed: as listed
+    )
     delta: float = 0.01  # adaptive: the fall of D must lie in (0, delta), as for 50 uniform timesteps
-    fix_step: int = 5  # adaptive: the leg has more than this many of 50 uniform timesteps: a noise level, see ``earliest``
+    fix_step: int = (
+        5  # adaptive: the leg has more than this many of 50 uniform timesteps: a noise level, see ``earliest``
+    )
     max_step: int = 0  # adaptive: the leg ends after this step at the latest; 0: below switch_sigma
     switch_step: int = 10  # step: the leg ends after this step; 0: it has no step
-    switch_sigma: float = 0.875  # sigma: the leg has the steps that start at this noise level or above; adaptive: see max_step
+    switch_sigma: float = (
+        0.875  # sigma: the leg has the steps that start at this noise level or above; adaptive: see max_step
+    )
     sketch_steps: str = ""  # listed: the steps of the leg, as "1-10, 46-50"
 
     def __post_init__(self) -> None:
@@ -46,7 +52,9 @@ class Switch:
             raise ValueError(f"delta is {self.delta}; it must be above 0 (the paper uses 0.002 to 0.03, default 0.01).")
         for name in ("delta", "switch_sigma"):  # also where the mode does not use them: they go into the report
             if not math.isfinite(getattr(self, name)):
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be a number (delta: 0.002 to 0.03, switch_sigma: 0.875).")
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}; it must be a number (delta: 0.002 to 0.03, switch_sigma: 0.875)."
+                )
         for name in ("fix_step", "max_step", "switch_step"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more.")
@@ -67,11 +75,16 @@ class Switch:
 
     def settings(self) -> dict[str, Any]:
         """As plain data, for the report."""
-        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "sketch_steps" or self.sketch_steps}
+        return {
+            field.name: getattr(self, field.name)
+            for field in fields(self)
+            if field.name != "sketch_steps" or self.sketch_steps
+        }
 
     def earliest(self, places: Sequence[float]) -> int:
         """adaptive: after this many steps the rule may end the leg, in a run whose steps begin at ``places``: when the last
-        of them began at 1 - fix_step / 50 or below. Without such a step: one more than the run has."""
+        of them began at 1 - fix_step / 50 or below. Without such a step: one more than the run has.
+        """
         bound = 1 - self.fix_step / PAPER_STEPS + ROUNDING
         return next((step + 1 for step, place in enumerate(places) if place <= bound), len(places) + 1)
 
@@ -180,7 +193,8 @@ class Route:
 
     def observe(self, step: int, prediction: torch.Tensor, mask: torch.Tensor | None = None) -> bool:
         """Take in the guided x0 prediction [B, ...] of ``step`` (0-based), made by the present leg's stage. Returns whether the
-        criterion looked at it."""
+        criterion looked at it.
+        """
         looked = self.criterion.observe(prediction, self.places[step], mask)
         self._look(step)
         return looked

@@ -81,7 +81,9 @@ class Run:
     outside: Sequence[Callable[..., torch.Tensor]] = ()  # PREDICT_NOISE wrappers around every call of the run
     at_hand_over: AtHandOver | None = None
     at_end: Callable[[], None] | None = None  # when the sampler has ended, while all models are prepared
-    _forwards: Counter[str] = field(default_factory=Counter)  # of a stage's network, where another pack may answer in its place
+    _forwards: Counter[str] = field(
+        default_factory=Counter
+    )  # of a stage's network, where another pack may answer in its place
     _caches: dict[str, CachedRun] = field(default_factory=dict)  # of the stages that TeaCache works on
     _left: list[ModelPatcher] = field(default_factory=list)  # off the device, with patched objects that had to stay
 
@@ -96,10 +98,13 @@ class Run:
 
     def options_for(self, guider: comfy.samplers.CFGGuider) -> dict[str, Any]:
         """The run's options: the guider's, with our PREDICT_NOISE wrapper outermost, so that another stage's call meets no
-        wrapper of the guider's model. A run that one other stage does alone has that one's options around the sampler too."""
+        wrapper of the guider's model. A run that one other stage does alone has that one's options around the sampler too.
+        """
         name, alone = self.route.start()
         alone = alone and isinstance(self.stages[name], Stage)
-        options = comfy.model_patcher.create_model_options_clone(self.stages[name].options if alone else guider.model_options)
+        options = comfy.model_patcher.create_model_options_clone(
+            self.stages[name].options if alone else guider.model_options
+        )
         for each in (options, *(stage.options for stage in self.others())):
             if _has_cache(each):
                 add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, self.count, each, is_model_options=True)
@@ -107,7 +112,9 @@ class Run:
         wrappers = options.setdefault("transformer_options", {}).setdefault("wrappers", {})
         calls = [*self.outside, self.predict]
         wrappers[WrappersMP.PREDICT_NOISE] = {KEY: calls, **wrappers.get(WrappersMP.PREDICT_NOISE, {})}
-        add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, self.sample, options, is_model_options=True)  # the innermost
+        add_wrapper_with_key(
+            WrappersMP.SAMPLER_SAMPLE, KEY, self.sample, options, is_model_options=True
+        )  # the innermost
         if alone:  # the host still loads the guider's model: by that model's own wrappers
             own = guider.model_options.get("transformer_options", {}).get("wrappers", {})
             wrappers[WrappersMP.PREPARE_SAMPLING] = own.get(WrappersMP.PREPARE_SAMPLING, {})
@@ -187,7 +194,9 @@ class Run:
         report = self.books.report
         self.books.close(self.in_charge)
         if self.steps.other_steps and report.status == "done":
-            report.notes.append(f"{report.sampler} chooses its own noise levels: its steps are not those of the schedule.")
+            report.notes.append(
+                f"{report.sampler} chooses its own noise levels: its steps are not those of the schedule."
+            )
         for step in report.steps:
             step.reused = self._reused(step)
         report.notes += [cached.plan.note for cached in self._caches.values() if cached.plan and cached.plan.note]
@@ -208,7 +217,8 @@ class Run:
 
     def _begins_step(self, timestep: torch.Tensor) -> bool:
         """Whether this call begins a step. Reading the noise level waits for the device, so that the seconds before it are the
-        stage's own; it is read only while it can matter: once the route is final, nothing here waits."""
+        stage's own; it is read only while it can matter: once the route is final, nothing here waits.
+        """
         if self.route.final:
             return False
         return self.steps.on_call(float(timestep[0]) if self.steps.needs_sigma else None)
@@ -238,7 +248,7 @@ class Run:
             raise Rest(x.clone(), step, smaller.call if smaller else None)
 
     def _enlarge(self, smaller: Smaller, x: torch.Tensor, timestep: torch.Tensor, step: int) -> torch.Tensor:
-        """x [B, C, ...] before ``step`` (0-based) at the full size; from here on the run has that and the whole schedule."""
+        """X [B, C, ...] before ``step`` (0-based) at the full size; from here on the run has that and the whole schedule."""
         sampler, levels = self.books.report.sampler, list(smaller.levels)
         if x.shape != self.request["latent_image"].shape:
             raise RuntimeError(OTHER_SIZE.format(sampler=sampler))
@@ -254,7 +264,7 @@ class Run:
         return x
 
     def _hand_over(self, x: torch.Tensor, turn: Turn, smaller: Smaller | None) -> None:
-        """x [B, C, ...] of the size from here on; ``smaller``: how the latent was smaller until now."""
+        """X [B, C, ...] of the size from here on; ``smaller``: how the latent was smaller until now."""
         self.leg.count = 0 if self.steps.padded else self.steps.steps + 1 - self.steps.step
         begin, leaving, coming = time.perf_counter(), self.stages[self.in_charge].model, self.stages[turn.to].model
         models = {name: stage.model for name, stage in self.stages.items()}
@@ -265,7 +275,9 @@ class Run:
         bytes_at["at"] = memory.snapshot(coming, models)
         self.load(turn.to, x)
         bytes_at["after"] = memory.snapshot(coming, models)
-        self.books.hand_over(self.steps.step, turn, self._fade_shares(x, turn, smaller), time.perf_counter() - begin, bytes_at)
+        self.books.hand_over(
+            self.steps.step, turn, self._fade_shares(x, turn, smaller), time.perf_counter() - begin, bytes_at
+        )
 
     def load(self, stage: str, x: torch.Tensor) -> None:
         """``stage`` is in charge and loaded, for a latent of the size of x [B, C, ...]."""
@@ -301,7 +313,9 @@ class Run:
         self.steps.sigmas = self.books.sigmas = self.books.report.sigmas = levels
         if self.smaller:
             self.smaller.levels, self.steps.sigmas = levels, self.smaller.scale.small_levels(levels)
-        self.route.follow(levels[:-1], places_of(self._schedules_model().get_model_object("model_sampling"), levels)[:-1])
+        self.route.follow(
+            levels[:-1], places_of(self._schedules_model().get_model_object("model_sampling"), levels)[:-1]
+        )
         for stage in self.others():
             if cached := run_of(stage.options):
                 cached.follow(self.steps.sigmas)
@@ -321,7 +335,8 @@ class Run:
 
     def _keep_objects(self) -> None:
         """A model that leaves takes its patched objects along (the noise schedule of ModelSamplingSD3), but the sampler still
-        reads them from the guider's model: they are put back, without weights, for the rest of the run."""
+        reads them from the guider's model: they are put back, without weights, for the rest of the run.
+        """
         model = self._schedules_model()
         gone = not memory.is_loaded(model) and not model.is_clone(self.stages[self.in_charge].model)
         if gone and model.object_patches:

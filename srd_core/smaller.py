@@ -40,7 +40,9 @@ class Smaller:
     request: Request  # the run's own, of the full size
     levels: list[float]  # of the whole schedule, for the full size
     from_noise: bool  # the run begins with noise alone: its latent says nothing of what is to come
-    latest: deque[Call] = field(default_factory=lambda: deque(maxlen=2))  # the first calls of the last two steps, for a fade
+    latest: deque[Call] = field(
+        default_factory=lambda: deque(maxlen=2)
+    )  # the first calls of the last two steps, for a fade
     call: inspect.BoundArguments | None = None  # of SAMPLER_SAMPLE, as it would be for the full size
     _noise: torch.Tensor | None = None  # [B, C, ...] of the full size, for the new frequencies
     _latent: torch.Tensor | None = None  # the same: what is known of the clean latent
@@ -52,13 +54,15 @@ class Smaller:
         if torch.count_nonzero(latent) > 0:  # an empty latent stays zero, as in the host
             latent = model.process_latent_in(latent)
         own = torch.count_nonzero(noise) > 0
-        self._noise = noise if own else _drawn(noise, self.request["seed"])  # a run that adds no noise has some in its latent
+        self._noise = (
+            noise if own else _drawn(noise, self.request["seed"])
+        )  # a run that adds no noise has some in its latent
         self._latent = latent if own and not self.from_noise else torch.zeros_like(latent)
         self.call = SAMPLER_SAMPLE.bind(*small.args, **small.kwargs)
         self.call.arguments.update(noise=noise, latent_image=latent, denoise_mask=self.request["denoise_mask"])
 
     def enlarged(self, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-        """x [B, C, ...] of the small size at ``sigma`` [B] as one of the full size at ``scale.level(sigma)``."""
+        """X [B, C, ...] of the small size at ``sigma`` [B] as one of the full size at ``scale.level(sigma)``."""
         assert self.call is not None
         given, level = self.call.arguments, self.scale.level(sigma[:1])
         scaling, mask = given["model_wrap"].inner_model.model_sampling.noise_scaling, given["denoise_mask"]
@@ -75,7 +79,9 @@ class Smaller:
         """What the host asks for a percentage of the run: the level there, of the small latent. ``schedule``: the run's."""
 
         def percent_to_sigma(percent: float) -> float:
-            level = torch.tensor(schedule.percent_to_sigma(percent), dtype=torch.float32)  # as the schedule's own levels are
+            level = torch.tensor(
+                schedule.percent_to_sigma(percent), dtype=torch.float32
+            )  # as the schedule's own levels are
             return self.scale.small_levels([float(level)])[0]
 
         return SimpleNamespace(percent_to_sigma=percent_to_sigma)
@@ -109,14 +115,18 @@ def patch_of(model: ModelPatcher) -> int:
 
 def small_request(request: Request, scale: Enlargement) -> Request:
     """The run's noise, latent, mask and shapes for the small size."""
-    latent, mask, shapes = scale.shrink(request["latent_image"].float()), request["denoise_mask"], request["latent_shapes"]
+    latent, mask, shapes = (
+        scale.shrink(request["latent_image"].float()),
+        request["denoise_mask"],
+        request["latent_shapes"],
+    )
     small = {"noise": scale.low(request["noise"].float()), "latent_image": latent}
     mask = mask if mask is None else resized(mask, scale.small)
     return {**request, **small, "denoise_mask": mask, "latent_shapes": shapes if shapes is None else [latent.shape]}
 
 
 def resized(x: torch.Tensor, size: Size) -> torch.Tensor:
-    """x [..., H, W] as the means of areas."""
+    """X [..., H, W] as the means of areas."""
     rows = x.reshape(-1, 1, *x.shape[-2:]).float()
     return torch.nn.functional.interpolate(rows, size, mode="area").reshape(*x.shape[:-2], *size).to(x.dtype)
 
@@ -125,7 +135,9 @@ def resized(x: torch.Tensor, size: Size) -> torch.Tensor:
 FIXED = ("gligen", "keyframe_idxs", "guide_attention_entries", "minimax_keyframes", "minimax_refs")
 # Conditioning that has to have the latent's size, or this many times it.
 OF_THE_LATENT = {
-    **dict.fromkeys(("vace_frames", "vace_mask", "control_video", "pose_video_latent", "driving_mask_28ch", "noise_concat"), 1),
+    **dict.fromkeys(
+        ("vace_frames", "vace_mask", "control_video", "pose_video_latent", "driving_mask_28ch", "noise_concat"), 1
+    ),
     "camera_conditions": 8,
 }
 
@@ -135,8 +147,10 @@ def small_conds(conds: Conds, scale: Enlargement) -> Conds:
 
     What the host resizes by itself stays: masks of prompts, hints of ControlNets, areas in percent.
     """
-    return {role: [{key: _small_value(key, value, scale) for key, value in cond.items()} for cond in of_role]
-            for role, of_role in conds.items()}  # fmt: skip
+    return {
+        role: [{key: _small_value(key, value, scale) for key, value in cond.items()} for cond in of_role]
+        for role, of_role in conds.items()
+    }
 
 
 def _small_value(key: str, value: Any, scale: Enlargement) -> Any:

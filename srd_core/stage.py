@@ -53,7 +53,9 @@ class RenderSettings:
     fade: float = 0.0  # width of the fade at the hand-over, see fade.py; 0: a cut
     render_steps: int = 0  # steps for the rest of the schedule, see rest.py; 0: its own
     anew: bool = False  # the sampler begins anew on that rest, also where it is known before the run
-    sketch_scale: float = FULL_SIZE  # share of the latent's height and width that the sketch runs at, see smaller.py; 1: all
+    sketch_scale: float = (
+        FULL_SIZE  # share of the latent's height and width that the sketch runs at, see smaller.py; 1: all
+    )
     sketch_size: tuple[int, int] | None = None  # height and width that it ran at elsewhere, in place of the share
 
     def __post_init__(self) -> None:
@@ -65,7 +67,9 @@ class RenderSettings:
         if not (math.isfinite(self.fade) and self.fade >= 0):
             raise ValueError(f"fade is {self.fade}; it must be 0 or more (0: no fade, 1.1: the fitted width).")
         if self.render_steps < 0:
-            raise ValueError(f"render_steps is {self.render_steps}; it must be 0 or more (0: the steps of the schedule).")
+            raise ValueError(
+                f"render_steps is {self.render_steps}; it must be 0 or more (0: the steps of the schedule)."
+            )
         check_scale(self.sketch_scale)
 
     def within(self, outer: RenderSettings) -> RenderSettings:
@@ -117,12 +121,16 @@ class Stage(GuidersStage):
     cfg: float = 0.0  # own guidance scale; 0: the run's
     _models: list[Any] = field(default_factory=list)  # that came along
     _clones: list[ModelPatcher] = field(default_factory=list)  # of the model, on other GPUs
-    _threads: Any = None  # that run the clones: a wrapper around the run may have put other options in the stage's place
+    _threads: Any = (
+        None  # that run the clones: a wrapper around the run may have put other options in the stage's place
+    )
     _loaded: bool = False
     _hook_mode: Any = None  # of the patcher before the run; None: not prepared
 
     @classmethod
-    def beside(cls, guider: comfy.samplers.CFGGuider, model: ModelPatcher, settings: RenderSettings, latent_map: LatentMap) -> Stage:
+    def beside(
+        cls, guider: comfy.samplers.CFGGuider, model: ModelPatcher, settings: RenderSettings, latent_map: LatentMap
+    ) -> Stage:
         """The stage of ``model`` in a run of ``guider``."""
         own = copy.copy(guider)
         own.model_patcher, own.model_options = model, model.model_options
@@ -157,7 +165,9 @@ class Stage(GuidersStage):
                 clone.pre_run()
             return
         own = self.guider
-        own.inner_model, conds, models = comfy.sampler_helpers.prepare_sampling(self.model, noise.shape, own.conds, self.options)
+        own.inner_model, conds, models = comfy.sampler_helpers.prepare_sampling(
+            self.model, noise.shape, own.conds, self.options
+        )
         self._models = [model for model in models if model not in memory.beside(self.model)]  # the others to clean up
         comfy.samplers.cast_to_load_options(self.options, device=self.model.load_device, dtype=self.model.model_dtype())
         self._start_clones()
@@ -202,7 +212,9 @@ class Stage(GuidersStage):
 
     def _start_clones(self) -> None:
         """Clones on other GPUs (MultiGPU CFG Split) and the threads that run them."""
-        self._clones = comfy.sampler_helpers.prepare_model_patcher_multigpu_clones(self.model, self._models, self.options)
+        self._clones = comfy.sampler_helpers.prepare_model_patcher_multigpu_clones(
+            self.model, self._models, self.options
+        )
         if self._clones and self._threads is None:
             devices = [self.model.load_device, *(clone.load_device for clone in self._clones)]
             self._threads = self.options[THREADS] = MultiGPUThreadPool(devices)
@@ -217,7 +229,14 @@ class Stage(GuidersStage):
         mask = mask if mask is None else mask.to(device)
         with _keyframes_kept(conds):
             processed: Conds = comfy.samplers.process_conds(
-                inner, noise, conds.copy(), device, latent_image, mask, request["seed"], latent_shapes=request["latent_shapes"]
+                inner,
+                noise,
+                conds.copy(),
+                device,
+                latent_image,
+                mask,
+                request["seed"],
+                latent_shapes=request["latent_shapes"],
             )
             for of_role in processed.values():
                 follow_schedule(of_role, _schedule_in(self.latent_map, schedule))
@@ -245,7 +264,8 @@ def _pointed_at(guider: comfy.samplers.CFGGuider, stage: Stage) -> Iterator[None
 @contextlib.contextmanager
 def _keyframes_kept(conds: Conds) -> Iterator[None]:
     """The host starts the keyframes of all hooks on the conds (a LoRA whose strength changes during the run) anew, but this
-    run is on its way: after this block they stand where they stood."""
+    run is on its way: after this block they stand where they stood.
+    """
     hooks = [hook for role in conds.values() for cond in role if "hooks" in cond for hook in cond["hooks"].hooks]
     stood = [(hook.hook_keyframe, hook.hook_keyframe.__dict__.copy()) for hook in hooks]
     try:
@@ -269,7 +289,8 @@ def _schedule_in(latent_map: LatentMap, schedule: Any) -> Any:
 
 def follow_schedule(conds: list[dict[str, Any]], schedule_of: Any) -> None:
     """Ranges of steps (start and end percent of prompts, hooks and ControlNets) mean the run's schedule, also where the
-    stage's model has its own shift."""
+    stage's model has its own shift.
+    """
     comfy.samplers.calculate_start_end_timesteps(schedule_of, conds)
     for cond in conds:
         for hook in cond["hooks"].hooks if "hooks" in cond else ():

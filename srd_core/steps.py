@@ -18,7 +18,10 @@ LOOK_AHEAD: dict[str, tuple[tuple[int, ...], tuple[str, float, float] | None]] =
     "sample_dpm_2_ancestral": ((1,), ("eta", 1.0, 1.0)),  # its midpoint is then the next level
     "sample_dpmpp_2s_ancestral_cfg_pp": ((1,), ("eta", 1.0, 1.0)),
 }
-OWN_LEVELS = ("dpm_fast_function", "dpm_adaptive_function")  # they take only the first and the last level of the schedule
+OWN_LEVELS = (
+    "dpm_fast_function",
+    "dpm_adaptive_function",
+)  # they take only the first and the last level of the schedule
 
 # So many whole intervals between callbacks have to be one call before every step is taken to be one. Some samplers
 # (sa_solver_pece) begin with a step that is.
@@ -47,7 +50,8 @@ def innermost(sampler: Any) -> Any:
 
 def is_padded(sigmas: Sequence[float]) -> bool:
     """Whether a level 0 stands in front, as other packs' resample and unsample modes put it so that the host adds no noise:
-    their samplers drop it."""
+    their samplers drop it.
+    """
     return len(sigmas) > 2 and sigmas[0] == 0 < sigmas[1]
 
 
@@ -77,7 +81,9 @@ class StepCounter:
     sigmas: Sequence[float]  # of the run, falling, length steps + 1
     look_ahead: tuple[int, ...] = ()  # offsets at which every step makes further calls
     own_levels: bool = False  # the sampler takes only the ends of the schedule
-    padded: bool = False  # a level in front was dropped: the run may begin at a later step, and callbacks are numbered otherwise
+    padded: bool = (
+        False  # a level in front was dropped: the run may begin at a later step, and callbacks are numbered otherwise
+    )
     step: int = -1  # 0-based, of the newest call; -1 before the first
     needs_sigma: bool = True  # False once every step is known to be one call: callbacks then count the steps
     callbacks: int = 0
@@ -88,7 +94,9 @@ class StepCounter:
     _first_calls: int = 0  # before the first callback
     _at_end: bool = False  # the sampler calls back after a step's last call
     _single: int = 0  # intervals in a row that were one call
-    _silent: bool = False  # the sampler has come two levels further without a callback: the levels alone count its steps
+    _silent: bool = (
+        False  # the sampler has come two levels further without a callback: the levels alone count its steps
+    )
     _expected: list[int] = field(default_factory=list)  # look_ahead calls that this step has still to make
 
     @property
@@ -102,7 +110,8 @@ class StepCounter:
 
     def on_call(self, sigma: float | None) -> bool:
         """Note a model call at ``sigma`` (None where ``needs_sigma`` is False); True when it begins a new step (then
-        ``step`` is its index)."""
+        ``step`` is its index).
+        """
         place = (self.step, False) if sigma is None else self._locate(sigma)
         self._calls.append(place)
         if self.step < 0:

@@ -15,14 +15,29 @@ from safetensors.torch import save_file
 
 TEXT_DIM, TOKENS = 32, 226
 # The official sizes and scales, in tiny: three heads for 30 and 48.
-TINY = {"num_attention_heads": 3, "attention_head_dim": 64, "num_layers": 2, "time_embed_dim": 32,
-        "text_embed_dim": TEXT_DIM, "sample_height": 60, "sample_width": 90, "sample_frames": 49}  # fmt: skip
+TINY = {
+    "num_attention_heads": 3,
+    "attention_head_dim": 64,
+    "num_layers": 2,
+    "time_embed_dim": 32,
+    "text_embed_dim": TEXT_DIM,
+    "sample_height": 60,
+    "sample_width": 90,
+    "sample_frames": 49,
+}
 CONFIGS: dict[str, dict[str, Any]] = {
     "2b": TINY,
     "5b": {**TINY, "use_rotary_positional_embeddings": True},
-    "1.5": {**TINY, "use_rotary_positional_embeddings": True, "patch_size_t": 2, "sample_height": 300,
-            "sample_width": 300, "sample_frames": 81, "patch_bias": False},
-}  # fmt: skip
+    "1.5": {
+        **TINY,
+        "use_rotary_positional_embeddings": True,
+        "patch_size_t": 2,
+        "sample_height": 300,
+        "sample_width": 300,
+        "sample_frames": 81,
+        "patch_bias": False,
+    },
+}
 SNR_SHIFT = {"2b": 3.0, "5b": 1.0, "1.5": 1.0}
 SCALE = {"2b": 1.15258426, "5b": 0.7, "1.5": 0.7}
 HOST_LAST_ALPHA = 4.8973451890853435e-08  # what the host has in place of a terminal alpha of 0
@@ -68,9 +83,12 @@ def write_config(model: CogVideoXTransformer3DModel, folder: Path) -> None:
 def scheduler(kind: str, clamp: bool = True) -> CogVideoXDDIMScheduler:
     """The official scheduler; ``clamp``: with the host's terminal alpha in place of 0."""
     made = CogVideoXDDIMScheduler(
-        prediction_type="v_prediction", timestep_spacing="trailing", rescale_betas_zero_snr=True,
-        clip_sample=False, snr_shift_scale=SNR_SHIFT[kind],
-    )  # fmt: skip
+        prediction_type="v_prediction",
+        timestep_spacing="trailing",
+        rescale_betas_zero_snr=True,
+        clip_sample=False,
+        snr_shift_scale=SNR_SHIFT[kind],
+    )
     if clamp:
         made.alphas_cumprod[-1] = HOST_LAST_ALPHA
     return made
@@ -105,9 +123,15 @@ def sample(
     """
     frames, height, width = noise.shape[2:]
     out = pipe(
-        prompt_embeds=positive, negative_prompt_embeds=negative, latents=noise.permute(0, 2, 1, 3, 4), height=height * 8,
-        width=width * 8, num_frames=(frames - 1) * 4 + 1, output_type="latent", **how,
-    ).frames  # fmt: skip
+        prompt_embeds=positive,
+        negative_prompt_embeds=negative,
+        latents=noise.permute(0, 2, 1, 3, 4),
+        height=height * 8,
+        width=width * 8,
+        num_frames=(frames - 1) * 4 + 1,
+        output_type="latent",
+        **how,
+    ).frames
     return out.permute(0, 2, 1, 3, 4)
 
 

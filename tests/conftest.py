@@ -14,12 +14,12 @@ import pytest
 
 sys.path.append(str(Path(__file__).parent))
 
-from hosting import REPOSITORY, load_by_path  # noqa: E402  (first: it makes `import comfy` mean the host)
+from hosting import REPOSITORY, load_by_path
 
 # isort: split
-import comfy.model_management  # noqa: E402
-import comfy.sd  # noqa: E402
-import helpers  # noqa: E402
+import comfy.model_management
+import comfy.sd
+import helpers
 
 PAGE = load_by_path("srd_page", REPOSITORY / "demo" / "page.py")
 PAGE_TESTS = "browser"  # the fixture that all tests of the page use
@@ -38,7 +38,8 @@ def pytest_report_header() -> list[str]:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Tests of what an older host or another platform does not have are left out there, and those of the page where no
-    browser is. Nothing is skipped: a skip is a failure in CI."""
+    browser is. Nothing is skipped: a skip is a failure in CI.
+    """
     no_page = without_browser()
     wanted, others = [], []
     for item in items:

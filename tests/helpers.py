@@ -59,9 +59,15 @@ def empty_latent(batch: int = 1, frames: int = FRAMES, side: int = SIDE) -> dict
 def ksampler(model: Any, steps: int = 6, **how: Any) -> torch.Tensor:
     """The host's KSampler; returns the latent [B, 16, T, H, W]."""
     call: dict[str, Any] = {
-        "seed": 7, "cfg": 3.0, "sampler_name": "euler", "scheduler": "simple",
-        "positive": prompt(1), "negative": prompt(2), "latent": empty_latent(), "denoise": 1.0,
-    } | how  # fmt: skip
+        "seed": 7,
+        "cfg": 3.0,
+        "sampler_name": "euler",
+        "scheduler": "simple",
+        "positive": prompt(1),
+        "negative": prompt(2),
+        "latent": empty_latent(),
+        "denoise": 1.0,
+    } | how
     (out,) = nodes.common_ksampler(model, steps=steps, **call)
     return out["samples"]
 

@@ -1,5 +1,6 @@
 """The real host in this process, and the pack loaded as a package beside it: ComfyUI on the CPU, or where the environment's
-SRD_TEST_GPU says so (classic or dynamic: how it manages the GPU's memory) on the GPU."""
+SRD_TEST_GPU says so (classic or dynamic: how it manages the GPU's memory) on the GPU.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ CLASSIC, DYNAMIC = "classic", "dynamic"  # how the host manages a GPU's memory
 
 def load_by_path(name: str, path: Path) -> ModuleType:
     """Import a file, or a package by its __init__.py, under ``name``. The repository root stays off sys.path, where its
-    folder ``nodes`` would hide the host's module of that name."""
+    folder ``nodes`` would hide the host's module of that name.
+    """
     if name in sys.modules:
         return sys.modules[name]
     folders = [str(path.parent)] if path.name == "__init__.py" else None
@@ -69,7 +71,9 @@ def _begin_dynamic() -> None:
     import comfy.model_patcher
     import comfy_aimdo.control
 
-    if not comfy_aimdo.control.init_devices((device.index, 0) for device in comfy.model_management.get_all_torch_devices()):
+    if not comfy_aimdo.control.init_devices(
+        (device.index, 0) for device in comfy.model_management.get_all_torch_devices()
+    ):
         raise RuntimeError("Dynamic VRAM does not work here: comfy-aimdo found no device. Set SRD_TEST_GPU to classic.")
     comfy.model_patcher.CoreModelPatcher = comfy.model_patcher.ModelPatcherDynamic
     comfy.memory_management.aimdo_enabled = True

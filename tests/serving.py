@@ -12,9 +12,22 @@ from hosting import REPOSITORY, host_module
 
 Graph = dict[str, dict[str, Any]]
 PACKS = {"ComfyUI-SRDiffusion": REPOSITORY, "0_srd_test": REPOSITORY / "tests" / "server_pack"}
-SAMPLING: dict[str, Any] = {"seed": 7, "steps": 6, "cfg": 3.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}
-SWITCHING: dict[str, Any] = {"switch_mode": "step", "delta": 0.01, "fix_step": 5, "max_step": 0, "switch_step": 3,
-                             "switch_sigma": 0.875}  # fmt: skip
+SAMPLING: dict[str, Any] = {
+    "seed": 7,
+    "steps": 6,
+    "cfg": 3.0,
+    "sampler_name": "euler",
+    "scheduler": "simple",
+    "denoise": 1.0,
+}
+SWITCHING: dict[str, Any] = {
+    "switch_mode": "step",
+    "delta": 0.01,
+    "fix_step": 5,
+    "max_step": 0,
+    "switch_step": 3,
+    "switch_sigma": 0.875,
+}
 RENDERING: dict[str, Any] = {"render_cfg": 0.0, "teacache": 0.0, "offload_sketch": "auto"}
 
 
@@ -45,11 +58,12 @@ def common(render_file: str = "render.safetensors", frames: int = 5, side: int =
     """Models (sketch, render), prompts (yes, no) and an empty latent."""
     size = {"width": side, "height": side, "length": frames, "batch_size": 1}
     return {
-        "sketch": loaded("sketch"), "render": loaded("render", render_file),
+        "sketch": loaded("sketch"),
+        "render": loaded("render", render_file),
         "yes": {"class_type": "SRTestPrompt", "inputs": {"seed": 1}},
         "no": {"class_type": "SRTestPrompt", "inputs": {"seed": 2}},
         "empty": {"class_type": "EmptyHunyuanLatentVideo", "inputs": size},
-    }  # fmt: skip
+    }
 
 
 def prompts() -> dict[str, Any]:
@@ -72,8 +86,15 @@ def faulty(graph: Graph, stage: str, run: int = 0, **fault: Any) -> tuple[Graph,
     return graph | {f"{stage} fault": node}, [f"{stage} fault", 0]
 
 
-def cooperating(run: int = 0, node: str = "SRSampler", stage: str = "sketch", fault: dict[str, Any] | None = None,
-                sampling: dict[str, Any] | None = None, switching: dict[str, Any] | None = None, **how: Any) -> Graph:  # fmt: skip
+def cooperating(
+    run: int = 0,
+    node: str = "SRSampler",
+    stage: str = "sketch",
+    fault: dict[str, Any] | None = None,
+    sampling: dict[str, Any] | None = None,
+    switching: dict[str, Any] | None = None,
+    **how: Any,
+) -> Graph:
     """SR Sampler, or Sketch-Render Model under KSampler, with a fault in one stage."""
     graph = common(**how)
     models = {"sketch": ["sketch", 0], "render": ["render", 0]}

@@ -33,26 +33,26 @@ def count_calls_of(name: str, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return calls
 
 
-def test_the_list_is_auto_and_what_the_host_has_registered():
+def test_the_list_is_auto_and_what_the_host_has_registered() -> None:
     options = {i.id: i for i in loaders.SRLoadSketchDiT.GET_SCHEMA().inputs}["attention"].options
     assert options == ["auto", *sorted(host.REGISTERED_ATTENTION_FUNCTIONS)]
     assert {"pytorch", "split", "sub_quad"} <= set(options)
 
 
-def test_auto_leaves_the_hosts_choice(wan: Any):
+def test_auto_leaves_the_hosts_choice(wan: Any) -> None:
     model = wan()
     assert attention.with_attention(model, "auto") is model
     assert attention.backend_of(model.model_options) == host.optimized_attention.__name__.removeprefix("attention_")
 
 
 @pytest.mark.parametrize("backend", ["pytorch", "split", "sub_quad"])
-def test_every_backend_of_this_host_computes_the_same_picture(backend: str, wan: Any):
+def test_every_backend_of_this_host_computes_the_same_picture(backend: str, wan: Any) -> None:
     model = wan()
     out = helpers.ksampler(attention.with_attention(model, backend), STEPS)
     assert torch.allclose(out, helpers.ksampler(model, STEPS), atol=1e-3)
 
 
-def test_each_stage_has_its_own_backend(models_folder: Path, monkeypatch: pytest.MonkeyPatch):  # noqa: F811
+def test_each_stage_has_its_own_backend(models_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     name = helpers.wan_file(models_folder, seed=0, layers=2).name
     sketch_calls, render_calls = count_calls_of("one", monkeypatch), count_calls_of("two", monkeypatch)
     sketch = load(name, loaders.SRLoadSketchDiT, attention="one")
@@ -63,7 +63,9 @@ def test_each_stage_has_its_own_backend(models_folder: Path, monkeypatch: pytest
     assert torch.equal(out, helpers.ksampler(load(name, attention="pytorch"), STEPS))
 
 
-def test_an_override_that_is_there_already_is_called_with_the_chosen_backend(wan: Any, monkeypatch: pytest.MonkeyPatch):
+def test_an_override_that_is_there_already_is_called_with_the_chosen_backend(
+    wan: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls, before = count_calls_of("one", monkeypatch), []
 
     def other_nodes(function: Any, *args: Any, **kwargs: Any) -> Any:
@@ -79,7 +81,7 @@ def test_an_override_that_is_there_already_is_called_with_the_chosen_backend(wan
     assert not calls, "the MODEL that came in is as it was"
 
 
-def test_a_backend_that_takes_containers_still_does(wan: Any, monkeypatch: pytest.MonkeyPatch):
+def test_a_backend_that_takes_containers_still_does(wan: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Newer hosts look for this attribute on the override; with another node's in front, that one would be left out."""
 
     def backend(*args: Any, **kwargs: Any) -> torch.Tensor:
@@ -103,7 +105,7 @@ def test_a_backend_that_takes_containers_still_does(wan: Any, monkeypatch: pytes
 def test_a_backend_that_is_missing_here_warns_and_runs_with_the_default(
     models_folder: Path,  # noqa: F811
     caplog: pytest.LogCaptureFixture,
-):
+) -> None:
     name = helpers.wan_file(models_folder, seed=0).name
     with caplog.at_level(logging.WARNING):
         model = load(name, attention="sage3")
@@ -113,11 +115,11 @@ def test_a_backend_that_is_missing_here_warns_and_runs_with_the_default(
 
 
 @pytest.mark.parametrize("value", [["sage"], {"a": 1}, None, 3])
-def test_a_saved_value_of_any_kind_gets_the_warning(value: Any):
+def test_a_saved_value_of_any_kind_gets_the_warning(value: Any) -> None:
     assert "is not available here" in attention.missing(value)
 
 
-def test_the_warning_is_shown_on_the_node(models_folder: Path, monkeypatch: pytest.MonkeyPatch):  # noqa: F811
+def test_the_warning_is_shown_on_the_node(models_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     """By the host's own message for texts on nodes; the page itself is not part of this test."""
     from server import PromptServer
 
@@ -137,7 +139,7 @@ def test_the_warning_is_shown_on_the_node(models_folder: Path, monkeypatch: pyte
     assert node_id == "12" and "sage3" in text
 
 
-def test_a_node_that_sets_attention_itself_is_named_as_such(wan: Any):
+def test_a_node_that_sets_attention_itself_is_named_as_such(wan: Any) -> None:
     model = wan()
     model.model_options["transformer_options"]["optimized_attention_override"] = test_auto_leaves_the_hosts_choice
     assert "set by another node (test_auto_leaves" in attention.backend_of(model.model_options)
@@ -152,8 +154,10 @@ def of_the_host(path: Path) -> Any:
     return model
 
 
-def test_set_attention_has_the_loaders_choice():
-    ours, theirs = ({i.id: i for i in each.GET_SCHEMA().inputs}["attention"] for each in (node, loaders.SRLoadSketchDiT))
+def test_set_attention_has_the_loaders_choice() -> None:
+    ours, theirs = (
+        {i.id: i for i in each.GET_SCHEMA().inputs}["attention"] for each in (node, loaders.SRLoadSketchDiT)
+    )
     assert (ours.options, ours.default, ours.tooltip) == (theirs.options, theirs.default, theirs.tooltip)
     assert "not there" in ours.options, "a workflow may name a backend that is missing here"
 
@@ -161,7 +165,7 @@ def test_set_attention_has_the_loaders_choice():
 def test_the_chosen_attention_runs_on_a_model_of_the_hosts_loader(
     models_folder: Path,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
-):
+) -> None:
     model = of_the_host(helpers.wan_file(models_folder, seed=0, layers=2))
     calls = count_calls_of("one", monkeypatch)
     (changed,) = node.execute(model, attention="one").args
@@ -176,7 +180,7 @@ def test_the_chosen_attention_runs_on_a_model_of_the_hosts_loader(
 def test_set_attention_after_our_loader_is_the_backend_that_runs_and_an_override_is_chained(
     models_folder: Path,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
-):
+) -> None:
     """Of two choices the later one holds; another node's override stays around it."""
     one, two, before = count_calls_of("one", monkeypatch), count_calls_of("two", monkeypatch), []
 
@@ -199,26 +203,28 @@ def test_set_attention_after_our_loader_is_the_backend_that_runs_and_an_override
     assert len(two) == len(before) > 0 and not one
 
 
-def test_each_stage_of_a_run_has_the_attention_that_was_set(wan: Any, monkeypatch: pytest.MonkeyPatch):
+def test_each_stage_of_a_run_has_the_attention_that_was_set(wan: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     sketch_calls, render_calls = count_calls_of("one", monkeypatch), count_calls_of("two", monkeypatch)
     sketch, render = (node.execute(wan(seed=seed), attention=name).args[0] for seed, name in ((0, "one"), (1, "two")))
     helpers.ksampler(sr_model(sketch, render, 1), STEPS)
     assert (len(sketch_calls), len(render_calls)) == (1 * 2, (STEPS - 1) * 2)
 
 
-def test_a_sketch_render_model_is_refused_by_set_attention(wan: Any):
+def test_a_sketch_render_model_is_refused_by_set_attention(wan: Any) -> None:
     with pytest.raises(ValueError, match="Set Attention already is a Sketch-Render Model; connect a plain MODEL"):
         node.execute(sr_model(wan(seed=0), wan(seed=1), 1), attention="pytorch")
 
 
-def test_auto_and_a_missing_backend_leave_a_model_without_a_choice_as_it_is(wan: Any):
+def test_auto_and_a_missing_backend_leave_a_model_without_a_choice_as_it_is(wan: Any) -> None:
     model = wan()
     assert node.execute(model).args[0] is model
     assert node.execute(model, attention="sage3").args[0] is model
 
 
 @pytest.mark.parametrize("later", ["auto", "sage3"])
-def test_auto_and_a_missing_backend_take_an_earlier_choice_back(later: str, wan: Any, monkeypatch: pytest.MonkeyPatch):
+def test_auto_and_a_missing_backend_take_an_earlier_choice_back(
+    later: str, wan: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls, before = count_calls_of("one", monkeypatch), []
 
     def other_nodes(function: Any, *args: Any, **kwargs: Any) -> Any:

@@ -13,8 +13,8 @@ import torch
 from hosting import REPOSITORY
 
 sys.path.append(str(REPOSITORY / "bench"))
-import cards  # noqa: E402
-import cost  # noqa: E402
+import cards
+import cost
 
 pytestmark = pytest.mark.one_host
 
@@ -39,4 +39,6 @@ def test_what_a_card_holds_is_what_is_left_beside_one_call(card: int, precision:
     size = cards.SIZES["480p"]
     free = (card - 1) * 2**30 - cards.call(cost.WAN_14B, size)
     assert cards.told(cards.share(card, cost.WAN_14B, precision, size)) == told
-    assert cards.share(card, cost.WAN_14B, precision, size) == pytest.approx(min(free / cards.weights(cost.WAN_14B, precision), 1), abs=0.01)
+    assert cards.share(card, cost.WAN_14B, precision, size) == pytest.approx(
+        min(free / cards.weights(cost.WAN_14B, precision), 1), abs=0.01
+    )

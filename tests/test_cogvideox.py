@@ -63,9 +63,18 @@ def sample(
     """The host's KSampler with our noise; the latent in the VAE's scale."""
     prompts = {"positive": [[text(1), {}]], "negative": [[text(2), {}]]} | how
     return comfy.sample.sample(
-        model, noise, steps, cfg, sampler, "simple", prompts["positive"], prompts["negative"], torch.zeros_like(noise),
-        seed=0, disable_pbar=True,
-    )  # fmt: skip
+        model,
+        noise,
+        steps,
+        cfg,
+        sampler,
+        "simple",
+        prompts["positive"],
+        prompts["negative"],
+        torch.zeros_like(noise),
+        seed=0,
+        disable_pbar=True,
+    )
 
 
 # --- one forward --------------------------------------------------------------------------------------------------------
@@ -75,7 +84,7 @@ def sample(
 @pytest.mark.parametrize("kind", ["2b", "5b"])
 def test_one_forward_is_diffusers_at_every_size(
     kind: str, height: int, width: int, frames: int, networks: dict[str, Any], folders: dict[str, Path]
-):
+) -> None:
     x = random(1, 16, frames, height, width)
     reference = oracle.forward(networks[kind], kind, x, text(1), 500)
     assert relative(forward(cogvideox.load(folders[kind]), x, text(1), 500), reference) <= 1e-6
@@ -84,13 +93,13 @@ def test_one_forward_is_diffusers_at_every_size(
 @pytest.mark.parametrize("height, width, frames", [(16, 24, 4), (24, 16, 2)])
 def test_one_forward_of_1_5_is_diffusers(
     height: int, width: int, frames: int, networks: dict[str, Any], folders: dict[str, Path]
-):
+) -> None:
     x = random(2, 16, frames, height, width)
     reference = oracle.forward(networks["1.5"], "1.5", x, text(1).expand(2, -1, -1), 999)
     assert relative(forward(cogvideox.load(folders["1.5"]), x, text(1), 999), reference) <= 1e-6
 
 
-def test_positions_are_made_and_brought_to_the_device_once_not_in_every_forward(folders: dict[str, Path]):
+def test_positions_are_made_and_brought_to_the_device_once_not_in_every_forward(folders: dict[str, Path]) -> None:
     """A copy to a GPU in every forward would wait for it each time. Only the tables are in float64."""
     model, x = cogvideox.load(folders["2b"]), random(1, 16, 3, 8, 12)
     first = forward(model, x, text(1), 500)
@@ -107,7 +116,7 @@ def test_positions_are_made_and_brought_to_the_device_once_not_in_every_forward(
     assert mode.seen == 0 and torch.equal(first, again)
 
 
-def test_without_the_corrections_the_same_forward_is_wrong(networks: dict[str, Any], folders: dict[str, Path]):
+def test_without_the_corrections_the_same_forward_is_wrong(networks: dict[str, Any], folders: dict[str, Path]) -> None:
     """The oracle can tell: the host's own positions are off for 2B and 5B."""
     x = random(1, 16, 1, 40, 56)
     for kind in ("2b", "5b"):
@@ -117,7 +126,7 @@ def test_without_the_corrections_the_same_forward_is_wrong(networks: dict[str, A
         assert relative(forward(plain, x, text(1), 500), reference) > 1e-2
 
 
-def test_the_host_s_own_model_is_back_once_the_model_is_unloaded(folders: dict[str, Path]):
+def test_the_host_s_own_model_is_back_once_the_model_is_unloaded(folders: dict[str, Path]) -> None:
     model = cogvideox.load(folders["2b"])
     network = model.model.diffusion_model
     before = network.use_rotary_positional_embeddings, dict(network.patch_embed._forward_hooks)
@@ -142,7 +151,7 @@ def reference_sample(network: Any, kind: str, noise: torch.Tensor, steps: int, c
 @pytest.mark.parametrize("kind", ["2b", "5b"])
 def test_sampling_is_the_official_pipeline(
     kind: str, cfg: float, steps: int, networks: dict[str, Any], folders: dict[str, Path]
-):
+) -> None:
     noise = random(1, 16, 2, 8, 12, seed=5)
     ours = sample(cogvideox.load(folders[kind]), noise, steps, cfg)
     assert relative(ours, reference_sample(networks[kind], kind, noise, steps, cfg)) <= 5e-5
@@ -150,14 +159,16 @@ def test_sampling_is_the_official_pipeline(
         assert relative(ours, reference_sample(networks[kind], kind, noise, steps, cfg, clamp=False)) <= 2e-4
 
 
-def test_sampling_of_1_5_is_the_official_pipeline(networks: dict[str, Any], folders: dict[str, Path]):
+def test_sampling_of_1_5_is_the_official_pipeline(networks: dict[str, Any], folders: dict[str, Path]) -> None:
     noise = random(1, 16, 2, 8, 12, seed=5)
     ours = sample(cogvideox.load(folders["1.5"]), noise, 10, 6.0)
     assert relative(ours, reference_sample(networks["1.5"], "1.5", noise, 10, 6.0)) <= 5e-5
 
 
 @pytest.mark.parametrize("kind", ["2b", "5b"])
-def test_dynamic_cfg_is_that_of_the_official_pipeline(kind: str, networks: dict[str, Any], folders: dict[str, Path]):
+def test_dynamic_cfg_is_that_of_the_official_pipeline(
+    kind: str, networks: dict[str, Any], folders: dict[str, Path]
+) -> None:
     noise = random(1, 16, 2, 8, 12, seed=6)
     model = cogvideox.correct(cogvideox.load(folders[kind]), dynamic_cfg=True)
     reference = reference_sample(networks[kind], kind, noise, 10, 6.0, use_dynamic_cfg=True)
@@ -166,7 +177,7 @@ def test_dynamic_cfg_is_that_of_the_official_pipeline(kind: str, networks: dict[
     assert relative(sample(model, noise, 10, 1.0), without) <= 5e-5  # cfg 1 means no guidance, as there
 
 
-def test_the_schedule_is_the_official_one(folders: dict[str, Path]):
+def test_the_schedule_is_the_official_one(folders: dict[str, Path]) -> None:
     for kind in KINDS:
         sigmas = cogvideox.load(folders[kind]).get_model_object("model_sampling").sigmas
         alphas = oracle.scheduler(kind).alphas_cumprod.double()
@@ -193,9 +204,18 @@ def official(kind: str, heads: int, layers: int = 1, **config: Any) -> dict[str,
     """Name -> shape of every tensor of a transformer of official width."""
     with torch.device("meta"):
         network = oracle.CogVideoXTransformer3DModel(
-            **{**oracle.CONFIGS[kind], "num_attention_heads": heads, "num_layers": layers, "sample_height": 2,
-               "sample_width": 2, "sample_frames": 1, "time_embed_dim": 512, "text_embed_dim": 4096, **config}
-        )  # fmt: skip
+            **{
+                **oracle.CONFIGS[kind],
+                "num_attention_heads": heads,
+                "num_layers": layers,
+                "sample_height": 2,
+                "sample_width": 2,
+                "sample_frames": 1,
+                "time_embed_dim": 512,
+                "text_embed_dim": 4096,
+                **config,
+            }
+        )
     return {key: list(value.shape) for key, value in network.state_dict().items()}
 
 
@@ -216,7 +236,7 @@ def hollow_file(path: Path, shapes: dict[str, Any], **metadata: str) -> Path:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_sharded_folder_its_index_and_any_of_its_shards_are_the_single_file(
     kind: str, networks: dict[str, Any], folders: dict[str, Path], tmp_path: Path
-):
+) -> None:
     folder = oracle.write(networks[kind], tmp_path / "CogVideoX", shards=3)
     reference = cogvideox.load(folders[kind] / SINGLE)
     for path in (folder, next(folder.glob("*.index.json")), sorted(folder.glob("*.safetensors"))[1]):
@@ -226,7 +246,7 @@ def test_a_sharded_folder_its_index_and_any_of_its_shards_are_the_single_file(
 @pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
 def test_a_file_in_the_host_s_layout_is_the_official_one(
     prefix: str, networks: dict[str, Any], folders: dict[str, Path], tmp_path: Path
-):
+) -> None:
     oracle.write_config(networks["2b"], tmp_path)
     extra = {"vae.encoder.weight": torch.zeros(2)} if prefix else {}
     path = host_file(networks["2b"], tmp_path / "model.safetensors", prefix, **extra)
@@ -235,11 +255,13 @@ def test_a_file_in_the_host_s_layout_is_the_official_one(
 
 def test_a_table_of_positions_in_the_file_is_not_added_a_second_time(
     networks: dict[str, Any], folders: dict[str, Path], tmp_path: Path
-):
+) -> None:
     oracle.write_config(networks["2b"], tmp_path)
     table = networks["2b"].patch_embed.pos_embedding
     whole, other = (
-        host_file(networks["2b"], tmp_path / f"{name}.safetensors", **{"patch_embed.pos_embedding": table[:, :length].clone()})
+        host_file(
+            networks["2b"], tmp_path / f"{name}.safetensors", **{"patch_embed.pos_embedding": table[:, :length].clone()}
+        )
         for name, length in (("whole", None), ("other", 500))  # of another size the host could not even load it
     )
     reference = cogvideox.load(folders["2b"])
@@ -247,7 +269,9 @@ def test_a_table_of_positions_in_the_file_is_not_added_a_second_time(
     assert same_as(reference, cogvideox.correct(comfy.sd.load_diffusion_model(str(whole))))
 
 
-def test_the_config_in_the_metadata_comes_before_the_one_beside_the_file(networks: dict[str, Any], tmp_path: Path):
+def test_the_config_in_the_metadata_comes_before_the_one_beside_the_file(
+    networks: dict[str, Any], tmp_path: Path
+) -> None:
     """Two configs that fit the weights: one calls them rotary, the other not."""
     path = tmp_path / "model.safetensors"
     oracle.write_config(networks["2b"], tmp_path)
@@ -258,7 +282,7 @@ def test_the_config_in_the_metadata_comes_before_the_one_beside_the_file(network
     assert cogvideox.identify(path).member.name == "CogVideoX 2B"
 
 
-def test_sizes_and_scales_of_the_config_are_followed(tmp_path: Path):
+def test_sizes_and_scales_of_the_config_are_followed(tmp_path: Path) -> None:
     x = random(1, 16, 2, 20, 12)
     for kind, changes in (
         ("5b", {"sample_height": 24, "sample_width": 16}),
@@ -273,7 +297,7 @@ def test_sizes_and_scales_of_the_config_are_followed(tmp_path: Path):
 
 
 @pytest.mark.parametrize("kind, heads, name", [("2b", 30, "2B"), ("5b", 48, "5B"), ("1.5", 48, "1.5 5B")])
-def test_without_a_config_the_width_tells_the_variant(kind: str, heads: int, name: str, tmp_path: Path):
+def test_without_a_config_the_width_tells_the_variant(kind: str, heads: int, name: str, tmp_path: Path) -> None:
     shapes = official(kind, heads)
     path = hollow_file(tmp_path / "model.safetensors", shapes)
     sizes = {"sample_height": 8, "num_attention_heads": heads, "patch_size_t": 2 if kind == "1.5" else None}
@@ -288,7 +312,7 @@ def test_without_a_config_the_width_tells_the_variant(kind: str, heads: int, nam
 
 
 @pytest.mark.parametrize("weight_dtype", ["fp8_e4m3fn", "fp8_e4m3fn_fast", "fp8_e5m2"])
-def test_weights_in_fp8(weight_dtype: str, folders: dict[str, Path]):
+def test_weights_in_fp8(weight_dtype: str, folders: dict[str, Path]) -> None:
     model = cogvideox.load(folders["5b"], weight_dtype)
     dtype = torch.float8_e5m2 if weight_dtype == "fp8_e5m2" else torch.float8_e4m3fn
     assert model.model.diffusion_model.blocks[1].ff_proj.weight.dtype == dtype
@@ -297,19 +321,20 @@ def test_weights_in_fp8(weight_dtype: str, folders: dict[str, Path]):
     assert 1e-4 < relative(ours, exact) < 0.5
 
 
-def test_names_of_quantised_layers_are_renamed_with_the_weights(tmp_path: Path):
+def test_names_of_quantised_layers_are_renamed_with_the_weights(tmp_path: Path) -> None:
     path = tmp_path / "quantised.safetensors"
     layers = {"transformer_blocks.0.attn1.to_out.0": {"format": "float8_e4m3fn"}}
     comfy.utils.save_torch_file(
-        {key: torch.zeros(1) for key in official("5b", 48)}, str(path),
+        {key: torch.zeros(1) for key in official("5b", 48)},
+        str(path),
         metadata={"_quantization_metadata": json.dumps({"layers": layers})},
-    )  # fmt: skip
+    )
     _, metadata = files.read(path)
     assert list(json.loads(metadata["_quantization_metadata"])["layers"]) == ["blocks.0.attn_out"]
     assert files.host_key("transformer_blocks.3.attn1.to_q.scale_weight") == "blocks.3.q.scale_weight"
 
 
-def test_the_weights_are_not_in_memory_twice(folders: dict[str, Path]):
+def test_the_weights_are_not_in_memory_twice(folders: dict[str, Path]) -> None:
     state_dict, _ = files.read(folders["5b"])
     tensors = {id(value) for value in state_dict.values()}
     before = state_dict
@@ -330,21 +355,23 @@ def refused(path: Path, *words: str) -> None:
 
 def test_what_is_no_text_to_video_cogvideox_is_refused_in_words(
     networks: dict[str, Any], folders: dict[str, Path], tmp_path: Path
-):
+) -> None:
     path = tmp_path / "file.safetensors"
     refused(hollow_file(path, official("5b", 48, in_channels=32)), "image", "32 input channels", "CogVideoX-5b")
     refused(hollow_file(path, official("1.5", 48, ofs_embed_dim=512)), "image", "Choose")
     refused(hollow_file(path, official("5b", 40)), "width 2560", "1920 (CogVideoX 2B)", "config.json")
     shapes = official("5b", 48, layers=2)
     refused(hollow_file(path, {k: v for k, v in shapes.items() if "blocks.1.ff" not in k}), "only a part", "3 more")
-    refused(hollow_file(path, {k: v for k, v in shapes.items() if "proj_out" not in k}), "only a part", "proj_out.weight")
+    refused(
+        hollow_file(path, {k: v for k, v in shapes.items() if "proj_out" not in k}), "only a part", "proj_out.weight"
+    )
     refused(hollow_file(path, {"blocks.0.weight": [2]}), "not a CogVideoX", "Choose")
     (tmp_path / "config.json").write_text(json.dumps({**oracle.config_of(networks["5b"]), "patch_size": 4}), "utf-8")
     comfy.utils.save_torch_file(networks["5b"].state_dict(), str(path))
     refused(path, "can't build", "Choose")
 
 
-def test_shards_that_are_not_whole_are_refused_with_what_is_missing(networks: dict[str, Any], tmp_path: Path):
+def test_shards_that_are_not_whole_are_refused_with_what_is_missing(networks: dict[str, Any], tmp_path: Path) -> None:
     folder = oracle.write(networks["5b"], tmp_path / "CogVideoX-5b", shards=2)
     first, second = sorted(folder.glob("*.safetensors"))
     whole = second.read_bytes()
@@ -365,13 +392,15 @@ def test_shards_that_are_not_whole_are_refused_with_what_is_missing(networks: di
         cogvideox.load(folder)
 
 
-def test_files_of_other_families_are_left_to_the_host(tiny_file: Callable[..., Path], tmp_path: Path):
+def test_files_of_other_families_are_left_to_the_host(tiny_file: Callable[..., Path], tmp_path: Path) -> None:
     wan = tiny_file()
     assert not cogvideox.is_cogvideox(wan) and not cogvideox.is_cogvideox(tmp_path / "absent.safetensors")
     pickled = tmp_path / "model.pt"
     torch.save({"a": torch.zeros(1)}, pickled)
     assert not cogvideox.is_cogvideox(pickled)
-    image = {key.replace("time_embedding.", "time_condition_embed."): shape for key, shape in official("5b", 48).items()}
+    image = {
+        key.replace("time_embedding.", "time_condition_embed."): shape for key, shape in official("5b", 48).items()
+    }
     assert not cogvideox.is_cogvideox(hollow_file(tmp_path / "cogview.safetensors", image))
     checkpoint.check_video_dit(wan)
     folder = tmp_path / "shards"
@@ -384,14 +413,20 @@ def test_files_of_other_families_are_left_to_the_host(tiny_file: Callable[..., P
             checkpoint.check_video_dit(path)
 
 
-def test_the_loader_offers_one_name_for_the_shards_of_a_model():
+def test_the_loader_offers_one_name_for_the_shards_of_a_model() -> None:
     shards = [f"diffusion_pytorch_model-{i:05}-of-00002.safetensors" for i in (1, 2)]
     single = str(Path("CogVideoX-2b", "transformer", SINGLE))
     files = ["wan.safetensors", single, *(str(Path("CogVideoX-5b", "transformer", s)) for s in shards), *shards, SINGLE]
-    assert checkpoint.model_names(files) == sorted([
-        "CogVideoX-2b/transformer", "CogVideoX-5b/transformer", single, SINGLE,
-        "diffusion_pytorch_model.safetensors.index.json", "wan.safetensors",
-    ])  # fmt: skip
+    assert checkpoint.model_names(files) == sorted(
+        [
+            "CogVideoX-2b/transformer",
+            "CogVideoX-5b/transformer",
+            single,
+            SINGLE,
+            "diffusion_pytorch_model.safetensors.index.json",
+            "wan.safetensors",
+        ]
+    )
 
 
 # --- the fix for MODELs of other loaders --------------------------------------------------------------------------------
@@ -400,7 +435,7 @@ def test_the_loader_offers_one_name_for_the_shards_of_a_model():
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_fix_makes_a_model_of_the_host_s_loader_the_same_as_ours(
     kind: str, networks: dict[str, Any], folders: dict[str, Path], tmp_path: Path
-):
+) -> None:
     oracle.write_config(networks[kind], tmp_path)
     plain = comfy.sd.load_diffusion_model(str(host_file(networks[kind], tmp_path / "model.safetensors")))
     node = module("nodes.cogvideox").SRCogVideoXFix
@@ -415,12 +450,12 @@ def test_the_fix_makes_a_model_of_the_host_s_loader_the_same_as_ours(
     assert not torch.equal(sample(plain, noise, 4), expected) and not plain.object_patches and not plain.wrappers
 
 
-def test_the_fix_of_another_model_is_refused(wan: Callable[..., Any]):
+def test_the_fix_of_another_model_is_refused(wan: Callable[..., Any]) -> None:
     with pytest.raises(ValueError, match="WAN21, no CogVideoX"):
         cogvideox.correct(wan())
 
 
-def test_a_clone_with_weights_of_its_own_computes_with_those(folders: dict[str, Path]):
+def test_a_clone_with_weights_of_its_own_computes_with_those(folders: dict[str, Path]) -> None:
     """The host makes such clones for a second GPU: no patch may hold on to the first one's modules."""
     model = cogvideox.load(folders["2b"])
     x, prompt = random(1, 16, 1, 8, 8), text(1)
@@ -442,7 +477,7 @@ def run(model: Any, frames: int, **how: Any) -> torch.Tensor:
 
 def test_a_prompt_longer_than_226_tokens_is_cut_with_one_line(
     folders: dict[str, Path], caplog: pytest.LogCaptureFixture
-):
+) -> None:
     model = cogvideox.load(folders["2b"])
     long = text(3, tokens=300)
     expected = run(model, 1, positive=[[long[:, :226], {}]])
@@ -452,10 +487,14 @@ def test_a_prompt_longer_than_226_tokens_is_cut_with_one_line(
     assert lines == ["SRDiffusion: CogVideoX reads 226 tokens of a prompt; cut: positive 300."]
 
 
-def test_the_fix_without_dynamic_cfg_takes_that_of_another_fix_off_and_leaves_what_others_set(folders: dict[str, Path]):
+def test_the_fix_without_dynamic_cfg_takes_that_of_another_fix_off_and_leaves_what_others_set(
+    folders: dict[str, Path],
+) -> None:
     model = cogvideox.load(folders["5b"])
     dynamic = cogvideox.correct(model, dynamic_cfg=True)
-    assert torch.equal(run(cogvideox.correct(dynamic), 1), run(model, 1)) and not torch.equal(run(dynamic, 1), run(model, 1))
+    assert torch.equal(run(cogvideox.correct(dynamic), 1), run(model, 1)) and not torch.equal(
+        run(dynamic, 1), run(model, 1)
+    )
     other = model.clone()
     other.set_model_sampler_cfg_function(lambda args: args["cond"])
     assert torch.equal(run(cogvideox.correct(other), 1), run(other, 1))
@@ -463,10 +502,12 @@ def test_the_fix_without_dynamic_cfg_takes_that_of_another_fix_off_and_leaves_wh
 
 def test_226_tokens_are_read_whatever_the_config_says_as_the_official_pipelines_do(
     networks: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
-):
+) -> None:
     folder = oracle.write(networks["5b"], tmp_path)
     expected = run(cogvideox.load(folder), 1)
-    (folder / "config.json").write_text(json.dumps({**oracle.config_of(networks["5b"]), "max_text_seq_length": 224}), "utf-8")
+    (folder / "config.json").write_text(
+        json.dumps({**oracle.config_of(networks["5b"]), "max_text_seq_length": 224}), "utf-8"
+    )
     with caplog.at_level(logging.INFO):
         assert torch.equal(run(cogvideox.load(folder), 1), expected)
     assert not [r for r in caplog.records if "tokens" in r.getMessage()]
@@ -486,14 +527,14 @@ def test_226_tokens_are_read_whatever_the_config_says_as_the_official_pipelines_
 )
 def test_a_number_of_the_config_that_no_model_has_is_refused_naming_it(
     key: str, value: Any, networks: dict[str, Any], tmp_path: Path
-):
+) -> None:
     folder = oracle.write(networks["2b"], tmp_path)
     (folder / "config.json").write_text(json.dumps({**oracle.config_of(networks["2b"]), key: value}), "utf-8")
     with pytest.raises(ValueError, match=f"config.json says {key} '{value}'; a number from"):
         cogvideox.identify(folder)
 
 
-def test_frame_counts_that_1_5_can_t_take_are_refused_with_the_nearest(folders: dict[str, Path]):
+def test_frame_counts_that_1_5_can_t_take_are_refused_with_the_nearest(folders: dict[str, Path]) -> None:
     model = cogvideox.load(folders["1.5"])
     with pytest.raises(ValueError, match=r"81 frames make 21\. Set the length of the empty latent to 77 or 85\."):
         run(model, 21)
@@ -503,7 +544,7 @@ def test_frame_counts_that_1_5_can_t_take_are_refused_with_the_nearest(folders: 
     assert run(cogvideox.load(folders["5b"]), 1).shape[2] == 1
 
 
-def test_odd_sizes_run_and_keep_their_size(folders: dict[str, Path]):
+def test_odd_sizes_run_and_keep_their_size(folders: dict[str, Path]) -> None:
     for kind in ("2b", "5b"):
         assert sample(cogvideox.load(folders[kind]), random(1, 16, 1, 7, 9), 1).shape == (1, 16, 1, 7, 9)
 
@@ -512,7 +553,7 @@ def test_odd_sizes_run_and_keep_their_size(folders: dict[str, Path]):
 
 
 @pytest.mark.parametrize("kind", [latent.FLOW, latent.VARIANCE_EXPLODING])
-def test_the_map_takes_a_noisy_latent_to_what_the_render_would_have_seen(kind: str):
+def test_the_map_takes_a_noisy_latent_to_what_the_render_would_have_seen(kind: str) -> None:
     clean, noise = random(3, 2, 2, 2).double(), random(3, 2, 2, 2, seed=1).double()
     sigma = torch.tensor([1.0, 0.6, 0.0] if kind == latent.FLOW else [4518.8, 1.0, 0.0], dtype=torch.float64)
 
@@ -531,13 +572,13 @@ def test_the_map_takes_a_noisy_latent_to_what_the_render_would_have_seen(kind: s
     assert same.is_identity and all(a is b for a, b in zip(same.to_render(clean, sigma), (clean, sigma)))
 
 
-def test_an_impossible_map_is_refused():
+def test_an_impossible_map_is_refused() -> None:
     for ratio, kind in ((0.0, latent.FLOW), (float("nan"), latent.FLOW), (1.0, "DDPM")):
         with pytest.raises(ValueError, match="No map"):
             latent.LatentMap(ratio, kind)
 
 
-def test_the_scales_are_the_official_ones(folders: dict[str, Path]):
+def test_the_scales_are_the_official_ones(folders: dict[str, Path]) -> None:
     for kind in KINDS:
         model = cogvideox.load(folders[kind])
         member = cogvideox.layout_of(model).member

@@ -54,8 +54,10 @@ def noise(batch: int = 1) -> torch.Tensor:
 @pytest.mark.parametrize("switch", [0, 1, 5, 12])
 @pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m", "uni_pc", "ddim"])
 def test_the_same_network_in_another_latent_space_gives_the_run_without_a_hand_over(
-    sampler: str, switch: int, folders: dict[str, Path]  # noqa: F811
-):
+    sampler: str,
+    switch: int,
+    folders: dict[str, Path],  # noqa: F811
+) -> None:
     model = cogvideox.load(folders["5b"])
     plain = sample(model, noise(), STEPS, sampler=sampler)
     mixed = sample(sr_model(model, in_another_space(folders), switch), noise(), STEPS, sampler=sampler)
@@ -66,13 +68,15 @@ HOW: dict[str, dict[str, Any]] = {
     "a sampler that looks at the unguided prediction": {"sampler": "euler_cfg_pp"},
     "a sampler that calls twice a step": {"sampler": "heun"},
     "batch 2": {"batch": 2},
-    "a prompt with a range of steps": {"positive": [[text(1), {}], [text(3), {"start_percent": 0.3, "end_percent": 0.8}]]},
+    "a prompt with a range of steps": {
+        "positive": [[text(1), {}], [text(3), {"start_percent": 0.3, "end_percent": 0.8}]]
+    },
     "cfg 1": {"cfg": 1.0},
 }
 
 
 @pytest.mark.parametrize("how", HOW)
-def test_everything_outside_stays_in_the_sketchs_space_with(how: str, folders: dict[str, Path]):  # noqa: F811
+def test_everything_outside_stays_in_the_sketchs_space_with(how: str, folders: dict[str, Path]) -> None:  # noqa: F811
     settings = dict(HOW[how])
     start = noise(settings.pop("batch", 1))
     model = cogvideox.load(folders["5b"])
@@ -81,7 +85,7 @@ def test_everything_outside_stays_in_the_sketchs_space_with(how: str, folders: d
     assert relative(mixed, plain) <= 2e-5
 
 
-def test_masks_and_denoise_and_previews_are_in_the_sketchs_space(folders: dict[str, Path]):  # noqa: F811
+def test_masks_and_denoise_and_previews_are_in_the_sketchs_space(folders: dict[str, Path]) -> None:  # noqa: F811
     import comfy.sample
 
     model = cogvideox.load(folders["5b"])
@@ -91,9 +95,21 @@ def test_masks_and_denoise_and_previews_are_in_the_sketchs_space(folders: dict[s
     def run(model: Any) -> tuple[torch.Tensor, list[torch.Tensor]]:
         seen: list[torch.Tensor] = []
         out = comfy.sample.sample(
-            model, noise(), STEPS, 6.0, "euler", "simple", [[text(1), {}]], [[text(2), {}]], video, denoise=0.6,
-            noise_mask=mask, callback=lambda step, x0, x, total: seen.append(x0.clone()), seed=0, disable_pbar=True,
-        )  # fmt: skip
+            model,
+            noise(),
+            STEPS,
+            6.0,
+            "euler",
+            "simple",
+            [[text(1), {}]],
+            [[text(2), {}]],
+            video,
+            denoise=0.6,
+            noise_mask=mask,
+            callback=lambda step, x0, x, total: seen.append(x0.clone()),
+            seed=0,
+            disable_pbar=True,
+        )
         return out, seen
 
     plain, previews = run(model)
@@ -106,8 +122,10 @@ def test_masks_and_denoise_and_previews_are_in_the_sketchs_space(folders: dict[s
 
 @pytest.mark.parametrize("switch", [3, 7])
 def test_5b_then_2b_is_the_hand_written_ddim_hand_over_of_diffusers(
-    switch: int, networks: dict[str, Any], folders: dict[str, Path]  # noqa: F811
-):
+    switch: int,
+    networks: dict[str, Any],
+    folders: dict[str, Path],  # noqa: F811
+) -> None:
     sketch, render = cogvideox.load(folders["5b"]), cogvideox.load(folders["2b"])
     report = Report()
     ours = sample(sr_model(sketch, render, switch, report), noise(), 10, cfg=1.0) * oracle.SCALE["5b"]
@@ -117,7 +135,7 @@ def test_5b_then_2b_is_the_hand_written_ddim_hand_over_of_diffusers(
 
 
 @pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m", "uni_pc", "ddim", "heun", "dpmpp_sde"])
-def test_within_5b_the_hand_over_changes_not_a_bit(sampler: str, folders: dict[str, Path]):  # noqa: F811
+def test_within_5b_the_hand_over_changes_not_a_bit(sampler: str, folders: dict[str, Path]) -> None:  # noqa: F811
     sketch, same = cogvideox.load(folders["5b"]), cogvideox.load(folders["5b"])
     plain = sample(sketch, noise(), 8, sampler=sampler)
     for switch in (0, 3, 8):
@@ -126,14 +144,17 @@ def test_within_5b_the_hand_over_changes_not_a_bit(sampler: str, folders: dict[s
 
 
 def test_a_2b_as_loaded_by_the_host_does_not_fit_a_corrected_5b_and_the_message_names_the_fix(
-    networks: dict[str, Any], folders: dict[str, Path]  # noqa: F811
-):
+    networks: dict[str, Any],
+    folders: dict[str, Path],  # noqa: F811
+) -> None:
     import comfy.sd
 
     state_dict = dict(networks["2b"].state_dict())
     files.rename(state_dict)
     uncorrected = comfy.sd.load_diffusion_model_state_dict(state_dict)
-    with pytest.raises(ValueError, match="noise schedules .variance exploding and DDPM.*CogVideoX Sampling Fix.*on the render"):
+    with pytest.raises(
+        ValueError, match="noise schedules .variance exploding and DDPM.*CogVideoX Sampling Fix.*on the render"
+    ):
         sr_model(cogvideox.load(folders["5b"]), uncorrected, 3)
 
 
@@ -142,7 +163,8 @@ def test_a_2b_as_loaded_by_the_host_does_not_fit_a_corrected_5b_and_the_message_
 
 def slow(model: Any) -> tuple[Any, list[int]]:
     """(the MODEL with a time embedding that changes as little from step to step as a trained one's, list that gets every
-    attention call: one a block)."""
+    attention call: one a block).
+    """
     network, calls = model.model.diffusion_model, []
     network.time_embedding_linear_1.weight.data.mul_(0.05)
     network.time_embedding_linear_1.bias.data.fill_(1.0)
@@ -161,8 +183,9 @@ def cached(model: Any, threshold: float = 0.3) -> Any:
 
 @pytest.mark.parametrize("kind", ["2b", "5b", "1.5"])
 def test_a_plan_that_reuses_nothing_changes_nothing_and_one_that_does_runs_no_block_there(
-    kind: str, folders: dict[str, Path]  # noqa: F811
-):
+    kind: str,
+    folders: dict[str, Path],  # noqa: F811
+) -> None:
     model, calls = slow(cogvideox.load(folders[kind]))
     blocks = len(model.model.diffusion_model.blocks)
     plain = sample(model, noise(), STEPS)
@@ -180,8 +203,8 @@ def test_a_plan_that_reuses_nothing_changes_nothing_and_one_that_does_runs_no_bl
 
 
 def test_the_plan_of_a_render_in_another_space_is_made_from_the_noise_levels_that_it_sees(
-    folders: dict[str, Path]  # noqa: F811
-):
+    folders: dict[str, Path],  # noqa: F811
+) -> None:
     sketch, render = cogvideox.load(folders["5b"]), slow(cogvideox.load(folders["2b"]))[0]
     report, after = Report(), 5
     sample(sr_model(sketch, cached(render), after, report), noise(), STEPS)
@@ -206,7 +229,7 @@ def loaded(model: Any) -> Any:
     return model.model.diffusion_model
 
 
-def test_a_network_asks_for_replacements_only_while_a_cached_model_is_loaded(folders: dict[str, Path]):  # noqa: F811
+def test_a_network_asks_for_replacements_only_while_a_cached_model_is_loaded(folders: dict[str, Path]) -> None:  # noqa: F811
     model, _ = slow(cogvideox.load(folders["2b"]))
     network = model.model.diffusion_model
     plain, names = network.blocks, list(network.state_dict())
@@ -225,8 +248,9 @@ def test_a_network_asks_for_replacements_only_while_a_cached_model_is_loaded(fol
 
 
 def test_a_cached_model_whose_network_was_taken_over_by_another_computes_and_says_so(
-    folders: dict[str, Path], caplog: pytest.LogCaptureFixture  # noqa: F811
-):
+    folders: dict[str, Path],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     model, calls = slow(cogvideox.load(folders["2b"]))
     plain = sample(model, noise(), STEPS)
     calls.clear()
@@ -244,7 +268,7 @@ def test_a_cached_model_whose_network_was_taken_over_by_another_computes_and_say
     assert any("TeaCache: the blocks are another MODEL's" in record.getMessage() for record in caplog.records)
 
 
-def test_a_clone_for_another_gpu_asks_by_itself_and_computes_with_its_own_weights(folders: dict[str, Path]):  # noqa: F811
+def test_a_clone_for_another_gpu_asks_by_itself_and_computes_with_its_own_weights(folders: dict[str, Path]) -> None:  # noqa: F811
     model, _ = slow(cogvideox.load(folders["2b"]))
     ours = cached(model)
     loaded(ours)
@@ -255,14 +279,15 @@ def test_a_clone_for_another_gpu_asks_by_itself_and_computes_with_its_own_weight
     for parameter in loaded(ours).parameters():
         parameter.zero_()
     calls: list[int] = []
-    twin.model_options["transformer_options"]["optimized_attention_override"] = (
-        lambda function, *args, **kwargs: (calls.append(1), function(*args, **kwargs))[1]
-    )
+    twin.model_options["transformer_options"]["optimized_attention_override"] = lambda function, *args, **kwargs: (
+        calls.append(1),
+        function(*args, **kwargs),
+    )[1]
     assert torch.equal(sample(twin, noise(), STEPS), expected)
     assert len(calls) == (STEPS - count) * len(twin.model.diffusion_model.blocks)
 
 
-def test_patched_weights_are_in_what_is_computed_and_reused(folders: dict[str, Path]):  # noqa: F811
+def test_patched_weights_are_in_what_is_computed_and_reused(folders: dict[str, Path]) -> None:  # noqa: F811
     model, calls = slow(cogvideox.load(folders["2b"]))
     key = "diffusion_model.blocks.0.ff_out.weight"
     weight = model.model.diffusion_model.blocks[0].ff_out.weight
@@ -277,7 +302,7 @@ def test_patched_weights_are_in_what_is_computed_and_reused(folders: dict[str, P
 
 
 @pytest.mark.parametrize("how", [compiled_blocks, patched_blocks])
-def test_blocks_that_are_compiled_one_by_one_are_skipped(how: Any, folders: dict[str, Path]):  # noqa: F811
+def test_blocks_that_are_compiled_one_by_one_are_skipped(how: Any, folders: dict[str, Path]) -> None:  # noqa: F811
     torch._dynamo.reset()
     backend, graphs = counting()
     model = module("srd_core.attention").with_attention(slow(cogvideox.load(folders["2b"]))[0], "pytorch")
@@ -286,15 +311,17 @@ def test_blocks_that_are_compiled_one_by_one_are_skipped(how: Any, folders: dict
     assert graphs and count == found_count > 0 and relative(found, expected) <= 1e-5
 
 
-def test_a_network_that_is_compiled_as_a_whole_runs_as_without_the_cache(folders: dict[str, Path]):  # noqa: F811
+def test_a_network_that_is_compiled_as_a_whole_runs_as_without_the_cache(folders: dict[str, Path]) -> None:  # noqa: F811
     torch._dynamo.reset()
-    model = compiled_whole(module("srd_core.attention").with_attention(slow(cogvideox.load(folders["2b"]))[0], "pytorch"))
+    model = compiled_whole(
+        module("srd_core.attention").with_attention(slow(cogvideox.load(folders["2b"]))[0], "pytorch")
+    )
     plain = sample(model, noise(), STEPS)
     found, count = reused_by(cached(model))
     assert torch.equal(found, plain) and count == 0
 
 
-def test_the_host_is_asked_for_what_the_cache_holds(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch):  # noqa: F811
+def test_the_host_is_asked_for_what_the_cache_holds(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     model = cogvideox.load(folders["2b"])
     wide = random(1, 16, 3, 10, 14, seed=4)
     held = reuse.held_bytes(cached(model), wide.shape, 2)

@@ -18,7 +18,7 @@ from hosting import REPOSITORY, module
 
 sys.path.append(str(REPOSITORY / "bench"))
 
-import quality  # noqa: E402
+import quality
 
 likeness = module("srd_core.likeness")
 compare = module("srd_core.compare")
@@ -48,13 +48,13 @@ def run(a: torch.Tensor, b: torch.Tensor, **how: Any) -> tuple[torch.Tensor, tor
 # --- numbers ----------------------------------------------------------------------------------------------------------
 
 
-def test_psnr_is_that_of_a_known_error():
+def test_psnr_is_that_of_a_known_error() -> None:
     a = torch.full((2, 16, 16, 3), 0.5)
     assert likeness.psnr(a, a + 0.1) == pytest.approx(20.0, abs=1e-5)
     assert math.isinf(likeness.psnr(a, a))
 
 
-def test_psnr_of_the_clip_is_of_all_pixels_not_a_mean_of_the_frames():
+def test_psnr_of_the_clip_is_of_all_pixels_not_a_mean_of_the_frames() -> None:
     a = torch.zeros(2, 16, 16, 3)
     b = a.clone()
     b[1] += 0.1
@@ -63,7 +63,7 @@ def test_psnr_of_the_clip_is_of_all_pixels_not_a_mean_of_the_frames():
     assert found.whole_psnr == pytest.approx(20 + 10 * math.log10(2), abs=1e-5)
 
 
-def test_ssim_is_per_frame_and_falls_where_a_frame_differs():
+def test_ssim_is_per_frame_and_falls_where_a_frame_differs() -> None:
     a = clip()
     b = a.clone()
     b[2] = clip(1)[2]
@@ -71,7 +71,7 @@ def test_ssim_is_per_frame_and_falls_where_a_frame_differs():
     assert values[:2].tolist() == [1.0, 1.0] and values[2] < 0.5
 
 
-def test_flicker_is_the_mean_change_between_frames():
+def test_flicker_is_the_mean_change_between_frames() -> None:
     steady, jumping = torch.zeros(4, 16, 16, 3), torch.zeros(4, 16, 16, 3)
     jumping[1::2] = 0.2
     assert likeness.flicker(steady) == 0 and likeness.flicker(jumping) == pytest.approx(0.2)
@@ -94,7 +94,7 @@ def random_alexnet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     likeness._lpips_network.cache_clear()
 
 
-def test_lpips_measures_where_its_weights_are(random_alexnet: None):
+def test_lpips_measures_where_its_weights_are(random_alexnet: None) -> None:
     a, b = clip(), clip(1)
     near = a + 0.01 * (b - a)
     apart, close, same = (likeness.lpips(a, other) for other in (b, near, a))
@@ -107,7 +107,7 @@ def test_lpips_measures_where_its_weights_are(random_alexnet: None):
 
 def test_without_its_weights_lpips_is_said_to_be_missing_and_nothing_is_downloaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     *_, summary, _ = run(clip(), clip(1), lpips="alex")
     assert "LPIPS: not measured." in summary and "PSNR: " in summary and "SSIM: " in summary
@@ -118,7 +118,7 @@ def test_without_its_weights_lpips_is_said_to_be_missing_and_nothing_is_download
 # --- the node ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_text_holds_what_was_measured():
+def test_the_text_holds_what_was_measured() -> None:
     a, b = clip(), clip(1)
     comparison, plot, summary, ui = run(a, b)
     assert f"PSNR: {likeness.psnr(a, b):.2f} dB" in summary
@@ -128,18 +128,18 @@ def test_the_text_holds_what_was_measured():
     assert comparison.dtype == plot.dtype == torch.float32 and plot.shape[0] == 1 and plot.shape[-1] == 3
 
 
-def test_equal_clips_are_called_identical():
+def test_equal_clips_are_called_identical() -> None:
     *_, summary, _ = run(clip(), clip())
     assert "identical" in summary and "inf" not in summary
 
 
-def test_side_by_side_holds_both_clips():
+def test_side_by_side_holds_both_clips() -> None:
     a, b = clip(), clip(1)
     comparison, *_ = run(a, b, label_a="", label_b=" ")
     assert torch.equal(comparison, torch.cat([a, b], 2))
 
 
-def test_labels_are_written_on_their_own_clip():
+def test_labels_are_written_on_their_own_clip() -> None:
     a, b = clip(), clip(1)
     comparison, *_ = run(a, b, label_b="")
     assert not torch.equal(comparison[:, :, :80], a) and torch.equal(comparison[:, :, 80:], b)
@@ -147,7 +147,7 @@ def test_labels_are_written_on_their_own_clip():
 
 
 @pytest.mark.parametrize("position, edge", [(0.0, 0), (0.25, 20), (1.0, 80)])
-def test_a_wipe_goes_over_from_a_to_b_at_its_edge(position: float, edge: int):
+def test_a_wipe_goes_over_from_a_to_b_at_its_edge(position: float, edge: int) -> None:
     a, b = clip(), clip(1)
     comparison, *_ = run(a, b, layout="wipe", position=position, label_a="", label_b="")
     assert torch.equal(comparison[:, :, : max(edge - 1, 0)], a[:, :, : max(edge - 1, 0)])
@@ -156,19 +156,19 @@ def test_a_wipe_goes_over_from_a_to_b_at_its_edge(position: float, edge: int):
     assert white.nonzero().flatten().tolist() == ([edge - 1, edge] if 0 < edge < 80 else [])
 
 
-def test_a_moving_wipe_shows_more_of_a_and_then_less():
+def test_a_moving_wipe_shows_more_of_a_and_then_less() -> None:
     edges = compare.wipe_edges(8, 80, "moving wipe", 0.5)
     assert edges == edges[::-1] and edges[:4] == sorted(edges[:4]) and edges[0] < 20 and edges[3] > 60
 
 
-def test_the_difference_is_black_where_the_clips_agree():
+def test_the_difference_is_black_where_the_clips_agree() -> None:
     a, b = clip(), clip()
     b[:, :32] = (b[:, :32] + 0.1).clamp(max=1)
     comparison, *_ = run(a, b, layout="difference")
     assert (comparison[:, 32:] == 0).all() and comparison[:, :32].max() == pytest.approx(0.4, abs=1e-5)
 
 
-def test_the_plot_has_a_panel_for_every_measure_and_a_dot_for_every_frame():
+def test_the_plot_has_a_panel_for_every_measure_and_a_dot_for_every_frame() -> None:
     a, b = clip(), clip(1)
     found = compare.compare(a, b, ("a", "b"), "off")
     picture = np.asarray(compare.plot(found))
@@ -181,29 +181,29 @@ def test_the_plot_has_a_panel_for_every_measure_and_a_dot_for_every_frame():
 # --- clips that can't be compared -------------------------------------------------------------------------------------
 
 
-def test_clips_of_different_length_are_refused_in_a_sentence():
+def test_clips_of_different_length_are_refused_in_a_sentence() -> None:
     with pytest.raises(ValueError, match=r"one has 3 frames and two has 5\. Compare clips of one length"):
         run(clip(), clip(frames=5))
 
 
-def test_clips_of_different_size_are_refused_in_a_sentence():
+def test_clips_of_different_size_are_refused_in_a_sentence() -> None:
     with pytest.raises(ValueError, match=r"one is 80 x 64 pixels and two is 96 x 64\. Compare clips of one size"):
         run(clip(), clip(width=96))
 
 
-def test_tiny_frames_are_compared_without_ssim():
+def test_tiny_frames_are_compared_without_ssim() -> None:
     a = torch.rand(2, 8, 8, 3)
     _, _, summary, _ = run(a, a * 0.9)
     assert "PSNR: " in summary and "SSIM: not measured" in summary
 
 
 @pytest.mark.parametrize("frames, channels", [(1, 3), (2, 4)])
-def test_a_single_picture_and_one_with_transparency_are_fine(frames: int, channels: int):
+def test_a_single_picture_and_one_with_transparency_are_fine(frames: int, channels: int) -> None:
     a = torch.rand(frames, 64, 64, channels, generator=torch.Generator().manual_seed(0))
     comparison, _, summary, _ = run(a, 1 - a)
     assert comparison.shape == (frames, 64, 128, 3) and "PSNR" in summary
 
 
-def test_long_labels_are_cut_to_the_clip():
+def test_long_labels_are_cut_to_the_clip() -> None:
     comparison, *_ = run(clip(), clip(1), label_a="a very long label " * 20)
     assert comparison.shape == (3, 64, 160, 3)

@@ -33,9 +33,16 @@ SAMPLERS = comfy.samplers.KSampler.SAMPLERS
 SCHEDULERS = comfy.samplers.KSampler.SCHEDULERS
 STEPS = 6
 SWITCHING: dict[str, Any] = {
-    "switch_mode": "step", "delta": 0.01, "fix_step": 5, "max_step": 0, "switch_step": 3, "switch_sigma": 0.875,
-    "render_cfg": 0.0, "teacache": 0.0, "offload_sketch": "auto",
-}  # fmt: skip
+    "switch_mode": "step",
+    "delta": 0.01,
+    "fix_step": 5,
+    "max_step": 0,
+    "switch_step": 3,
+    "switch_sigma": 0.875,
+    "render_cfg": 0.0,
+    "teacache": 0.0,
+    "offload_sketch": "auto",
+}
 
 
 def sr_model(sketch: Any, render: Any, step: int = 3, report: Any = None, **settings: Any) -> Any:
@@ -47,9 +54,17 @@ def sr_model(sketch: Any, render: Any, step: int = 3, report: Any = None, **sett
 def sr_sampler(sketch: Any, render: Any, steps: int = STEPS, **how: Any) -> torch.Tensor:
     """The SR Sampler node."""
     call: dict[str, Any] = {
-        "positive": helpers.prompt(1), "negative": helpers.prompt(2), "latent": helpers.empty_latent(), "seed": 7,
-        "steps": steps, "cfg": 3.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0, **SWITCHING,
-    } | how  # fmt: skip
+        "positive": helpers.prompt(1),
+        "negative": helpers.prompt(2),
+        "latent": helpers.empty_latent(),
+        "seed": 7,
+        "steps": steps,
+        "cfg": 3.0,
+        "sampler_name": "euler",
+        "scheduler": "simple",
+        "denoise": 1.0,
+        **SWITCHING,
+    } | how
     return sampler_nodes.SRSampler.execute(sketch, render, **call).args[0]["samples"]
 
 
@@ -57,9 +72,10 @@ def sr_sampler(sketch: Any, render: Any, steps: int = STEPS, **how: Any) -> torc
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_for_every_sampler_the_hand_over_itself_changes_nothing(sampler: str, wan: Any):
+def test_for_every_sampler_the_hand_over_itself_changes_nothing(sampler: str, wan: Any) -> None:
     """Invariants 1, 2 and 4: with the same weights in both stages every switch step gives the plain run; a switch that
-    never comes is the plain sketch; a switch at step 0 is the plain render; calls are neither skipped nor repeated."""
+    never comes is the plain sketch; a switch at step 0 is the plain render; calls are neither skipped nor repeated.
+    """
     sketch, same, render = wan(), wan(), wan(seed=1)
     counted, calls = helpers.count_calls(sketch)
     plain, plain_render = (helpers.ksampler(m, STEPS, sampler_name=sampler) for m in (counted, render))
@@ -78,7 +94,7 @@ def test_for_every_sampler_the_hand_over_itself_changes_nothing(sampler: str, wa
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
-def test_for_every_scheduler_the_hand_over_itself_changes_nothing(scheduler: str, wan: Any):
+def test_for_every_scheduler_the_hand_over_itself_changes_nothing(scheduler: str, wan: Any) -> None:
     sketch, same, render = wan(), wan(), wan(seed=1)
     plain = helpers.ksampler(sketch, STEPS, scheduler=scheduler)
     assert torch.equal(helpers.ksampler(sr_model(sketch, same, 2), STEPS, scheduler=scheduler), plain)
@@ -87,7 +103,7 @@ def test_for_every_scheduler_the_hand_over_itself_changes_nothing(scheduler: str
 
 
 @pytest.mark.parametrize("sampler", [s for s in SAMPLERS if s not in ("dpm_fast", "dpm_adaptive")])
-def test_for_every_sampler_the_sketch_runs_exactly_switch_step_steps(sampler: str, wan: Any):
+def test_for_every_sampler_the_sketch_runs_exactly_switch_step_steps(sampler: str, wan: Any) -> None:
     report = Report()
     helpers.ksampler(sr_model(wan(), wan(seed=1), 2, report), STEPS, sampler_name=sampler)
     assert [s.stage for s in report.steps] == ["sketch"] * 2 + ["render"] * 4
@@ -100,17 +116,27 @@ def test_for_every_sampler_the_sketch_runs_exactly_switch_step_steps(sampler: st
 
 def sampler_custom(model: Any, sampler: Any = None) -> torch.Tensor:
     return SamplerCustom.execute(
-        model, True, 7, 3.0, helpers.prompt(1), helpers.prompt(2), sampler or KSamplerSelect.execute("euler").args[0],
-        BasicScheduler.execute(model, "simple", STEPS, 1.0).args[0], helpers.empty_latent(),
-    ).args[0]["samples"]  # fmt: skip
+        model,
+        True,
+        7,
+        3.0,
+        helpers.prompt(1),
+        helpers.prompt(2),
+        sampler or KSamplerSelect.execute("euler").args[0],
+        BasicScheduler.execute(model, "simple", STEPS, 1.0).args[0],
+        helpers.empty_latent(),
+    ).args[0]["samples"]
 
 
 def advanced(guider_of: Any) -> Any:
     def run(model: Any) -> torch.Tensor:
         return SamplerCustomAdvanced.execute(
-            RandomNoise.execute(7).args[0], guider_of(model), KSamplerSelect.execute("res_multistep").args[0],
-            BasicScheduler.execute(model, "simple", STEPS, 1.0).args[0], helpers.empty_latent(),
-        ).args[0]["samples"]  # fmt: skip
+            RandomNoise.execute(7).args[0],
+            guider_of(model),
+            KSamplerSelect.execute("res_multistep").args[0],
+            BasicScheduler.execute(model, "simple", STEPS, 1.0).args[0],
+            helpers.empty_latent(),
+        ).args[0]["samples"]
 
     return run
 
@@ -139,7 +165,7 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_every_way_of_sampling_is_bit_identical_with_the_same_weights_in_both_stages(way: str, wan: Any):
+def test_every_way_of_sampling_is_bit_identical_with_the_same_weights_in_both_stages(way: str, wan: Any) -> None:
     sketch, same, render = wan(), wan(), wan(seed=1)
     plain = WAYS[way](sketch)
     for step in (0, 1, 3, 99):
@@ -150,11 +176,13 @@ def test_every_way_of_sampling_is_bit_identical_with_the_same_weights_in_both_st
 
 
 def listed(sketch: Any, render: Any, steps: str, report: Any = None, **settings: Any) -> Any:
-    return cooperation.cooperate(sketch, render, Switch("listed", sketch_steps=steps), RenderSettings(**settings), report or Report())
+    return cooperation.cooperate(
+        sketch, render, Switch("listed", sketch_steps=steps), RenderSettings(**settings), report or Report()
+    )
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_a_route_that_returns_to_the_sketch_is_bit_identical_for_every_sampler(sampler: str, wan: Any):
+def test_a_route_that_returns_to_the_sketch_is_bit_identical_for_every_sampler(sampler: str, wan: Any) -> None:
     sketch, report = wan(), Report()
     plain = helpers.ksampler(sketch, STEPS, sampler_name=sampler)
     assert torch.equal(helpers.ksampler(listed(sketch, wan(), "1, 4-5", report), STEPS, sampler_name=sampler), plain)
@@ -164,13 +192,13 @@ def test_a_route_that_returns_to_the_sketch_is_bit_identical_for_every_sampler(s
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_listed_route_and_three_stages_are_bit_identical_under_every_way_of_sampling(way: str, wan: Any):
+def test_a_listed_route_and_three_stages_are_bit_identical_under_every_way_of_sampling(way: str, wan: Any) -> None:
     sketch, plain = wan(), WAYS[way](wan())
     assert torch.equal(WAYS[way](listed(sketch, wan(), "1, 3")), plain)
     assert torch.equal(WAYS[way](sr_model(sr_model(sketch, wan(), 1), wan(), 3)), plain)
 
 
-def test_the_same_model_object_and_a_clone_serve_as_their_own_render(wan: Any):
+def test_the_same_model_object_and_a_clone_serve_as_their_own_render(wan: Any) -> None:
     sketch = wan()
     plain = helpers.ksampler(sketch)
     for render in (sketch, sketch.clone()):
@@ -182,7 +210,7 @@ def test_the_same_model_object_and_a_clone_serve_as_their_own_render(wan: Any):
 
 
 @pytest.mark.parametrize("steps", [4, 8, 20, 50])
-def test_an_adaptive_run_of_any_length_renders(steps: int, wan: Any):
+def test_an_adaptive_run_of_any_length_renders(steps: int, wan: Any) -> None:
     report = Report()
     model = cooperation.cooperate(wan(), wan(seed=1), Switch(), RenderSettings(), report)
     helpers.ksampler(model, steps)
@@ -194,21 +222,29 @@ def test_an_adaptive_run_of_any_length_renders(steps: int, wan: Any):
         assert 0 < hand_over.fall < 0.01
 
 
-def test_the_criterion_reads_the_guided_prediction_that_the_sampler_gets(wan: Any):
+def test_the_criterion_reads_the_guided_prediction_that_the_sampler_gets(wan: Any) -> None:
     """D of the report against D from the host's own callback, in a plain run."""
     seen: list[torch.Tensor] = []
     sketch, report = wan(), Report()
     sampler = comfy.samplers.KSampler(sketch, 8, "cpu", "euler", "simple", 1.0, sketch.model_options)
     noise = torch.randn(1, 16, 2, 8, 8, generator=torch.Generator().manual_seed(7))
-    sampler.sample(noise, helpers.prompt(1), helpers.prompt(2), 3.0, torch.zeros_like(noise), seed=7, disable_pbar=True,
-                   callback=lambda i, denoised, x, total: seen.append(denoised.clone()))  # fmt: skip
+    sampler.sample(
+        noise,
+        helpers.prompt(1),
+        helpers.prompt(2),
+        3.0,
+        torch.zeros_like(noise),
+        seed=7,
+        disable_pbar=True,
+        callback=lambda i, denoised, x, total: seen.append(denoised.clone()),
+    )
     never = cooperation.cooperate(sketch, wan(), Switch(mode="step", switch_step=99), RenderSettings(), report)
     helpers.ksampler(never, 8)
     expected = [float(module("srd_core.criterion").relative_change(b, a)) for a, b in zip(seen, seen[1:])]
     assert [s.d for s in report.steps[1:]] == pytest.approx(expected, rel=1e-6)
 
 
-def test_switch_sigma_hands_over_at_the_first_step_below_it(wan: Any):
+def test_switch_sigma_hands_over_at_the_first_step_below_it(wan: Any) -> None:
     report = Report()
     switch = Switch(mode="sigma", switch_sigma=0.9)
     helpers.ksampler(cooperation.cooperate(wan(), wan(seed=1), switch, RenderSettings(), report), 20)
@@ -216,14 +252,14 @@ def test_switch_sigma_hands_over_at_the_first_step_below_it(wan: Any):
     assert {s.stage for s in report.steps if s.sigma < 0.9} == {"render"}
 
 
-def test_switch_step_beyond_the_run_reports_never(wan: Any):
+def test_switch_step_beyond_the_run_reports_never(wan: Any) -> None:
     report = Report()
     helpers.ksampler(sr_model(wan(), wan(seed=1), 99, report))
     assert not report.hand_overs and "never" in module("srd_core.report.text").summarize(report)
 
 
 @pytest.mark.parametrize(("sampler", "calls"), [("heun", 2 * 8 - 1), ("dpm_2", 2 * 8 - 1), ("euler", 8)])
-def test_samplers_with_two_calls_count_scheduler_steps(sampler: str, calls: int, wan: Any):
+def test_samplers_with_two_calls_count_scheduler_steps(sampler: str, calls: int, wan: Any) -> None:
     report = Report()
     helpers.ksampler(sr_model(wan(), wan(seed=1), 3, report), 8, sampler_name=sampler)
     assert sum(stage.calls for stage in report.stages) == calls
@@ -231,7 +267,7 @@ def test_samplers_with_two_calls_count_scheduler_steps(sampler: str, calls: int,
     assert report.stage("sketch").calls == 3 * (1 if sampler == "euler" else 2)
 
 
-def test_seconds_of_the_stages_add_up_to_the_run(wan: Any):
+def test_seconds_of_the_stages_add_up_to_the_run(wan: Any) -> None:
     report = Report()
     helpers.ksampler(sr_model(wan(), wan(seed=1), 3, report), 8)
     loading = sum(h.seconds for h in report.hand_overs)
@@ -241,7 +277,7 @@ def test_seconds_of_the_stages_add_up_to_the_run(wan: Any):
 
 def test_what_the_device_still_does_when_the_sampler_has_counted_its_last_step_belongs_to_that_step(
     wan: Any, monkeypatch: Any
-):
+) -> None:
     euler = comfy.k_diffusion.sampling.sample_euler
 
     def ahead_of_its_device(*args: Any, **kwargs: Any) -> torch.Tensor:
@@ -252,10 +288,12 @@ def test_what_the_device_still_does_when_the_sampler_has_counted_its_last_step_b
     monkeypatch.setattr(comfy.k_diffusion.sampling, "sample_euler", ahead_of_its_device)
     report = Report()
     helpers.ksampler(sr_model(wan(), wan(seed=1), 3, report), STEPS)
-    assert report.steps[-1].seconds >= 0.5 and report.stage("render").seconds == pytest.approx(sum(s.seconds for s in report.steps[3:]), abs=0.3)
+    assert report.steps[-1].seconds >= 0.5 and report.stage("render").seconds == pytest.approx(
+        sum(s.seconds for s in report.steps[3:]), abs=0.3
+    )
 
 
-def test_loading_is_not_counted_to_any_step(wan: Any):
+def test_loading_is_not_counted_to_any_step(wan: Any) -> None:
     """Half a second for each model, by a wrapper of the host around its loading."""
 
     def slowly(model: Any) -> Any:
@@ -270,7 +308,7 @@ def test_loading_is_not_counted_to_any_step(wan: Any):
     assert report.hand_overs[0].seconds >= 0.5 and report.total_seconds >= 1.0
 
 
-def test_samplers_with_levels_of_their_own_say_so_in_the_report(wan: Any):
+def test_samplers_with_levels_of_their_own_say_so_in_the_report(wan: Any) -> None:
     for sampler in ("dpm_fast", "dpm_adaptive"):
         report = Report()
         helpers.ksampler(sr_model(wan(), wan(seed=1), 2, report), STEPS, sampler_name=sampler)
@@ -288,14 +326,14 @@ def test_samplers_with_levels_of_their_own_say_so_in_the_report(wan: Any):
 )
 def test_the_hand_over_never_falls_inside_a_step_whatever_the_samplers_options(
     sampler: Any, options: dict[str, Any], sketch_calls: int, wan: Any
-):
+) -> None:
     report = Report()
     model = sr_model(wan(), wan(seed=1), 1, report)
     sampler_custom(model, sampler.execute(**options).args[0])
     assert report.stage("sketch").calls == sketch_calls and report.count("sketch") == 1
 
 
-def test_ancestral_samplers_with_another_eta_hand_over_at_the_same_step(wan: Any):
+def test_ancestral_samplers_with_another_eta_hand_over_at_the_same_step(wan: Any) -> None:
     for eta in (1.0, 0.5):
         report = Report()
         sampler = comfy.samplers.ksampler("dpm_2_ancestral", {"eta": eta})
@@ -303,14 +341,14 @@ def test_ancestral_samplers_with_another_eta_hand_over_at_the_same_step(wan: Any
         assert report.stage("sketch").calls == 2 and [s.step for s in report.steps] == list(range(1, STEPS + 1))
 
 
-def test_the_hand_over_is_one_log_line(wan: Any, caplog: pytest.LogCaptureFixture):
+def test_the_hand_over_is_one_log_line(wan: Any, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
         helpers.ksampler(sr_model(wan(), wan(seed=1), 3))
     (line,) = [r.getMessage() for r in caplog.records if "SRDiffusion" in r.getMessage()]
     assert "switched to the render after step 3 of 6" in line
 
 
-def test_progress_goes_through_the_hosts_own_callback_once_per_step(wan: Any, monkeypatch: pytest.MonkeyPatch):
+def test_progress_goes_through_the_hosts_own_callback_once_per_step(wan: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     import latent_preview
 
     seen = []
@@ -319,7 +357,7 @@ def test_progress_goes_through_the_hosts_own_callback_once_per_step(wan: Any, mo
     assert seen == list(range(6))
 
 
-def test_noise_can_be_left_out(wan: Any):
+def test_noise_can_be_left_out(wan: Any) -> None:
     """SamplerCustomAdvanced with DisableNoise on a latent: the same as plain."""
     sketch = wan()
 
@@ -334,7 +372,9 @@ def test_noise_can_be_left_out(wan: Any):
     assert torch.equal(run(sr_model(sketch, wan(), 1)), run(sketch))
 
 
-def test_a_prediction_that_is_not_finite_is_told_of_the_step_it_belongs_to_in_samplers_with_two_calls_a_step(wan: Any):
+def test_a_prediction_that_is_not_finite_is_told_of_the_step_it_belongs_to_in_samplers_with_two_calls_a_step(
+    wan: Any,
+) -> None:
     model, calls = wan().clone(), []
 
     def spoil(executor: Any, *args: Any, **kwargs: Any) -> Any:

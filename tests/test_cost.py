@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.append(str(REPOSITORY / "bench"))
 
-import cost  # noqa: E402
+import cost
 
 attention = module("srd_core.attention")
 
@@ -26,8 +26,9 @@ BUILT_IN = {"device": "meta", "dtype": torch.float32, "operations": comfy.ops.di
 
 
 def wan(network: Any) -> Any:
-    return comfy.ldm.wan.model.WanModel(dim=network.dim, ffn_dim=network.ffn, num_heads=network.heads,
-                                        num_layers=network.layers, **BUILT_IN)  # fmt: skip
+    return comfy.ldm.wan.model.WanModel(
+        dim=network.dim, ffn_dim=network.ffn, num_heads=network.heads, num_layers=network.layers, **BUILT_IN
+    )
 
 
 def cogvideox(network: Any) -> Any:
@@ -50,28 +51,28 @@ def counted(model: Any, network: Any, size: Any) -> float:
 
 @pytest.mark.parametrize("size", [SMALL, LARGE], ids=str)
 @pytest.mark.parametrize("network", [WAN_TINY, cost.WAN_14B, cost.WAN_1_3B], ids=lambda network: network.name)
-def test_operations_of_a_wan_are_those_that_torch_counts(network: Any, size: Any):
+def test_operations_of_a_wan_are_those_that_torch_counts(network: Any, size: Any) -> None:
     assert cost.forward_flops(network, size) == counted(wan(network), network, size)
 
 
 @pytest.mark.parametrize("size", [SMALL, cost.Size(720, 480, 49)], ids=str)
 @pytest.mark.parametrize("network", [COG_TINY, cost.COGVIDEOX_5B, cost.COGVIDEOX_2B], ids=lambda network: network.name)
-def test_operations_of_a_cogvideox_are_those_that_torch_counts(network: Any, size: Any):
+def test_operations_of_a_cogvideox_are_those_that_torch_counts(network: Any, size: Any) -> None:
     assert cost.forward_flops(network, size) == counted(cogvideox(network), network, size)
 
 
 @pytest.mark.parametrize("network", [cost.WAN_14B, cost.WAN_1_3B], ids=lambda network: network.name)
-def test_weights_are_those_of_the_host_s_wan_up_to_biases_and_norms(network: Any):
+def test_weights_are_those_of_the_host_s_wan_up_to_biases_and_norms(network: Any) -> None:
     built = sum(parameter.numel() for parameter in wan(network).parameters())
     assert cost.weights(network) == pytest.approx(built, rel=2e-3)
 
 
 @pytest.mark.parametrize("network", [cost.COGVIDEOX_5B, cost.COGVIDEOX_2B], ids=lambda network: network.name)
-def test_weights_are_those_of_the_host_s_cogvideox_up_to_biases_and_norms(network: Any):
+def test_weights_are_those_of_the_host_s_cogvideox_up_to_biases_and_norms(network: Any) -> None:
     built = sum(parameter.numel() for parameter in cogvideox(network).parameters())
     assert cost.weights(network) == pytest.approx(built, rel=2e-3)
 
 
-def test_a_size_knows_its_latent_and_its_tokens():
+def test_a_size_knows_its_latent_and_its_tokens() -> None:
     size = cost.Size(832, 480, 81)
     assert size.latent == (21, 60, 104) and size.tokens == 21 * 30 * 52 and str(size) == "832x480x81"

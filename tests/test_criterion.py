@@ -24,28 +24,28 @@ def after(changes: list[float], length: float = 1.0) -> Criterion:
 # --- D ------------------------------------------------------------------------------------------------------------------
 
 
-def test_d_is_tanh_of_the_relative_l1_change():
+def test_d_is_tanh_of_the_relative_l1_change() -> None:
     before, now = torch.tensor([[1.0, -2.0, 3.0]]), torch.tensor([[2.0, -2.0, 1.0]])
     assert relative_change(now, before).tolist() == pytest.approx([math.tanh(3 / 6)])
 
 
-def test_d_is_taken_for_every_sample_of_a_batch():
+def test_d_is_taken_for_every_sample_of_a_batch() -> None:
     before, now = torch.tensor([[1.0, 1.0], [2.0, 2.0]]), torch.tensor([[1.0, 2.0], [2.0, 2.0]])
     assert relative_change(now, before).tolist() == pytest.approx([math.tanh(0.5), 0.0])
 
 
-def test_d_of_two_zero_predictions_is_zero_and_from_zero_to_something_is_one():
+def test_d_of_two_zero_predictions_is_zero_and_from_zero_to_something_is_one() -> None:
     zero, one = torch.zeros(1, 3), torch.ones(1, 3)
     assert relative_change(zero, zero).tolist() == [0.0]
     assert relative_change(one, zero).tolist() == [1.0]
 
 
-def test_d_of_half_precision_predictions_is_computed_in_float32():
+def test_d_of_half_precision_predictions_is_computed_in_float32() -> None:
     before = torch.full((1, 100_000), 60.0, dtype=torch.float16)  # the sum overflows float16
     assert relative_change(before * 1.5, before).tolist() == pytest.approx([math.tanh(0.5)], rel=1e-3)
 
 
-def test_d_counts_only_what_is_generated():
+def test_d_counts_only_what_is_generated() -> None:
     before, now = torch.tensor([[[1.0, 1.0, 5.0, 5.0]]]), torch.tensor([[[1.5, 1.0, 5.0, 5.0]]])
     mask = torch.tensor([[[1.0, 1.0, 0.0, 0.0]]])
     assert relative_change(now, before, mask).tolist() == pytest.approx([math.tanh(0.5 / 2)])
@@ -55,25 +55,25 @@ def test_d_counts_only_what_is_generated():
 # --- its fall -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_fall_is_the_d_before_minus_the_d_now_at_50_steps():
+def test_the_fall_is_the_d_before_minus_the_d_now_at_50_steps() -> None:
     assert after([0.2, 0.15]).fall == pytest.approx([math.tanh(0.2) - math.tanh(0.15)], rel=1e-5)
 
 
 @pytest.mark.parametrize("length", [1.0, 2.5, 6.25])
-def test_the_fall_is_taken_per_step_of_50(length: float):
+def test_the_fall_is_taken_per_step_of_50(length: float) -> None:
     """Steps twice as long change twice as much, and that change falls four times as much."""
     whole = math.tanh(0.2) - math.tanh(0.15)
     assert after([0.2, 0.15], length).fall == pytest.approx([whole / length**2], rel=1e-5)
 
 
-def test_the_fall_between_steps_of_different_lengths_is_divided_by_both():
+def test_the_fall_between_steps_of_different_lengths_is_divided_by_both() -> None:
     seen = Criterion()
     for value, place in ((1.0, 1.0), (1.2, 0.96), (1.2 * 1.15, 0.9)):
         seen.observe(torch.full((1, 4), value), place)
     assert seen.fall == pytest.approx([(math.tanh(0.2) - math.tanh(0.15)) / (2 * 3)], rel=1e-5)
 
 
-def test_predictions_nearer_than_a_step_of_50_are_not_compared():
+def test_predictions_nearer_than_a_step_of_50_are_not_compared() -> None:
     """100 steps mean what 50 mean: every second one is looked at."""
     fine, coarse = Criterion(), Criterion()
     looked = []
@@ -86,7 +86,7 @@ def test_predictions_nearer_than_a_step_of_50_are_not_compared():
     assert (fine.d, fine.fall) == (coarse.d, coarse.fall)
 
 
-def test_a_recorded_curve_replays_as_the_run_was():
+def test_a_recorded_curve_replays_as_the_run_was() -> None:
     """Also where a run of many steps left out those that are too near: their D is None."""
     seen, replayed = Criterion(), Criterion()
     for step in range(11):
@@ -109,12 +109,12 @@ def test_a_recorded_curve_replays_as_the_run_was():
     ],
     ids=["falling", "steep", "rising", "oscillating", "constant", "zero", "one D", "nothing"],
 )
-def test_settled_when_d_falls_by_less_than_delta(changes: list[float], settled: bool):
+def test_settled_when_d_falls_by_less_than_delta(changes: list[float], settled: bool) -> None:
     assert after(changes).settled(0.01) is settled
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_prediction_that_is_not_finite_never_settles_and_the_rule_recovers(bad: float):
+def test_a_prediction_that_is_not_finite_never_settles_and_the_rule_recovers(bad: float) -> None:
     seen = after([0.1, 0.095])
     seen.observe(torch.full((1, 4), bad), 1 - 3 / 50)
     assert not seen.settled(0.01)
@@ -123,7 +123,7 @@ def test_a_prediction_that_is_not_finite_never_settles_and_the_rule_recovers(bad
     assert seen.settled(0.01)
 
 
-def test_a_batch_settles_when_every_sample_has():
+def test_a_batch_settles_when_every_sample_has() -> None:
     def of_batch(second: float) -> Criterion:
         seen = Criterion()
         for step, (one, other) in enumerate(((1.0, 1.0), (1.1, 1.1), (1.1 * 1.095, 1.1 * second))):
@@ -134,19 +134,19 @@ def test_a_batch_settles_when_every_sample_has():
     assert of_batch(1.095).settled(0.01)
 
 
-def test_a_change_of_size_starts_the_comparison_anew():
+def test_a_change_of_size_starts_the_comparison_anew() -> None:
     seen = after([0.1, 0.095])
     seen.observe(torch.ones(1, 8), 0.5)
     assert seen.d is None and not seen.settled(0.01)
 
 
-def test_a_second_look_at_one_noise_level_starts_the_comparison_anew():
+def test_a_second_look_at_one_noise_level_starts_the_comparison_anew() -> None:
     seen = after([0.1, 0.095])
     seen.observe(torch.ones(1, 4), 1 - 2 / 50)
     assert seen.d is None and not seen.settled(0.01)
 
 
-def test_a_step_that_was_not_observed_makes_the_next_one_longer():
+def test_a_step_that_was_not_observed_makes_the_next_one_longer() -> None:
     """Every second prediction of a steady change: the same rate, so the same answer."""
     every, second = Criterion(), Criterion()
     for step in range(9):

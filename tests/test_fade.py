@@ -32,37 +32,45 @@ def distance(a: torch.Tensor, b: torch.Tensor) -> float:
 # --- the formula --------------------------------------------------------------------------------------------------------
 
 
-def test_the_weight_is_one_at_the_hand_over_and_a_half_one_width_away():
+def test_the_weight_is_one_at_the_hand_over_and_a_half_one_width_away() -> None:
     at = torch.tensor([0.0, WIDTH, -WIDTH, 2 * WIDTH])
     assert fade_module.weight(at, torch.zeros(1), WIDTH).tolist() == pytest.approx([1, 0.5, 0.5, 0.2])
 
 
-def test_the_distance_is_that_of_the_logarithmic_signal_to_noise_ratio():
+def test_the_distance_is_that_of_the_logarithmic_signal_to_noise_ratio() -> None:
     sigma = torch.tensor([0.9, 0.5, 0.2])
-    assert fade_module.log_snr(sigma, flow=True).tolist() == pytest.approx([math.log((1 - s) / s) for s in sigma.tolist()])
-    assert fade_module.log_snr(10 * sigma, flow=False).tolist() == pytest.approx([-math.log(10 * s) for s in sigma.tolist()])
+    assert fade_module.log_snr(sigma, flow=True).tolist() == pytest.approx(
+        [math.log((1 - s) / s) for s in sigma.tolist()]
+    )
+    assert fade_module.log_snr(10 * sigma, flow=False).tolist() == pytest.approx(
+        [-math.log(10 * s) for s in sigma.tolist()]
+    )
 
 
-def test_from_pure_noise_and_above_nothing_fades():
+def test_from_pure_noise_and_above_nothing_fades() -> None:
     """A multiplied schedule begins above 1."""
     lambdas = fade_module.log_snr(torch.tensor([1.2, 1.1, 1.0, 0.9]), flow=True)
     assert fade_module.weight(lambdas, lambdas[:1], WIDTH).tolist() == [0.0] * 4
 
 
-@pytest.mark.parametrize(("angle", "low", "high"), [(0.0, 1.0, 1.0), (0.3, 0.99, 1.0), (0.7227, 0.45, 0.55), (2.0, 0.0, 0.001)])
-def test_the_guard_lets_steady_velocities_through_and_stops_those_that_turn(angle: float, low: float, high: float):
+@pytest.mark.parametrize(
+    ("angle", "low", "high"), [(0.0, 1.0, 1.0), (0.3, 0.99, 1.0), (0.7227, 0.45, 0.55), (2.0, 0.0, 0.001)]
+)
+def test_the_guard_lets_steady_velocities_through_and_stops_those_that_turn(
+    angle: float, low: float, high: float
+) -> None:
     """Two velocities of one length at this angle: r = 2 sin(angle / 2)."""
     v, before = torch.tensor([[1.0, 0.0]]), torch.tensor([[math.cos(angle), math.sin(angle)]])
     assert low <= float(fade_module.guard(v, before)) <= high
 
 
-def test_the_guard_looks_only_where_the_latent_is_generated():
+def test_the_guard_looks_only_where_the_latent_is_generated() -> None:
     v, before = torch.tensor([[1.0, 5.0]]), torch.tensor([[1.0, -5.0]])
     assert float(fade_module.guard(v, before)) < 0.001
     assert float(fade_module.guard(v, before, torch.tensor([[1.0, 0.0]]))) == 1.0
 
 
-def test_every_sample_of_a_batch_has_its_own_guard():
+def test_every_sample_of_a_batch_has_its_own_guard() -> None:
     fade = Fade(flow=True)
     for sign in (1.0, -1.0):  # the second sample turns over
         fade.note(torch.ones(2, 3), torch.full((2,), 0.9), torch.tensor([[0.1] * 3, [1 + sign] * 3]))
@@ -72,7 +80,7 @@ def test_every_sample_of_a_batch_has_its_own_guard():
     assert blended[0].tolist() == pytest.approx([0.1] * 3) and blended[1].abs().max() < 0.02
 
 
-def test_one_step_is_too_few_to_fade_from():
+def test_one_step_is_too_few_to_fade_from() -> None:
     fade = Fade(flow=True)
     fade.note(torch.ones(1, 3), torch.ones(1), torch.zeros(1, 3))
     denoised = torch.rand(1, 3)
@@ -113,7 +121,9 @@ def x0_of(model: Any, conds: tuple[Any, Any]) -> Callable[[torch.Tensor, float],
         guider = comfy.samplers.CFGGuider(model)
         guider.set_conds(*conds)
         guider.set_cfg(3.0)
-        guider.sample(torch.zeros_like(x), torch.zeros_like(x), comfy.samplers.KSAMPLER(look), torch.tensor([sigma, 0.0]))
+        guider.sample(
+            torch.zeros_like(x), torch.zeros_like(x), comfy.samplers.KSAMPLER(look), torch.tensor([sigma, 0.0])
+        )
         return seen[0]
 
     return predict
@@ -128,7 +138,7 @@ def run(model: Any, conds: tuple[Any, Any], sigmas: torch.Tensor, noise: torch.T
 
 
 @pytest.mark.parametrize("steps", [8, 20])
-def test_a_flow_model_fades_as_a_loop_by_hand(steps: int, wan: Any):
+def test_a_flow_model_fades_as_a_loop_by_hand(steps: int, wan: Any) -> None:
     conds = (helpers.prompt(1), helpers.prompt(2))
     sketch, render = wan(), wan(seed=1)
     sigmas = comfy.samplers.calculate_sigmas(sketch.get_model_object("model_sampling"), "simple", steps)
@@ -139,7 +149,9 @@ def test_a_flow_model_fades_as_a_loop_by_hand(steps: int, wan: Any):
 
 
 @pytest.mark.parametrize("render_of", ["5b", "2b"])
-def test_cogvideox_fades_as_a_loop_by_hand_also_into_another_latent_space(render_of: str, folders: dict[str, Path]):  # noqa: F811
+def test_cogvideox_fades_as_a_loop_by_hand_also_into_another_latent_space(
+    render_of: str, folders: dict[str, Path]
+) -> None:  # noqa: F811
     conds = ([[text(1), {}]], [[text(2), {}]])
     sketch, render = cogvideox.load(folders["5b"]), cogvideox.load(folders[render_of])
     sigmas = comfy.samplers.calculate_sigmas(sketch.get_model_object("model_sampling"), "simple", 10)
@@ -161,17 +173,19 @@ SAMPLERS = comfy.samplers.KSampler.SAMPLERS
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_every_sampler_runs_with_a_fade_and_it_changes_the_render_alone(sampler: str, wan: Any):
+def test_every_sampler_runs_with_a_fade_and_it_changes_the_render_alone(sampler: str, wan: Any) -> None:
     cut, soft = Report(), Report()
     sketch, render = wan(), wan(seed=1)
     hard = helpers.ksampler(faded(sketch, render, report=cut, fade=0.0), 8, sampler_name=sampler)
     latent = helpers.ksampler(faded(sketch, render, report=soft), 8, sampler_name=sampler)
     assert torch.isfinite(latent).all() and not torch.equal(latent, hard)
-    assert [(s.stage, s.d) for s in cut.steps if s.stage == "sketch"] == [(s.stage, s.d) for s in soft.steps if s.stage == "sketch"]
+    assert [(s.stage, s.d) for s in cut.steps if s.stage == "sketch"] == [
+        (s.stage, s.d) for s in soft.steps if s.stage == "sketch"
+    ]
     assert cut.hand_overs[0].fade == [] and len(soft.hand_overs[0].fade) == 4
 
 
-def test_the_report_tells_the_share_of_every_step(wan: Any):
+def test_the_report_tells_the_share_of_every_step(wan: Any) -> None:
     report = Report()
     helpers.ksampler(faded(wan(), wan(seed=1), report=report), 20)
     (hand_over,) = report.hand_overs
@@ -183,7 +197,7 @@ def test_the_report_tells_the_share_of_every_step(wan: Any):
     assert Report.from_json(report.to_json()).hand_overs[0].fade == hand_over.fade
 
 
-def test_with_the_same_weights_the_fade_stays_between_a_plain_run_and_a_held_velocity(wan: Any):
+def test_with_the_same_weights_the_fade_stays_between_a_plain_run_and_a_held_velocity(wan: Any) -> None:
     sketch = wan()
     plain = helpers.ksampler(sketch, 20)
     soft = helpers.ksampler(faded(sketch, wan(), 8), 20)
@@ -191,14 +205,14 @@ def test_with_the_same_weights_the_fade_stays_between_a_plain_run_and_a_held_vel
     assert 0 < distance(soft, plain) < distance(held, plain)
 
 
-def test_a_hand_over_after_one_step_is_a_cut_and_says_so(wan: Any):
+def test_a_hand_over_after_one_step_is_a_cut_and_says_so(wan: Any) -> None:
     sketch, render, report = wan(), wan(seed=1), Report()
     latent = helpers.ksampler(faded(sketch, render, 1, report), 8)
     assert torch.equal(latent, helpers.ksampler(faded(sketch, render, 1, fade=0.0), 8))
     assert any("No fade to the render" in note for note in report.notes)
 
 
-def test_a_masked_and_a_batched_run_fade(wan: Any):
+def test_a_masked_and_a_batched_run_fade(wan: Any) -> None:
     mask = torch.zeros(1, 1, 2, 8, 8)
     mask[..., 4:] = 1
     given = torch.randn(1, 16, 2, 8, 8, generator=torch.Generator().manual_seed(5))
@@ -208,7 +222,7 @@ def test_a_masked_and_a_batched_run_fade(wan: Any):
     assert torch.isfinite(batch).all() and not torch.equal(batch[0], batch[1])
 
 
-def test_the_two_halves_fade_as_one_run(wan: Any):
+def test_the_two_halves_fade_as_one_run(wan: Any) -> None:
     from test_handover import rendered, sketched
 
     for sampler in ("euler", "uni_pc", "dpmpp_2m_sde", "heun"):
@@ -218,14 +232,14 @@ def test_the_two_halves_fade_as_one_run(wan: Any):
         assert torch.equal(rendered(record, wan(seed=1), fade=WIDTH)[0]["samples"], one), sampler
 
 
-def test_a_stage_that_comes_back_starts_with_its_own_predictions(wan: Any):
+def test_a_stage_that_comes_back_starts_with_its_own_predictions(wan: Any) -> None:
     report = Report()
     switch = Switch("listed", sketch_steps="1-3, 6-7")
     helpers.ksampler(faded(wan(), wan(seed=1), report=report, switch=switch), 10)
     assert [(h.to, len(h.fade)) for h in report.hand_overs] == [("render", 2), ("sketch", 0), ("render", 3)]
 
 
-def test_the_rule_sees_the_same_with_and_without_a_fade(wan: Any):
+def test_the_rule_sees_the_same_with_and_without_a_fade(wan: Any) -> None:
     """D is of the stage's own predictions: an adaptive run hands over at the same step."""
     reports_of = []
     for width in (0.0, WIDTH):
@@ -234,7 +248,7 @@ def test_the_rule_sees_the_same_with_and_without_a_fade(wan: Any):
     assert reports_of[0].hand_overs[0].after_step == reports_of[1].hand_overs[0].after_step
 
 
-def test_after_an_interrupt_or_a_fault_nothing_is_held(wan: Any):
+def test_after_an_interrupt_or_a_fault_nothing_is_held(wan: Any) -> None:
     from test_faults import broken_from
 
     sketch = wan()
@@ -246,6 +260,6 @@ def test_after_an_interrupt_or_a_fault_nothing_is_held(wan: Any):
 
 
 @pytest.mark.parametrize("width", [-1.0, float("nan"), float("inf")])
-def test_a_width_that_is_no_width_is_refused(width: float):
+def test_a_width_that_is_no_width_is_refused(width: float) -> None:
     with pytest.raises(ValueError, match="fade is"):
         RenderSettings(fade=width)

@@ -1,5 +1,6 @@
 """The rule, not the name: any two models that share a latent format in the host cooperate. Tiny random models of other
-families, in the real key layout and loaded by the host's own detection, sketch and render of different width and depth."""
+families, in the real key layout and loaded by the host's own detection, sketch and render of different width and depth.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +65,13 @@ class Family:
 
 
 def flux2(hidden: int, text: int, guidance: bool, **depth: int) -> dict[str, Any]:
-    return {"hidden_size": hidden, "num_heads": hidden // 128, "context_in_dim": text, "guidance_embed": guidance, **depth}
+    return {
+        "hidden_size": hidden,
+        "num_heads": hidden // 128,
+        "context_in_dim": text,
+        "guidance_embed": guidance,
+        **depth,
+    }
 
 
 def mmdit(depth: int, **more: Any) -> dict[str, Any]:
@@ -74,54 +81,105 @@ def mmdit(depth: int, **more: Any) -> dict[str, Any]:
 
 # Flux.2's shape as the host's detection has it: numbers that no weight tells.
 FLUX2 = {
-    "in_channels": 128, "out_channels": 128, "vec_in_dim": None, "mlp_ratio": 3.0, "axes_dim": [32] * 4, "theta": 2000,
-    "patch_size": 1, "qkv_bias": False, "txt_ids_dims": [3], "global_modulation": True, "mlp_silu_act": True,
+    "in_channels": 128,
+    "out_channels": 128,
+    "vec_in_dim": None,
+    "mlp_ratio": 3.0,
+    "axes_dim": [32] * 4,
+    "theta": 2000,
+    "patch_size": 1,
+    "qkv_bias": False,
+    "txt_ids_dims": [3],
+    "global_modulation": True,
+    "mlp_silu_act": True,
     "ops_bias": False,
-}  # fmt: skip
+}
 COSMOS = {
-    "max_img_h": 240, "max_img_w": 240, "max_frames": 128, "in_channels": 16, "out_channels": 16, "patch_spatial": 2,
-    "patch_temporal": 1, "concat_padding_mask": True, "pos_emb_cls": "rope3d", "use_adaln_lora": True,
-    "adaln_lora_dim": 256, "rope_h_extrapolation_ratio": 4.0, "rope_w_extrapolation_ratio": 4.0,
-}  # fmt: skip
+    "max_img_h": 240,
+    "max_img_w": 240,
+    "max_frames": 128,
+    "in_channels": 16,
+    "out_channels": 16,
+    "patch_spatial": 2,
+    "patch_temporal": 1,
+    "concat_padding_mask": True,
+    "pos_emb_cls": "rope3d",
+    "use_adaln_lora": True,
+    "adaln_lora_dim": 256,
+    "rope_h_extrapolation_ratio": 4.0,
+    "rope_w_extrapolation_ratio": 4.0,
+}
 FAMILIES = {
     "LTX-Video": Family(
-        "comfy.ldm.lightricks.model.LTXVModel", "LTXV", {},
+        "comfy.ldm.lightricks.model.LTXVModel",
+        "LTXV",
+        {},
         sketch={"attention_head_dim": 8, "cross_attention_dim": 256, "num_layers": 3},
         render={"attention_head_dim": 4, "cross_attention_dim": 128, "num_layers": 1},
-        latent=(1, 128, 2, 4, 4), text=4096, extra={"attention_mask": torch.ones(1, 4, dtype=torch.long)},
+        latent=(1, 128, 2, 4, 4),
+        text=4096,
+        extra={"attention_mask": torch.ones(1, 4, dtype=torch.long)},
     ),
     "Kandinsky 5": Family(
-        "comfy.ldm.kandinsky5.model.Kandinsky5", "Kandinsky5", {},
+        "comfy.ldm.kandinsky5.model.Kandinsky5",
+        "Kandinsky5",
+        {},
         sketch={"model_dim": 128, "ff_dim": 256, "time_dim": 64, "num_text_blocks": 2, "num_visual_blocks": 3},
         render={"model_dim": 64, "ff_dim": 128, "time_dim": 32, "num_text_blocks": 1, "num_visual_blocks": 2},
-        latent=(1, 16, 2, 8, 8), text=3584, pooled=768,
+        latent=(1, 16, 2, 8, 8),
+        text=3584,
+        pooled=768,
     ),
     # Detection knows the depths of the real widths only and takes ten blocks for any other.
     "Cosmos-Predict2": Family(
-        "comfy.ldm.cosmos.predict2.MiniTrainDIT", "CosmosPredict2", COSMOS,
-        sketch={"model_channels": 256}, render={"model_channels": 192},
-        latent=(1, 16, 2, 8, 8), text=1024,
+        "comfy.ldm.cosmos.predict2.MiniTrainDIT",
+        "CosmosPredict2",
+        COSMOS,
+        sketch={"model_channels": 256},
+        render={"model_channels": 192},
+        latent=(1, 16, 2, 8, 8),
+        text=1024,
     ),
     "SD3.5": Family(
-        "comfy.ldm.modules.diffusionmodules.mmdit.MMDiT", "SD3",
-        {"input_size": None, "in_channels": 16, "out_channels": 16, "adm_in_channels": 2048, "qk_norm": "rms",
-         "num_patches": 256, "pos_embed_max_size": 16},
-        sketch=mmdit(3), render=mmdit(2, x_block_self_attn_layers=[0]),
-        latent=(1, 16, 8, 8), text=4096, pooled=2048,
+        "comfy.ldm.modules.diffusionmodules.mmdit.MMDiT",
+        "SD3",
+        {
+            "input_size": None,
+            "in_channels": 16,
+            "out_channels": 16,
+            "adm_in_channels": 2048,
+            "qk_norm": "rms",
+            "num_patches": 256,
+            "pos_embed_max_size": 16,
+        },
+        sketch=mmdit(3),
+        render=mmdit(2, x_block_self_attn_layers=[0]),
+        latent=(1, 16, 8, 8),
+        text=4096,
+        pooled=2048,
     ),
     "Flux.2": Family(
-        "comfy.ldm.flux.model.Flux", "Flux2", FLUX2,
+        "comfy.ldm.flux.model.Flux",
+        "Flux2",
+        FLUX2,
         sketch=flux2(256, 48, guidance=True, depth=2, depth_single_blocks=2),
         render=flux2(128, 32, guidance=False, depth=1, depth_single_blocks=2),
-        latent=(1, 128, 4, 4), text=48, render_text=32, pooled=768, extra={"guidance": 4.0},
+        latent=(1, 128, 4, 4),
+        text=48,
+        render_text=32,
+        pooled=768,
+        extra={"guidance": 4.0},
     ),
     "Wan2.1 VACE": Family(
-        "comfy.ldm.wan.model.VaceWanModel", "WAN21_Vace", {"vace_in_dim": 96, "text_dim": 4096},
+        "comfy.ldm.wan.model.VaceWanModel",
+        "WAN21_Vace",
+        {"vace_in_dim": 96, "text_dim": 4096},
         sketch={"dim": 256, "ffn_dim": 512, "num_heads": 2, "num_layers": 4, "vace_layers": 2},
         render={"dim": 128, "ffn_dim": 256, "num_heads": 1, "num_layers": 2, "vace_layers": 1},
-        latent=(1, 16, 2, 8, 8), text=4096,
+        latent=(1, 16, 2, 8, 8),
+        text=4096,
     ),
-}  # fmt: skip
+}
 
 Load = Callable[..., Any]
 
@@ -141,7 +199,11 @@ def weights(family: Family, role: str, seed: int) -> dict[str, torch.Tensor]:
     """Random weights under the key layout of the host's own transformer."""
     path, name = family.transformer.rsplit(".", 1)
     made = getattr(importlib.import_module(path), name)(
-        **family.common, **getattr(family, role), device="cpu", dtype=torch.float32, operations=comfy.ops.disable_weight_init
+        **family.common,
+        **getattr(family, role),
+        device="cpu",
+        dtype=torch.float32,
+        operations=comfy.ops.disable_weight_init,
     )
     generator = torch.Generator().manual_seed(seed + 10 * (role == "render"))
     return {
@@ -153,7 +215,8 @@ def weights(family: Family, role: str, seed: int) -> dict[str, torch.Tensor]:
 
 def watched(model: Any, fails_at: int = 0) -> tuple[Any, list[int]]:
     """(clone of model, list that grows with every call of it); its call number ``fails_at`` raises. Around apply_model,
-    which every model of the host has; a wrapper around the transformer is not called by all of them."""
+    which every model of the host has; a wrapper around the transformer is not called by all of them.
+    """
     calls: list[int] = []
 
     def watch(executor: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -167,7 +230,7 @@ def watched(model: Any, fails_at: int = 0) -> tuple[Any, list[int]]:
     return model, calls
 
 
-def test_the_hosts_detection_takes_the_tiny_models_for_the_real_family(family: Family, load: Load):
+def test_the_hosts_detection_takes_the_tiny_models_for_the_real_family(family: Family, load: Load) -> None:
     """No weight is missing, added or of another shape, and the two stages really differ in size."""
     loaded = {role: load(role) for role in ("sketch", "render")}
     for role, model in loaded.items():
@@ -181,7 +244,7 @@ def test_the_hosts_detection_takes_the_tiny_models_for_the_real_family(family: F
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_the_hand_over_itself_changes_nothing_in_any_family(sampler: str, family: Family, load: Load):
+def test_the_hand_over_itself_changes_nothing_in_any_family(sampler: str, family: Family, load: Load) -> None:
     """Invariants 1 to 4 of the design, as for Wan in test_cooperation.py."""
     sketch, same, render = load("sketch"), load("sketch"), load("render")
     counted, calls = watched(sketch)
@@ -199,14 +262,23 @@ def test_the_hand_over_itself_changes_nothing_in_any_family(sampler: str, family
     mixed = family.run(sr_model(sketch, render, 3, **own), sampler)
     assert not torch.equal(mixed, plain) and not torch.equal(mixed, plain_render)
     inputs = {f"render_{role}": prompt for role, prompt in own.items()}
-    node = sr_sampler(sketch, render, sampler_name=sampler, positive=family.prompt(1), negative=family.prompt(2),
-                      **family.start(), **inputs)  # fmt: skip
+    node = sr_sampler(
+        sketch,
+        render,
+        sampler_name=sampler,
+        positive=family.prompt(1),
+        negative=family.prompt(2),
+        **family.start(),
+        **inputs,
+    )
     assert torch.equal(node, mixed)
     assert torch.equal(family.run(sketch, sampler), plain)
 
 
 @pytest.mark.parametrize("stage", ["sketch", "render"])
-def test_after_a_fault_in_either_stage_plain_runs_of_any_family_are_as_before(stage: str, family: Family, load: Load):
+def test_after_a_fault_in_either_stage_plain_runs_of_any_family_are_as_before(
+    stage: str, family: Family, load: Load
+) -> None:
     sketch, render, own = load("sketch"), load("render"), family.own_prompts()
     plain = [family.run(sketch), family.run(render, as_render=True)]
     states = [state_of(m) for m in (sketch, render)]
@@ -219,9 +291,10 @@ def test_after_a_fault_in_either_stage_plain_runs_of_any_family_are_as_before(st
 
 @pytest.mark.parametrize("sampler", ["euler", "uni_pc", "euler_cfg_pp", "dpmpp_sde"])
 @pytest.mark.parametrize("away", ["sketch", "render"])
-def test_a_stage_on_another_device_changes_nothing(away: str, sampler: str, wan: Load):
+def test_a_stage_on_another_device_changes_nothing(away: str, sampler: str, wan: Load) -> None:
     """A second device that the CPU backs: for the host and the pack it is another one, so all that is moved is moved, and
-    the result is that of one device. A tensor does not keep the number of its CPU: what is *not* moved shows on GPUs only."""
+    the result is that of one device. A tensor does not keep the number of its CPU: what is *not* moved shows on GPUs only.
+    """
     sketch, render = wan(layers=2), wan(seed=1)
     plain = helpers.ksampler(sr_model(sketch, render, 3), STEPS, sampler_name=sampler)
     there = torch.device("cpu", 1)
@@ -233,18 +306,25 @@ def test_a_stage_on_another_device_changes_nothing(away: str, sampler: str, wan:
     assert torch.equal(helpers.ksampler(sketch, STEPS), helpers.ksampler(wan(layers=2), STEPS))
 
 
-def test_a_render_with_a_text_encoder_of_its_own_asks_for_its_prompts():
+def test_a_render_with_a_text_encoder_of_its_own_asks_for_its_prompts() -> None:
     family = FAMILIES["Flux.2"]
-    sketch, render = (comfy.sd.load_diffusion_model_state_dict(weights(family, role, 0)) for role in ("sketch", "render"))
+    sketch, render = (
+        comfy.sd.load_diffusion_model_state_dict(weights(family, role, 0)) for role in ("sketch", "render")
+    )
     with pytest.raises(ValueError, match="read different text encoders. Connect render_positive"):
         sr_model(sketch, render)
 
 
 @pytest.mark.parametrize(
     ("sketch", "render"),
-    [("LTX-Video", "Kandinsky 5"), ("Kandinsky 5", "Wan2.1 VACE"), ("SD3.5", "Flux.2"), ("Cosmos-Predict2", "Wan2.1 VACE")],
+    [
+        ("LTX-Video", "Kandinsky 5"),
+        ("Kandinsky 5", "Wan2.1 VACE"),
+        ("SD3.5", "Flux.2"),
+        ("Cosmos-Predict2", "Wan2.1 VACE"),
+    ],
 )
-def test_models_of_two_families_are_refused_with_what_differs(sketch: str, render: str):
+def test_models_of_two_families_are_refused_with_what_differs(sketch: str, render: str) -> None:
     """Cosmos-Predict2 and Wan share a VAE, but not what a noise level means."""
     pair = [comfy.sd.load_diffusion_model_state_dict(weights(FAMILIES[name], "sketch", 0)) for name in (sketch, render)]
     with pytest.raises(ValueError, match=r"^Sketch .* and render .*, so they do not fit together\.") as error:
@@ -253,6 +333,6 @@ def test_models_of_two_families_are_refused_with_what_differs(sketch: str, rende
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_the_table_of_pairs_says_that_these_were_tried(name: str):
+def test_the_table_of_pairs_says_that_these_were_tried(name: str) -> None:
     tried = [pair.tried for pair in families.PAIRS if pair.sketch.startswith(name)]
     assert tried and all(text.startswith(families.TINY) for text in tried)

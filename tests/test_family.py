@@ -25,31 +25,31 @@ from oracle import ATTRIBUTES, score  # noqa: E402
 from text import TEXT_DIM, TEXT_TOKENS, caption, encode, known_and_unknown, parse, vocabulary  # noqa: E402
 
 
-def test_every_caption_is_read_back_as_its_scene():
+def test_every_caption_is_read_back_as_its_scene() -> None:
     rng = random.Random(3)
     for _ in range(300):
         scene = random_scene(rng)
         assert parse(caption(scene))[0] == scene, caption(scene)
 
 
-def test_known_and_unknown_words_are_told_apart():
+def test_known_and_unknown_words_are_told_apart() -> None:
     known, unknown = known_and_unknown("A shiny red circle moves left, above a blue Elephant!")
     assert known == ["a", "red", "circle", "moves", "left", "above", "a", "blue"]
     assert unknown == ["shiny", "elephant"]
 
 
 @pytest.mark.parametrize("prompt", ["", "elephant", "left left of of above", "red " * 200, "'; DROP TABLE --", "\n\t…"])
-def test_any_text_is_encoded_to_the_same_size(prompt: str):
+def test_any_text_is_encoded_to_the_same_size(prompt: str) -> None:
     vectors = encode(prompt)
     assert vectors.shape == (TEXT_TOKENS, TEXT_DIM) and torch.isfinite(vectors).all()
 
 
-def test_every_word_of_the_vocabulary_is_known():
+def test_every_word_of_the_vocabulary_is_known() -> None:
     assert all(known_and_unknown(word) == ([word], []) for word in vocabulary())
     assert 25 <= len(vocabulary()) <= 60
 
 
-def test_the_oracle_reads_true_videos_and_does_not_take_others_for_them():
+def test_the_oracle_reads_true_videos_and_does_not_take_others_for_them() -> None:
     scenes = held_out_scenes(24, seed=5)
     videos = [video(scene, seed=i).numpy() for i, scene in enumerate(scenes)]
     right = [score(v, s) for v, s in zip(videos, scenes)]
@@ -61,14 +61,14 @@ def test_the_oracle_reads_true_videos_and_does_not_take_others_for_them():
     assert sum(s["mean"] for s in wrong) / len(wrong) < 0.35
 
 
-def test_the_oracle_sees_noise_as_unclean_and_empty_frames_as_nothing():
+def test_the_oracle_sees_noise_as_unclean_and_empty_frames_as_nothing() -> None:
     scene = held_out_scenes(1, seed=5)[0]
     noise = torch.rand(9, 128, 128, 3, generator=torch.Generator().manual_seed(0)).numpy()
     assert score(noise, scene)["off"] > 0.3 and score(noise, scene)["mean"] < 0.3
     assert score(torch.full((9, 128, 128, 3), 0.05).numpy(), scene)["mean"] == 0.0
 
 
-def test_a_smaller_video_shows_the_same_scene_and_the_latent_takes_it():
+def test_a_smaller_video_shows_the_same_scene_and_the_latent_takes_it() -> None:
     scenes = held_out_scenes(12, seed=5)
     videos = [video(scene, seed=i, size=96) for i, scene in enumerate(scenes)]
     assert videos[0].shape == (9, 96, 96, 3)
@@ -77,7 +77,7 @@ def test_a_smaller_video_shows_the_same_scene_and_the_latent_takes_it():
     assert latent.blocks(videos[0][..., 0]).shape == (256, 3, 12, 12)
 
 
-def test_a_network_that_has_just_grown_predicts_what_it_did():
+def test_a_network_that_has_just_grown_predicts_what_it_did() -> None:
     generator = torch.Generator().manual_seed(0)
     x, sigma = torch.randn(1, 16, 3, 4, 4, generator=generator), torch.tensor([0.7])
     text = encode("a red circle")[None]
@@ -89,12 +89,12 @@ def test_a_network_that_has_just_grown_predicts_what_it_did():
         assert torch.equal(dit.velocity(before, x, sigma, text), dit.velocity(after, x, sigma, text))
 
 
-def test_held_out_prompts_are_held_out_and_reproducible():
+def test_held_out_prompts_are_held_out_and_reproducible() -> None:
     scenes = held_out_scenes(20, seed=5)
     assert all(held_out(s) for s in scenes) and scenes == held_out_scenes(20, seed=5)
 
 
-def test_the_latents_statistics_are_the_hosts():
+def test_the_latents_statistics_are_the_hosts() -> None:
     import comfy.latent_formats
 
     ours = comfy.latent_formats.Wan21()
@@ -105,13 +105,13 @@ def test_the_latents_statistics_are_the_hosts():
 # --- the trained files, by the host's own loaders -------------------------------------------------------------------------
 
 
-def test_the_files_are_small_enough_to_come_with_the_repository():
+def test_the_files_are_small_enough_to_come_with_the_repository() -> None:
     files = sorted(path.name for path in WEIGHTS.glob("*.safetensors"))
     assert files == ["tiny_wan_render.safetensors", "tiny_wan_sketch.safetensors", "tiny_wan_vae.safetensors"]
     assert sum(path.stat().st_size for path in WEIGHTS.iterdir()) < 20e6
 
 
-def test_a_video_survives_the_vae():
+def test_a_video_survives_the_vae() -> None:
     vae = evaluate.load_vae(WEIGHTS / "tiny_wan_vae.safetensors")
     for seed, scene in enumerate(held_out_scenes(3, seed=5)):
         true = video(scene, seed=seed)
@@ -121,9 +121,10 @@ def test_a_video_survives_the_vae():
         assert score(back.numpy(), scene)["mean"] > 0.8
 
 
-def test_the_sketch_understands_and_the_render_draws():
+def test_the_sketch_understands_and_the_render_draws() -> None:
     """Errors of the x0 prediction on true videos: with much noise the sketch is clearly better, with little they are
-    near. The scores on sampled videos are in the family's card; they take too long for a test."""
+    near. The scores on sampled videos are in the family's card; they take too long for a test.
+    """
     scenes = held_out_scenes(24, seed=6)
     vae = evaluate.load_vae(WEIGHTS / "tiny_wan_vae.safetensors")
     z = latent.from_vae(torch.cat([vae.encode(video(s, seed=i)) for i, s in enumerate(scenes)]).float())
@@ -137,11 +138,12 @@ def test_the_sketch_understands_and_the_render_draws():
 
 
 @pytest.mark.long
-def test_the_family_can_be_trained_again_from_nothing(tmp_path: Path):
+def test_the_family_can_be_trained_again_from_nothing(tmp_path: Path) -> None:
     """Every stage of the one command, for a few steps; the exported files are checked against the host by it."""
     host = host_module.find_or_make(os.environ.get("SRD_HOST_VERSION"))
     done = subprocess.run(
         [sys.executable, str(FAMILY / "train.py"), "--quick", "--weights", str(tmp_path)],
+        check=False,
         env={**os.environ, "COMFYUI_PATH": str(host.path), "OMP_NUM_THREADS": "2"},
         capture_output=True,
         text=True,

@@ -84,7 +84,7 @@ def assert_as_before(models: list[Any], plain: list[torch.Tensor], states: list[
 @pytest.mark.parametrize("stage", ["sketch", "render"])
 @pytest.mark.parametrize("fault", [failing, interrupting])
 @pytest.mark.parametrize("sampler", ["euler", "uni_pc", "euler_cfg_pp"])
-def test_after_a_fault_in_either_stage_plain_runs_are_as_before(fault: Any, stage: str, sampler: str, wan: Any):
+def test_after_a_fault_in_either_stage_plain_runs_are_as_before(fault: Any, stage: str, sampler: str, wan: Any) -> None:
     sketch, render = wan(), wan(seed=1)
     plain = [helpers.ksampler(m, STEPS) for m in (sketch, render)]
     states = [state_of(m) for m in (sketch, render)]
@@ -98,7 +98,7 @@ def test_after_a_fault_in_either_stage_plain_runs_are_as_before(fault: Any, stag
     assert_as_before([sketch, render], plain, states)
 
 
-def test_after_a_render_that_can_not_be_loaded_plain_runs_are_as_before(wan: Any):
+def test_after_a_render_that_can_not_be_loaded_plain_runs_are_as_before(wan: Any) -> None:
     sketch, render = wan(), wan(seed=1)
     plain = [helpers.ksampler(m, STEPS) for m in (sketch, render)]
     states = [state_of(m) for m in (sketch, render)]
@@ -113,7 +113,7 @@ def test_after_a_render_that_can_not_be_loaded_plain_runs_are_as_before(wan: Any
     assert_as_before([sketch, render], plain, states)
 
 
-def test_an_interrupt_before_the_hand_over_does_not_load_the_render(wan: Any):
+def test_an_interrupt_before_the_hand_over_does_not_load_the_render(wan: Any) -> None:
     sketch, (render, loads) = wan(), (wan(seed=1), [])
     render = render.clone()
     render.add_wrapper_with_key(
@@ -133,7 +133,7 @@ def test_an_interrupt_before_the_hand_over_does_not_load_the_render(wan: Any):
 
 
 @pytest.mark.parametrize("fault", [None, failing, interrupting], ids=["done", "failed", "interrupted"])
-def test_nothing_keeps_a_model_or_a_latent_alive_after_a_run(fault: Any, wan: Any):
+def test_nothing_keeps_a_model_or_a_latent_alive_after_a_run(fault: Any, wan: Any) -> None:
     def run() -> list[weakref.ref[Any]]:
         sketch, render = wan(), wan(seed=1)
         model = sr_model(sketch, fault(render, 2) if fault else render, 3, report)
@@ -189,14 +189,14 @@ def other_format(model: Any, **facts: Any) -> Any:
 )
 def test_models_that_do_not_share_a_latent_are_refused_with_the_difference_and_what_fits(
     facts: dict[str, Any], named: str, wan: Any
-):
+) -> None:
     with pytest.raises(ValueError) as error:
         sr_model(wan(), other_format(wan(seed=1), **facts))
     message = str(error.value)
     assert named in message and "WAN21" in message and "Wan2.1 T2V 14B -> Wan2.1 T2V 1.3B" in message
 
 
-def test_models_with_different_kinds_of_noise_schedule_are_refused(wan: Any):
+def test_models_with_different_kinds_of_noise_schedule_are_refused(wan: Any) -> None:
     import comfy.model_sampling
 
     render = wan(seed=1).clone()
@@ -205,11 +205,14 @@ def test_models_with_different_kinds_of_noise_schedule_are_refused(wan: Any):
         pass
 
     render.add_object_patch("model_sampling", Sampling(render.model.model_config))
-    with pytest.raises(ValueError, match=r"noise schedules \(flow and variance exploding\), so .* Put the same ModelSampling node on both"):
+    with pytest.raises(
+        ValueError,
+        match=r"noise schedules \(flow and variance exploding\), so .* Put the same ModelSampling node on both",
+    ):
         sr_model(wan(), render)
 
 
-def test_models_of_different_families_need_conditioning_of_their_own(wan: Any):
+def test_models_of_different_families_need_conditioning_of_their_own(wan: Any) -> None:
     class OtherFamily(comfy.model_base.BaseModel):
         pass
 
@@ -222,34 +225,38 @@ def test_models_of_different_families_need_conditioning_of_their_own(wan: Any):
     sr_model(sketch, render, positive=helpers.prompt(1), negative=helpers.prompt(2))
 
 
-def test_models_of_one_family_with_text_inputs_of_another_width_need_conditioning_of_their_own(wan: Any):
+def test_models_of_one_family_with_text_inputs_of_another_width_need_conditioning_of_their_own(wan: Any) -> None:
     sketch, render = wan(), wan(seed=1)
     render.model.model_config.unet_config = {**render.model.model_config.unet_config, "text_dim": 64}
     with pytest.raises(ValueError, match="different text encoders"):
         sr_model(sketch, render)
 
 
-def test_render_conditioning_that_the_guider_can_not_take_is_refused_before_any_step(wan: Any):
+def test_render_conditioning_that_the_guider_can_not_take_is_refused_before_any_step(wan: Any) -> None:
     model = sr_model(never_called(wan()), never_called(wan(seed=1)), negative=helpers.prompt(2))
     with pytest.raises(ValueError, match="render_negative is connected, but the guider .* takes none"):
         sample_with(BasicGuider.execute(model, helpers.prompt(1)).args[0])
 
 
-def test_a_schedule_whose_noise_level_rises_is_refused_before_any_step(wan: Any):
+def test_a_schedule_whose_noise_level_rises_is_refused_before_any_step(wan: Any) -> None:
     model = sr_model(never_called(wan()), never_called(wan(seed=1)))
     guider = BasicGuider.execute(model, helpers.prompt(1)).args[0]
     with pytest.raises(ValueError, match="rises in step 1 of 2; .* never rises. FlipSigmas"):
         sample_with(guider, torch.tensor([0.01, 0.5, 0.9]))
 
 
-def test_an_adaptive_rule_that_could_never_decide_is_refused_before_any_step(wan: Any):
+def test_an_adaptive_rule_that_could_never_decide_is_refused_before_any_step(wan: Any) -> None:
     switch = criterion.Switch(fix_step=10, max_step=5)
-    model = cooperation.cooperate(never_called(wan()), never_called(wan(seed=1)), switch, cooperation.RenderSettings(), Report())
-    with pytest.raises(ValueError, match="max_step is 5, but the rule of adaptive decides after step .* Raise max_step"):
+    model = cooperation.cooperate(
+        never_called(wan()), never_called(wan(seed=1)), switch, cooperation.RenderSettings(), Report()
+    )
+    with pytest.raises(
+        ValueError, match="max_step is 5, but the rule of adaptive decides after step .* Raise max_step"
+    ):
         helpers.ksampler(model, 50)
 
 
-def test_the_report_of_a_refused_run_says_so_and_not_what_the_run_before_did(wan: Any):
+def test_the_report_of_a_refused_run_says_so_and_not_what_the_run_before_did(wan: Any) -> None:
     report = Report()
     model = sr_model(wan(), wan(seed=1), 3, report)
     helpers.ksampler(model, STEPS)
@@ -258,7 +265,7 @@ def test_the_report_of_a_refused_run_says_so_and_not_what_the_run_before_did(wan
     assert report.status == "failed" and "not finite" in report.error and not report.steps
 
 
-def test_the_report_of_a_run_that_failed_in_the_sketch_does_not_claim_that_it_ran_all_steps(wan: Any):
+def test_the_report_of_a_run_that_failed_in_the_sketch_does_not_claim_that_it_ran_all_steps(wan: Any) -> None:
     report = Report()
     with pytest.raises(Broken):
         helpers.ksampler(sr_model(failing(wan(), 2), wan(seed=1), 3, report), STEPS)
@@ -286,11 +293,13 @@ def broken_from(model: Any, call: int, bad: float) -> tuple[Any, list[int]]:
 @pytest.mark.parametrize(("stage", "at"), [("sketch", 2), ("render", 5)])
 def test_a_prediction_that_is_not_finite_stops_the_run_at_its_step_and_says_what_to_try(
     stage: str, at: int, bad: float, wan: Any
-):
+) -> None:
     broken, calls = broken_from(wan(), at if stage == "sketch" else at - 3, bad)
     pair = (broken, wan(seed=1)) if stage == "sketch" else (wan(), broken)
     report = Report()
-    with pytest.raises(RuntimeError, match=f"The {stage}'s prediction .*not finite.* at step {at} of {STEPS} .sigma") as error:
+    with pytest.raises(
+        RuntimeError, match=f"The {stage}'s prediction .*not finite.* at step {at} of {STEPS} .sigma"
+    ) as error:
         helpers.ksampler(sr_model(*pair, 3, report), STEPS)
     assert len(calls) == (at if stage == "sketch" else at - 3)
     for fact in ("WAN21", "attention: ", "weights: float32", "broken LoRA"):
@@ -299,7 +308,9 @@ def test_a_prediction_that_is_not_finite_stops_the_run_at_its_step_and_says_what
     json.loads(report.to_json())
 
 
-def test_the_advice_names_the_attention_backend_and_fp8_weights_when_those_are_used(models_folder: Path, monkeypatch: Any):
+def test_the_advice_names_the_attention_backend_and_fp8_weights_when_those_are_used(
+    models_folder: Path, monkeypatch: Any
+) -> None:
     attention = module("srd_core.attention")
     host = attention.attention
     monkeypatch.setitem(host.REGISTERED_ATTENTION_FUNCTIONS, "sage", host.attention_pytorch)
@@ -307,28 +318,43 @@ def test_the_advice_names_the_attention_backend_and_fp8_weights_when_those_are_u
     broken, _ = broken_from(load(name, attention="sage", weight_dtype="fp8_e4m3fn"), 1, float("nan"))
     with pytest.raises(RuntimeError) as error:
         helpers.ksampler(sr_model(broken, load(name), 3), STEPS)
-    for fact in ("attention: sage", "weights: float8_e4m3fn", "Set attention to pytorch on the sketch's loader",
-                 "Set weight_dtype to default"):  # fmt: skip
+    for fact in (
+        "attention: sage",
+        "weights: float8_e4m3fn",
+        "Set attention to pytorch on the sketch's loader",
+        "Set weight_dtype to default",
+    ):
         assert fact in str(error.value)
 
 
 def wan_22_5b() -> Any:
     """A tiny MODEL with the latent of Wan 2.2 5B: 48 channels, with its own statistics."""
-    network = {"dim": 128, "ffn_dim": 256, "num_heads": 1, "num_layers": 1, "in_dim": 48, "out_dim": 48, "text_dim": 4096}
+    network = {
+        "dim": 128,
+        "ffn_dim": 256,
+        "num_heads": 1,
+        "num_layers": 1,
+        "in_dim": 48,
+        "out_dim": 48,
+        "text_dim": 4096,
+    }
     made = comfy.ldm.wan.model.WanModel(model_type="t2v", **network, operations=comfy.ops.disable_weight_init)
     return comfy.sd.load_diffusion_model_state_dict({k: torch.zeros(v.shape) for k, v in made.state_dict().items()})
 
 
 def test_wan_2_2_5b_is_refused_in_two_lines_with_what_to_take_and_the_numbers_go_to_the_log(
     wan: Any, caplog: pytest.LogCaptureFixture
-):
+) -> None:
     other = wan_22_5b()
     assert type(other.model.latent_format).__name__ == "Wan22"
     with pytest.raises(ValueError) as error:
         sr_model(wan(), other)
     said = str(error.value)
     assert "use different VAEs (16 and 48 channels), so they do not fit together" in said
-    assert "Wan 2.2 5B cannot be paired with any model. Pairs that fit this sketch: Wan2.1 T2V 14B -> Wan2.1 T2V 1.3B" in said
+    assert (
+        "Wan 2.2 5B cannot be paired with any model. Pairs that fit this sketch: Wan2.1 T2V 14B -> Wan2.1 T2V 1.3B"
+        in said
+    )
     assert "Cosmos" not in said and "CogVideoX" not in said and len(said) < 400 and "channel means" in caplog.text
     with pytest.raises(ValueError, match="Wan 2.2 5B cannot be paired with any model. Use it alone.") as error:
         sr_model(other, wan())
@@ -336,13 +362,13 @@ def test_wan_2_2_5b_is_refused_in_two_lines_with_what_to_take_and_the_numbers_go
 
 
 @pytest.mark.parametrize("shape", [(1, 4, 2, 8, 8), (1, 48, 2, 8, 8), (16, 2, 8, 8), (1, 16, 8)])
-def test_a_latent_of_wrong_dimensions_is_refused_before_any_step(shape: tuple[int, ...], wan: Any):
+def test_a_latent_of_wrong_dimensions_is_refused_before_any_step(shape: tuple[int, ...], wan: Any) -> None:
     with pytest.raises(ValueError, match=r"LATENT has shape .* needs \[batch, 16, frames, height, width\]"):
         sr_sampler(never_called(wan()), never_called(wan(seed=1)), latent={"samples": torch.ones(shape)})
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_latent_that_is_not_finite_is_refused_before_any_step(bad: float, wan: Any):
+def test_a_latent_that_is_not_finite_is_refused_before_any_step(bad: float, wan: Any) -> None:
     latent = helpers.empty_latent()
     latent["samples"][0, 3, 1, 2, 2] = bad
     with pytest.raises(ValueError, match="not finite"):
@@ -359,19 +385,23 @@ def test_a_latent_that_is_not_finite_is_refused_before_any_step(bad: float, wan:
         ({"offload_sketch": "sometimes"}, "offload_sketch is 'sometimes'; choose one of auto, always, never"),
     ],
 )
-def test_settings_that_can_not_be_followed_are_refused_before_any_step(setting: dict[str, Any], message: str, wan: Any):
+def test_settings_that_can_not_be_followed_are_refused_before_any_step(
+    setting: dict[str, Any], message: str, wan: Any
+) -> None:
     with pytest.raises(ValueError, match=message):
         sr_sampler(never_called(wan()), never_called(wan(seed=1)), **setting)
 
 
-def test_render_cfg_without_a_negative_prompt_is_refused_before_any_step(wan: Any):
+def test_render_cfg_without_a_negative_prompt_is_refused_before_any_step(wan: Any) -> None:
     model = sr_model(never_called(wan()), never_called(wan(seed=1)), cfg=2.0)
     guider = BasicGuider.execute(model, helpers.prompt(1)).args[0]
     with pytest.raises(ValueError, match="render_cfg is 2.0.*Set render_cfg to 0"):
         sample_with(guider)
 
 
-def test_switch_step_beyond_the_steps_is_refused_by_sr_sampler_and_means_never_where_the_steps_are_another_node_s(wan: Any):
+def test_switch_step_beyond_the_steps_is_refused_by_sr_sampler_and_means_never_where_the_steps_are_another_node_s(
+    wan: Any,
+) -> None:
     sketch = wan()
     with pytest.raises(ValueError, match="switch_step is 99, but the run has 6 steps"):
         sr_sampler(never_called(sketch), never_called(wan(seed=1)), switch_step=99)
@@ -396,7 +426,7 @@ def load(name: str, node: Any = None, **settings: Any) -> Any:
 
 
 @pytest.mark.parametrize("node", [loaders.SRLoadSketchDiT, loaders.SRLoadRenderDiT])
-def test_a_wan_file_loads_as_the_hosts_loader_loads_it(node: Any, models_folder: Path):
+def test_a_wan_file_loads_as_the_hosts_loader_loads_it(node: Any, models_folder: Path) -> None:
     helpers.wan_file(models_folder, seed=0)
     (name,) = folder_paths.get_filename_list("diffusion_models")
     model = load(name, node)
@@ -418,7 +448,7 @@ class GGMLTensor(torch.Tensor):
         return self
 
 
-def test_the_size_in_a_name_counts_parameters_also_where_they_are_packed(wan: Any):
+def test_the_size_in_a_name_counts_parameters_also_where_they_are_packed(wan: Any) -> None:
     name_of, plain, packed = module("srd_core.latent").name_of, wan(), wan()
     for part in packed.model.diffusion_model.modules():
         if isinstance(weight := getattr(part, "weight", None), torch.Tensor) and weight.ndim == 2:
@@ -435,12 +465,12 @@ def test_the_size_in_a_name_counts_parameters_also_where_they_are_packed(wan: An
 @pytest.mark.parametrize(
     ("weight_dtype", "expected"), [("fp8_e4m3fn", torch.float8_e4m3fn), ("fp8_e5m2", torch.float8_e5m2)]
 )
-def test_weight_dtype_is_the_precision_in_memory(weight_dtype: str, expected: torch.dtype, models_folder: Path):
+def test_weight_dtype_is_the_precision_in_memory(weight_dtype: str, expected: torch.dtype, models_folder: Path) -> None:
     name = helpers.wan_file(models_folder, seed=0).name
     assert load(name, weight_dtype=weight_dtype).model.diffusion_model.blocks[0].ffn[0].weight.dtype == expected
 
 
-def test_a_missing_file_is_named(models_folder: Path):
+def test_a_missing_file_is_named(models_folder: Path) -> None:
     with pytest.raises(FileNotFoundError, match="gone.safetensors"):
         load("gone.safetensors")
     with pytest.raises(ValueError, match="gone.safetensors is not there any more"):
@@ -448,14 +478,14 @@ def test_a_missing_file_is_named(models_folder: Path):
 
 
 @pytest.mark.parametrize("keep", [0, 5, 100, -1000])
-def test_a_file_that_broke_off_is_named_with_what_to_do(keep: int, models_folder: Path):
+def test_a_file_that_broke_off_is_named_with_what_to_do(keep: int, models_folder: Path) -> None:
     path = helpers.wan_file(models_folder, seed=0)
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(ValueError, match=rf"{path.name}.*(get|Get) it again"):
         load(path.name)
 
 
-def test_a_file_that_is_no_safetensors_is_named(models_folder: Path):
+def test_a_file_that_is_no_safetensors_is_named(models_folder: Path) -> None:
     for content in (
         b"<!DOCTYPE html><html>Sign in to download</html>",
         struct.pack("<Q", 9) + b"not json!" + b"x" * 50,
@@ -474,13 +504,15 @@ def test_a_file_that_is_no_safetensors_is_named(models_folder: Path):
     ],
     ids=["LoRA", "VAE", "empty"],
 )
-def test_a_file_that_is_no_diffusion_model_is_refused_with_what_to_choose(keys: dict[str, Any], models_folder: Path):
+def test_a_file_that_is_no_diffusion_model_is_refused_with_what_to_choose(
+    keys: dict[str, Any], models_folder: Path
+) -> None:
     comfy.utils.save_torch_file({k: torch.zeros(v) for k, v in keys.items()}, str(models_folder / "other.safetensors"))
     with pytest.raises(ValueError, match="other.safetensors is not a diffusion model.*Choose the DiT of a video model"):
         load("other.safetensors")
 
 
-def test_one_of_several_shards_is_refused_as_such(models_folder: Path):
+def test_one_of_several_shards_is_refused_as_such(models_folder: Path) -> None:
     whole = helpers.wan_state_dict()
     part = {k: v for k, v in whole.items() if k.startswith("head")}
     comfy.utils.save_torch_file(part, str(models_folder / "model-00002-of-00002.safetensors"))
@@ -489,14 +521,23 @@ def test_one_of_several_shards_is_refused_as_such(models_folder: Path):
 
 
 @pytest.mark.parametrize("prefix", ["", "transformer."])
-def test_a_wan_with_diffusers_names_is_called_that_with_the_file_to_get(prefix: str, models_folder: Path):
-    names = ("condition_embedder.time_proj.weight", "blocks.0.attn1.to_q.weight", "blocks.0.ffn.net.0.proj.weight", "proj_out.weight")
-    comfy.utils.save_torch_file({prefix + name: torch.zeros(4, 4) for name in names}, str(models_folder / "wan.safetensors"))
-    with pytest.raises(ValueError, match="wan.safetensors is a Wan in diffusers' format.*Get the version for ComfyUI.*wan2.1_t2v_14B"):
+def test_a_wan_with_diffusers_names_is_called_that_with_the_file_to_get(prefix: str, models_folder: Path) -> None:
+    names = (
+        "condition_embedder.time_proj.weight",
+        "blocks.0.attn1.to_q.weight",
+        "blocks.0.ffn.net.0.proj.weight",
+        "proj_out.weight",
+    )
+    comfy.utils.save_torch_file(
+        {prefix + name: torch.zeros(4, 4) for name in names}, str(models_folder / "wan.safetensors")
+    )
+    with pytest.raises(
+        ValueError, match="wan.safetensors is a Wan in diffusers' format.*Get the version for ComfyUI.*wan2.1_t2v_14B"
+    ):
         load("wan.safetensors")
 
 
-def test_a_folder_of_shards_is_called_what_it_is_with_the_file_to_get(models_folder: Path):
+def test_a_folder_of_shards_is_called_what_it_is_with_the_file_to_get(models_folder: Path) -> None:
     (models_folder / "transformer").mkdir()
     shards = [models_folder / "transformer" / f"part-0000{i}-of-00002.safetensors" for i in (1, 2)]
     names = ("condition_embedder.time_proj.weight", "blocks.0.attn1.to_q.weight")
@@ -505,7 +546,9 @@ def test_a_folder_of_shards_is_called_what_it_is_with_the_file_to_get(models_fol
     index = {"weight_map": {name: shard.name for name, shard in zip(names, shards)}}
     (models_folder / "transformer" / "part.safetensors.index.json").write_text(json.dumps(index), "utf-8")
     for name in ("transformer", "transformer/part-00002-of-00002.safetensors"):
-        with pytest.raises(ValueError, match="is a Wan in 2 shards. Only CogVideoX.*Get the version for ComfyUI, one file"):
+        with pytest.raises(
+            ValueError, match="is a Wan in 2 shards. Only CogVideoX.*Get the version for ComfyUI, one file"
+        ):
             load(name)
 
 
@@ -519,41 +562,52 @@ def test_a_folder_of_shards_is_called_what_it_is_with_the_file_to_get(models_fol
         ('{"transformer": {"num_layers": 99999999}}', "says num_layers 99999999"),
     ],
 )
-def test_odd_metadata_of_a_whole_file_is_called_that_and_not_damage(config: str, words: str, models_folder: Path):
-    comfy.utils.save_torch_file(helpers.wan_state_dict(), str(models_folder / "odd.safetensors"), metadata={"config": config})
-    with pytest.raises(ValueError, match=f"odd.safetensors is whole, but its metadata .config. {words}.*Get the version for") as error:
+def test_odd_metadata_of_a_whole_file_is_called_that_and_not_damage(
+    config: str, words: str, models_folder: Path
+) -> None:
+    comfy.utils.save_torch_file(
+        helpers.wan_state_dict(), str(models_folder / "odd.safetensors"), metadata={"config": config}
+    )
+    with pytest.raises(
+        ValueError, match=f"odd.safetensors is whole, but its metadata .config. {words}.*Get the version for"
+    ) as error:
         load("odd.safetensors")
     assert "damaged" not in str(error.value) and "again" not in str(error.value)
 
 
 @pytest.mark.parametrize("header", [b"[1]", b'{"a": {"dtype": "F16"}}', b'{"a": 3}'])
-def test_a_header_that_makes_no_sense_is_named(header: bytes, models_folder: Path):
+def test_a_header_that_makes_no_sense_is_named(header: bytes, models_folder: Path) -> None:
     (models_folder / "odd.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + b"\0" * 8)
     with pytest.raises(ValueError, match="odd.safetensors is damaged"):
         load("odd.safetensors")
 
 
-def test_an_image_model_is_refused_with_the_way_for_image_models(models_folder: Path):
+def test_an_image_model_is_refused_with_the_way_for_image_models(models_folder: Path) -> None:
     """The key layout of SD3's transformer: header only, its tensors are never read."""
     shapes = {
-        "x_embedder.proj.weight": [64, 16, 2, 2], "x_embedder.proj.bias": [64], "pos_embed": [1, 4, 64],
-        "t_embedder.mlp.0.weight": [64, 256], "y_embedder.mlp.0.weight": [64, 2048],
-        "context_embedder.weight": [64, 4096], "final_layer.linear.weight": [64, 64],
-        "joint_blocks.0.x_block.attn.qkv.weight": [192, 64], "joint_blocks.0.context_block.attn.qkv.weight": [192, 64],
-    }  # fmt: skip
+        "x_embedder.proj.weight": [64, 16, 2, 2],
+        "x_embedder.proj.bias": [64],
+        "pos_embed": [1, 4, 64],
+        "t_embedder.mlp.0.weight": [64, 256],
+        "y_embedder.mlp.0.weight": [64, 2048],
+        "context_embedder.weight": [64, 4096],
+        "final_layer.linear.weight": [64, 64],
+        "joint_blocks.0.x_block.attn.qkv.weight": [192, 64],
+        "joint_blocks.0.context_block.attn.qkv.weight": [192, 64],
+    }
     comfy.utils.save_torch_file({k: torch.zeros(v) for k, v in shapes.items()}, str(models_folder / "sd3.safetensors"))
     with pytest.raises(ValueError, match="sd3.safetensors is SD3, not a video DiT.*Load Diffusion Model"):
         load("sd3.safetensors")
 
 
-def test_the_header_is_read_without_the_tensors(models_folder: Path):
+def test_the_header_is_read_without_the_tensors(models_folder: Path) -> None:
     header = json.dumps({"a": {"dtype": "F16", "shape": [2], "data_offsets": [0, 4]}}).encode()
     path = models_folder / "small.safetensors"
     path.write_bytes(struct.pack("<Q", len(header)) + header + b"\0\0\0\0")
     assert checkpoint.read_header(path)["a"]["shape"] == [2]
 
 
-def test_every_error_in_settings_is_raised_by_sketch_render_model_too(wan: Any):
+def test_every_error_in_settings_is_raised_by_sketch_render_model_too(wan: Any) -> None:
     node = module("nodes.sampler").SRModel
     with pytest.raises(ValueError, match="teacache"):
         node.execute(wan(), wan(seed=1), **SWITCHING | {"teacache": -0.2})

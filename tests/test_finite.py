@@ -51,7 +51,7 @@ def answers_after(monkeypatch: Any) -> Any:
 @pytest.mark.parametrize(("stage", "at"), [("sketch", 2), ("sketch", 3), ("render", 4), ("render", 5)])
 def test_a_late_answer_stops_the_run_before_the_next_step_and_names_the_step_and_stage_it_belongs_to(
     stage: str, at: int, wan: Any, answers_after: Any
-):
+) -> None:
     answers_after(1)  # not yet at the end of its call, but at the start of the next one
     broken, calls = broken_from(wan(), at if stage == "sketch" else at - 3, float("nan"))
     pair = (broken, wan(seed=1)) if stage == "sketch" else (wan(), broken)
@@ -62,7 +62,7 @@ def test_a_late_answer_stops_the_run_before_the_next_step_and_names_the_step_and
     assert report.status == "failed" and len(report.steps) == at
 
 
-def test_an_answer_that_comes_during_the_next_step_names_the_step_before(wan: Any, answers_after: Any):
+def test_an_answer_that_comes_during_the_next_step_names_the_step_before(wan: Any, answers_after: Any) -> None:
     answers_after(2)
     broken, calls = broken_from(wan(), 2, float("nan"))
     with pytest.raises(RuntimeError, match=f"The render's prediction .*not finite.* at step 5 of {STEPS} .sigma"):
@@ -70,14 +70,16 @@ def test_an_answer_that_comes_during_the_next_step_names_the_step_before(wan: An
     assert len(calls) == 3
 
 
-def test_an_answer_about_the_sketch_that_comes_after_the_hand_over_does_not_accuse_the_render(wan: Any, answers_after: Any):
+def test_an_answer_about_the_sketch_that_comes_after_the_hand_over_does_not_accuse_the_render(
+    wan: Any, answers_after: Any
+) -> None:
     answers_after(2)
     broken, _ = broken_from(wan(), 3, float("nan"))
     with pytest.raises(RuntimeError, match=f"The sketch's prediction .*not finite.* at step 3 of {STEPS} .sigma"):
         helpers.ksampler(sr_model(broken, wan(seed=1), 3), STEPS)
 
 
-def test_an_answer_that_would_not_come_is_waited_for_at_the_end_of_the_next_step(wan: Any, answers_after: Any):
+def test_an_answer_that_would_not_come_is_waited_for_at_the_end_of_the_next_step(wan: Any, answers_after: Any) -> None:
     events = answers_after(float("inf"))
     broken, calls = broken_from(wan(), 1, float("inf"))
     with pytest.raises(RuntimeError, match=f"The render's prediction .*not finite.* at step 4 of {STEPS} .sigma"):
@@ -85,7 +87,7 @@ def test_an_answer_that_would_not_come_is_waited_for_at_the_end_of_the_next_step
     assert len(calls) == 2 and [event.waited for event in events] == [True] * 4 + [False]
 
 
-def test_the_last_step_s_answer_is_waited_for_before_anything_is_returned(wan: Any, answers_after: Any):
+def test_the_last_step_s_answer_is_waited_for_before_anything_is_returned(wan: Any, answers_after: Any) -> None:
     events = answers_after(float("inf"))
     broken, _ = broken_from(wan(), 3, float("inf"))
     with pytest.raises(RuntimeError, match=f"The render's prediction .*not finite.* at step 6 of {STEPS} .sigma"):
@@ -93,7 +95,7 @@ def test_the_last_step_s_answer_is_waited_for_before_anything_is_returned(wan: A
     assert len(events) == STEPS
 
 
-def test_nobody_waits_for_the_newest_answer_before_the_run_s_end(wan: Any, answers_after: Any):
+def test_nobody_waits_for_the_newest_answer_before_the_run_s_end(wan: Any, answers_after: Any) -> None:
     """So the device always has a step to do."""
     events, waited = answers_after(float("inf")), []
 
@@ -110,7 +112,7 @@ def test_nobody_waits_for_the_newest_answer_before_the_run_s_end(wan: Any, answe
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_one_bad_value_among_many_is_seen(bad: float, dtype: torch.dtype):
+def test_one_bad_value_among_many_is_seen(bad: float, dtype: torch.dtype) -> None:
     tensor = torch.ones(1, 16, 5, 8, 8, dtype=dtype)
     assert finite.ask(tensor).value
     tensor[0, 7, 3, 1, 2] = bad
@@ -138,7 +140,7 @@ def watched(monkeypatch: Any, kind: str, *values: bool) -> tuple[Any, list[Unrea
 
 
 @pytest.mark.parametrize("kind", ["mps", "xpu", "npu"])
-def test_a_device_without_events_is_read_one_call_later(kind: str, monkeypatch: Any):
+def test_a_device_without_events_is_read_one_call_later(kind: str, monkeypatch: Any) -> None:
     guard, answers = watched(monkeypatch, kind, True, False)
     for i in range(2):
         guard.watch(torch.zeros(1), lambda i=i: f"call {i}")
@@ -148,7 +150,7 @@ def test_a_device_without_events_is_read_one_call_later(kind: str, monkeypatch: 
         guard.check()
 
 
-def test_its_last_answer_is_read_at_the_run_s_end(monkeypatch: Any):
+def test_its_last_answer_is_read_at_the_run_s_end(monkeypatch: Any) -> None:
     guard, answers = watched(monkeypatch, "mps", False)
     guard.watch(torch.zeros(1), lambda: "the last")
     guard.check()
@@ -157,7 +159,7 @@ def test_its_last_answer_is_read_at_the_run_s_end(monkeypatch: Any):
         guard.check(wait=True)
 
 
-def test_main_memory_is_read_at_once(monkeypatch: Any):
+def test_main_memory_is_read_at_once(monkeypatch: Any) -> None:
     guard, answers = watched(monkeypatch, "cpu", False)
     guard.watch(torch.zeros(1), lambda: "at once")
     with pytest.raises(RuntimeError, match="at once"):
@@ -165,7 +167,7 @@ def test_main_memory_is_read_at_once(monkeypatch: Any):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_gpu_is_asked_and_answers_without_anybody_waiting():
+def test_a_gpu_is_asked_and_answers_without_anybody_waiting() -> None:
     good, bad = torch.ones(64, 1024, 1024, device="cuda"), torch.full((3,), torch.nan, device="cuda")
     guard = finite.FiniteGuard()
     torch.cuda.synchronize()

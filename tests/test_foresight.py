@@ -24,8 +24,15 @@ from test_faults import models_folder  # noqa: F401
 foresight, before_run, plan = module("srd_core.foresight"), module("nodes.before_run"), module("nodes.plan")
 checks, stage, latent = module("srd_core.checks"), module("srd_core.stage"), module("srd_core.latent")
 loaders = module("nodes.loaders")
-SETTINGS: dict[str, Any] = {"steps": 20, "switch_mode": "step", "delta": 0.01, "fix_step": 5, "max_step": 0, "switch_step": 10,
-                            "switch_sigma": 0.875}  # fmt: skip
+SETTINGS: dict[str, Any] = {
+    "steps": 20,
+    "switch_mode": "step",
+    "delta": 0.01,
+    "fix_step": 5,
+    "max_step": 0,
+    "switch_step": 10,
+    "switch_sigma": 0.875,
+}
 KINDS = ("LTX-Video", "Kandinsky 5", "SD3.5", "Flux.2", "Wan2.1 VACE")
 
 
@@ -70,14 +77,23 @@ def test_headers_say_of_every_pair_what_the_run_would_say(sketch: str, files: di
 
 def test_another_text_encoder_is_told_unless_the_render_has_its_own_prompts(files: dict[str, Path]) -> None:
     pair = files["Flux.2 sketch"], files["Flux.2 render"]
-    assert what_the_headers_say(*pair) == what_a_run_says(*pair) and "read different text encoders" in what_the_headers_say(*pair)
+    assert what_the_headers_say(*pair) == what_a_run_says(
+        *pair
+    ) and "read different text encoders" in what_the_headers_say(*pair)
     assert what_the_headers_say(*pair, own_prompts=True) == ""
 
 
 def sparse_wan(path: Path, **size: int) -> Path:
     """A Wan of a real size: a whole header, and a hole in the file system where the weights would be."""
-    model = comfy.ldm.wan.model.WanModel(model_type="t2v", text_dim=4096, in_dim=16, device="meta", dtype=torch.float16,
-                                         operations=comfy.ops.disable_weight_init, **size)  # fmt: skip
+    model = comfy.ldm.wan.model.WanModel(
+        model_type="t2v",
+        text_dim=4096,
+        in_dim=16,
+        device="meta",
+        dtype=torch.float16,
+        operations=comfy.ops.disable_weight_init,
+        **size,
+    )
     header, end = {}, 0
     for key, value in model.state_dict().items():
         begin, end = end, end + 2 * value.numel()
@@ -96,9 +112,14 @@ def test_the_real_sizes_are_judged_in_a_moment_without_memory_for_their_weights(
     begin = time.perf_counter()
     models = [foresight.empty_model(foresight.ModelFile.at(path)) for path in (large, small)]
     assert time.perf_counter() - begin < 2  # 0.12 s on two old cores
-    assert [latent.name_of(model) for model in models] == ["14B.safetensors (14.3B parameters)", "1.3B.safetensors (1.4B parameters)"]
+    assert [latent.name_of(model) for model in models] == [
+        "14B.safetensors (14.3B parameters)",
+        "1.3B.safetensors (1.4B parameters)",
+    ]
     assert what_the_headers_say(large, small) == what_the_headers_say(small, large) == ""
-    notes = [foresight.verdict(*map(foresight.ModelFile.at, pair), False).note for pair in ((large, small), (small, large))]
+    notes = [
+        foresight.verdict(*map(foresight.ModelFile.at, pair), False).note for pair in ((large, small), (small, large))
+    ]
     assert notes == ["", "The render is larger than the sketch. Are the two swapped?"]
 
 
@@ -129,8 +150,10 @@ def loader(kind: str, path: Path) -> dict[str, Any]:
 @pytest.fixture
 def offered(models_folder: Path, files: dict[str, Path]) -> dict[str, Path]:  # noqa: F811
     """The same files in models/diffusion_models."""
-    return {name: Path((models_folder / path.name).write_bytes(path.read_bytes()) and models_folder / path.name)
-            for name, path in files.items()}  # fmt: skip
+    return {
+        name: Path((models_folder / path.name).write_bytes(path.read_bytes()) and models_folder / path.name)
+        for name, path in files.items()
+    }
 
 
 SHIFT = {"type": "ModelSamplingSD3", "values": {"shift": 5.0}}
@@ -145,7 +168,10 @@ def answer(sketch: list[Any], render: list[Any], **more: Any) -> dict[str, Any]:
 def test_the_line_says_that_two_models_do_not_fit_once_both_are_chosen(kind: str, offered: dict[str, Path]) -> None:
     sketch = [SHIFT, LORA, loader("SRLoadSketchDiT", offered["Wan large"])]
     problem = answer(sketch, [loader(kind, offered["LTX-Video render"])])["problem"]
-    assert problem == what_a_run_says(offered["Wan large"], offered["LTX-Video render"]) and "use different VAEs" in problem
+    assert (
+        problem == what_a_run_says(offered["Wan large"], offered["LTX-Video render"])
+        and "use different VAEs" in problem
+    )
     fitting = answer(sketch, [{"type": "SRTeaCache", "values": {}}, loader(kind, offered["Wan small"])])
     assert fitting == {"mode": "step", "steps": 20, "latest": 10}
     swapped = answer([loader(kind, offered["Wan small"])], sketch)
@@ -153,9 +179,18 @@ def test_the_line_says_that_two_models_do_not_fit_once_both_are_chosen(kind: str
 
 
 def test_the_line_says_nothing_of_models_through_nodes_that_it_does_not_know(offered: dict[str, Path]) -> None:
-    sketch, render = loader("SRLoadSketchDiT", offered["Wan large"]), loader("SRLoadRenderDiT", offered["LTX-Video render"])
+    sketch, render = (
+        loader("SRLoadSketchDiT", offered["Wan large"]),
+        loader("SRLoadRenderDiT", offered["LTX-Video render"]),
+    )
     other = {"type": "SomeOtherNode", "values": {}}
-    for chains in ([other, sketch], [render]), ([sketch], [other, render]), ([], [render]), ([sketch], []), ([sketch], [other]):
+    for chains in (
+        ([other, sketch], [render]),
+        ([sketch], [other, render]),
+        ([], [render]),
+        ([sketch], []),
+        ([sketch], [other]),
+    ):
         assert "problem" not in answer(*chains)
     assert "problem" not in answer([sketch], [render | {"values": {}}]), "its file comes from another node"
     assert "problem" not in answer([sketch], [render | {"values": {"model_name": "gone.safetensors"}}])
@@ -186,15 +221,23 @@ def refused(server: Any, graph: dict[str, Any]) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize("node", ["SRSampler", "SRModel"])
-def test_a_pair_that_does_not_fit_is_refused_when_it_is_queued_in_one_sentence_on_the_render_s_file(node: str, server: Any) -> None:
+def test_a_pair_that_does_not_fit_is_refused_when_it_is_queued_in_one_sentence_on_the_render_s_file(
+    node: str, server: Any
+) -> None:
     where, said = refused(server, serving.cooperating(node=node, render_file="ltxv.safetensors"))
     assert where == "render" and "Sketch sketch.safetensors (" in said and "and render ltxv.safetensors (" in said
-    assert "use different VAEs (16 and 128 channels), so they do not fit together. Pairs that fit this sketch: Wan2.1 T2V 14B" in said
+    assert (
+        "use different VAEs (16 and 128 channels), so they do not fit together. Pairs that fit this sketch: Wan2.1 T2V 14B"
+        in said
+    )
 
 
 def test_where_another_loader_has_the_render_the_sketch_s_loader_says_it(server: Any) -> None:
     graph = serving.cooperating()
-    graph["render"] = {"class_type": "UNETLoader", "inputs": {"unet_name": "ltxv.safetensors", "weight_dtype": "default"}}
+    graph["render"] = {
+        "class_type": "UNETLoader",
+        "inputs": {"unet_name": "ltxv.safetensors", "weight_dtype": "default"},
+    }
     where, said = refused(server, graph)
     assert where == "sketch" and "use different VAEs" in said
 
@@ -204,13 +247,19 @@ def test_what_is_not_needed_or_not_known_is_not_refused(server: Any) -> None:
     beside["misfit"] = serving.loaded("render", "ltxv.safetensors")
     beside["unused"] = {"class_type": "SRModel", "inputs": {"sketch": ["sketch", 0], "render": ["misfit", 0]}}
     assert server.run(beside, timeout=120)["status"]["status_str"] == "success"
-    unknown = serving.cooperating(run=2, render_file="ltxv.safetensors", stage="render", fault={"place": "none", "act": "error", "at": 1})
+    unknown = serving.cooperating(
+        run=2, render_file="ltxv.safetensors", stage="render", fault={"place": "none", "act": "error", "at": 1}
+    )
     with pytest.raises(host_module.HostError, match="use different VAEs"):  # by the run, as before
         server.run(unknown, timeout=120)
 
 
 def test_a_prompt_that_the_check_can_t_read_is_left_to_the_host(server: Any) -> None:
-    for graph in ({"1": {"class_type": "SRLoadRenderDiT", "inputs": {"model_name": "render.safetensors"}}}, {"1": {}}, {}):
+    for graph in (
+        {"1": {"class_type": "SRLoadRenderDiT", "inputs": {"model_name": "render.safetensors"}}},
+        {"1": {}},
+        {},
+    ):
         with pytest.raises(host_module.HostError) as error:
             server.queue(graph)
         assert "no outputs" in str(error.value.details) or "class_type" in str(error.value.details)
@@ -226,7 +275,9 @@ def test_a_fault_of_the_check_never_refuses_a_file(monkeypatch: pytest.MonkeyPat
     node = loaders.SRLoadRenderDiT.PREPARE_CLASS_CLONE({})
     node.hidden = type("Hidden", (), {"unique_id": "1"})()
     assert node.validate_inputs(offered["Wan small"].name) is True
-    assert loaders.SRLoadRenderDiT.validate_inputs(offered["Wan small"].name) is True, "without what the host hides in it"
+    assert loaders.SRLoadRenderDiT.validate_inputs(offered["Wan small"].name) is True, (
+        "without what the host hides in it"
+    )
 
 
 def test_prompts_that_are_queued_at_the_same_time_do_not_mix(server: Any) -> None:
@@ -235,12 +286,14 @@ def test_prompts_that_are_queued_at_the_same_time_do_not_mix(server: Any) -> Non
     def queue(i: int) -> bool:
         bad = i % 2 == 0
         try:
-            server.queue(serving.cooperating(run=100 + i, sampling={"steps": 4}, render_file="ltxv.safetensors" if bad else "render.safetensors"))
+            server.queue(
+                serving.cooperating(
+                    run=100 + i, sampling={"steps": 4}, render_file="ltxv.safetensors" if bad else "render.safetensors"
+                )
+            )
         except host_module.HostError:
             return bad
         return not bad
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(queue, range(16)))
-
-

@@ -1,5 +1,6 @@
 """Damaged and hostile files: every one is refused with a sentence that names it, soon and in little memory, before its
-weights are loaded. Whether a changed file is still a good one is asked of the safetensors library, not of the pack."""
+weights are loaded. Whether a changed file is still a good one is asked of the safetensors library, not of the pack.
+"""
 
 from __future__ import annotations
 
@@ -58,11 +59,53 @@ def parse(path: Path) -> File:
 
 # --- what happens to a file -------------------------------------------------------------------------------------------
 
-ODD = [-1, 0, 1, 2**31, 2**63, 2**64 + 1, -(2**70), 0.5, 1e300, float("nan"), float("inf"), None, True, "", "F32", "../../x",
-       "\x00", "\ud800", [], [[]], [-1], {}, {"a": 1}, [2**62, 4], [1] * 70, "9" * 5000]  # fmt: skip
-PATHS = ["../../../etc/passwd", "/etc/passwd", "..\\..\\x", "C:\\x", "\x00", "file:///etc/passwd", "http://127.0.0.1:9/x", "~"]
-CONFIGS = ['{"transformer": {"num_layers": 1000000000}}', '{"transformer": 3}', "[1]", "{", "[" * 100_000,
-           '{"transformer": {"dim": 99999999999}}', '{"transformer": {"num_heads": "x"}}']  # fmt: skip
+ODD = [
+    -1,
+    0,
+    1,
+    2**31,
+    2**63,
+    2**64 + 1,
+    -(2**70),
+    0.5,
+    1e300,
+    float("nan"),
+    float("inf"),
+    None,
+    True,
+    "",
+    "F32",
+    "../../x",
+    "\x00",
+    "\ud800",
+    [],
+    [[]],
+    [-1],
+    {},
+    {"a": 1},
+    [2**62, 4],
+    [1] * 70,
+    "9" * 5000,
+]
+PATHS = [
+    "../../../etc/passwd",
+    "/etc/passwd",
+    "..\\..\\x",
+    "C:\\x",
+    "\x00",
+    "file:///etc/passwd",
+    "http://127.0.0.1:9/x",
+    "~",
+]
+CONFIGS = [
+    '{"transformer": {"num_layers": 1000000000}}',
+    '{"transformer": 3}',
+    "[1]",
+    "{",
+    "[" * 100_000,
+    '{"transformer": {"dim": 99999999999}}',
+    '{"transformer": {"num_heads": "x"}}',
+]
 DTYPES = [*checkpoint.DTYPES, "F8_E8M0", "C64", "float32", "f32", "PICKLE"]
 
 
@@ -83,7 +126,9 @@ def huge_header(file: File, rng: random.Random) -> None:
     """Up to and above the limit, in the forms that take most memory."""
     count = rng.choice([checkpoint.HEADER_LIMIT - 10, checkpoint.HEADER_LIMIT + 10, 1_000_000, 100_000])
     filler = rng.choice(WIDE)
-    text = rng.choice([b"[" * count, b"[" + filler * (count // len(filler)) + b"0]", b" " * count + b"{}", b"9" * count])
+    text = rng.choice(
+        [b"[" * count, b"[" + filler * (count // len(filler)) + b"0]", b" " * count + b"{}", b"9" * count]
+    )
     file.text = text[:count]
 
 
@@ -116,7 +161,9 @@ def duplicate_keys(file: File, rng: random.Random) -> None:
 def path_tricks(file: File, rng: random.Random) -> None:
     """In the metadata, where the host and the pack look for a config, and in the names of tensors."""
     metadata = dict(file.header.get("__metadata__") or {})
-    metadata[rng.choice(["config", "_quantization_metadata", "format", "facts", *metadata])] = rng.choice([*PATHS, *CONFIGS, *ODD])
+    metadata[rng.choice(["config", "_quantization_metadata", "format", "facts", *metadata])] = rng.choice(
+        [*PATHS, *CONFIGS, *ODD]
+    )
     file.header["__metadata__"] = rng.choice([metadata, metadata, metadata, *ODD])
     if rng.random() < 0.3:
         name = rng.choice([k for k in file.header if k != "__metadata__"])
@@ -132,13 +179,30 @@ def flipped_bytes(file: File, rng: random.Random) -> None:
 
 def another_kind(file: File, rng: random.Random) -> None:
     """What people, and others, rename to .safetensors."""
-    starts = [b"PK\x03\x04", b"\x80\x02cposix\nsystem\n", b"GGUF", b"<!DOCTYPE html>", b"version https://git-lfs", b"", b"{}"]
+    starts = [
+        b"PK\x03\x04",
+        b"\x80\x02cposix\nsystem\n",
+        b"GGUF",
+        b"<!DOCTYPE html>",
+        b"version https://git-lfs",
+        b"",
+        b"{}",
+    ]
     file.text, file.length = b"", int.from_bytes((rng.choice(starts) + rng.randbytes(8))[:8], "little")
     file.data = rng.randbytes(rng.randrange(2000))
 
 
-MUTATIONS = [truncated, another_length, another_dtype, another_shape, other_offsets, duplicate_keys, path_tricks,
-             flipped_bytes, another_kind]  # fmt: skip
+MUTATIONS = [
+    truncated,
+    another_length,
+    another_dtype,
+    another_shape,
+    other_offsets,
+    duplicate_keys,
+    path_tricks,
+    flipped_bytes,
+    another_kind,
+]
 
 
 def mutated(original: Path, path: Path, seed: int) -> str:
@@ -185,7 +249,9 @@ def refusal(check: Callable[[], Any]) -> str:
 
 
 def assert_sentence(said: str, name: str, what: str) -> None:
-    assert name in said and said.rstrip().endswith(".") and len(said) < 1000 and "Traceback" not in said, f"{what}: {said!r}"
+    assert name in said and said.rstrip().endswith(".") and len(said) < 1000 and "Traceback" not in said, (
+        f"{what}: {said!r}"
+    )
 
 
 # --- models ---------------------------------------------------------------------------------------------------------------
@@ -203,7 +269,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("batch", range(10))
 def test_a_changed_model_file_is_refused_by_a_sentence_before_it_is_loaded_or_is_still_a_good_one(
     batch: int, model: Path, tmp_path: Path
-):
+) -> None:
     shapes = {key: t["shape"] for key, t in parse(model).header.items() if key != "__metadata__"}
     refused = 0
     for seed in range(batch * BATCH, (batch + 1) * BATCH):
@@ -219,21 +285,26 @@ def test_a_changed_model_file_is_refused_by_a_sentence_before_it_is_loaded_or_is
 
 
 @pytest.mark.parametrize("batch", range(2))
-def test_a_changed_index_of_shards_is_refused_by_a_sentence(batch: int, tmp_path: Path):
+def test_a_changed_index_of_shards_is_refused_by_a_sentence(batch: int, tmp_path: Path) -> None:
     rng = random.Random(batch)
     index = tmp_path / f"model{checkpoint.INDEX}"
-    whole = {"metadata": {}, "weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    whole = {
+        "metadata": {},
+        "weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"},
+    }
     for _ in range(BATCH):
         changed = json.loads(json.dumps(whole))
         changed["weight_map"]["a"] = rng.choice([*PATHS, *ODD])
-        text = rng.choice([json.dumps(changed), json.dumps(rng.choice(ODD)), "[" * 10**5, "{", "\x00", json.dumps(whole)[:50]])
+        text = rng.choice(
+            [json.dumps(changed), json.dumps(rng.choice(ODD)), "[" * 10**5, "{", "\x00", json.dumps(whole)[:50]]
+        )
         index.write_bytes(text.encode("utf-8", "surrogatepass"))
         assert_sentence(refusal(lambda: checkpoint.weight_files(index)), index.name, text[:80])
 
 
 def test_the_loaders_refuse_a_changed_file_and_no_name_leads_out_of_the_models_folder(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     folder = tmp_path / "models"
     folder.mkdir()
     secret = tmp_path / "elsewhere"
@@ -258,16 +329,32 @@ def test_the_loaders_refuse_a_changed_file_and_no_name_leads_out_of_the_models_f
 def sketched(wan: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A hand-over that Save Hand-over wrote."""
     record = handover_nodes.SRSketch.execute(
-        wan(), helpers.prompt(1), helpers.prompt(2), helpers.empty_latent(), 7, 6, 3.0, "euler", "simple", 1.0, switch_mode="step",
-        delta=0.01, fix_step=5, max_step=0, switch_step=3, switch_sigma=0.875,
-    ).args[0]  # fmt: skip
+        wan(),
+        helpers.prompt(1),
+        helpers.prompt(2),
+        helpers.empty_latent(),
+        7,
+        6,
+        3.0,
+        "euler",
+        "simple",
+        1.0,
+        switch_mode="step",
+        delta=0.01,
+        fix_step=5,
+        max_step=0,
+        switch_step=3,
+        switch_sigma=0.875,
+    ).args[0]
     path = tmp_path_factory.mktemp("whole") / "whole.sketch.safetensors"
     handover.write(record, path)
     return path
 
 
 @pytest.mark.parametrize("batch", range(5))
-def test_a_changed_hand_over_file_is_refused_by_a_sentence_or_is_still_a_good_one(batch: int, sketched: Path, tmp_path: Path):
+def test_a_changed_hand_over_file_is_refused_by_a_sentence_or_is_still_a_good_one(
+    batch: int, sketched: Path, tmp_path: Path
+) -> None:
     shapes = {key: t["shape"] for key, t in parse(sketched).header.items() if key != "__metadata__"}
     refused = 0
     for seed in range(batch * BATCH, (batch + 1) * BATCH):
@@ -291,7 +378,7 @@ def report_text(wan: Callable[..., Any]) -> str:
 
 
 @pytest.mark.parametrize("batch", range(5))
-def test_a_changed_report_is_refused_by_a_sentence_or_is_still_a_good_one(batch: int, report_text: str):
+def test_a_changed_report_is_refused_by_a_sentence_or_is_still_a_good_one(batch: int, report_text: str) -> None:
     refused = 0
     for seed in range(batch * BATCH, (batch + 1) * BATCH):
         text = changed_text(report_text, random.Random(seed), huge=seed % BATCH < 3)

@@ -1,5 +1,6 @@
 """What has to hold on a GPU too: on the CPU these are tests like any other, on a GPU `python3 bench/gpu.py` runs them, with the
-host's dynamic VRAM and without it. Nothing here asks where the models are, but by the host's own books."""
+host's dynamic VRAM and without it. Nothing here asks where the models are, but by the host's own books.
+"""
 
 from __future__ import annotations
 
@@ -18,21 +19,25 @@ STEPS = 8
 
 
 @pytest.mark.parametrize("step", [0, 1, 4, 7, STEPS])
-def test_with_two_loads_of_the_same_weights_every_switch_gives_the_plain_run(step: int, wan: Any):
+def test_with_two_loads_of_the_same_weights_every_switch_gives_the_plain_run(step: int, wan: Any) -> None:
     plain = helpers.ksampler(wan(), STEPS)
     assert torch.equal(helpers.ksampler(sr_model(wan(), wan(), step), STEPS), plain)
 
 
 @pytest.mark.parametrize("offload", memory.POLICIES)
-def test_where_the_models_are_changes_nothing_of_the_result(offload: str, wan: Any, monkeypatch: pytest.MonkeyPatch):
+def test_where_the_models_are_changes_nothing_of_the_result(
+    offload: str, wan: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sketch, render, report = wan(), wan(seed=1), reports.Report()
     with_room = helpers.ksampler(sr_model(sketch, render, 3), STEPS)
-    monkeypatch.setattr(comfy.model_management, "EXTRA_RESERVED_VRAM", 2**60)  # as --reserve-vram, larger than any device
+    monkeypatch.setattr(
+        comfy.model_management, "EXTRA_RESERVED_VRAM", 2**60
+    )  # as --reserve-vram, larger than any device
     without = helpers.ksampler(sr_model(sketch, render, 3, report, offload_sketch=offload), STEPS)
     assert torch.equal(with_room, without) and report.status == "done" and len(report.hand_overs) == 1
 
 
-def test_the_sketch_leaves_before_the_render_comes_where_it_shall(wan: Any):
+def test_the_sketch_leaves_before_the_render_comes_where_it_shall(wan: Any) -> None:
     sketch, render, report = wan(), wan(seed=1), reports.Report()
     helpers.ksampler(sr_model(sketch, render, 3, report, offload_sketch="always"), STEPS)
     (hand_over,) = report.hand_overs
@@ -41,7 +46,7 @@ def test_the_sketch_leaves_before_the_render_comes_where_it_shall(wan: Any):
 
 @pytest.mark.parametrize("stage", ["sketch", "render"])
 @pytest.mark.parametrize("fault", [failing, interrupting])
-def test_after_an_interrupt_or_an_error_the_next_run_is_as_ever(fault: Any, stage: str, wan: Any):
+def test_after_an_interrupt_or_an_error_the_next_run_is_as_ever(fault: Any, stage: str, wan: Any) -> None:
     sketch, render, report = wan(), wan(seed=1), reports.Report()
     before = helpers.ksampler(sketch, STEPS), helpers.ksampler(sr_model(sketch, render), STEPS)
     models = {"sketch": sketch, "render": render}
@@ -54,7 +59,7 @@ def test_after_an_interrupt_or_an_error_the_next_run_is_as_ever(fault: Any, stag
     assert all(map(torch.equal, before, after))
 
 
-def test_a_step_that_runs_out_of_memory_is_tried_once_more(wan: Any):
+def test_a_step_that_runs_out_of_memory_is_tried_once_more(wan: Any) -> None:
     left = [comfy.model_management.OOM_EXCEPTION("no memory")]
 
     def short(executor: Any, *args: Any, **kwargs: Any) -> Any:
@@ -70,7 +75,7 @@ def test_a_step_that_runs_out_of_memory_is_tried_once_more(wan: Any):
     assert any("Out of memory in the render" in note for note in report.notes)
 
 
-def test_a_prediction_that_is_not_finite_stops_the_run_and_says_whose_it_was(wan: Any):
+def test_a_prediction_that_is_not_finite_stops_the_run_and_says_whose_it_was(wan: Any) -> None:
     def broken(executor: Any, *args: Any, **kwargs: Any) -> Any:
         return executor(*args, **kwargs) * float("nan")
 
@@ -81,14 +86,16 @@ def test_a_prediction_that_is_not_finite_stops_the_run_and_says_whose_it_was(wan
     assert report.status == "failed" and len(report.steps) <= 5  # by the end of the next step
 
 
-def test_teacache_fade_and_a_render_without_guidance_repeat_bit_for_bit(wan: Any):
+def test_teacache_fade_and_a_render_without_guidance_repeat_bit_for_bit(wan: Any) -> None:
     settings = {"teacache": 0.3, "fade": 1.1, "cfg": 1.0}
     sketch, render = wan(), wan(seed=1)
     first, again = (helpers.ksampler(sr_model(sketch, render, 3, **settings), STEPS) for _ in range(2))
     assert torch.equal(first, again) and torch.isfinite(first).all()
 
 
-def test_teacache_at_threshold_0_changes_nothing(wan: Any):
+def test_teacache_at_threshold_0_changes_nothing(wan: Any) -> None:
     sketch, render = wan(), wan(seed=1)
-    plain, cached = (helpers.ksampler(sr_model(sketch, render, 3, teacache=threshold), STEPS) for threshold in (0.0, 1e-9))
+    plain, cached = (
+        helpers.ksampler(sr_model(sketch, render, 3, teacache=threshold), STEPS) for threshold in (0.0, 1e-9)
+    )
     assert torch.equal(plain, cached)

@@ -17,19 +17,28 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 sys.path.append(str(REPOSITORY / "bench"))
 
-import common  # noqa: E402
-import cost  # noqa: E402
-import gpu  # noqa: E402
-import gpu_bench  # noqa: E402
-import gpu_kit  # noqa: E402
-import gpu_models  # noqa: E402
-import gpu_profile  # noqa: E402
-import gpu_rows  # noqa: E402
-import gpu_table  # noqa: E402
+import common
+import cost
+import gpu
+import gpu_bench
+import gpu_kit
+import gpu_models
+import gpu_profile
+import gpu_rows
+import gpu_table
 
 CPU = torch.device("cpu")
-SESSION = {"card": "a card", "host": "ComfyUI 0.30.0", "versions": "torch", "commit": "abc", "rehearsal": False, "date": "2026-01-01",
-           "flops": 8e14, "copy": 3e12, "bus": 5e10}  # fmt: skip
+SESSION = {
+    "card": "a card",
+    "host": "ComfyUI 0.30.0",
+    "versions": "torch",
+    "commit": "abc",
+    "rehearsal": False,
+    "date": "2026-01-01",
+    "flops": 8e14,
+    "copy": 3e12,
+    "bus": 5e10,
+}
 
 
 @pytest.fixture
@@ -42,7 +51,7 @@ def results(tmp_path: Path) -> Any:
 def rehearse(folder: Path, stages: str) -> tuple[str, list[dict[str, Any]]]:
     """(what it prints, the rows) of a rehearsal of these stages."""
     words = [sys.executable, "bench/gpu.py", "--rehearse", "--stages", stages, "--results", str(folder / "gpu.json")]
-    done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True)
+    done = subprocess.run(words, check=False, cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout, gpu.Results(folder / "gpu.json").rows()
 
@@ -50,7 +59,7 @@ def rehearse(folder: Path, stages: str) -> tuple[str, list[dict[str, Any]]]:
 # --- rows and time limits -----------------------------------------------------------------------------------------------
 
 
-def test_a_row_that_is_there_is_not_measured_again_but_one_that_failed_is(results: Any):
+def test_a_row_that_is_there_is_not_measured_again_but_one_that_failed_is(results: Any) -> None:
     measured: list[str] = []
 
     def failing() -> dict[str, Any]:
@@ -64,7 +73,7 @@ def test_a_row_that_is_there_is_not_measured_again_but_one_that_failed_is(result
     assert measured == ["sound", "failing", "failing"]
 
 
-def test_rows_of_another_commit_or_card_do_not_count(results: Any):
+def test_rows_of_another_commit_or_card_do_not_count(results: Any) -> None:
     results.add({"stage": "b", "row": "sketch step"})
     results.begin(SESSION)
     assert results.has(stage="b", row="sketch step")
@@ -73,7 +82,7 @@ def test_rows_of_another_commit_or_card_do_not_count(results: Any):
         assert not results.has(stage="b", row="sketch step")
 
 
-def test_a_time_limit_ends_a_stage_and_says_so(results: Any):
+def test_a_time_limit_ends_a_stage_and_says_so(results: Any) -> None:
     stage = gpu.Stage("b", "steps", 2 / 60, (("wan_steps", gpu.CLASSIC), ("wan_runs", gpu.CLASSIC)))
     begin = time.monotonic()
     gpu.Command(results, float("inf"), rehearsal=True, fresh=False).run(stage)
@@ -84,21 +93,21 @@ def test_a_time_limit_ends_a_stage_and_says_so(results: Any):
     assert f"- b, wan_steps, classic: {first}" in text
 
 
-def test_a_stage_for_which_the_command_has_too_few_minutes_is_left_to_the_next_one(results: Any):
+def test_a_stage_for_which_the_command_has_too_few_minutes_is_left_to_the_next_one(results: Any) -> None:
     stage = gpu.Stage("b", "steps", 5, (("wan_steps", gpu.CLASSIC),))
     gpu.Command(results, time.monotonic() + 100, rehearsal=True, fresh=False).run(stage)
     (row,) = results.rows()
     assert row["why"] == "not begun: the minutes of the command were used up" and row["seconds"] == 0
 
 
-def test_a_stage_that_is_whole_is_not_begun_again(results: Any):
+def test_a_stage_that_is_whole_is_not_begun_again(results: Any) -> None:
     stage = gpu.Stage("b", "steps", 0, (("wan_steps", gpu.CLASSIC),))
     results.add({"stage": "b", "part": "wan_steps, classic", "row": gpu.END, "why": gpu.WHOLE, "seconds": 1.0})
     gpu.Command(results, float("inf"), rehearsal=True, fresh=True).run(stage)
     assert len(results.rows()) == 1
 
 
-def test_a_file_of_something_else_is_refused(tmp_path: Path):
+def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text('{"lines": []}', "utf-8")
     with pytest.raises(ValueError, match="other.json does not hold results"):
         gpu.Results(tmp_path / "other.json").read()
@@ -118,15 +127,32 @@ def rows_of_a_card() -> list[dict[str, Any]]:
         {**b, "row": "sketch step, sage", "unavailable": "pip install sageattention."},
         {**c, **run, "row": "sketch only", "seconds": 80.0, "k": 10},
         {**c, **run, "row": "render only", "seconds": 15.0, "k": 0},
-        {**c, **run, "row": "SR", "seconds": 28.5, "hand_over": {"seconds": 0.2, "in": 3e9, "out": 0}, "render_bytes": 3e9},
+        {
+            **c,
+            **run,
+            "row": "SR",
+            "seconds": 28.5,
+            "hand_over": {"seconds": 0.2, "in": 3e9, "out": 0},
+            "render_bytes": 3e9,
+        },
         {**c, **run, "row": "SR, TeaCache", "seconds": 21.0, "reused": 5},
-        {**c, "row": "SR from main memory", "seconds": 12.0, "hand_over": {"seconds": 0.3, "in": 3.6e9, "out": 0}, "render_bytes": 3e9},
-    ]  # fmt: skip
+        {
+            **c,
+            "row": "SR from main memory",
+            "seconds": 12.0,
+            "hand_over": {"seconds": 0.3, "in": 3.6e9, "out": 0},
+            "render_bytes": 3e9,
+        },
+    ]
 
 
-def test_the_table_says_which_promises_hold_from_measured_rows_alone():
+def test_the_table_says_which_promises_hold_from_measured_rows_alone() -> None:
     lines = gpu_table.table(SESSION, rows_of_a_card())
-    promises = {line.split(" | ")[0].strip("| "): [cell.strip(" |") for cell in line.split(" | ")[1:]] for line in lines if "x" in line}
+    promises = {
+        line.split(" | ")[0].strip("| "): [cell.strip(" |") for cell in line.split(" | ")[1:]]
+        for line in lines
+        if "x" in line
+    }
     by_steps = 50 * 8 / (10 * 8 + 40 * 1.5)
     assert promises["Wan 480p, SR, k = 10 of 50, by steps: at least 2.84x"] == [f"{by_steps:.3g}", "held"]
     assert promises["Wan 480p, SR, whole run: at least 2.84x"] == [f"{80 / 28.5:.3g}", "**not held**"]
@@ -138,13 +164,13 @@ def test_the_table_says_which_promises_hold_from_measured_rows_alone():
     assert "- b, sketch step, sage: pip install sageattention." in text
 
 
-def test_the_newest_of_a_row_counts():
+def test_the_newest_of_a_row_counts() -> None:
     rows = rows_of_a_card()
     again = next(row for row in rows if row["row"] == "SR") | {"seconds": 20.0}
     assert gpu_table.Measured.of([*rows, again], "c").run("SR") == 20.0
 
 
-def test_the_evidence_holds_the_newest_table_or_says_that_there_is_none():
+def test_the_evidence_holds_the_newest_table_or_says_that_there_is_none() -> None:
     start, end = gpu_table.MARKS
     text = common.EVIDENCE.read_text("utf-8")
     newest = gpu.newest(common.RESULTS)
@@ -155,7 +181,7 @@ def test_the_evidence_holds_the_newest_table_or_says_that_there_is_none():
 # --- what is measured -----------------------------------------------------------------------------------------------------
 
 
-def test_the_rehearsal_of_a_stage_keeps_its_rows_and_ends_with_a_table(tmp_path: Path):
+def test_the_rehearsal_of_a_stage_keeps_its_rows_and_ends_with_a_table(tmp_path: Path) -> None:
     said, rows = rehearse(tmp_path, "d")
     profiles = {row["row"]: row for row in rows if row["row"] != gpu.END}
     assert list(profiles) == ["render alone", "SR", "SR, TeaCache"] and profiles["render alone"]["own_waits"] == {}
@@ -165,11 +191,13 @@ def test_the_rehearsal_of_a_stage_keeps_its_rows_and_ends_with_a_table(tmp_path:
         assert 0 < profiles[name]["busy"] <= 1.01
     assert "A rehearsal on the CPU" in said and "- a render step, SR:" in said
     session = json.loads((tmp_path / "gpu.json").read_text("utf-8"))["sessions"][0]
-    assert session["rehearsal"] and session["command"].startswith("python3 bench/gpu.py --rehearse") and session["commit"]
+    assert (
+        session["rehearsal"] and session["command"].startswith("python3 bench/gpu.py --rehearse") and session["commit"]
+    )
 
 
 @pytest.mark.long
-def test_the_rehearsal_goes_from_start_to_table(tmp_path: Path):
+def test_the_rehearsal_goes_from_start_to_table(tmp_path: Path) -> None:
     begin = time.monotonic()
     said, rows = rehearse(tmp_path, "abcdefg")
     assert time.monotonic() - begin < 600
@@ -178,20 +206,28 @@ def test_the_rehearsal_goes_from_start_to_table(tmp_path: Path):
     assert whole == set("abcdef")  # g is of dynamic VRAM
     runs = {row["row"]: row for row in rows if row["stage"] == "c" and "n" in row}
     assert runs["SR, TeaCache"]["reused"] == 5 and runs["SR"]["reused"] == 0 and runs["sketch only"]["reused"] == 0
-    assert {"two KSamplers", "EasyCache on the sketch", "SR, TeaCache, no guidance, fade", "SR, sketch_scale 0.75"} <= runs.keys()
+    assert {
+        "two KSamplers",
+        "EasyCache on the sketch",
+        "SR, TeaCache, no guidance, fade",
+        "SR, sketch_scale 0.75",
+    } <= runs.keys()
     assert {row["status"] for row in rows if row["row"].endswith(" GB")} == {"done"}
     assert "tests, classic: 17 of 18 passed" in said  # the one left needs a GPU
 
 
 @pytest.mark.parametrize("weights", [gpu_models.DEFAULT, gpu_models.FP8])
-def test_networks_have_random_weights_of_the_kind_that_was_asked_for(weights: str):
+def test_networks_have_random_weights_of_the_kind_that_was_asked_for(weights: str) -> None:
     network, *_ = gpu_models.SHAPES["tiny"][cost.WAN]
     built = gpu_models.build(network, weights, CPU).model.diffusion_model
     matrix = built.blocks[0].ffn[0].state_dict()["weight"]
-    assert matrix.dtype == (torch.float8_e4m3fn if weights == gpu_models.FP8 else torch.float32) and matrix.float().std() > 0.01
+    assert (
+        matrix.dtype == (torch.float8_e4m3fn if weights == gpu_models.FP8 else torch.float32)
+        and matrix.float().std() > 0.01
+    )
 
 
-def test_the_real_shapes_are_those_of_the_published_models():
+def test_the_real_shapes_are_those_of_the_published_models() -> None:
     sizes = {n.name: (n.dim, n.ffn, n.layers, n.heads) for pair in gpu_models.SHAPES["real"].values() for n in pair[:2]}
     assert sizes == {
         "Wan 2.1 14B": (5120, 13824, 40, 40),
@@ -201,14 +237,14 @@ def test_the_real_shapes_are_those_of_the_published_models():
     }
 
 
-def test_a_backend_that_the_host_replaces_by_pytorch_s_is_no_row_of_its_own(monkeypatch: pytest.MonkeyPatch):
+def test_a_backend_that_the_host_replaces_by_pytorch_s_is_no_row_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     host, network = module("srd_core.attention").attention, gpu_models.SHAPES["tiny"][cost.WAN][1]
     monkeypatch.setitem(host.REGISTERED_ATTENTION_FUNCTIONS, "sage", host.attention_pytorch)
     assert "takes pytorch's instead" in gpu_bench.unavailable(gpu_rows.VARIANTS["sage"], network)
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_waits_for_a_gpu_are_seen_and_copies_in_passing_are_none(mode: Any):
+def test_waits_for_a_gpu_are_seen_and_copies_in_passing_are_none(mode: Any) -> None:
     """Tensors without data stand for those of a GPU."""
 
     def named(work: Any) -> set[str]:
@@ -227,21 +263,33 @@ def test_waits_for_a_gpu_are_seen_and_copies_in_passing_are_none(mode: Any):
 # --- the kit --------------------------------------------------------------------------------------------------------------
 
 
-def test_the_kit_has_the_host_without_what_the_run_does_not_need(tmp_path: Path):
+def test_the_kit_has_the_host_without_what_the_run_does_not_need(tmp_path: Path) -> None:
     gpu_kit.pack_host(host_module.find_or_make().path, tmp_path / "host.tar.xz")
     with tarfile.open(tmp_path / "host.tar.xz") as tar:
         names = tar.getnames()
     assert {"host/main.py", "host/nodes.py", "host/comfy/sd.py", "host/comfy/text_encoders/wan.py"} <= set(names)
-    assert not [name for name in names if name.startswith(("host/tests", "host/blueprints", "host/models")) or "__pycache__" in name]
+    assert not [
+        name
+        for name in names
+        if name.startswith(("host/tests", "host/blueprints", "host/models")) or "__pycache__" in name
+    ]
     assert (tmp_path / "host.tar.xz").stat().st_size < 4 << 20
 
 
-def test_what_is_required_is_read_without_extras_and_older_pythons():
-    lines = ["torch", "", "# optional:", "tomli; python_version < \"3.11\"", "sphinx; extra == 'docs'", "scipy (>=1.5)", "pydantic~=2.0"]
+def test_what_is_required_is_read_without_extras_and_older_pythons() -> None:
+    lines = [
+        "torch",
+        "",
+        "# optional:",
+        'tomli; python_version < "3.11"',
+        "sphinx; extra == 'docs'",
+        "scipy (>=1.5)",
+        "pydantic~=2.0",
+    ]
     assert list(gpu_kit._needs(lines)) == ["torch", "scipy>=1.5", "pydantic~=2.0"]
 
 
-def test_files_are_put_into_few_folders_and_one_that_fits_nowhere_is_refused(tmp_path: Path):
+def test_files_are_put_into_few_folders_and_one_that_fits_nowhere_is_refused(tmp_path: Path) -> None:
     for name, size in (("a", 35), ("b", 20), ("c", 4), ("d", 3)):
         (tmp_path / name).write_bytes(bytes(size))
     folders = gpu_kit.distributed(list(tmp_path.iterdir()), 40)

@@ -46,28 +46,34 @@ RUNS: dict[str, dict[str, Any]] = {
     "cfg 1": {"cfg": 1.0},
     "batch 2": {"latent": helpers.empty_latent(batch=2)},
     "denoise 0.5 on an encoded video": {"latent": encoded_video(), "denoise": 0.5},
-    "a noise mask": {"latent": {**encoded_video(), "noise_mask": torch.cat([torch.ones(1, 4, 8), torch.zeros(1, 4, 8)], 1)}},
+    "a noise mask": {
+        "latent": {**encoded_video(), "noise_mask": torch.cat([torch.ones(1, 4, 8), torch.zeros(1, 4, 8)], 1)}
+    },
     "two prompts combined": {"positive": helpers.prompt(1) + helpers.prompt(4)},
-    "a prompt with a range of steps": {"positive": helpers.prompt(1) + helpers.prompt(4, start_percent=0.2, end_percent=0.6)},
-    "a prompt with a mask": {"positive": helpers.prompt(1) + helpers.prompt(4, mask=torch.eye(8)[None], mask_strength=0.7)},
+    "a prompt with a range of steps": {
+        "positive": helpers.prompt(1) + helpers.prompt(4, start_percent=0.2, end_percent=0.6)
+    },
+    "a prompt with a mask": {
+        "positive": helpers.prompt(1) + helpers.prompt(4, mask=torch.eye(8)[None], mask_strength=0.7)
+    },
     "an odd size": {"latent": helpers.empty_latent(side=7)},
     "one frame": {"latent": helpers.empty_latent(frames=1)},
     "an image latent, made a video latent by the host": {"latent": {"samples": torch.zeros(1, 4, 8, 8)}},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("how", RUNS)
-def test_the_hand_over_is_seamless_with(how: str, wan: Any):
+def test_the_hand_over_is_seamless_with(how: str, wan: Any) -> None:
     assert_seamless(wan(), wan(), wan(seed=1), lambda model: helpers.ksampler(model, STEPS, **RUNS[how]))
 
 
-def test_cfg_1_evaluates_the_prompt_alone_in_both_stages(wan: Any):
+def test_cfg_1_evaluates_the_prompt_alone_in_both_stages(wan: Any) -> None:
     (sketch, at_sketch), (render, at_render) = helpers.count_calls(wan()), helpers.count_calls(wan(seed=1))
     helpers.ksampler(sr_model(sketch, render, 2), STEPS, cfg=1.0)
     assert (at_sketch, at_render) == ([1] * 2, [1] * 4)
 
 
-def test_render_cfg_is_the_renders_guidance_alone(wan: Any):
+def test_render_cfg_is_the_renders_guidance_alone(wan: Any) -> None:
     (sketch, at_sketch), (render, at_render) = helpers.count_calls(wan()), helpers.count_calls(wan(seed=1))
     helpers.ksampler(sr_model(sketch, render, 2, cfg=1.0), STEPS, cfg=3.0)
     assert (at_sketch, at_render) == ([2] * 2, [1] * 4)
@@ -75,7 +81,7 @@ def test_render_cfg_is_the_renders_guidance_alone(wan: Any):
     assert torch.equal(whole, helpers.ksampler(render, STEPS, cfg=2.0))
 
 
-def test_render_conditioning_is_the_renders_alone(wan: Any):
+def test_render_conditioning_is_the_renders_alone(wan: Any) -> None:
     sketch, same, render = wan(), wan(), wan(seed=1)
     own = {"positive": helpers.prompt(8), "negative": helpers.prompt(9)}
     plain_render = helpers.ksampler(render, STEPS, **own)
@@ -96,7 +102,7 @@ def i2v_prompts() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("sketch", "render"), [("i2v", "i2v"), ("i2v", "t2v"), ("t2v", "i2v")])
-def test_image_to_video_latents_fit_each_stages_own_input_channels(sketch: str, render: str, wan: Any):
+def test_image_to_video_latents_fit_each_stages_own_input_channels(sketch: str, render: str, wan: Any) -> None:
     def run(model: Any) -> torch.Tensor:
         return helpers.ksampler(model, STEPS, **i2v_prompts())
 
@@ -114,7 +120,7 @@ def lora(scale: float = 0.5) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("shared", [False, True], ids=["two loads", "one load, two clones"])
 @pytest.mark.parametrize("stage", ["sketch", "render"])
-def test_a_lora_on_one_stage_stays_on_that_stage(stage: str, shared: bool, wan: Any):
+def test_a_lora_on_one_stage_stays_on_that_stage(stage: str, shared: bool, wan: Any) -> None:
     """With one load the two stages are clones that share the weights in memory: the host repatches them at the switch."""
     base = wan()
     with_lora, _ = comfy.sd.load_lora_for_models(base if shared else wan(), None, lora(), 1.0, 0)
@@ -140,7 +146,7 @@ def hooked_prompts(scale: float = 0.5) -> dict[str, Any]:
     return {"positive": helpers.prompt(1, hooks=hooks), "negative": helpers.prompt(2)}
 
 
-def test_loras_that_ride_on_a_prompt_work_in_both_stages(wan: Any):
+def test_loras_that_ride_on_a_prompt_work_in_both_stages(wan: Any) -> None:
     def run(model: Any) -> torch.Tensor:
         return helpers.ksampler(model, STEPS, **hooked_prompts())
 
@@ -149,7 +155,7 @@ def test_loras_that_ride_on_a_prompt_work_in_both_stages(wan: Any):
     assert_seamless(sketch, wan(), wan(seed=1), run)
 
 
-def test_differential_diffusion_of_the_stage_that_begins_decides(wan: Any):
+def test_differential_diffusion_of_the_stage_that_begins_decides(wan: Any) -> None:
     def soft(model: Any) -> Any:
         return DifferentialDiffusion.execute(model, strength=1.0).args[0]
 
@@ -165,7 +171,7 @@ def test_differential_diffusion_of_the_stage_that_begins_decides(wan: Any):
     assert torch.equal(run(sr_model(soft(sketch), wan(), 3)), run(soft(sketch)))
 
 
-def test_options_that_the_host_sets_for_several_gpus_do_not_reach_the_render():
+def test_options_that_the_host_sets_for_several_gpus_do_not_reach_the_render() -> None:
     merge = module("srd_core.additions").with_sampler_additions
     clones = {"cuda:0": object()}
     passed = {"multigpu_clones": clones, "transformer_options": {"sample_sigmas": 1}}
@@ -175,23 +181,32 @@ def test_options_that_the_host_sets_for_several_gpus_do_not_reach_the_render():
 def windows(model: Any, freenoise: bool = False, context_schedule: str = "standard_static") -> Any:
     """The host's context windows: 4 latent frames at a time."""
     known = {
-        "context_length": 4, "context_overlap": 2, "context_schedule": context_schedule, "context_stride": 1,
-        "closed_loop": False, "fuse_method": "pyramid", "dim": 2, "freenoise": freenoise, "cond_retain_index_list": "",
-        "split_conds_to_windows": False, "latent_retain_index_list": "", "causal_window_fix": False,
-    }  # fmt: skip
+        "context_length": 4,
+        "context_overlap": 2,
+        "context_schedule": context_schedule,
+        "context_stride": 1,
+        "closed_loop": False,
+        "fuse_method": "pyramid",
+        "dim": 2,
+        "freenoise": freenoise,
+        "cond_retain_index_list": "",
+        "split_conds_to_windows": False,
+        "latent_retain_index_list": "",
+        "causal_window_fix": False,
+    }
     accepted = inspect.signature(ContextWindowsManualNode.execute).parameters
     return ContextWindowsManualNode.execute(model, **{k: v for k, v in known.items() if k in accepted}).args[0]
 
 
 @pytest.mark.parametrize("freenoise", [False, True], ids=["plain", "freenoise"])
-def test_context_windows_work_in_both_stages(freenoise: bool, wan: Any):
+def test_context_windows_work_in_both_stages(freenoise: bool, wan: Any) -> None:
     def run(model: Any) -> torch.Tensor:
         return helpers.ksampler(model, STEPS, latent=helpers.empty_latent(frames=6))
 
     assert_seamless(*(windows(m, freenoise) for m in (wan(), wan(), wan(seed=1))), run)
 
 
-def test_the_noise_of_context_windows_is_that_of_the_stage_that_begins(wan: Any):
+def test_the_noise_of_context_windows_is_that_of_the_stage_that_begins(wan: Any) -> None:
     """FreeNoise shuffles the noise before the first step, in a wrapper around the sampler."""
 
     def run(model: Any) -> torch.Tensor:
@@ -202,7 +217,7 @@ def test_the_noise_of_context_windows_is_that_of_the_stage_that_begins(wan: Any)
     assert torch.equal(run(sr_model(windows(sketch, True), render, 0)), run(render))
 
 
-def test_conditions_of_the_render_are_made_from_the_same_facts_as_in_a_plain_run(wan: Any):
+def test_conditions_of_the_render_are_made_from_the_same_facts_as_in_a_plain_run(wan: Any) -> None:
     """Inpainting models read the encoded video and the mask when their conditioning is processed."""
     sketch, render = wan(), wan(seed=1)
     seen: list[dict[str, Any]] = []
@@ -221,7 +236,7 @@ def test_conditions_of_the_render_are_made_from_the_same_facts_as_in_a_plain_run
         assert ours["seed"] == theirs["seed"] and ours["device"] == theirs["device"]
 
 
-def test_wrappers_around_the_run_find_the_guiders_options_as_they_left_them(wan: Any):
+def test_wrappers_around_the_run_find_the_guiders_options_as_they_left_them(wan: Any) -> None:
     seen: list[bool] = []
 
     def outer(executor: Any, *args: Any, **kwargs: Any) -> Any:
@@ -237,14 +252,14 @@ def test_wrappers_around_the_run_find_the_guiders_options_as_they_left_them(wan:
     assert seen == [True]
 
 
-def test_context_windows_on_the_render_alone_stay_there(wan: Any):
+def test_context_windows_on_the_render_alone_stay_there(wan: Any) -> None:
     (sketch, at_sketch), (render, at_render) = helpers.count_calls(wan()), helpers.count_calls(windows(wan(seed=1)))
     helpers.ksampler(sr_model(sketch, render, 2), STEPS, latent=helpers.empty_latent(frames=6))
     assert len(at_sketch) == 2 and len(at_render) == 4 * 2  # two windows a step
 
 
 @pytest.mark.parametrize("cache", [EasyCacheNode, LazyCacheNode], ids=["EasyCache", "LazyCache"])
-def test_the_hosts_caches_on_the_render_skip_as_in_a_plain_run(cache: Any, wan: Any):
+def test_the_hosts_caches_on_the_render_skip_as_in_a_plain_run(cache: Any, wan: Any) -> None:
     """At a switch at step 0 the run with a cached render is the plain cached render, with the same skips."""
     sketch, (cached, calls) = wan(), helpers.count_calls(cache.execute(wan(seed=1), 2.0, 0.1, 0.95, False).args[0])
     plain = helpers.ksampler(cached, 12)
@@ -260,7 +275,7 @@ def test_the_hosts_caches_on_the_render_skip_as_in_a_plain_run(cache: Any, wan: 
     assert torch.equal(helpers.ksampler(cached, 12), plain)  # the cache holds nothing of the mixed run
 
 
-def test_the_hosts_cache_on_the_sketch_stays_there(wan: Any):
+def test_the_hosts_cache_on_the_sketch_stays_there(wan: Any) -> None:
     cached, at_sketch = helpers.count_calls(EasyCacheNode.execute(wan(), 3.0, 0.0, 1.0, False).args[0])
     render, at_render = helpers.count_calls(wan(seed=1))
     helpers.ksampler(sr_model(cached, render, 8), 12)
@@ -269,7 +284,7 @@ def test_the_hosts_cache_on_the_sketch_stays_there(wan: Any):
 
 @pytest.mark.parametrize("switch", [0, 2, 5])
 @pytest.mark.parametrize("sampler", ["euler", "uni_pc", "euler_cfg_pp"])
-def test_a_flow_model_whose_latents_have_another_scale_is_mapped_exactly(sampler: str, switch: int, wan: Any):
+def test_a_flow_model_whose_latents_have_another_scale_is_mapped_exactly(sampler: str, switch: int, wan: Any) -> None:
     """The same network, made to live in a latent space scaled by 0.7: no switch step shows in the result."""
     ratio, latent = 0.7, module("srd_core.latent")
     back = latent.LatentMap(1 / ratio, latent.FLOW)
@@ -291,7 +306,7 @@ def shifted(model: Any, shift: float) -> Any:
     return ModelSamplingSD3().patch(model, shift)[0]
 
 
-def test_the_schedule_is_the_sketchs_and_the_renders_shift_changes_nothing(wan: Any):
+def test_the_schedule_is_the_sketchs_and_the_renders_shift_changes_nothing(wan: Any) -> None:
     def run(model: Any) -> torch.Tensor:
         return helpers.ksampler(model, STEPS)
 
@@ -306,7 +321,7 @@ def test_the_schedule_is_the_sketchs_and_the_renders_shift_changes_nothing(wan: 
     assert_seamless(sketch, shifted(wan(), 5.0), shifted(wan(seed=1), 5.0), run)
 
 
-def test_guidance_functions_set_by_other_nodes_stay_on_their_stage(wan: Any):
+def test_guidance_functions_set_by_other_nodes_stay_on_their_stage(wan: Any) -> None:
     rescale = RescaleCFG().patch
     sketch, render = wan(), wan(seed=1)
     run = helpers.ksampler
@@ -317,7 +332,7 @@ def test_guidance_functions_set_by_other_nodes_stay_on_their_stage(wan: Any):
     assert torch.equal(run(sr_model(on_sketch, rescale(wan(), 0.7)[0], 3), STEPS), run(on_sketch, STEPS))
 
 
-def test_a_model_function_wrapper_stays_on_its_stage(wan: Any):
+def test_a_model_function_wrapper_stays_on_its_stage(wan: Any) -> None:
     """The slot that torch.compile-like and caching packs use."""
     seen: list[str] = []
 
@@ -334,7 +349,7 @@ def test_a_model_function_wrapper_stays_on_its_stage(wan: Any):
     assert seen == ["sketch"] * 2 + ["render"] * 4
 
 
-def test_predict_noise_wrappers_stay_on_their_stage(wan: Any):
+def test_predict_noise_wrappers_stay_on_their_stage(wan: Any) -> None:
     seen: list[str] = []
 
     def wrapped(model: Any, name: str) -> Any:
@@ -347,13 +362,13 @@ def test_predict_noise_wrappers_stay_on_their_stage(wan: Any):
     assert seen == ["sketch"] * 2 + ["render"] * 4
 
 
-def test_what_the_cfg_pp_samplers_add_reaches_the_render(wan: Any):
+def test_what_the_cfg_pp_samplers_add_reaches_the_render(wan: Any) -> None:
     """They read the unconditioned prediction by a function that they put into the options of each call."""
     run = lambda model: helpers.ksampler(model, STEPS, sampler_name="euler_cfg_pp", cfg=1.5)  # noqa: E731
     assert_seamless(wan(), wan(), wan(seed=1), run)
 
 
-def test_a_lora_after_sketch_render_model_is_the_sketchs(wan: Any):
+def test_a_lora_after_sketch_render_model_is_the_sketchs(wan: Any) -> None:
     sketch, render = wan(), wan(seed=1)
     after, _ = comfy.sd.load_lora_for_models(sr_model(sketch, render, 3), None, lora(), 1.0, 0)
     before, _ = comfy.sd.load_lora_for_models(sketch, None, lora(), 1.0, 0)
@@ -374,7 +389,7 @@ def a_lora(dim: int, block: int = 0, metadata: dict[str, str] | None = None) -> 
 
 
 @pytest.mark.parametrize("stage", ["sketch", "render"])
-def test_a_lora_of_another_width_is_noted_with_the_stage_it_is_on(stage: str, wan: Any):
+def test_a_lora_of_another_width_is_noted_with_the_stage_it_is_on(stage: str, wan: Any) -> None:
     models = {"sketch": wan(), "render": wan(seed=1)}
     models[stage] = a_lora(2 * helpers.DIM)(models[stage])
     report = Report()
@@ -384,7 +399,7 @@ def test_a_lora_of_another_width_is_noted_with_the_stage_it_is_on(stage: str, wa
     assert "Use a LoRA that was made for WAN21" in note
 
 
-def test_a_lora_of_which_no_layer_is_known_is_noted(wan: Any):
+def test_a_lora_of_which_no_layer_is_known_is_noted(wan: Any) -> None:
     report = Report()
     render = helpers.count_calls(a_lora(helpers.DIM, block=39, metadata={"title": "of the 14B"})(wan(seed=1)))[0]
     helpers.ksampler(sr_model(wan(), render, 3, report), STEPS)
@@ -392,9 +407,13 @@ def test_a_lora_of_which_no_layer_is_known_is_noted(wan: Any):
     assert note.startswith("A LoRA on the render does not fit any of its layers")
 
 
-def test_loras_that_fit_are_not_noted(wan: Any):
+def test_loras_that_fit_are_not_noted(wan: Any) -> None:
     report = Report()
-    for put in (a_lora(helpers.DIM), a_lora(helpers.DIM, metadata={"title": "a"}), lambda m: a_lora(helpers.DIM)(a_lora(helpers.DIM)(m))):
+    for put in (
+        a_lora(helpers.DIM),
+        a_lora(helpers.DIM, metadata={"title": "a"}),
+        lambda m: a_lora(helpers.DIM)(a_lora(helpers.DIM)(m)),
+    ):
         helpers.ksampler(sr_model(put(wan()), put(wan(seed=1)), 3, report), STEPS)
         assert report.notes == []
 
@@ -415,7 +434,7 @@ AFTER = {
 
 
 @pytest.mark.parametrize("name", AFTER)
-def test_what_stands_after_sketch_render_model_and_reaches_the_sketch_only_is_noted(name: str, wan: Any):
+def test_what_stands_after_sketch_render_model_and_reaches_the_sketch_only_is_noted(name: str, wan: Any) -> None:
     report = Report()
     helpers.ksampler(AFTER[name](sr_model(wan(), wan(seed=1), 3, report)), STEPS)
     (note,) = report.notes
@@ -424,7 +443,7 @@ def test_what_stands_after_sketch_render_model_and_reaches_the_sketch_only_is_no
     assert report.notes == []
 
 
-def test_what_acts_on_the_whole_run_is_not_noted(wan: Any):
+def test_what_acts_on_the_whole_run_is_not_noted(wan: Any) -> None:
     report = Report()
     model = sr_model(wan(), wan(seed=1), 3, report)
     (model,) = ModelSamplingSD3().patch(model, 3.0)
@@ -433,7 +452,7 @@ def test_what_acts_on_the_whole_run_is_not_noted(wan: Any):
     assert report.notes == []
 
 
-def test_two_runs_after_each_other_do_not_know_of_each_other(wan: Any):
+def test_two_runs_after_each_other_do_not_know_of_each_other(wan: Any) -> None:
     sketch, render, third = wan(), wan(seed=1), wan(seed=2)
     first, second = Report(), Report()
     a = sr_model(sketch, render, 2, first)

@@ -19,8 +19,16 @@ from hosting import REPOSITORY, host_module, module
 
 host_check = module("srd_core.host_check")
 HOST_PACKAGES = (
-    "comfy", "comfy_api", "comfy_execution", "comfy_extras", "comfyui_version", "folder_paths", "latent_preview", "nodes", "server",
-)  # fmt: skip
+    "comfy",
+    "comfy_api",
+    "comfy_execution",
+    "comfy_extras",
+    "comfyui_version",
+    "folder_paths",
+    "latent_preview",
+    "nodes",
+    "server",
+)
 
 
 def names_used(path: Path) -> Iterator[str]:
@@ -79,8 +87,14 @@ def test_all_that_the_pack_uses_of_the_host_is_asked_for_at_import() -> None:
         ("0.3.64", "This is ComfyUI 0.3.64; it lacks a.b. Update ComfyUI to 0.24.0 or newer."),
         ("", "This is ComfyUI of an unknown version; it lacks a.b. Update ComfyUI to 0.24.0 or newer."),
         ("0.18.2", "it lacks a.b. Update ComfyUI to 0.24.0 or newer."),
-        ("0.24.0", "it lacks a.b. That version has it, so this installation is changed or incomplete: install ComfyUI anew."),
-        ("0.30.0", "it lacks a.b. That version has it, so this installation is changed or incomplete: install ComfyUI anew."),
+        (
+            "0.24.0",
+            "it lacks a.b. That version has it, so this installation is changed or incomplete: install ComfyUI anew.",
+        ),
+        (
+            "0.30.0",
+            "it lacks a.b. That version has it, so this installation is changed or incomplete: install ComfyUI anew.",
+        ),
         ("1.2.0", "This is ComfyUI 1.2.0; it lacks a.b. Update ComfyUI-SRDiffusion."),
     ],
 )

@@ -1,5 +1,6 @@
 """kill -9: a server that dies in any stage leaves nothing behind that the next one takes for whole; and what a server
-that lives writes, and where."""
+that lives writes, and where.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +39,7 @@ def wait_until(server: Any, condition: Any, seconds: float = 120) -> dict[str, A
 
 
 def kill(server: Any) -> None:
-    """kill -9, and wait until it is gone."""
+    """Kill -9, and wait until it is gone."""
     pid = census(server)["pid"]
     os.kill(pid, signal.SIGKILL)
     while Path(f"/proc/{pid}").exists() and "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text():
@@ -53,12 +54,16 @@ def hand_overs(server: Any) -> list[str]:
 
 @pytest.mark.one_host
 @pytest.mark.timeout(900)
-def test_after_kill_9_in_any_stage_the_next_server_works_and_takes_no_half_written_file_for_whole(tmp_path: Path):
+def test_after_kill_9_in_any_stage_the_next_server_works_and_takes_no_half_written_file_for_whole(
+    tmp_path: Path,
+) -> None:
     base, files = tmp_path / "base", wan_files(tmp_path / "files")
     found: list[tuple[str, str]] = []
     for stage, how in [*STAGES.items(), ("", {})]:
         with serving(base, files) as server:
-            found.append((digest_of(server.run(plain(), timeout=120)), digest_of(server.run(cooperating(), timeout=120))))
+            found.append(
+                (digest_of(server.run(plain(), timeout=120)), digest_of(server.run(cooperating(), timeout=120)))
+            )
             offered = hand_overs(server)
             for name in offered:
                 handover.read(base / "output" / name.removesuffix(" [output]"))
@@ -86,9 +91,10 @@ def tree(folder: Path) -> dict[str, tuple[int, int]]:
 
 @pytest.mark.one_host
 @pytest.mark.timeout(600)
-def test_a_server_with_the_pack_writes_into_the_hosts_folders_only_and_connects_to_nobody(tmp_path: Path):
+def test_a_server_with_the_pack_writes_into_the_hosts_folders_only_and_connects_to_nobody(tmp_path: Path) -> None:
     """By the interpreter's own audit events, which see every file that is opened to be written and every connection; and by
-    the files that are there before and after, since libraries write without an event."""
+    the files that are there before and after, since libraries write without an event.
+    """
     base, files = tmp_path / "base", wan_files(tmp_path / "files")
     with serving(base, files) as server:
         server.run(plain(), timeout=120)
@@ -97,7 +103,10 @@ def test_a_server_with_the_pack_writes_into_the_hosts_folders_only_and_connects_
         server.run(cooperating(run=2, node="SRModel", switching={"switch_mode": "adaptive"}), timeout=120)
         server.run(sketch_saved(run=3), timeout=120)
         graph = cooperating(run=4)
-        graph["inspect"] = {"class_type": "SRSwitchInspector", "inputs": {"report": ["sampler", 1], "after": ["sampler", 0]}}
+        graph["inspect"] = {
+            "class_type": "SRSwitchInspector",
+            "inputs": {"report": ["sampler", 1], "after": ["sampler", 0]},
+        }
         server.run(graph, timeout=120)
         events, after = server.get("/srd_test/log"), tree(base)
     written = [e for e in events if e["ours"] and e["event"] != "socket.connect"]
@@ -105,7 +114,11 @@ def test_a_server_with_the_pack_writes_into_the_hosts_folders_only_and_connects_
     assert [e for e in written if not e["target"].startswith(allowed)] == []
     assert any(e["event"] == "os.rename" for e in written), "Save Hand-over was not seen: the watch is blind"
     assert [e for e in events if e["event"] == "socket.connect" and "127.0.0.1" not in e["target"]] == []
-    assert [e for e in events if e["event"] in ("subprocess.Popen", "os.system", "os.exec", "pickle.find_class") and e["ours"]] == []
+    assert [
+        e
+        for e in events
+        if e["event"] in ("subprocess.Popen", "os.system", "os.exec", "pickle.find_class") and e["ours"]
+    ] == []
     changed = {name for name in after if after[name] != before.get(name)} | set(before) - set(after)
     assert {name.split("/")[0] for name in changed} <= {"output", "temp", "user", "server.log"}
     assert any(name.startswith("output/srdiffusion/") for name in changed)

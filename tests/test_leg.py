@@ -44,23 +44,25 @@ def told(model: Any, place: str) -> tuple[Any, list[tuple[float, list[float]]]]:
 
 
 @pytest.mark.parametrize("place", ["function", "wrapper"])
-def test_the_renders_network_is_told_the_levels_of_its_own_leg(place: str, wan: Any):
+def test_the_renders_network_is_told_the_levels_of_its_own_leg(place: str, wan: Any) -> None:
     report, (sketch, at_sketch), (render, at_render) = Report(), told(wan(), place), told(wan(seed=1), place)
     helpers.ksampler(cooperating(sketch, render, report), STEPS)
     levels = pytest.approx(report.sigmas)
-    assert [(sigma, seen == levels) for sigma, seen in at_sketch] == [(pytest.approx(s), True) for s in report.sigmas[:3]]
+    assert [(sigma, seen == levels) for sigma, seen in at_sketch] == [
+        (pytest.approx(s), True) for s in report.sigmas[:3]
+    ]
     assert all(seen == pytest.approx(report.sigmas[3:]) for _, seen in at_render) and len(at_render) == STEPS - 3
     assert at_render[0][0] == pytest.approx(at_render[0][1][0])
 
 
-def test_a_sketch_that_comes_back_is_told_its_new_leg(wan: Any):
+def test_a_sketch_that_comes_back_is_told_its_new_leg(wan: Any) -> None:
     report, (sketch, at_sketch) = Report(), told(wan(), "function")
     helpers.ksampler(cooperating(sketch, wan(seed=1), report, steps="1-2, 5"), STEPS)
     assert [len(seen) for _, seen in at_sketch] == [STEPS + 1, STEPS + 1, STEPS + 1 - 4]
 
 
 @pytest.mark.parametrize("rule", [Switch("step", switch_step=3), Switch("adaptive", delta=1e9, switch_sigma=0.0)])
-def test_with_steps_of_its_own_the_render_is_told_those(rule: Any, wan: Any):
+def test_with_steps_of_its_own_the_render_is_told_those(rule: Any, wan: Any) -> None:
     report, (render, at_render) = Report(), told(wan(seed=1), "wrapper")
     helpers.ksampler(pair.cooperate(wan(), render, rule, RenderSettings(render_steps=4), report), 20)
     k = report.hand_overs[0].after_step
@@ -86,7 +88,7 @@ def cached(model: Any) -> Any:
     return model
 
 
-def test_a_step_cache_on_the_render_gives_the_same_video_twice_and_takes_another_size(wan: Any):
+def test_a_step_cache_on_the_render_gives_the_same_video_twice_and_takes_another_size(wan: Any) -> None:
     model = cooperating(wan(), cached(wan(seed=1)))
     first = helpers.ksampler(model, STEPS)
     assert torch.equal(helpers.ksampler(model, STEPS), first)

@@ -59,7 +59,9 @@ def figures_of(report: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def test_every_step_is_told_with_the_nodes_that_show_it_and_the_end_is_told_whole(server: Any, graph: dict[str, Any]) -> None:
+def test_every_step_is_told_with_the_nodes_that_show_it_and_the_end_is_told_whole(
+    server: Any, graph: dict[str, Any]
+) -> None:
     sampler, inspector = (workflow.find(graph, kind) for kind in ("SRSampler", "SRSwitchInspector"))
     told = [message for message in messages(server, graph) if message["node_id"] == sampler]
     assert {tuple(message["nodes"]) for message in told} == {(sampler, inspector)}
@@ -86,7 +88,9 @@ def test_whoever_comes_later_gets_the_runs_from_the_route(server: Any, graph: di
         assert run["figures"] == figures_of(run["report"])
 
 
-def test_a_client_is_told_which_prompts_are_its_own_and_which_runs_nobody_waits_for(server: Any, graph: dict[str, Any]) -> None:
+def test_a_client_is_told_which_prompts_are_its_own_and_which_runs_nobody_waits_for(
+    server: Any, graph: dict[str, Any]
+) -> None:
     sampler, told = workflow.find(graph, "SRSampler"), []
     graph = workflow.set_inputs(graph, sampler, seed=78)
     prompt_id = server.post("/prompt", {"prompt": graph, "client_id": server.client_id})["prompt_id"]
@@ -95,8 +99,13 @@ def test_a_client_is_told_which_prompts_are_its_own_and_which_runs_nobody_waits_
     while not server.get(f"/history/{prompt_id}"):
         pass
     assert server.get(f"{live.QUEUED}?client_id={server.client_id}") == {"prompts": []}
-    server.run(workflow.set_inputs(graph, sampler, seed=79), lambda kind, data: told.append(
-        {run["prompt_id"]: (run["client_id"], run["left"]) for run in server.get(live.ROUTE)["runs"]}), timeout=300)  # fmt: skip
+    server.run(
+        workflow.set_inputs(graph, sampler, seed=79),
+        lambda kind, data: told.append(
+            {run["prompt_id"]: (run["client_id"], run["left"]) for run in server.get(live.ROUTE)["runs"]}
+        ),
+        timeout=300,
+    )
     assert told[-1][prompt_id] == (server.client_id, False)
     assert all(run["left"] for run in server.get(live.ROUTE)["runs"])  # nobody is connected
 
@@ -117,7 +126,8 @@ def test_a_cached_sketch_render_model_is_told_under_the_prompt_that_samples_with
 
 def under_ksampler(server: Any, count: int) -> tuple[dict[str, Any], list[str], list[str]]:
     """The demo's graph with one Sketch-Render Model ("model") under so many KSamplers, each with an Inspector that waits for
-    it: (graph, samplers, Inspectors). Samplers differ in their seed and have one step more than the one before."""
+    it: (graph, samplers, Inspectors). Samplers differ in their seed and have one step more than the one before.
+    """
     graph = workflow.to_api(workflow.load(REPOSITORY / "demo" / "demo.json"), server.object_info())
     first = workflow.find(graph, "SRSampler")
     inputs = graph[first]["inputs"]
@@ -131,7 +141,10 @@ def under_ksampler(server: Any, count: int) -> tuple[dict[str, Any], list[str], 
     for i, sampler in enumerate(samplers):
         own = {"steps": STEPS + i, "seed": inputs["seed"] + 1000 + i}
         graph[sampler] = {"class_type": "KSampler", "inputs": plain | own}
-        graph[f"inspector{i}"] = {"class_type": "SRSwitchInspector", "inputs": {"report": ["model", 1], "after": [sampler, 0]}}
+        graph[f"inspector{i}"] = {
+            "class_type": "SRSwitchInspector",
+            "inputs": {"report": ["model", 1], "after": [sampler, 0]},
+        }
     return graph, samplers, [f"inspector{i}" for i in range(count)]
 
 
@@ -151,12 +164,17 @@ def test_two_samplers_after_one_sketch_render_model_keep_a_report_each(server: A
         (last,) = (m["report"] for m in told if m["node_id"] == inspector)
         assert last == report
         assert [run["report"] for run in kept if inspector in run["nodes"]] == [report, report]
-    for i, inspector in enumerate(inspectors):  # others, after both runs are over; a difference keeps them from the host's cache
+    for i, inspector in enumerate(
+        inspectors
+    ):  # others, after both runs are over; a difference keeps them from the host's cache
         graph[f"late{i}"] = {**graph[inspector], "inputs": graph[inspector]["inputs"] | {"report_json": " "}}
     late = server.run(graph, timeout=300)["outputs"]
     assert [json.loads(late[f"late{i}"]["report"][0])["sampler_node"] for i in (0, 1)] == samplers
     again = server.run(workflow.set_inputs(graph, samplers[0], seed=5), timeout=300)
-    assert inspectors[0] in again["outputs"] and json.loads(again["outputs"][inspectors[0]]["report"][0])["sampler_node"] == samplers[0]
+    assert (
+        inspectors[0] in again["outputs"]
+        and json.loads(again["outputs"][inspectors[0]]["report"][0])["sampler_node"] == samplers[0]
+    )
 
 
 def test_an_inspector_that_waits_for_no_sampler_shows_the_newest_run(server: Any) -> None:
@@ -176,8 +194,11 @@ def test_a_saved_report_of_either_version_is_read_for_the_page(server: Any) -> N
     assert answer["report"] == json.loads(report_module.Report.from_json(old).to_json())
     assert answer["figures"] == figures_of(answer["report"])
     assert server.post(live.READ, answer["report"] | {"figures": {"speed_up": 99}}) == answer
-    for wrong, words in (({"nodes": []}, "not a sketch-render report"), ("text", "not a sketch-render report"),
-                         (answer["report"] | {"sigmas": None}, "damaged")):  # fmt: skip
+    for wrong, words in (
+        ({"nodes": []}, "not a sketch-render report"),
+        ("text", "not a sketch-render report"),
+        (answer["report"] | {"sigmas": None}, "damaged"),
+    ):
         answered = server.post(live.READ, wrong)
         assert answered["report"]["status"] == "unreadable" and words in answered["report"]["error"]
 
@@ -186,7 +207,9 @@ def test_a_saved_video_carries_the_report_beside_its_workflow_and_in_it(server: 
     sampler = workflow.find(graph, "SRSampler")
     graph = workflow.set_inputs(graph, sampler, seed=4711)
     extra = {"extra_pnginfo": {"workflow": {"id": "some-id", "nodes": [], "extra": {"ds": 1}}}}
-    prompt_id = server.post("/prompt", {"prompt": graph, "client_id": server.client_id, "extra_data": extra})["prompt_id"]
+    prompt_id = server.post("/prompt", {"prompt": graph, "client_id": server.client_id, "extra_data": extra})[
+        "prompt_id"
+    ]
     while not (entry := server.get(f"/history/{prompt_id}")):
         pass
     outputs = entry[prompt_id]["outputs"]
@@ -198,7 +221,9 @@ def test_a_saved_video_carries_the_report_beside_its_workflow_and_in_it(server: 
     assert report_module.Report.from_json(json.dumps(kept[sampler])) == shown
     assert kept[sampler]["figures"] == figures_of(kept[sampler])
     assert saved["extra"] == {"ds": 1, "srdiffusion": kept}
-    assert {run["workflow_id"] for run in server.get(live.ROUTE)["runs"] if run["prompt_id"] == prompt_id} == {"some-id"}
+    assert {run["workflow_id"] for run in server.get(live.ROUTE)["runs"] if run["prompt_id"] == prompt_id} == {
+        "some-id"
+    }
 
 
 def test_an_old_report_s_text_gives_the_same_picture_and_a_malformed_one_a_sentence(
@@ -208,8 +233,10 @@ def test_an_old_report_s_text_gives_the_same_picture_and_a_malformed_one_a_sente
     text = server.run(graph, timeout=300)["outputs"][inspector]["report"][0]
 
     def inspect(**inputs: Any) -> dict[str, Any]:
-        graph = {"1": {"class_type": "PrimitiveStringMultiline", "inputs": {"value": inputs.pop("text", "")}},
-                 "2": {"class_type": "SRSwitchInspector", "inputs": inputs}}  # fmt: skip
+        graph = {
+            "1": {"class_type": "PrimitiveStringMultiline", "inputs": {"value": inputs.pop("text", "")}},
+            "2": {"class_type": "SRSwitchInspector", "inputs": inputs},
+        }
         return server.run(graph, timeout=60)["outputs"]["2"]
 
     assert inspect(text=text, report_json=["1", 0])["report"][0] == text
@@ -246,10 +273,17 @@ def test_a_place_where_no_report_can_be_saved_is_refused_when_it_is_queued(serve
     assert "save_report is '../../outside'; nothing can be saved there." in error["details"]
 
 
-@pytest.mark.parametrize(("status", "place", "said"), [
-    ("done", "../outside", "save_report is '../outside'; nothing can be saved there. Name a folder"),  # as a link may give it
-    ("not run", "kept/run", "The report was not saved: there is no run yet. With Sketch-Render Model, connect"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("status", "place", "said"),
+    [
+        (
+            "done",
+            "../outside",
+            "save_report is '../outside'; nothing can be saved there. Name a folder",
+        ),  # as a link may give it
+        ("not run", "kept/run", "The report was not saved: there is no run yet. With Sketch-Render Model, connect"),
+    ],
+)
 def test_a_report_of_no_run_or_for_a_folder_outside_is_not_saved(
     status: str, place: str, said: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -271,13 +305,19 @@ def test_a_report_that_can_t_be_written_is_told_and_the_run_continues(
     output = node.execute(report_module.Report(status="done"), save_report="kept/run")
     _, summary, _ = output.args
     (shown,) = output.ui["text"]
-    assert shown.startswith(summary) and "The report could not be saved as 'kept/run' (" in shown and "saved" not in output.ui
+    assert (
+        shown.startswith(summary)
+        and "The report could not be saved as 'kept/run' (" in shown
+        and "saved" not in output.ui
+    )
     assert "could not be saved" in caplog.text
 
 
 def test_the_server_keeps_the_newest_runs_only(server: Any) -> None:
-    graph = {"1": {"class_type": "PrimitiveStringMultiline", "inputs": {"value": "{"}},
-             "2": {"class_type": "SRSwitchInspector", "inputs": {"report_json": ["1", 0]}}}  # fmt: skip
+    graph = {
+        "1": {"class_type": "PrimitiveStringMultiline", "inputs": {"value": "{"}},
+        "2": {"class_type": "SRSwitchInspector", "inputs": {"report_json": ["1", 0]}},
+    }
     for i in range(live.KEPT + 3):
         with pytest.raises(host_module.HostError):
             server.run(workflow.set_inputs(graph, "1", value="{" * (i + 1)), timeout=60)
@@ -286,10 +326,19 @@ def test_the_server_keeps_the_newest_runs_only(server: Any) -> None:
 
 @pytest.mark.parametrize(
     "damage",
-    [{"steps": [{"step": "<b>", "sigma": 1.0, "stage": "sketch"}]}, {"sigmas": None}, {"total_seconds": "x"},
-     {"stages": {}}, {"stages": [{"name": "sketch", "calls": -1}]}, {"switch": 1}, {"steps": "abc"}, {"earliest": 1.5},
-     {"total_seconds": True}, {"stages": [{"name": "sketch"}, {"name": "sketch"}]}],
-)  # fmt: skip
+    [
+        {"steps": [{"step": "<b>", "sigma": 1.0, "stage": "sketch"}]},
+        {"sigmas": None},
+        {"total_seconds": "x"},
+        {"stages": {}},
+        {"stages": [{"name": "sketch", "calls": -1}]},
+        {"switch": 1},
+        {"steps": "abc"},
+        {"earliest": 1.5},
+        {"total_seconds": True},
+        {"stages": [{"name": "sketch"}, {"name": "sketch"}]},
+    ],
+)
 def test_a_report_with_a_value_of_another_kind_is_refused_with_a_sentence(damage: dict[str, Any]) -> None:
     data = json.loads(report_module.Report(status="done").to_json()) | damage
     with pytest.raises(ValueError, match="report"):
@@ -324,7 +373,8 @@ def graph_run(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Any, wan: Callable[..., Any], caplog: pytest.LogCaptureFixture
 ) -> Callable[..., Any]:
     """graph_run(server, extra_pnginfo=..., prompt=...): SR Sampler and its Inspector as the host executes them; gives the
-    latent, the Inspector's output and the lines that the log got."""
+    latent, the Inspector's output and the lines that the log got.
+    """
     monkeypatch.setattr(folder_paths, "temp_directory", str(tmp_path))
     common.said.clear()
     live._runs.clear()
@@ -342,10 +392,30 @@ def graph_run(
         seen = extra_pnginfo, prompt
         with caplog.at_level(logging.WARNING):
             latent, report = executed(
-                "nodes.sampler", SAMPLER, *seen, sketch, render, helpers.prompt(1), helpers.prompt(2), helpers.empty_latent(),
-                7, 3, 1.0, "euler", "simple", 1.0, switch_mode="step", delta=0.01, fix_step=5, max_step=0, switch_step=1,
-                switch_sigma=0.875, render_cfg=0.0, teacache=0.0, offload_sketch="auto",
-            ).args  # fmt: skip
+                "nodes.sampler",
+                SAMPLER,
+                *seen,
+                sketch,
+                render,
+                helpers.prompt(1),
+                helpers.prompt(2),
+                helpers.empty_latent(),
+                7,
+                3,
+                1.0,
+                "euler",
+                "simple",
+                1.0,
+                switch_mode="step",
+                delta=0.01,
+                fix_step=5,
+                max_step=0,
+                switch_step=1,
+                switch_sigma=0.875,
+                render_cfg=0.0,
+                teacache=0.0,
+                offload_sketch="auto",
+            ).args
             shown = executed("nodes.inspector", INSPECTOR, *seen, report)
         return latent["samples"], shown, [line for line in caplog.messages if "SRDiffusion" in line]
 
@@ -396,7 +466,9 @@ def test_a_server_of_another_host_costs_the_page_not_the_run(
     assert log or set(server) <= {"sockets", "queue"}
 
 
-@pytest.mark.parametrize("workflow", ["{}", [1], None, {"id": "w", "extra": None}, {"id": "w", "extra": [1]}, {}, {"extra": "x"}])
+@pytest.mark.parametrize(
+    "workflow", ["{}", [1], None, {"id": "w", "extra": None}, {"id": "w", "extra": [1]}, {}, {"extra": "x"}]
+)
 @pytest.mark.parametrize("before", [{}, {"srdiffusion": "of another pack"}, {"srdiffusion": None}])
 def test_a_workflow_of_any_shape_keeps_the_report_beside_it_and_in_it_where_there_is_room(
     workflow: Any, before: dict[str, Any], graph_run: Any
@@ -422,8 +494,19 @@ def test_metadata_that_is_no_object_fails_neither_the_run_nor_the_inspector(extr
     assert len(log) == bool(extra) and all("do not carry the report" in line for line in log)
 
 
-@pytest.mark.parametrize("prompt", [None, "text", [], {}, {INSPECTOR: None}, {INSPECTOR: {"inputs": None}},
-                                    {INSPECTOR: {"inputs": {"report": "x"}}}, {INSPECTOR: {"inputs": {"report": []}}}])  # fmt: skip
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        None,
+        "text",
+        [],
+        {},
+        {INSPECTOR: None},
+        {INSPECTOR: {"inputs": None}},
+        {INSPECTOR: {"inputs": {"report": "x"}}},
+        {INSPECTOR: {"inputs": {"report": []}}},
+    ],
+)
 def test_a_prompt_of_any_shape_costs_the_link_to_the_sampler_alone(prompt: Any, graph_run: Any) -> None:
     told: list[Any] = []
     _, shown, log = graph_run(host_server(told), {"workflow": dict(WORKFLOW)}, prompt)
@@ -435,7 +518,9 @@ def test_an_old_report_is_refused_in_words_on_a_server_of_another_host_too(
 ) -> None:
     instance = SimpleNamespace()
     monkeypatch.setitem(sys.modules, "server", SimpleNamespace(PromptServer=SimpleNamespace(instance=instance)))
-    node = module("nodes.inspector").SRSwitchInspector.PREPARE_CLASS_CLONE({"hidden_inputs": {node_api.Hidden.unique_id: "2"}})
+    node = module("nodes.inspector").SRSwitchInspector.PREPARE_CLASS_CLONE(
+        {"hidden_inputs": {node_api.Hidden.unique_id: "2"}}
+    )
     with CurrentNodeContext(PROMPT, INSPECTOR), pytest.raises(ValueError, match="not JSON"):
         node.execute(report_json="{")
 
@@ -448,8 +533,10 @@ def test_a_server_without_routes_costs_the_page_alone(
     monkeypatch.setitem(sys.modules, "server", SimpleNamespace(PromptServer=SimpleNamespace(instance=instance)))
     with caplog.at_level(logging.WARNING):
         live.add_route()
-        common.show_on_node(module("nodes.compare").SRCompare.PREPARE_CLASS_CLONE(
-            {"hidden_inputs": {node_api.Hidden.unique_id: "2"}}), "text")  # fmt: skip
+        common.show_on_node(
+            module("nodes.compare").SRCompare.PREPARE_CLASS_CLONE({"hidden_inputs": {node_api.Hidden.unique_id: "2"}}),
+            "text",
+        )
     assert len(caplog.messages) == 2 and all(line.startswith("SRDiffusion: the page") for line in caplog.messages)
 
 

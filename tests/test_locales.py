@@ -36,7 +36,8 @@ def texts(data: Any, path: str = "") -> Iterator[tuple[str, str]]:
 
 def bare(key: str, text: str) -> str:
     """An English label without what it adds in brackets: "delta" of "delta (sensitivity)". The id comes first, as the API,
-    the paper and the help pages name it."""
+    the paper and the help pages name it.
+    """
     return text.partition(" (")[0] if key.endswith(".name") and ".inputs." in key else text
 
 
@@ -52,8 +53,11 @@ def said(schema: Any) -> dict[str, Any]:
         for n, o in enumerate(schema.outputs)
     }
     return {
-        "display_name": schema.display_name, "description": schema.description, "inputs": inputs, "outputs": outputs,
-    }  # fmt: skip
+        "display_name": schema.display_name,
+        "description": schema.description,
+        "inputs": inputs,
+        "outputs": outputs,
+    }
 
 
 SCHEMAS = {node.GET_SCHEMA().node_id: said(node.GET_SCHEMA()) for node in node_classes()}
@@ -61,7 +65,9 @@ SCHEMAS = {node.GET_SCHEMA().node_id: said(node.GET_SCHEMA()) for node in node_c
 
 def test_english_is_what_the_schemas_say_nothing_missing_and_nothing_stale() -> None:
     expected, found = dict(texts(SCHEMAS)), dict(texts(read("en", "nodeDefs")))
-    assert {key: text for key, text in expected.items() if bare(key, found.get(key, "")) != text} == {}, "add or correct these"
+    assert {key: text for key, text in expected.items() if bare(key, found.get(key, "")) != text} == {}, (
+        "add or correct these"
+    )
     assert sorted(set(found) - set(expected)) == [], "take these out"
 
 
@@ -73,7 +79,11 @@ def test_both_languages_have_the_same_keys(name: str) -> None:
 
 
 def test_descriptions_and_tooltips_are_in_chinese_where_the_page_speaks_chinese() -> None:
-    prose = {key: text for key, text in texts(read("zh", "nodeDefs")) if key.endswith(("description", "tooltip", "display_name"))}
+    prose = {
+        key: text
+        for key, text in texts(read("zh", "nodeDefs"))
+        if key.endswith(("description", "tooltip", "display_name"))
+    }
     assert prose and [key for key, text in prose.items() if not HAN.search(text)] == []
 
 

@@ -20,11 +20,15 @@ STEPS = 8
 
 
 def both(sketch: Any, render: Any, step: int, report: Any = None, **settings: Any) -> Any:
-    return pair.cooperate(sketch, render, Switch("step", switch_step=step), RenderSettings(**settings), report or Report())
+    return pair.cooperate(
+        sketch, render, Switch("step", switch_step=step), RenderSettings(**settings), report or Report()
+    )
 
 
 def listed(sketch: Any, render: Any, steps: str, report: Any = None, **settings: Any) -> Any:
-    return pair.cooperate(sketch, render, Switch("listed", sketch_steps=steps), RenderSettings(**settings), report or Report())
+    return pair.cooperate(
+        sketch, render, Switch("listed", sketch_steps=steps), RenderSettings(**settings), report or Report()
+    )
 
 
 def by_stage(report: Any) -> str:
@@ -34,7 +38,7 @@ def by_stage(report: Any) -> str:
 
 
 @pytest.mark.parametrize("nested", ["sketch", "render"])
-def test_three_models_run_as_three_legs(nested: str, wan: Any):
+def test_three_models_run_as_three_legs(nested: str, wan: Any) -> None:
     report, high, low, small = Report(), wan(), wan(seed=1), wan(seed=2)
     if nested == "sketch":
         model = both(both(high, low, 2), small, 5, report)
@@ -42,7 +46,10 @@ def test_three_models_run_as_three_legs(nested: str, wan: Any):
         model = both(high, both(low, small, 5), 2, report)
     latent = helpers.ksampler(model, STEPS)
     assert by_stage(report) == "00111222"
-    assert [(h.after_step, h.reason, h.rule["switch_step"]) for h in report.hand_overs] == [(2, "step", 2), (5, "step", 5)]
+    assert [(h.after_step, h.reason, h.rule["switch_step"]) for h in report.hand_overs] == [
+        (2, "step", 2),
+        (5, "step", 5),
+    ]
     names = {"sketch": ["sketch", "sketch 2", "render"], "render": ["sketch", "render", "render 2"]}
     assert [stage.name for stage in report.stages] == names[nested]
     assert "switch_step is 2" in text.summarize(report) and "switch_step is 5" in text.summarize(report)
@@ -50,7 +57,7 @@ def test_three_models_run_as_three_legs(nested: str, wan: Any):
     assert torch.equal(helpers.ksampler(other, STEPS), latent)
 
 
-def test_wan_2_2_complete_and_then_the_small_one(wan: Any):
+def test_wan_2_2_complete_and_then_the_small_one(wan: Any) -> None:
     """High noise until sigma .875, low noise for a few steps, then the small model: rules of different kinds."""
     report = Report()
     experts = pair.cooperate(wan(), wan(seed=1), Switch("sigma", switch_sigma=0.875), RenderSettings(), Report())
@@ -59,7 +66,7 @@ def test_wan_2_2_complete_and_then_the_small_one(wan: Any):
     assert all((s.sigma >= 0.875) == (s.stage == "sketch") for s in report.steps)
 
 
-def test_each_stage_has_its_own_guidance_and_prompts(wan: Any):
+def test_each_stage_has_its_own_guidance_and_prompts(wan: Any) -> None:
     seen: dict[str, list[int]] = {}
     models = []
     for name in ("high", "low", "small"):
@@ -71,20 +78,20 @@ def test_each_stage_has_its_own_guidance_and_prompts(wan: Any):
     assert seen == {"high": [2, 2], "low": [1, 1, 1], "small": [2, 2, 2]}
 
 
-def test_a_stage_inside_takes_what_it_has_not_set_from_outside(wan: Any):
+def test_a_stage_inside_takes_what_it_has_not_set_from_outside(wan: Any) -> None:
     outer = RenderSettings(cfg=1.0, positive=helpers.prompt(3))
     inner = RenderSettings(cfg=4.0).within(outer)
     assert inner.cfg == 4.0 and inner.positive is outer.positive and RenderSettings().within(outer).cfg == 1.0
 
 
-def test_teacache_works_on_the_stage_it_is_set_for():
+def test_teacache_works_on_the_stage_it_is_set_for() -> None:
     report = Report()
     inner = both(slow_wan(), slow_wan(1), 2, teacache=THRESHOLD)
     helpers.ksampler(both(inner, slow_wan(2), 10, report), 12)
     assert report.reused("sketch 2") > 0 and report.reused("render") == 0
 
 
-def test_a_patch_on_the_inner_pair_reaches_its_first_model(wan: Any):
+def test_a_patch_on_the_inner_pair_reaches_its_first_model(wan: Any) -> None:
     """Nodes between the two Sketch-Render Models change the clone that the outer one gets."""
     inner = both(wan(), wan(seed=1), 2)
     patched, calls = helpers.count_calls(inner)
@@ -94,7 +101,7 @@ def test_a_patch_on_the_inner_pair_reaches_its_first_model(wan: Any):
 
 @pytest.mark.parametrize("fault", [failing, interrupting])
 @pytest.mark.parametrize("at", ["sketch", "low", "render"])
-def test_a_fault_in_any_of_three_stages_leaves_all_models_as_they_were(at: str, fault: Any, wan: Any):
+def test_a_fault_in_any_of_three_stages_leaves_all_models_as_they_were(at: str, fault: Any, wan: Any) -> None:
     models = {"sketch": wan(), "low": wan(seed=1), "render": wan(seed=2)}
     states = {name: state_of(model) for name, model in models.items()}
     plain = {name: helpers.ksampler(model, 3) for name, model in models.items()}
@@ -108,7 +115,9 @@ def test_a_fault_in_any_of_three_stages_leaves_all_models_as_they_were(at: str, 
 
 @pytest.mark.parametrize("fault", [failing, interrupting])
 @pytest.mark.parametrize("render_steps", [0, 2])
-def test_a_fault_after_the_sketch_came_back_leaves_all_models_as_they_were(fault: Any, render_steps: int, wan: Any):
+def test_a_fault_after_the_sketch_came_back_leaves_all_models_as_they_were(
+    fault: Any, render_steps: int, wan: Any
+) -> None:
     sketch, render = wan(), wan(seed=1)
     plain = helpers.ksampler(sketch, 3)
     kind = comfy.model_management.InterruptProcessingException if fault is interrupting else Exception
@@ -118,7 +127,7 @@ def test_a_fault_after_the_sketch_came_back_leaves_all_models_as_they_were(fault
 
 
 @pytest.mark.parametrize("at_call", [1, 3, 4])
-def test_out_of_memory_in_any_leg_of_the_sketch_gets_a_second_try_and_the_same_video(at_call: int, wan: Any):
+def test_out_of_memory_in_any_leg_of_the_sketch_gets_a_second_try_and_the_same_video(at_call: int, wan: Any) -> None:
     """The third call is the first after the sketch came back."""
     calls, report = [0], Report()
 
@@ -131,12 +140,16 @@ def test_out_of_memory_in_any_leg_of_the_sketch_gets_a_second_try_and_the_same_v
     short = wan()
     short.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "oom", fail)
     latent = helpers.ksampler(listed(short, wan(seed=1), "1-2, 5-6", report, fade=1.1, render_steps=1), STEPS)
-    assert torch.equal(latent, helpers.ksampler(listed(wan(), wan(seed=1), "1-2, 5-6", fade=1.1, render_steps=1), STEPS))
+    assert torch.equal(
+        latent, helpers.ksampler(listed(wan(), wan(seed=1), "1-2, 5-6", fade=1.1, render_steps=1), STEPS)
+    )
     assert any("Out of memory in the sketch" in note for note in report.notes)
 
 
 @pytest.mark.parametrize("policy", ["auto", "always", "never"])
-def test_every_memory_policy_gives_the_same_bits_on_a_route_of_many_changes(policy: str, wan: Any, monkeypatch: pytest.MonkeyPatch):
+def test_every_memory_policy_gives_the_same_bits_on_a_route_of_many_changes(
+    policy: str, wan: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sketch, plain = wan(), helpers.ksampler(wan(), STEPS)
     monkeypatch.setattr(comfy.model_management, "EXTRA_RESERVED_VRAM", 2**60)
     assert torch.equal(helpers.ksampler(listed(sketch, wan(), "1, 3, 5-6", offload_sketch=policy), STEPS), plain)
@@ -144,7 +157,7 @@ def test_every_memory_policy_gives_the_same_bits_on_a_route_of_many_changes(poli
     assert torch.equal(helpers.ksampler(three, STEPS), plain)
 
 
-def test_a_run_that_loads_again_at_each_change_says_so_before_it(wan: Any, monkeypatch: pytest.MonkeyPatch):
+def test_a_run_that_loads_again_at_each_change_says_so_before_it(wan: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     report = Report()
     helpers.ksampler(listed(wan(), wan(seed=1), "1, 3, 5-6", report), STEPS)
     assert not any("again" in note for note in report.notes)
@@ -157,14 +170,14 @@ def test_a_run_that_loads_again_at_each_change_says_so_before_it(wan: Any, monke
     assert not any("again" in note for note in report.notes)
 
 
-def test_a_step_beyond_the_run_is_refused_before_any_step(wan: Any):
+def test_a_step_beyond_the_run_is_refused_before_any_step(wan: Any) -> None:
     sketch, calls = helpers.count_calls(wan())
     with pytest.raises(ValueError, match="sketch_steps names step 46, but the run has 8 steps"):
         helpers.ksampler(listed(sketch, wan(seed=1), "1-4, 46"), STEPS)
     assert not calls
 
 
-def test_neither_half_takes_a_pair_but_sr_sampler_does(wan: Any):
+def test_neither_half_takes_a_pair_but_sr_sampler_does(wan: Any) -> None:
     from test_handover import rendered, sketched
 
     inner = both(wan(), wan(seed=1), 2)

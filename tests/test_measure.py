@@ -20,9 +20,18 @@ Report = module("srd_core.report.data").Report
 
 def executed(sketch: Any, render: Any, **how: Any) -> tuple[Any, ...]:
     call: dict[str, Any] = {
-        "positive": helpers.prompt(1), "negative": helpers.prompt(2), "latent": helpers.empty_latent(), "seed": 7, "steps": 10,
-        "cfg": 3.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0, "speed_up": 2.0, "points": 4,
-    } | how  # fmt: skip
+        "positive": helpers.prompt(1),
+        "negative": helpers.prompt(2),
+        "latent": helpers.empty_latent(),
+        "seed": 7,
+        "steps": 10,
+        "cfg": 3.0,
+        "sampler_name": "euler",
+        "scheduler": "simple",
+        "denoise": 1.0,
+        "speed_up": 2.0,
+        "points": 4,
+    } | how
     return node.execute(sketch, render, **call).args
 
 
@@ -35,7 +44,7 @@ def measured(sketch: Any, render: Any, steps: int = 10, points: int = 4, **how: 
 # --- arithmetic ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_error_of_a_pull_is_that_of_the_blended_velocity():
+def test_the_error_of_a_pull_is_that_of_the_blended_velocity() -> None:
     v_j, sketch, render = (torch.randn(1, 50, generator=torch.Generator().manual_seed(n)) for n in range(3))
     row = fit.pull(3, 7, 0.8, v_j, sketch, render)
     for width in (0.5, 1.1):
@@ -45,7 +54,7 @@ def test_the_error_of_a_pull_is_that_of_the_blended_velocity():
     assert row.error(0.0) == pytest.approx(fit.difference(render, sketch), rel=1e-5)
 
 
-def test_the_fitted_width_is_the_one_that_the_velocities_were_made_with():
+def test_the_fitted_width_is_the_one_that_the_velocities_were_made_with() -> None:
     """v_sketch,i is exactly the blend of v_j and v_render,i at width 1."""
     rows = []
     for i, away in enumerate([0.2, 0.6, 1.0, 1.5, 2.5]):
@@ -55,25 +64,25 @@ def test_the_fitted_width_is_the_one_that_the_velocities_were_made_with():
     assert fit.fitted_fade(rows) == pytest.approx(1.0, abs=0.03)
 
 
-def test_where_a_cut_is_best_the_fitted_fade_is_0():
+def test_where_a_cut_is_best_the_fitted_fade_is_0() -> None:
     render = torch.randn(1, 400)
     rows = [fit.pull(0, 1, 0.5, torch.randn(1, 400), render + 1e-3 * torch.randn(1, 400), render)]
     assert fit.fitted_fade(rows) == 0.0
 
 
 @pytest.mark.parametrize(("speed_up", "after"), [(2.5, 12), (5.0, 1), (1.0, 50), (100.0, 1)])
-def test_the_step_for_a_speed_up_reaches_it(speed_up: float, after: int):
+def test_the_step_for_a_speed_up_reaches_it(speed_up: float, after: int) -> None:
     assert fit.step_for(speed_up, 50, 1.0, 0.2) == after
     if speed_up <= 2.5:
         assert fit.speed_of(after, 50, 1.0, 0.2) >= speed_up > fit.speed_of(after + 1, 50, 1.0, 0.2)
 
 
-def test_a_render_that_is_no_faster_hands_over_never():
+def test_a_render_that_is_no_faster_hands_over_never() -> None:
     assert fit.step_for(2.0, 50, 1.0, 1.0) == 50
 
 
 @pytest.mark.parametrize(("steps", "points"), [(4, 2), (10, 4), (50, 12), (5, 100)])
-def test_the_measured_steps_go_from_the_second_to_the_last(steps: int, points: int):
+def test_the_measured_steps_go_from_the_second_to_the_last(steps: int, points: int) -> None:
     chosen = fit.chosen(steps, points)
     assert chosen[0] == 1 and chosen[-1] == steps - 1 and len(chosen) == len(set(chosen)) == min(points, steps - 1)
 
@@ -81,15 +90,26 @@ def test_the_measured_steps_go_from_the_second_to_the_last(steps: int, points: i
 # --- runs ---------------------------------------------------------------------------------------------------------------
 
 
-def test_the_disagreement_is_that_of_plain_predictions_at_the_sketchs_x(wan: Any):
+def test_the_disagreement_is_that_of_plain_predictions_at_the_sketchs_x(wan: Any) -> None:
     sketch, render, seen = wan(), wan(seed=1), []
     conds = (helpers.prompt(1), helpers.prompt(2))
     found = measured(sketch, render)
     import comfy.sample
 
     latent = helpers.empty_latent()["samples"]
-    comfy.sample.sample(sketch, comfy.sample.prepare_noise(latent, 7), 10, 3.0, "euler", "simple", *conds, latent, seed=7,
-                        disable_pbar=True, callback=lambda i, x0, x, total: seen.append(x.clone()))  # fmt: skip
+    comfy.sample.sample(
+        sketch,
+        comfy.sample.prepare_noise(latent, 7),
+        10,
+        3.0,
+        "euler",
+        "simple",
+        *conds,
+        latent,
+        seed=7,
+        disable_pbar=True,
+        callback=lambda i, x0, x, total: seen.append(x.clone()),
+    )
     assert [point.step for point in found.points] == fit.chosen(10, 4)
     for point in found.points:
         x = seen[point.step]
@@ -98,23 +118,23 @@ def test_the_disagreement_is_that_of_plain_predictions_at_the_sketchs_x(wan: Any
         assert set(point.differences) == {"guided", "cond", "uncond"}
 
 
-def test_the_same_weights_do_not_disagree(wan: Any):
+def test_the_same_weights_do_not_disagree(wan: Any) -> None:
     found = measured(wan(), wan())
     assert all(value < 1e-5 for point in found.points for value in point.differences.values())
     assert fit.fitted_fade(found.guided) == 0.0
 
 
-def test_without_guidance_there_is_no_cond_of_its_own(wan: Any):
+def test_without_guidance_there_is_no_cond_of_its_own(wan: Any) -> None:
     found = measured(wan(), wan(seed=1), cfg=1.0)
     assert all(set(point.differences) == {"guided"} for point in found.points) and not found.unguided
 
 
 @pytest.mark.parametrize("sampler", ["uni_pc", "heun", "dpmpp_2m_sde", "euler_cfg_pp"])
-def test_it_measures_under_any_sampler(sampler: str, wan: Any):
+def test_it_measures_under_any_sampler(sampler: str, wan: Any) -> None:
     assert len(measured(wan(), wan(seed=1), sampler_name=sampler).points) == 4
 
 
-def test_the_node_gives_a_fade_a_step_a_plot_and_words(wan: Any):
+def test_the_node_gives_a_fade_a_step_a_plot_and_words(wan: Any) -> None:
     fade, step, plot, summary = executed(wan(), wan(seed=1))
     assert fade == 0 or 0.1 <= fade <= 10
     assert 1 <= step <= 10 and plot.ndim == 4 and plot.shape[-1] == 3
@@ -123,7 +143,7 @@ def test_the_node_gives_a_fade_a_step_a_plot_and_words(wan: Any):
     assert all(math.isfinite(float(word)) for word in (fade, step))
 
 
-def test_each_model_is_loaded_once_and_the_sketch_alone_samples(wan: Any):
+def test_each_model_is_loaded_once_and_the_sketch_alone_samples(wan: Any) -> None:
     (sketch, sketch_calls), (render, render_calls) = helpers.count_calls(wan()), helpers.count_calls(wan(seed=1))
     executed(sketch, render)
     assert len(sketch_calls) == 10 and len(render_calls) == 4
@@ -131,7 +151,7 @@ def test_each_model_is_loaded_once_and_the_sketch_alone_samples(wan: Any):
 
 @pytest.mark.parametrize("fault", [failing, interrupting])
 @pytest.mark.parametrize("stage", ["sketch", "render"])
-def test_after_a_fault_both_models_are_as_before(stage: str, fault: Any, wan: Any):
+def test_after_a_fault_both_models_are_as_before(stage: str, fault: Any, wan: Any) -> None:
     sketch, render = wan(), wan(seed=1)
     before, plain = [state_of(model) for model in (sketch, render)], helpers.ksampler(sketch)
     pair = (fault(sketch, 3), render) if stage == "sketch" else (sketch, fault(render, 2))
@@ -142,14 +162,14 @@ def test_after_a_fault_both_models_are_as_before(stage: str, fault: Any, wan: An
 
 
 @pytest.mark.parametrize(("how", "words"), [({"steps": 3}, "needs 4 steps"), ({"denoise": 0.0}, "denoise is 0")])
-def test_a_run_that_is_too_short_is_refused_before_any_step(how: dict[str, Any], words: str, wan: Any):
+def test_a_run_that_is_too_short_is_refused_before_any_step(how: dict[str, Any], words: str, wan: Any) -> None:
     sketch, calls = helpers.count_calls(wan())
     with pytest.raises(ValueError, match=words):
         executed(sketch, wan(seed=1), **how)
     assert not calls
 
 
-def test_a_sketch_render_model_is_refused(wan: Any):
+def test_a_sketch_render_model_is_refused(wan: Any) -> None:
     from test_many_stages import both
 
     with pytest.raises(ValueError, match="The render already is a Sketch-Render Model"):

@@ -27,7 +27,16 @@ Report = reports.Report
 workflow = load_by_path("srd_workflow", REPOSITORY / "demo" / "workflow.py")
 
 POLICIES = ("auto", "always", "never")
-READERS = ("euler", "uni_pc", "euler_ancestral", "dpm_2_ancestral", "dpmpp_2s_ancestral", "dpmpp_sde", "er_sde", "seeds_2")
+READERS = (
+    "euler",
+    "uni_pc",
+    "euler_ancestral",
+    "dpm_2_ancestral",
+    "dpmpp_2s_ancestral",
+    "dpmpp_sde",
+    "er_sde",
+    "seeds_2",
+)
 GB = 10**9
 
 
@@ -59,26 +68,26 @@ def around(report: Any, stage: str) -> list[bool]:
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_only_always_takes_the_sketch_away_before_the_render_comes(policy: str, wan: Any):
-    """auto leaves it to the host, which frees as much as the render needs."""
+def test_only_always_takes_the_sketch_away_before_the_render_comes(policy: str, wan: Any) -> None:
+    """Auto leaves it to the host, which frees as much as the render needs."""
     assert memory.leaves(policy, wan(), wan(seed=1)) == (policy == "always")
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_clones_of_one_model_have_nothing_to_leave(policy: str, wan: Any):
+def test_clones_of_one_model_have_nothing_to_leave(policy: str, wan: Any) -> None:
     model = wan()
     assert not memory.leaves(policy, model, model.clone())
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_a_sketch_that_has_no_other_place_does_not_leave(policy: str, wan: Any):
+def test_a_sketch_that_has_no_other_place_does_not_leave(policy: str, wan: Any) -> None:
     """With --highvram and --gpu-only the host's place for unused models is the GPU itself."""
     sketch, gpu = wan(), torch.device("cuda", 0)
     sketch.load_device = sketch.offload_device = gpu
     assert not memory.leaves(policy, sketch, wan(seed=1))
 
 
-def test_a_model_that_is_loaded_in_part_leaves_whole(wan: Any):
+def test_a_model_that_is_loaded_in_part_leaves_whole(wan: Any) -> None:
     """As --lowvram and --novram load: the host can do so on the CPU too."""
     model = wan(layers=4)
     plain = helpers.ksampler(model, 2)
@@ -96,7 +105,9 @@ def test_a_model_that_is_loaded_in_part_leaves_whole(wan: Any):
     ("policy", "sketch_at_each_moment"),
     [("auto", [True, True, True]), ("always", [True, False, False]), ("never", [True, True, True])],
 )
-def test_where_both_fit_the_sketch_leaves_only_if_it_always_has_to(policy: str, sketch_at_each_moment: Any, wan: Any):
+def test_where_both_fit_the_sketch_leaves_only_if_it_always_has_to(
+    policy: str, sketch_at_each_moment: Any, wan: Any
+) -> None:
     sketch, render = wan(layers=2), wan(seed=1)
     report = ran(sketch, render, policy)
     assert around(report, "sketch") == sketch_at_each_moment
@@ -110,7 +121,7 @@ def test_where_both_fit_the_sketch_leaves_only_if_it_always_has_to(policy: str, 
 )
 def test_where_both_do_not_fit_only_always_takes_the_whole_sketch_away(
     policy: str, sketch_at_each_moment: Any, no_room: None, wan: Any
-):
+) -> None:
     sketch, render = wan(layers=2), wan(seed=1)
     report = ran(sketch, render, policy)
     assert around(report, "sketch") == sketch_at_each_moment
@@ -118,14 +129,14 @@ def test_where_both_do_not_fit_only_always_takes_the_whole_sketch_away(
     assert [is_loaded(sketch), is_loaded(render)] == [sketch_at_each_moment[-1], True]
 
 
-def test_with_always_nobody_but_the_sketch_leaves(wan: Any):
+def test_with_always_nobody_but_the_sketch_leaves(wan: Any) -> None:
     bystander, sketch, render = wan(seed=5), wan(), wan(seed=1)
     comfy.model_management.load_models_gpu([bystander])
     ran(sketch, render, "always")
     assert is_loaded(bystander) and not is_loaded(sketch)
 
 
-def test_what_the_sketch_brought_along_leaves_with_it(wan: Any):
+def test_what_the_sketch_brought_along_leaves_with_it(wan: Any) -> None:
     sketch, companion = wan(), wan(seed=5)
     sketch.set_additional_models("test", [companion])
     comfy.model_management.load_models_gpu([sketch, companion])
@@ -133,7 +144,7 @@ def test_what_the_sketch_brought_along_leaves_with_it(wan: Any):
     assert not is_loaded(sketch) and not is_loaded(companion)
 
 
-def test_with_never_the_host_loads_both_in_one_call(wan: Any, monkeypatch: pytest.MonkeyPatch):
+def test_with_never_the_host_loads_both_in_one_call(wan: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two calls may take the first model away for the second."""
     sketch, render = wan(), wan(seed=1)
     calls: list[list[Any]] = []
@@ -150,13 +161,13 @@ def test_with_never_the_host_loads_both_in_one_call(wan: Any, monkeypatch: pytes
     assert [render.is_clone(second[0]), sketch.is_clone(second[1])] == [True, True]
 
 
-def test_with_never_the_artists_render_is_as_it_was(wan: Any):
+def test_with_never_the_artists_render_is_as_it_was(wan: Any) -> None:
     render = wan(seed=1)
     ran(wan(), render, "never")
     assert render.get_nested_additional_models() == []
 
 
-def test_a_run_of_any_policy_after_any_other_gives_the_same_bits(no_room: None, wan: Any):
+def test_a_run_of_any_policy_after_any_other_gives_the_same_bits(no_room: None, wan: Any) -> None:
     sketch, render = wan(), wan(seed=1)
     pairs = ("auto", "auto", "always", "always", "never", "never", "auto", "never", "always", "auto")
     latents = [sr_sampler(sketch, render, offload_sketch=policy) for policy in pairs]
@@ -168,17 +179,19 @@ def test_a_run_of_any_policy_after_any_other_gives_the_same_bits(no_room: None, 
 
 
 @pytest.mark.parametrize("sampler", READERS)
-def test_for_samplers_that_read_the_sketchs_schedule_a_sketch_that_left_changes_no_bit(sampler: str, wan: Any):
+def test_for_samplers_that_read_the_sketchs_schedule_a_sketch_that_left_changes_no_bit(sampler: str, wan: Any) -> None:
     """Also where it left with its own noise schedule, which the sampler still reads."""
     sketch, render = (ModelSamplingSD3().patch(model, 7.0)[0] for model in (wan(), wan(seed=1)))
     stayed, left = (
-        helpers.ksampler(sr_model(sketch, render, 3, offload_sketch=policy), STEPS, sampler_name=sampler, scheduler="beta")
+        helpers.ksampler(
+            sr_model(sketch, render, 3, offload_sketch=policy), STEPS, sampler_name=sampler, scheduler="beta"
+        )
         for policy in ("never", "always")
     )
     assert torch.equal(left, stayed)
 
 
-def test_ranges_of_prompts_follow_the_schedule_of_a_sketch_that_left(wan: Any):
+def test_ranges_of_prompts_follow_the_schedule_of_a_sketch_that_left(wan: Any) -> None:
     """Its shift is a patch of the MODEL, and goes with it; the range's end is asked for after that."""
     sketch, render = ModelSamplingSD3().patch(wan(), 12.0)[0], wan(seed=1)
     ends_early = [*helpers.prompt(3, start_percent=0.0, end_percent=0.3), *helpers.prompt(4, start_percent=0.3)]
@@ -189,7 +202,7 @@ def test_ranges_of_prompts_follow_the_schedule_of_a_sketch_that_left(wan: Any):
     assert torch.equal(left, stayed)
 
 
-def test_masks_go_on_with_the_sketchs_kind_of_noise_after_it_left(wan: Any):
+def test_masks_go_on_with_the_sketchs_kind_of_noise_after_it_left(wan: Any) -> None:
     """The sampler puts the masked part back with the patched model_sampling (here not Wan's own kind) of the sketch."""
     sketch, render = (ModelSamplingDiscrete().patch(model, "eps", False)[0] for model in (wan(), wan(seed=1)))
     latent = {"samples": torch.randn(1, 16, 2, 8, 8, generator=torch.Generator().manual_seed(3))}
@@ -202,7 +215,7 @@ def test_masks_go_on_with_the_sketchs_kind_of_noise_after_it_left(wan: Any):
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_a_plain_run_afterwards_is_as_before_also_with_patched_objects(policy: str, wan: Any):
+def test_a_plain_run_afterwards_is_as_before_also_with_patched_objects(policy: str, wan: Any) -> None:
     plain = wan()
     own = plain.model.model_sampling
     sketch, render = ModelSamplingSD3().patch(plain, 7.0)[0], wan(seed=1)
@@ -213,7 +226,7 @@ def test_a_plain_run_afterwards_is_as_before_also_with_patched_objects(policy: s
     assert all(torch.equal(helpers.ksampler(m, STEPS), b) for m, b in zip((plain, sketch, render), before))
 
 
-def test_models_in_fp8_leave_and_come_back_as_they_were(no_room: None, tiny_file: Any):
+def test_models_in_fp8_leave_and_come_back_as_they_were(no_room: None, tiny_file: Any) -> None:
     fp8 = {"dtype": torch.float8_e4m3fn}
     sketch, render = (comfy.sd.load_diffusion_model(str(tiny_file(seed=seed)), model_options=fp8) for seed in (0, 1))
     latents = [sr_sampler(sketch, render, offload_sketch=policy) for policy in (*POLICIES, "auto")]
@@ -221,7 +234,7 @@ def test_models_in_fp8_leave_and_come_back_as_they_were(no_room: None, tiny_file
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_a_lora_on_the_sketch_is_the_same_in_the_next_run(policy: str, wan: Any):
+def test_a_lora_on_the_sketch_is_the_same_in_the_next_run(policy: str, wan: Any) -> None:
     """Weights are put back when a model leaves, and patched again when it returns."""
     sketch, render = wan().clone(), wan(seed=1)
     key = "diffusion_model.blocks.0.ffn.0.weight"
@@ -257,7 +270,7 @@ WHERE = [WrappersMP.PREPARE_SAMPLING, WrappersMP.DIFFUSION_MODEL]
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_render_that_runs_out_of_memory_is_tried_again_without_the_sketch(
     policy: str, sampler: str, where: Any, wan: Any
-):
+) -> None:
     sketch, render, report = wan(), wan(seed=1), Report()
     plain = helpers.ksampler(sr_model(sketch, render, 3), STEPS, sampler_name=sampler)
     model = sr_model(sketch, short_of_memory(render, 1, where), 3, report, offload_sketch=policy)
@@ -271,7 +284,7 @@ def test_a_render_that_runs_out_of_memory_is_tried_again_without_the_sketch(
 
 
 @pytest.mark.parametrize("where", WHERE, ids=["loading", "first call"])
-def test_a_render_that_runs_out_of_memory_twice_ends_the_run_with_what_to_change(where: Any, wan: Any):
+def test_a_render_that_runs_out_of_memory_twice_ends_the_run_with_what_to_change(where: Any, wan: Any) -> None:
     sketch, render, report = wan(), wan(seed=1), Report()
     plain = [helpers.ksampler(m, STEPS) for m in (sketch, render)]
     with pytest.raises(comfy.model_management.OOM_EXCEPTION) as error:
@@ -285,7 +298,7 @@ def test_a_render_that_runs_out_of_memory_twice_ends_the_run_with_what_to_change
 
 @pytest.mark.parametrize("call", [1, 2, 4, 7, 9], ids=lambda n: f"call {n}")
 @pytest.mark.parametrize("stage", ["sketch", "render"])
-def test_a_shortage_in_any_step_of_either_stage_gets_a_second_try(stage: str, call: int, wan: Any):
+def test_a_shortage_in_any_step_of_either_stage_gets_a_second_try(stage: str, call: int, wan: Any) -> None:
     calls, pair, report = [0], {"sketch": wan(), "render": wan(seed=1)}, Report()
     plain = helpers.ksampler(sr_model(pair["sketch"], pair["render"], 5), 10, cfg=1.0, sampler_name="dpmpp_2m")
     comfy.model_management.load_models_gpu([pair["render"]])
@@ -300,10 +313,12 @@ def test_a_shortage_in_any_step_of_either_stage_gets_a_second_try(stage: str, ca
     pair[stage].add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "oom", fail)
     latent = helpers.ksampler(sr_model(pair["sketch"], pair["render"], 5, report), 10, cfg=1.0, sampler_name="dpmpp_2m")
     assert torch.equal(latent, plain)
-    assert report.status == "done" and report.notes[0].startswith(f"Out of memory in the {stage}: the step was tried once more")
+    assert report.status == "done" and report.notes[0].startswith(
+        f"Out of memory in the {stage}: the step was tried once more"
+    )
 
 
-def test_the_sketch_itself_stays_when_it_runs_out_of_memory_beside_a_render_that_never_made_it_leave(wan: Any):
+def test_the_sketch_itself_stays_when_it_runs_out_of_memory_beside_a_render_that_never_made_it_leave(wan: Any) -> None:
     sketch, render = wan(), wan(seed=1)
     ran(sketch, render, "never")
     there: list[bool] = []
@@ -321,7 +336,7 @@ def test_the_sketch_itself_stays_when_it_runs_out_of_memory_beside_a_render_that
 
 
 @pytest.mark.parametrize("sampler", ["euler", "heun"])
-def test_a_second_try_costs_teacache_no_reused_step(sampler: str):
+def test_a_second_try_costs_teacache_no_reused_step(sampler: str) -> None:
     from test_reuse import slow_wan
 
     def run(times: int) -> tuple[torch.Tensor, Any]:
@@ -334,7 +349,7 @@ def test_a_second_try_costs_teacache_no_reused_step(sampler: str):
     assert report.reused("render") == whole.reused("render") > 0
 
 
-def test_another_error_of_the_render_is_not_tried_again(wan: Any):
+def test_another_error_of_the_render_is_not_tried_again(wan: Any) -> None:
     render, calls = wan(seed=1), [0]
 
     def fail(executor: Any, *args: Any, **kwargs: Any) -> Any:
@@ -347,7 +362,7 @@ def test_another_error_of_the_render_is_not_tried_again(wan: Any):
     assert calls == [1]
 
 
-def test_the_second_attempt_starts_when_the_first_has_let_go_of_its_tensors():
+def test_the_second_attempt_starts_when_the_first_has_let_go_of_its_tensors() -> None:
     """An exception keeps the frames it came through, and what they had on the device."""
     on_device: list[weakref.ref[torch.Tensor]] = []
     seen: list[Any] = []
@@ -367,7 +382,7 @@ def test_the_second_attempt_starts_when_the_first_has_let_go_of_its_tensors():
     assert seen == [None]
 
 
-def test_with_a_lora_of_one_model_apart_a_shortage_takes_nothing_that_the_render_needs(wan: Any):
+def test_with_a_lora_of_one_model_apart_a_shortage_takes_nothing_that_the_render_needs(wan: Any) -> None:
     model, report = wan(), Report()
     render = short_of_memory(model, 1)
     plain = helpers.ksampler(model, STEPS)
@@ -383,7 +398,7 @@ def given_up(sketch: Any, render: Any, **how: Any) -> str:
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_with_two_clones_of_one_model_nobody_is_told_that_the_sketch_left(policy: str, wan: Any):
+def test_with_two_clones_of_one_model_nobody_is_told_that_the_sketch_left(policy: str, wan: Any) -> None:
     model, report = wan(), Report()
     helpers.ksampler(sr_model(model, short_of_memory(model, 1), 3, report, offload_sketch=policy), STEPS)
     (note,) = report.notes
@@ -392,20 +407,20 @@ def test_with_two_clones_of_one_model_nobody_is_told_that_the_sketch_left(policy
     assert "without the sketch" not in said and "Make the latent smaller" in said
 
 
-def test_a_render_that_runs_all_steps_takes_the_place_of_the_sketch_that_the_host_had_loaded(wan: Any):
+def test_a_render_that_runs_all_steps_takes_the_place_of_the_sketch_that_the_host_had_loaded(wan: Any) -> None:
     sketch, report = wan(), Report()
     helpers.ksampler(sr_model(sketch, short_of_memory(wan(seed=1), 1), 0, report), STEPS)
     assert "after the sketch had left the device" in report.notes[0] and not is_loaded(sketch)
 
 
-def test_a_sketch_that_has_no_other_place_is_said_to_stay_with_the_flags_that_keep_it(wan: Any):
+def test_a_sketch_that_has_no_other_place_is_said_to_stay_with_the_flags_that_keep_it(wan: Any) -> None:
     sketch, gpu = wan(), torch.device("cuda", 0)
     sketch.load_device = sketch.offload_device = gpu
     note, give_up = memory.make_room("render", wan(seed=1), {"sketch": sketch})
     assert "nothing left it" in note and "without --highvram and --gpu-only" in give_up
 
 
-def test_sr_render_speaks_of_no_sketch_and_no_setting_that_it_does_not_have(wan: Any):
+def test_sr_render_speaks_of_no_sketch_and_no_setting_that_it_does_not_have(wan: Any) -> None:
     from test_handover import rendered, sketched
 
     record, render = sketched(wan())[0], wan(seed=1)
@@ -420,7 +435,7 @@ def test_sr_render_speaks_of_no_sketch_and_no_setting_that_it_does_not_have(wan:
 # --- the report ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_report_has_loading_seconds_and_memory_of_both_stages(wan: Any):
+def test_the_report_has_loading_seconds_and_memory_of_both_stages(wan: Any) -> None:
     sketch, render = wan(layers=2), wan(seed=1)
     report = Report.from_json(ran(sketch, render, "always").to_json())
     (hand_over,) = report.hand_overs
@@ -431,9 +446,12 @@ def test_the_report_has_loading_seconds_and_memory_of_both_stages(wan: Any):
     assert report.stage("sketch").load_seconds > 0 and report.stage("render").load_seconds == hand_over.seconds > 0
 
 
-def test_the_summary_says_it_in_one_line():
-    moments = {"before": {"free": 1.2e9, "sketch": 26.5e9, "render": 0}, "at": {"free": 27.7e9, "sketch": 0, "render": 0},
-               "after": {"free": 24.9e9, "sketch": 0, "render": 2.8e9}}  # fmt: skip
+def test_the_summary_says_it_in_one_line() -> None:
+    moments = {
+        "before": {"free": 1.2e9, "sketch": 26.5e9, "render": 0},
+        "at": {"free": 27.7e9, "sketch": 0, "render": 0},
+        "after": {"free": 24.9e9, "sketch": 0, "render": 2.8e9},
+    }
     report = Report(status="done", sigmas=[1.0, 0.5, 0.0])
     report.hand_overs = [reports.HandOver(1, "render", "step", 0.5, 50.0, memory=moments)]
     assert (
@@ -442,16 +460,20 @@ def test_the_summary_says_it_in_one_line():
     )
 
 
-def test_a_report_of_before_there_was_memory_in_it_is_still_read():
-    report = Report.from_json('{"version": 1, "hand_overs": [{"after_step": 1, "to": "render", "reason": "step", '
-                              '"sigma": 0.5, "percent": 50.0}], "sigmas": [1.0, 0.5, 0.0]}')  # fmt: skip
+def test_a_report_of_before_there_was_memory_in_it_is_still_read() -> None:
+    report = Report.from_json(
+        '{"version": 1, "hand_overs": [{"after_step": 1, "to": "render", "reason": "step", '
+        '"sigma": 0.5, "percent": 50.0}], "sigmas": [1.0, 0.5, 0.0]}'
+    )
     assert report.hand_overs[0].memory == {} and "Memory" not in module("srd_core.report.text").summarize(report)
 
 
 # --- in a server, started as users start it ------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=[pytest.param("--disable-smart-memory", marks=pytest.mark.long), "--reserve-vram"])
+@pytest.fixture(
+    scope="module", params=[pytest.param("--disable-smart-memory", marks=pytest.mark.long), "--reserve-vram"]
+)
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A real server of the tiny family with one of the host's memory flags."""
     flags = [request.param, *(["1000000"] if request.param == "--reserve-vram" else [])]
@@ -463,7 +485,7 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         yield running
 
 
-def test_every_policy_does_in_a_server_what_it_says(server: Any):
+def test_every_policy_does_in_a_server_what_it_says(server: Any) -> None:
     kept = {}
     saved = workflow.to_api(workflow.load(REPOSITORY / "demo" / "demo.json"), server.object_info())
     for policy in POLICIES:
@@ -476,7 +498,7 @@ def test_every_policy_does_in_a_server_what_it_says(server: Any):
     assert kept == {"auto": True, "always": False, "never": True}  # on the CPU the host moves nothing
 
 
-def test_the_report_begins_with_what_the_host_will_ask_for(wan: Any, monkeypatch: pytest.MonkeyPatch):
+def test_the_report_begins_with_what_the_host_will_ask_for(wan: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reckoned before the run; against what the host then asks its memory manager for."""
     asked: list[int] = []
     load = comfy.model_management.load_models_gpu
@@ -493,4 +515,8 @@ def test_the_report_begins_with_what_the_host_will_ask_for(wan: Any, monkeypatch
     assert [entry.step_bytes for entry in report.stages] == asked and min(asked) > 0
     assert report.device_bytes == comfy.model_management.get_total_memory(sketch.load_device)
     first = module("srd_core.report.text").summarize(report).splitlines()[2]
-    assert first.startswith("Memory, reckoned before the run: sketch ") and " of weights and " in first and "; the device has " in first
+    assert (
+        first.startswith("Memory, reckoned before the run: sketch ")
+        and " of weights and " in first
+        and "; the device has " in first
+    )

@@ -41,9 +41,18 @@ def handed_over(sampler: Any, after: int, wan: Any, **how: Any) -> Any:
 
 def lying(inner: Any, factor: float, window: tuple[int, int], told: bool) -> KSAMPLER:
     """As Detail Daemon and Lying Sigma do: in steps window[0] to window[1] - 1 the model is told sigma times ``factor``.
-    ``told``: the wrapped sampler stands among the options, as there; else nobody can know it."""
+    ``told``: the wrapped sampler stands among the options, as there; else nobody can know it.
+    """
 
-    def sample(model: Any, x: Any, sigmas: Any, extra_args: Any = None, callback: Any = None, disable: Any = None, **options: Any):
+    def sample(
+        model: Any,
+        x: Any,
+        sigmas: Any,
+        extra_args: Any = None,
+        callback: Any = None,
+        disable: Any = None,
+        **options: Any,
+    ):
         high, low = float(sigmas[window[0]]), float(sigmas[window[1]])
 
         def lie(x: torch.Tensor, sigma: torch.Tensor, **kwargs: Any) -> torch.Tensor:
@@ -52,8 +61,9 @@ def lying(inner: Any, factor: float, window: tuple[int, int], told: bool) -> KSA
 
         lie.inner_model = model.inner_model  # type: ignore[attr-defined]
         lie.__dict__.update({"model_patcher": getattr(model, "model_patcher", None)})
-        return inner.sampler_function(lie, x, sigmas, extra_args=extra_args, callback=callback, disable=disable,
-                                      **inner.extra_options)  # fmt: skip
+        return inner.sampler_function(
+            lie, x, sigmas, extra_args=extra_args, callback=callback, disable=disable, **inner.extra_options
+        )
 
     return KSAMPLER(sample, {"dds_wrapped_sampler": inner} if told else {})
 
@@ -66,7 +76,7 @@ WINDOWS = {"early": (0, 4), "middle": (4, 8), "late": (8, 12), "all": (0, 12)}
 @pytest.mark.parametrize("name", ["euler", "heun", "dpmpp_2m", "uni_pc"])
 def test_a_sampler_that_tells_other_levels_hands_over_after_the_step_that_was_asked_for(
     name: str, window: str, factor: float, wan: Any
-):
+) -> None:
     calls = 2 if name == "heun" else 1
     for after in (3, 6, 10):
         report = handed_over(lying(comfy.samplers.sampler_object(name), factor, WINDOWS[window], told=True), after, wan)
@@ -77,12 +87,12 @@ def test_a_sampler_that_tells_other_levels_hands_over_after_the_step_that_was_as
 
 @pytest.mark.parametrize("factor", [0.9, 1.1])
 @pytest.mark.parametrize("name", ["euler", "heun"])
-def test_the_same_for_a_wrapper_that_does_not_tell_what_it_wraps(name: str, factor: float, wan: Any):
+def test_the_same_for_a_wrapper_that_does_not_tell_what_it_wraps(name: str, factor: float, wan: Any) -> None:
     report = handed_over(lying(comfy.samplers.sampler_object(name), factor, WINDOWS["middle"], told=False), 6, wan)
     assert (report.count("sketch"), report.stage("sketch").calls) == (6, 6 * (2 if name == "heun" else 1))
 
 
-def test_with_other_levels_the_hand_over_itself_changes_nothing(wan: Any):
+def test_with_other_levels_the_hand_over_itself_changes_nothing(wan: Any) -> None:
     sampler = lying(comfy.samplers.sampler_object("dpmpp_2m"), 0.9, (2, 8), told=True)
     sketch = wan()
     plain = sampled(sketch, sampler)
@@ -93,7 +103,7 @@ def test_with_other_levels_the_hand_over_itself_changes_nothing(wan: Any):
 
 
 @pytest.mark.parametrize("name", [s for s in comfy.samplers.KSampler.SAMPLERS if s not in ("dpm_fast", "dpm_adaptive")])
-def test_for_every_sampler_with_other_levels_the_invariants_hold(name: str, wan: Any):
+def test_for_every_sampler_with_other_levels_the_invariants_hold(name: str, wan: Any) -> None:
     """The same weights in both stages give the plain run, and the sketch runs the steps that were asked for."""
     sampler, sketch = lying(comfy.samplers.sampler_object(name), 0.95, (3, 9), told=True), wan()
     plain = sampled(sketch, sampler)
@@ -105,7 +115,7 @@ def test_for_every_sampler_with_other_levels_the_invariants_hold(name: str, wan:
         assert report.count("sketch") == after and report.notes == []
 
 
-def test_with_other_levels_the_rule_sees_every_step(wan: Any):
+def test_with_other_levels_the_rule_sees_every_step(wan: Any) -> None:
     report = report_data.Report()
     never = route.Switch(switch_sigma=0.0, delta=1e-9)
     model = run_module.cooperate(wan(), wan(seed=1), never, run_module.RenderSettings(), report)
@@ -118,7 +128,8 @@ def test_with_other_levels_the_rule_sees_every_step(wan: Any):
 
 def at_end(fractions: Sequence[float], warm: int = 0) -> KSAMPLER:
     """A sampler as RES4LYF's: a call at the step's level, one at each of these fractions of the step (1: the next level),
-    then the callback. ``warm``: so many steps at the start have the first call alone."""
+    then the callback. ``warm``: so many steps at the start have the first call alone.
+    """
 
     def sample(model: Any, x: Any, sigmas: Any, extra_args: Any = None, callback: Any = None, disable: Any = None):
         ones = x.new_ones([x.shape[0]])
@@ -139,7 +150,7 @@ def at_end(fractions: Sequence[float], warm: int = 0) -> KSAMPLER:
 
 @pytest.mark.parametrize("warm", [0, 2])
 @pytest.mark.parametrize("fractions", [(), (0.5,), (1.0,), (2 / 3,), (1 / 3, 2 / 3), (0.5, 1.0), (0.2, 0.8)], ids=str)
-def test_a_sampler_that_calls_back_after_its_step_hands_over_between_steps(fractions: Any, warm: int, wan: Any):
+def test_a_sampler_that_calls_back_after_its_step_hands_over_between_steps(fractions: Any, warm: int, wan: Any) -> None:
     for after in (1, 2, 5, 11):
         report = handed_over(at_end(fractions, warm), after, wan)
         assert [step.stage for step in report.steps] == ["sketch"] * after + ["render"] * (STEPS - after)
@@ -165,13 +176,13 @@ def euler_with(before_step: Callable[[Any, Any, Any], None], calls_back: bool = 
     return KSAMPLER(sample)
 
 
-def test_a_sampler_without_callbacks_is_counted_by_its_levels(wan: Any):
+def test_a_sampler_without_callbacks_is_counted_by_its_levels(wan: Any) -> None:
     report = handed_over(euler_with(lambda *_: None, calls_back=False), 5, wan)
     assert report.stage("sketch").calls == 5
 
 
 @pytest.mark.parametrize("where", [0.3, 0.97], ids=["in the step", "beside its level"])
-def test_calls_outside_the_steps_begin_none(where: float, wan: Any):
+def test_calls_outside_the_steps_begin_none(where: float, wan: Any) -> None:
     def more(call: Any, now: Any, following: Any) -> None:
         call(now + where * (following - now))
 
@@ -180,8 +191,10 @@ def test_calls_outside_the_steps_begin_none(where: float, wan: Any):
         assert (report.count("sketch"), report.stage("sketch").calls) == (after, 2 * after)
 
 
-def test_only_a_sampler_with_steps_of_its_own_is_said_to_choose_them(wan: Any):
-    def half_as_many(model: Any, x: Any, sigmas: Any, extra_args: Any = None, callback: Any = None, disable: Any = None):
+def test_only_a_sampler_with_steps_of_its_own_is_said_to_choose_them(wan: Any) -> None:
+    def half_as_many(
+        model: Any, x: Any, sigmas: Any, extra_args: Any = None, callback: Any = None, disable: Any = None
+    ):
         euler = comfy.samplers.sampler_object("euler").sampler_function
         return euler(model, x, sigmas[::2], extra_args=extra_args, callback=callback, disable=disable)
 
@@ -195,7 +208,8 @@ def test_only_a_sampler_with_steps_of_its_own_is_said_to_choose_them(wan: Any):
 
 def resampling(start: int = 0) -> KSAMPLER:
     """As RES4LYF's samplers in resample mode: the schedule has a 0 at each end, so that the host adds no noise; they are
-    dropped. ``start``: the step at which a chain's next sampler continues. Callbacks count along the padded schedule."""
+    dropped. ``start``: the step at which a chain's next sampler continues. Callbacks count along the padded schedule.
+    """
 
     def sample(model: Any, x: Any, sigmas: Any, extra_args: Any = None, callback: Any = None, disable: Any = None):
         assert float(sigmas[0]) == float(sigmas[-1]) == 0
@@ -211,7 +225,7 @@ def resampling(start: int = 0) -> KSAMPLER:
 
 
 @pytest.mark.parametrize("after", [1, 5, 11])
-def test_a_level_0_in_front_that_the_sampler_drops_is_no_step(after: int, wan: Any):
+def test_a_level_0_in_front_that_the_sampler_drops_is_no_step(after: int, wan: Any) -> None:
     report = handed_over(resampling(), after, wan, padded=True)
     assert [step.stage for step in report.steps] == ["sketch"] * after + ["render"] * (STEPS - after)
     assert report.stage("sketch").calls == after and report.notes == []
@@ -224,13 +238,13 @@ def test_a_level_0_in_front_that_the_sampler_drops_is_no_step(after: int, wan: A
 
 
 @pytest.mark.parametrize(("start", "after"), [(3, 6), (8, 6)])
-def test_a_sampler_that_continues_a_chain_counts_from_where_it_starts(start: int, after: int, wan: Any):
+def test_a_sampler_that_continues_a_chain_counts_from_where_it_starts(start: int, after: int, wan: Any) -> None:
     report = handed_over(resampling(start), after, wan, padded=True)
     assert [step.step for step in report.steps] == list(range(start + 1, STEPS + 1))
     assert report.count("sketch") == max(after - start, 0) and report.notes == []
 
 
-def test_a_level_0_in_front_of_a_sampler_that_starts_there_is_refused_by_what_makes_it(wan: Any):
+def test_a_level_0_in_front_of_a_sampler_that_starts_there_is_refused_by_what_makes_it(wan: Any) -> None:
     inner = comfy.samplers.sampler_object("euler")
     for sampler in (inner, lying(inner, 0.9, (0, 4), told=True)):
         with pytest.raises(ValueError, match="begins at noise level 0.*resample") as error:
@@ -238,11 +252,13 @@ def test_a_level_0_in_front_of_a_sampler_that_starts_there_is_refused_by_what_ma
         assert "0.9" not in str(error.value) and len(str(error.value)) < 300
 
 
-def test_levels_that_rise_are_refused_by_what_makes_them(wan: Any):
+def test_levels_that_rise_are_refused_by_what_makes_them(wan: Any) -> None:
     def sampled_up() -> None:
         guider = CFGGuider.execute(pair, helpers.prompt(1), helpers.prompt(2), 3.0).args[0]
         sigmas = torch.cat([BasicScheduler.execute(pair, "simple", STEPS, 1.0).args[0].flip(0), torch.zeros(1)])
-        SamplerCustomAdvanced.execute(RandomNoise.execute(7).args[0], guider, resampling(), sigmas, helpers.empty_latent())
+        SamplerCustomAdvanced.execute(
+            RandomNoise.execute(7).args[0], guider, resampling(), sigmas, helpers.empty_latent()
+        )
 
     settings = route.Switch(mode="step", switch_step=3), run_module.RenderSettings(), report_data.Report()
     pair = run_module.cooperate(wan(), wan(seed=1), *settings)

@@ -30,7 +30,13 @@ VERSION_1 = Path(__file__).parent / "data" / "report_version_1.json"
 BARS = [f".srd-bar.srd-stage-{place}" for place in range(4)]  # of the sketch, the render and further stages
 RENDERERS = {"classic": False, "vue": True}
 # What the page itself says of a refused prompt, and of a server that is off the network and has no saved workflows yet.
-ITS_OWN = ("PromptExecutionError", "Failed to load resource", "Content Security Policy", "Fetch API cannot load", "graph accessed before")
+ITS_OWN = (
+    "PromptExecutionError",
+    "Failed to load resource",
+    "Content Security Policy",
+    "Fetch API cannot load",
+    "graph accessed before",
+)
 
 OPEN = "async (saved) => { await app.loadGraphData(saved); }"
 DROP = """([text, name]) => {
@@ -101,7 +107,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     base = tmp_path_factory.mktemp("base")
     page_module.settings(base)
     with host_module.serve(
-        host_module.find_or_make(os.environ.get("SRD_HOST_VERSION")), base, host_module.DEMO_PACKS, host_module.tiny_family()
+        host_module.find_or_make(os.environ.get("SRD_HOST_VERSION")),
+        base,
+        host_module.DEMO_PACKS,
+        host_module.tiny_family(),
     ) as running:
         yield running
 
@@ -134,7 +143,10 @@ def opened(server: Any, browser: Any) -> Iterator[Any]:
 def page(opened: Any, server: Any) -> Iterator[Any]:
     """The page with the demo's workflow in it, its charts in view; and no error said when the test is over."""
     errors: list[str] = []
-    noted = {"console": lambda m: m.type == "error" and errors.append(m.text), "pageerror": lambda e: errors.append(str(e))}
+    noted = {
+        "console": lambda m: m.type == "error" and errors.append(m.text),
+        "pageerror": lambda e: errors.append(str(e)),
+    }
     for event, note in noted.items():
         opened.on(event, note)
     show(opened, DEMO)
@@ -175,7 +187,9 @@ def until(page: Any, start: str, node: int = INSPECTOR, seconds: float = 120) ->
     """Wait until a chart's status begins so; returns it."""
     element = ELEMENT % node
     page.wait_for_function(
-        f"start => ({element}).querySelector('.srd-status').textContent.startsWith(start)", arg=start, timeout=1000 * seconds
+        f"start => ({element}).querySelector('.srd-status').textContent.startsWith(start)",
+        arg=start,
+        timeout=1000 * seconds,
     )
     return status(page, node)
 
@@ -224,7 +238,8 @@ def reports(server: Any) -> list[dict[str, Any]]:
     """The Inspectors' reports of all runs in the server's history, by node id; oldest first."""
     entries = sorted(server.get("/history").values(), key=lambda entry: entry["prompt"][0])
     return [
-        {node: json.loads(out["report"][0]) for node, out in entry["outputs"].items() if "report" in out} for entry in entries
+        {node: json.loads(out["report"][0]) for node, out in entry["outputs"].items() if "report" in out}
+        for entry in entries
     ]
 
 
@@ -259,7 +274,9 @@ def test_a_dropped_workflow_runs_and_its_chart_grows_step_by_step(
     marked = page.evaluate(f"({ELEMENT % INSPECTOR}).querySelector('.srd-mark').dataset.after")
     assert int(marked) == hand_over["after_step"] == count(page, BARS[0])
     after = hand_over["after_step"]
-    assert re.fullmatch(rf"\d\.\d+x( \(slower\))?, switched at {after} of 50, [\d.]+ s", status(page)) and status(page, SAMPLER) == status(page)
+    assert re.fullmatch(rf"\d\.\d+x( \(slower\))?, switched at {after} of 50, [\d.]+ s", status(page)) and status(
+        page, SAMPLER
+    ) == status(page)
     assert "the sketch alone (estimated)" in hover(page) and "50 steps in " in hover(page)
     label = page.evaluate(f"({ELEMENT % INSPECTOR}).querySelector('svg[role=img]').ariaLabel")
     assert f"at step {marked} of 50" in label
@@ -299,7 +316,9 @@ def test_a_reload_in_mid_run_shows_the_run_that_continues(page: Any) -> None:
     assert "of 5000" in until(page, "Interrupted after step")
 
 
-def test_a_tab_shows_the_runs_that_it_queued_and_those_of_tabs_that_are_closed(page: Any, server: Any, browser: Any) -> None:
+def test_a_tab_shows_the_runs_that_it_queued_and_those_of_tabs_that_are_closed(
+    page: Any, server: Any, browser: Any
+) -> None:
     first, second = page_module.open_page(browser, server.url), page_module.open_page(browser, server.url)
     for tab in (first, second):
         show(tab, DEMO)
@@ -339,8 +358,13 @@ def test_a_chart_belongs_to_the_workflow_that_queued_its_run(page: Any, server: 
     until(page, "Interrupted")
 
 
-@pytest.mark.parametrize("wrong", [[(SAMPLER, "switch_mode", "step"), (SAMPLER, "switch_step", 60)],
-                                   [(LOADERS[0], "model_name", "missing.safetensors")]])  # fmt: skip
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        [(SAMPLER, "switch_mode", "step"), (SAMPLER, "switch_step", 60)],
+        [(LOADERS[0], "model_name", "missing.safetensors")],
+    ],
+)
 def test_what_an_older_run_left_is_gone_when_the_next_one_is_refused(wrong: list[Any], page: Any, server: Any) -> None:
     queue(page, (SAMPLER, "steps", 6), (SAMPLER, "seed", random.randrange(1 << 30)))
     until_done(page)
@@ -364,9 +388,12 @@ def test_a_run_that_comes_from_the_cache_keeps_its_chart(page: Any, server: Any)
 def test_an_interrupt_in_either_stage_is_said_and_the_next_run_starts_clean(page: Any, server: Any) -> None:
     for mode, stage in (("adaptive", "Sketching"), ("step", "Rendering")):
         queue(
-            page, (SAMPLER, "switch_mode", mode), (SAMPLER, "switch_step", 2), (SAMPLER, "steps", 400),
+            page,
+            (SAMPLER, "switch_mode", mode),
+            (SAMPLER, "switch_step", 2),
+            (SAMPLER, "steps", 400),
             (SAMPLER, "seed", random.randrange(1 << 30)),
-        )  # fmt: skip
+        )
         until(page, stage)
         page.evaluate("fetch('/interrupt', {method: 'POST'})")
         said = until(page, "Interrupted after step")
@@ -387,8 +414,11 @@ def test_two_samplers_and_two_queued_runs_never_mix(page: Any, server: Any) -> N
     }""")
     runs = [{SAMPLER: 3, twin: 5}, {SAMPLER: 7, twin: 9}]
     for run in runs:
-        values = [(node, name, value) for node, step in run.items()
-                  for name, value in (("switch_mode", "step"), ("switch_step", step), ("steps", 14))]  # fmt: skip
+        values = [
+            (node, name, value)
+            for node, step in run.items()
+            for name, value in (("switch_mode", "step"), ("switch_step", step), ("steps", 14))
+        ]
         queue(page, *values)
     page.wait_for_function("window.seen.length > 40")
     until_idle(server)
@@ -406,7 +436,11 @@ def test_two_samplers_and_two_queued_runs_never_mix(page: Any, server: Any) -> N
 
 # --- before the run -------------------------------------------------------------------------------------------------------
 
-IN_A_MODE = {"adaptive": ["delta", "fix_step", "max_step", "switch_sigma"], "step": ["switch_step"], "sigma": ["switch_sigma"]}
+IN_A_MODE = {
+    "adaptive": ["delta", "fix_step", "max_step", "switch_sigma"],
+    "step": ["switch_step"],
+    "sigma": ["switch_sigma"],
+}
 BY_HAND = """([id, values]) => { for (const [name, value] of Object.entries(values)) {
   const widget = app.graph.getNodeById(id).widgets.find(w => w.name === name);
   widget.value = value; widget.callback?.(value); } }"""
@@ -426,7 +460,11 @@ def widgets_in_view(page: Any, name: str, node: int = SAMPLER) -> set[str]:
     """The widgets of a node that somebody sees in that renderer, those behind "advanced" left out in Nodes 2.0."""
     page.wait_for_timeout(400)
     if name == "classic":
-        return set(page.evaluate("id => app.graph.getNodeById(id).widgets.filter(w => !w.options.hidden).map(w => w.name)", node))
+        return set(
+            page.evaluate(
+                "id => app.graph.getNodeById(id).widgets.filter(w => !w.options.hidden).map(w => w.name)", node
+            )
+        )
     shown = page.evaluate("id => document.querySelector(`[data-node-id='${id}']`).innerText", node)
     return set(shown.split())
 
@@ -473,8 +511,11 @@ def test_a_widget_that_a_link_sets_stays_in_view(name: str, page: Any) -> None:
     assert "switch_step" in widgets_in_view(page, name)
     page.evaluate(OPEN, json.loads(page.evaluate("JSON.stringify(app.graph.serialize())")))
     assert "switch_step" in widgets_in_view(page, name)
-    page.evaluate("id => { const node = app.graph.getNodeById(id);"
-                  " node.disconnectInput(node.inputs.findIndex(input => input.name === 'switch_step')) }", SAMPLER)  # fmt: skip
+    page.evaluate(
+        "id => { const node = app.graph.getNodeById(id);"
+        " node.disconnectInput(node.inputs.findIndex(input => input.name === 'switch_step')) }",
+        SAMPLER,
+    )
     assert "switch_step" not in widgets_in_view(page, name)
     renderer(page, "classic")
 
@@ -513,7 +554,9 @@ def test_the_line_asks_whether_the_two_are_swapped_as_soon_as_the_files_are_chos
     assert plan_of(page, "The render is larger than the sketch. Are the two swapped? 50 steps: earliest 6, latest 16")
     page.evaluate("id => { app.graph.getNodeById(id).mode = 4 }", SHIFT)  # a bypassed node changes nothing
     page.evaluate(LOOK)
-    plan_of(page, "The render is larger than the sketch. Are the two swapped? switches once the composition has settled")
+    plan_of(
+        page, "The render is larger than the sketch. Are the two swapped? switches once the composition has settled"
+    )
     renderer(page, "classic")
 
 
@@ -542,7 +585,9 @@ def test_the_line_knows_the_models_that_come_through_a_reroute(name: str, page: 
 
 def shown_values(page: Any, node: int = SAMPLER) -> dict[str, Any]:
     """The values of a node's widgets, by name."""
-    return page.evaluate("id => Object.fromEntries(app.graph.getNodeById(id).widgets.map(w => [w.name, w.value]))", node)
+    return page.evaluate(
+        "id => Object.fromEntries(app.graph.getNodeById(id).widgets.map(w => [w.name, w.value]))", node
+    )
 
 
 PRESETS = module("nodes.presets").PRESETS
@@ -566,7 +611,9 @@ def test_a_preset_writes_its_widgets_and_changing_one_makes_it_custom(name: str,
         assert {key: now[key] for key in table} == table
         assert now["preset"] == preset and now["cfg"] == before["cfg"] and now["seed"] == before["seed"]
         queued = page.evaluate(QUEUED)[str(SAMPLER)]["inputs"]
-        assert {key: queued[key] for key in table} == table and queued["preset"] == "custom"  # its values are in the widgets
+        assert {key: queued[key] for key in table} == table and queued[
+            "preset"
+        ] == "custom"  # its values are in the widgets
         assert preset in page.evaluate(f"app.graph.getNodeById({SAMPLER}).serialize().widgets_values")
     assert not plan_of(page, "50 steps: sketch 10, render 4")
     page.evaluate(CLICKED, [SAMPLER, "cfg", 2.5])
@@ -579,7 +626,9 @@ def test_a_preset_writes_its_widgets_and_changing_one_makes_it_custom(name: str,
     page.evaluate(OPEN, saved)
     assert shown_values(page)["preset"] == "balanced" and shown_values(page)["steps"] == 20
     (node,) = (node for node in saved["nodes"] if node["id"] == SAMPLER)
-    node["widgets_values"][node["widgets_values"].index(1.1)] = 0.7  # a file whose values are not its preset's runs as it is shown
+    node["widgets_values"][node["widgets_values"].index(1.1)] = (
+        0.7  # a file whose values are not its preset's runs as it is shown
+    )
     page.evaluate(OPEN, saved)
     page.wait_for_timeout(300)
     assert (shown_values(page)["fade"], shown_values(page)["preset"]) == (0.7, "custom")
@@ -689,8 +738,11 @@ def test_a_preset_that_a_node_of_the_page_sets_says_what_it_replaces(name: str, 
     page.evaluate(OPEN, json.loads(saved))
     plan_of(page, OUTSIDE + "steps, delta, fix_step, switch_sigma, fade. 20 steps: ")
     assert run_of(queued_sampler(page)) == PRESETS["fast"]
-    page.evaluate("id => { const node = app.graph.getNodeById(id);"
-                  " node.disconnectInput(node.inputs.findIndex(input => input.name === 'preset')) }", SAMPLER)  # fmt: skip
+    page.evaluate(
+        "id => { const node = app.graph.getNodeById(id);"
+        " node.disconnectInput(node.inputs.findIndex(input => input.name === 'preset')) }",
+        SAMPLER,
+    )
     plan_of(page, "30 steps: ")
     assert shown_values(page)["preset"] == "custom" and run_of(queued_sampler(page))["steps"] == 30
     renderer(page, "classic")
@@ -704,7 +756,10 @@ def test_a_preset_that_a_subgraph_s_node_sets_says_what_it_replaces(name: str, p
     for widget, value in (("fade", 0.3), ("steps", 30)):
         page.evaluate(INNER_CLICKED, [widget, value])
     page.evaluate(LOOK)
-    page.wait_for_function(f"start => ({INNER}).textContent.startsWith(start)", arg=OUTSIDE + "steps, delta, fix_step, switch_sigma, fade. ")
+    page.wait_for_function(
+        f"start => ({INNER}).textContent.startsWith(start)",
+        arg=OUTSIDE + "steps, delta, fix_step, switch_sigma, fade. ",
+    )
     assert run_of(queued_sampler(page)) == PRESETS["fast"]
     renderer(page, "classic")
 
@@ -739,9 +794,13 @@ def test_what_if_tells_another_delta_s_hand_over_and_use_this_delta_writes_it_to
     slide(page, -1)
     outcome = text_of(page, ".srd-outcome")
     assert outcome.startswith("delta 0.1: after step ") and outcome.endswith(" s")
-    page.evaluate(f"[...({ELEMENT % INSPECTOR}).querySelectorAll('button')].find(b => b.textContent === 'use this delta').click()")
+    page.evaluate(
+        f"[...({ELEMENT % INSPECTOR}).querySelectorAll('button')].find(b => b.textContent === 'use this delta').click()"
+    )
     assert page.evaluate(VALUE, [SAMPLER, "delta"]) == 0.1
-    page.evaluate(f"[...({ELEMENT % INSPECTOR}).querySelectorAll('button')].find(b => b.textContent === 'copy report').click()")
+    page.evaluate(
+        f"[...({ELEMENT % INSPECTOR}).querySelectorAll('button')].find(b => b.textContent === 'copy report').click()"
+    )
     page.wait_for_timeout(300)
     copied = report_module.Report.from_json(page.evaluate("navigator.clipboard.readText()"))
     assert copied.status == "done" and len(copied.steps) == 50
@@ -763,7 +822,9 @@ def queued_as(page: Any) -> dict[str, dict[str, Any]]:
     """The inputs that the page would queue, by the node's type; the links left out."""
     prompt = page.evaluate(QUEUED)
     return {
-        f"{node['class_type']} {node['_meta']['title']}": {k: v for k, v in node["inputs"].items() if not isinstance(v, list)}
+        f"{node['class_type']} {node['_meta']['title']}": {
+            k: v for k, v in node["inputs"].items() if not isinstance(v, list)
+        }
         for node in prompt.values()
     }
 
@@ -771,7 +832,9 @@ def queued_as(page: Any) -> dict[str, dict[str, Any]]:
 @pytest.mark.parametrize("name", RENDERERS)
 def test_the_blueprint_is_listed_and_gives_what_the_main_workflow_gives(name: str, page: Any, server: Any) -> None:
     listed = [found for found in server.get("/global_subgraphs").values() if found["source"] == "custom_node"]
-    assert [(found["name"], found["info"]["node_pack"]) for found in listed] == [(BLUEPRINT.stem, "custom_nodes.ComfyUI-SRDiffusion")]
+    assert [(found["name"], found["info"]["node_pack"]) for found in listed] == [
+        (BLUEPRINT.stem, "custom_nodes.ComfyUI-SRDiffusion")
+    ]
     renderer(page, name)
     page.evaluate(OPEN, json.loads(MAIN.read_text("utf-8")))
     wanted = queued_as(page)
@@ -782,8 +845,17 @@ def test_the_blueprint_is_listed_and_gives_what_the_main_workflow_gives(name: st
         if not node.startswith(("SaveVideo", "SRSwitchInspector")):
             assert found[node] == {k: v for k, v in inputs.items() if k != "length"}, node
     node = int(page.evaluate("app.graph._nodes[0].id"))
-    values = {"prompt": "a cat", "width": 640, "height": 640, "seconds": 3.0, "seed": 7, "sketch_file": "a", "render_file": "b",
-              "text_encoder": "c", "vae": "d"}  # fmt: skip
+    values = {
+        "prompt": "a cat",
+        "width": 640,
+        "height": 640,
+        "seconds": 3.0,
+        "seed": 7,
+        "sketch_file": "a",
+        "render_file": "b",
+        "text_encoder": "c",
+        "vae": "d",
+    }
     page.evaluate(WIDGETS, [[node, name, value] for name, value in values.items()])
     changed = {v for inputs in queued_as(page).values() for v in inputs.values()}
     assert set(values.values()) <= changed
@@ -795,7 +867,9 @@ def test_the_main_workflow_fills_app_mode(page: Any) -> None:
     page.evaluate("app.extensionManager.command.execute('Comfy.ToggleLinear')")
     try:
         for words in ("text", "width", "height", "length", "seed", "steps"):
-            page.wait_for_function("words => document.body.innerText.split(/\\n/).includes(words)", arg=words, timeout=20_000)
+            page.wait_for_function(
+                "words => document.body.innerText.split(/\\n/).includes(words)", arg=words, timeout=20_000
+            )
     finally:
         page.evaluate("app.extensionManager.command.execute('Comfy.ToggleLinear')")
 
@@ -867,7 +941,9 @@ def test_a_video_of_the_first_releases_still_opens_with_its_chart(page: Any) -> 
     assert until_done(page) == "1.8x, switched at 4 of 10, 16.5 s"
     assert detail(page) == "Switched at step 4 of 10 (40 %): the composition settled."
     assert hover(page, ".srd-detail").endswith(", D fell by 0.008, less than 0.01 (delta)")
-    assert hover(page).startswith("1.82x as fast as the sketch alone (estimated)\n10 steps in 16.5 s\nrender from sigma ")
+    assert hover(page).startswith(
+        "1.82x as fast as the sketch alone (estimated)\n10 steps in 16.5 s\nrender from sigma "
+    )
     assert [count(page, bars) for bars in BARS] == [4, 6, 0, 0] and count(page, ".srd-reused") == 2
     assert text_of(page, ".srd-legend") == "sketch: 4 steps, 12 srender: 6 steps (2 reused, hatched), 4.5 s"
     assert text_of(page, ".srd-notes") == "A note."
@@ -899,15 +975,19 @@ def test_a_render_larger_than_the_sketch_is_noted_in_the_chart(page: Any) -> Non
 
 @pytest.mark.parametrize(
     ("reason", "switch", "sentence"),
-    [("earliest", {"fix_step": 5}, "the composition had settled before fix_step 5 allowed it"),
-     ("latest", {"max_step": 2}, "max_step is 2"),
-     ("latest", {"max_step": 0, "switch_sigma": 0.875}, "below switch_sigma 0.875"),
-     ("latest", {"max_step": 0, "switch_sigma": 0.2}, "latest step"),
-     ("step", {}, "switch_step is 2"),
-     ("sigma", {"switch_sigma": 0.875}, "below switch_sigma 0.875"),
-     ("another", {}, "another")],
-)  # fmt: skip
-def test_every_reason_of_a_hand_over_has_its_sentence(reason: str, switch: dict[str, Any], sentence: str, page: Any) -> None:
+    [
+        ("earliest", {"fix_step": 5}, "the composition had settled before fix_step 5 allowed it"),
+        ("latest", {"max_step": 2}, "max_step is 2"),
+        ("latest", {"max_step": 0, "switch_sigma": 0.875}, "below switch_sigma 0.875"),
+        ("latest", {"max_step": 0, "switch_sigma": 0.2}, "latest step"),
+        ("step", {}, "switch_step is 2"),
+        ("sigma", {"switch_sigma": 0.875}, "below switch_sigma 0.875"),
+        ("another", {}, "another"),
+    ],
+)
+def test_every_reason_of_a_hand_over_has_its_sentence(
+    reason: str, switch: dict[str, Any], sentence: str, page: Any
+) -> None:
     report = a_report("Big", "Small")
     report.hand_overs[0].reason, report.switch = reason, {"mode": "adaptive", "delta": 0.01, "switch_step": 2} | switch
     open_saved(page, json.loads(report.to_json()))
@@ -916,15 +996,20 @@ def test_every_reason_of_a_hand_over_has_its_sentence(reason: str, switch: dict[
 
 
 @pytest.mark.parametrize("name", RENDERERS)
-def test_the_folded_chart_is_a_line_that_is_not_cut_and_the_panel_lists_none(name: str, page: Any, artefacts: Path) -> None:
+def test_the_folded_chart_is_a_line_that_is_not_cut_and_the_panel_lists_none(
+    name: str, page: Any, artefacts: Path
+) -> None:
     renderer(page, name)
     workflow = json.loads(DEMO.read_text("utf-8"))
     workflow["extra"] = {"srdiffusion": {str(SAMPLER): json.loads(a_report("Big", "Small").to_json())}}
     page.evaluate(OPEN, workflow)
-    page.evaluate("""node => {
+    page.evaluate(
+        """node => {
       node = app.graph.getNodeById(node);
       node.setSize([LiteGraph.createNode('SRSampler').size[0], 900]);  // as wide as a new one, and higher than it needs to be
-    }""", SAMPLER)
+    }""",
+        SAMPLER,
+    )
     until_done(page, SAMPLER)
     look_at(page)
     page.wait_for_timeout(600)
@@ -934,7 +1019,9 @@ def test_the_folded_chart_is_a_line_that_is_not_cut_and_the_panel_lists_none(nam
     }}""")
     page.screenshot(path=artefacts / f"folded_{name}.png")
     assert 20 < chart < 36 and toggle[0] <= toggle[1]
-    assert page.evaluate(f"app.graph.getNodeById({SAMPLER}).widgets.find(w => w.name === 'srd_chart').options.hideInPanel")
+    assert page.evaluate(
+        f"app.graph.getNodeById({SAMPLER}).widgets.find(w => w.name === 'srd_chart').options.hideInPanel"
+    )
     renderer(page, "classic")
 
 
@@ -943,9 +1030,17 @@ def test_a_run_of_three_stages_has_a_colour_and_a_line_for_each(name: str, page:
     renderer(page, name)
     open_saved(page, json.loads(three_stages().to_json()))
     assert until_done(page).startswith("1.4x, switched at 9, 18 of 30, ")
-    assert detail(page).startswith("Switched to low at step 9 of 30 (30 %): the composition settled. Switched to small at step 18 of")
-    assert [count(page, bars) for bars in BARS] == [9, 9, 12, 0] and count(page, ".srd-key") == 3 and count(page, ".srd-mark") == 2
-    tones = page.evaluate(f"[...({ELEMENT % INSPECTOR}).querySelectorAll('.srd-bar')].map(bar => getComputedStyle(bar).fill)")
+    assert detail(page).startswith(
+        "Switched to low at step 9 of 30 (30 %): the composition settled. Switched to small at step 18 of"
+    )
+    assert (
+        [count(page, bars) for bars in BARS] == [9, 9, 12, 0]
+        and count(page, ".srd-key") == 3
+        and count(page, ".srd-mark") == 2
+    )
+    tones = page.evaluate(
+        f"[...({ELEMENT % INSPECTOR}).querySelectorAll('.srd-bar')].map(bar => getComputedStyle(bar).fill)"
+    )
     assert len(set(tones)) == 3
     assert text_of(page, ".srd-outcome").endswith("(criterion)")  # seconds of another hand-over are not known
     page.evaluate(f"({ELEMENT % SAMPLER}).querySelector('.srd-toggle').click()")
@@ -976,7 +1071,10 @@ def test_every_word_of_the_chart_is_readable_in_every_palette(name: str, page: A
     [
         ({"status": "<img src=x onerror='window.hacked = 1'>"}, "not a sketch-render report"),
         ("text", "not a sketch-render report"),
-        ({"version": 2, "status": "done", "sigmas": "<img src=x onerror='window.hacked = 1'>"}, 'damaged: sigmas is "<img src=x'),
+        (
+            {"version": 2, "status": "done", "sigmas": "<img src=x onerror='window.hacked = 1'>"},
+            'damaged: sigmas is "<img src=x',
+        ),
     ],
 )
 def test_a_foreign_report_in_a_workflow_gets_a_sentence_and_is_never_html(report: Any, words: str, page: Any) -> None:
@@ -1009,8 +1107,9 @@ def a_report(sketch: str, render: str, error: str = "") -> Any:
     report, stage = report_module.Report(), report_module.StageReport
     report.begin(
         stages=[stage("sketch", sketch, 2, 2.0), stage("render", render, 2, 2.0)],
-        switch={"mode": "step", "switch_step": 2}, sigmas=[1.0, 0.7, 0.4, 0.2, 0.0],
-    )  # fmt: skip
+        switch={"mode": "step", "switch_step": 2},
+        sigmas=[1.0, 0.7, 0.4, 0.2, 0.0],
+    )
     report.hand_overs.append(report_module.HandOver(2, "render", "step", 0.4, 50.0))
     report.steps = [report_module.Step(i + 1, 1.0, "render" if i > 1 else "sketch", 1.0) for i in range(4)]
     report.status, report.error = ("failed", error) if error else ("done", "")
@@ -1022,19 +1121,33 @@ def three_stages() -> Any:
     report, stage, steps = report_module.Report(), report_module.StageReport, 30
     cache = {"table": "Wan 2.1 t2v 1.3B", "threshold": 0.14, "reuse": [i % 3 == 2 for i in range(12)], "first_step": 18}
     report.begin(
-        stages=[stage("high", "Wan 2.2 high noise", 9, 27.0), stage("low", "Wan 2.2 low noise", 9, 27.0),
-                stage("small", "Wan 2.1 1.3B", 12, 8.8, teacache=cache)],
-        switch={"mode": "adaptive", "delta": 0.01, "fix_step": 5, "max_step": 0, "switch_step": 18, "switch_sigma": 0.875},
-        earliest=4, latest=12, sigmas=[1 - i / steps for i in range(steps + 1)],
-    )  # fmt: skip
+        stages=[
+            stage("high", "Wan 2.2 high noise", 9, 27.0),
+            stage("low", "Wan 2.2 low noise", 9, 27.0),
+            stage("small", "Wan 2.1 1.3B", 12, 8.8, teacache=cache),
+        ],
+        switch={
+            "mode": "adaptive",
+            "delta": 0.01,
+            "fix_step": 5,
+            "max_step": 0,
+            "switch_step": 18,
+            "switch_sigma": 0.875,
+        },
+        earliest=4,
+        latest=12,
+        sigmas=[1 - i / steps for i in range(steps + 1)],
+    )
     for i in range(steps):
         name = "high" if i < 9 else "low" if i < 18 else "small"
         reused = name == "small" and cache["reuse"][i - 18]
         d, fall = (0.6 / (i + 1), 0.3 / (i + 1) ** 1.6) if 1 < i < 18 else (None, None)
         seconds = 0.1 if reused else 1.0 if name == "small" else 3.0
         report.steps.append(report_module.Step(i + 1, report.sigmas[i], name, seconds, d, fall, fall, reused))
-    report.hand_overs = [report_module.HandOver(9, "low", "criterion", 0.7, 30.0, 0.07, 0.0089),
-                         report_module.HandOver(18, "small", "step", 0.4, 60.0)]  # fmt: skip
+    report.hand_overs = [
+        report_module.HandOver(9, "low", "criterion", 0.7, 30.0, 0.07, 0.0089),
+        report_module.HandOver(18, "small", "step", 0.4, 60.0),
+    ]
     report.notes = ["The render is larger than the sketch. Are the two swapped?"]
     report.status = "done"
     return report

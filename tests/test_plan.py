@@ -13,9 +13,17 @@ from hosting import module
 plan, sampler = module("nodes.plan"), module("nodes.sampler")
 
 SETTINGS: dict[str, Any] = {
-    "steps": 20, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0, "switch_mode": "adaptive", "delta": 0.01,
-    "fix_step": 5, "max_step": 0, "switch_step": 10, "switch_sigma": 0.875,
-}  # fmt: skip
+    "steps": 20,
+    "sampler_name": "euler",
+    "scheduler": "simple",
+    "denoise": 1.0,
+    "switch_mode": "adaptive",
+    "delta": 0.01,
+    "fix_step": 5,
+    "max_step": 0,
+    "switch_step": 10,
+    "switch_sigma": 0.875,
+}
 RENDERING: dict[str, Any] = {"render_cfg": 0.0, "teacache": 0.0, "offload_sketch": "auto"}
 SHIFT_5 = [{"type": "LoraLoaderModelOnly", "values": {}}, {"type": "ModelSamplingSD3", "values": {"shift": 5.0}}]
 
@@ -24,14 +32,26 @@ def report_of(settings: dict[str, Any], wan: Callable[..., Any], shift: float) -
     """The report of SR Sampler's run with these settings."""
     (sketch,) = advanced.ModelSamplingSD3().patch(wan(seed=0), shift)
     inputs = settings | RENDERING | {"positive": helpers.prompt(1), "negative": helpers.prompt(2)}
-    return sampler.SRSampler.execute(sketch, wan(seed=1), latent=helpers.empty_latent(), seed=7, cfg=3.0, **inputs).args[1]
+    return sampler.SRSampler.execute(
+        sketch, wan(seed=1), latent=helpers.empty_latent(), seed=7, cfg=3.0, **inputs
+    ).args[1]
 
 
-@pytest.mark.parametrize("change", [
-    {}, {"steps": 8}, {"scheduler": "normal", "steps": 30}, {"sampler_name": "uni_pc"}, {"denoise": 0.6, "switch_sigma": 0.5},
-    {"fix_step": 2}, {"max_step": 7}, {"switch_mode": "sigma"}, {"switch_mode": "sigma", "scheduler": "karras"},
-    {"switch_mode": "step", "switch_step": 4},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"steps": 8},
+        {"scheduler": "normal", "steps": 30},
+        {"sampler_name": "uni_pc"},
+        {"denoise": 0.6, "switch_sigma": 0.5},
+        {"fix_step": 2},
+        {"max_step": 7},
+        {"switch_mode": "sigma"},
+        {"switch_mode": "sigma", "scheduler": "karras"},
+        {"switch_mode": "step", "switch_step": 4},
+    ],
+)
 @pytest.mark.parametrize("shift", [5.0, 2.0])
 def test_the_plan_says_what_the_run_does(change: dict[str, Any], shift: float, wan: Callable[..., Any]) -> None:
     settings = SETTINGS | change
@@ -40,7 +60,10 @@ def test_the_plan_says_what_the_run_does(change: dict[str, Any], shift: float, w
     assert told["steps"] == settings["steps"] == len(report.steps)
     after = report.hand_overs[0].after_step if report.hand_overs else len(report.steps)
     if settings["switch_mode"] == "adaptive":
-        assert (told["earliest"], told["latest"]) == (min(report.earliest, told["latest"]), min(report.latest, len(report.steps)))
+        assert (told["earliest"], told["latest"]) == (
+            min(report.earliest, told["latest"]),
+            min(report.latest, len(report.steps)),
+        )
         assert told["earliest"] <= after <= told["latest"]
     else:
         assert told["latest"] == after
@@ -51,7 +74,12 @@ def test_the_plan_says_what_the_run_does(change: dict[str, Any], shift: float, w
 def test_a_list_of_steps_and_steps_of_the_render_s_own_are_counted() -> None:
     told = plan.plan(SETTINGS | {"sketch_steps": "1-6, 19-20"}, [])
     assert told == {"mode": "listed", "steps": 20, "latest": 8}
-    assert plan.plan(SETTINGS | {"switch_mode": "step", "render_steps": 4}, []) == {"mode": "step", "steps": 20, "latest": 10, "rest": 4}
+    assert plan.plan(SETTINGS | {"switch_mode": "step", "render_steps": 4}, []) == {
+        "mode": "step",
+        "steps": 20,
+        "latest": 10,
+        "rest": 4,
+    }
 
 
 def test_what_is_not_known_is_not_told() -> None:
@@ -66,13 +94,15 @@ def test_what_is_not_known_is_not_told() -> None:
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [({"switch_mode": "step", "switch_step": 60}, "switch_step is 60, but the run has 20 steps"),
-     ({"max_step": 1}, "max_step is 1"),
-     ({"fix_step": 25}, "Always switches after step"),
-     ({"max_step": 3}, "Always switches after step 3"),
-     ({"sketch_steps": "1-30"}, "sketch_steps names step 30"),
-     ({"sketch_steps": "soon"}, "which names no steps"),
-     ({"delta": -1.0}, "delta is -1.0")],
-)  # fmt: skip
+    [
+        ({"switch_mode": "step", "switch_step": 60}, "switch_step is 60, but the run has 20 steps"),
+        ({"max_step": 1}, "max_step is 1"),
+        ({"fix_step": 25}, "Always switches after step"),
+        ({"max_step": 3}, "Always switches after step 3"),
+        ({"sketch_steps": "1-30"}, "sketch_steps names step 30"),
+        ({"sketch_steps": "soon"}, "which names no steps"),
+        ({"delta": -1.0}, "delta is -1.0"),
+    ],
+)
 def test_settings_that_contradict_each_other_have_a_sentence(change: dict[str, Any], words: str) -> None:
     assert words in plan.plan(SETTINGS | change, SHIFT_5)["problem"]

@@ -18,9 +18,19 @@ workflow = load_by_path("srd_workflow", REPOSITORY / "demo" / "workflow.py")
 
 # What the widgets are before a preset is chosen: none of these is what any preset says.
 OTHERS: dict[str, Any] = {
-    "steps": 9, "switch_mode": "sigma", "delta": 0.02, "fix_step": 2, "max_step": 4, "switch_step": 3, "switch_sigma": 0.5,
-    "render_cfg": 2.0, "teacache": 0.5, "fade": 0.4, "sketch_steps": "1-2, 5", "render_steps": 3,
-}  # fmt: skip
+    "steps": 9,
+    "switch_mode": "sigma",
+    "delta": 0.02,
+    "fix_step": 2,
+    "max_step": 4,
+    "switch_step": 3,
+    "switch_sigma": 0.5,
+    "render_cfg": 2.0,
+    "teacache": 0.5,
+    "fade": 0.4,
+    "sketch_steps": "1-2, 5",
+    "render_steps": 3,
+}
 SAMPLING: dict[str, Any] = {"seed": 7, "cfg": 3.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}
 
 
@@ -40,7 +50,11 @@ def run(wan: Callable[..., Any]) -> Callable[..., tuple[torch.Tensor, Any]]:
 @pytest.mark.parametrize("node", [sampler.SRSampler, sampler.SRModel], ids=lambda node: node.__name__)
 def test_what_a_preset_sets_are_widgets_of_the_node_and_the_page_gets_the_table(node: Any) -> None:
     inputs = {i.id: i for i in node.GET_SCHEMA().inputs}
-    assert inputs["preset"].options == ["custom", *presets.PRESETS] == ["custom", "paper", "quality", "balanced", "fast", "few-step render"]
+    assert (
+        inputs["preset"].options
+        == ["custom", *presets.PRESETS]
+        == ["custom", "paper", "quality", "balanced", "fast", "few-step render"]
+    )
     for table in presets.PRESETS.values():
         for name, value in table.items():
             if name == "steps" and node is sampler.SRModel:
@@ -70,7 +84,9 @@ def test_a_preset_is_its_values_typed_by_hand(name: str, run: Callable[..., Any]
     latent, report = run(**OTHERS, preset=name)
     typed, by_hand = run(**OTHERS | presets.PRESETS[name])
     assert torch.equal(latent, typed)
-    assert [step.stage for step in report.steps] == [step.stage for step in by_hand.steps] and report.switch == by_hand.switch
+    assert [step.stage for step in report.steps] == [
+        step.stage for step in by_hand.steps
+    ] and report.switch == by_hand.switch
     if not presets.PRESETS[name]["render_steps"]:
         assert len(report.steps) == presets.PRESETS[name]["steps"]
 
@@ -80,7 +96,9 @@ def test_sketch_render_model_takes_a_preset_too(name: str, wan: Callable[..., An
     sketch, render = wan(seed=0), wan(seed=1)
     own = {key: value for key, value in OTHERS.items() if key != "steps"}
     table = {key: value for key, value in presets.PRESETS[name].items() if key != "steps"}
-    models = [sampler.SRModel.execute(sketch, render, **values).args[0] for values in (own | {"preset": name}, own | table)]
+    models = [
+        sampler.SRModel.execute(sketch, render, **values).args[0] for values in (own | {"preset": name}, own | table)
+    ]
     assert torch.equal(*(helpers.ksampler(model, 12) for model in models))
 
 

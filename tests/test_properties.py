@@ -1,5 +1,6 @@
 """What holds for every input: the switching rule, the maps between latent spaces, the step counter, the skip plan, the
-report and the hand-over's file, on thousands of drawn cases. The draws are the same in every run."""
+report and the hand-over's file, on thousands of drawn cases. The draws are the same in every run.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +28,10 @@ figures, plot = module("srd_core.report.figures"), module("srd_core.report.plot"
 report_module, steps_module = module("srd_core.report.data"), module("srd_core.steps")
 teacache = module("srd_core.teacache.plan")
 Report, Step, HandOver, Switch = report_module.Report, report_module.Step, report_module.HandOver, route.Switch
-StageReport, VERSION_1 = report_module.StageReport, (Path(__file__).parent / "data" / "report_version_1.json").read_text("utf-8")
+StageReport, VERSION_1 = (
+    report_module.StageReport,
+    (Path(__file__).parent / "data" / "report_version_1.json").read_text("utf-8"),
+)
 LatentMap, Route, StepCounter = latent.LatentMap, route.Route, steps_module.StepCounter
 SKETCH, RENDER = route.SKETCH, route.RENDER
 
@@ -40,8 +44,14 @@ def cases(count: int, slow: bool = False) -> Callable[[Any], Any]:
     """``count`` examples for the test below it. ``slow``: a case that fails is shown as it is, not made smaller first."""
     DRAWN.append(count)
     phases = [Phase.explicit, Phase.generate] if slow else list(Phase)
-    return settings(max_examples=count, deadline=None, database=None, derandomize=True, phases=phases,
-                    suppress_health_check=list(HealthCheck))  # fmt: skip
+    return settings(
+        max_examples=count,
+        deadline=None,
+        database=None,
+        derandomize=True,
+        phases=phases,
+        suppress_health_check=list(HealthCheck),
+    )
 
 
 def finite(low: float = -1e6, high: float = 1e6) -> st.SearchStrategy[float]:
@@ -67,7 +77,7 @@ def predictions(draw: st.DrawFn, count: int | None = None, values: Any = None) -
 
 @cases(2500)
 @given(predictions(count=2))
-def test_d_lies_between_0_and_1_and_agrees_with_python_numbers(pair: list[torch.Tensor]):
+def test_d_lies_between_0_and_1_and_agrees_with_python_numbers(pair: list[torch.Tensor]) -> None:
     before, after = pair
     found = criterion.relative_change(after, before).tolist()
     for d, p, q in zip(found, after.double().tolist(), before.double().tolist()):
@@ -79,7 +89,7 @@ def test_d_lies_between_0_and_1_and_agrees_with_python_numbers(pair: list[torch.
 
 @cases(1000)
 @given(predictions(count=2), st.integers(-10, 10))
-def test_d_does_not_depend_on_the_scale_of_the_latents(pair: list[torch.Tensor], power: int):
+def test_d_does_not_depend_on_the_scale_of_the_latents(pair: list[torch.Tensor], power: int) -> None:
     before, after = (p.double().float() for p in pair)
     tiny = torch.finfo(torch.float32).tiny * 2**12
     assume(all(v == 0 or abs(v) > tiny for p in (before, after, before - after) for v in p.flatten().tolist()))
@@ -89,16 +99,20 @@ def test_d_does_not_depend_on_the_scale_of_the_latents(pair: list[torch.Tensor],
 
 switches = st.builds(
     Switch,
-    mode=st.sampled_from(route.MODES), delta=st.floats(1e-6, 2.0), fix_step=st.integers(0, 60),
-    max_step=st.integers(0, 60), switch_step=st.integers(0, 60), switch_sigma=finite(-1, 20),
-)  # fmt: skip
+    mode=st.sampled_from(route.MODES),
+    delta=st.floats(1e-6, 2.0),
+    fix_step=st.integers(0, 60),
+    max_step=st.integers(0, 60),
+    switch_step=st.integers(0, 60),
+    switch_sigma=finite(-1, 20),
+)
 
 
 @cases(1000)
 @given(switches, st.integers(1, 120), st.floats(0.1, 20), st.lists(st.lists(wild, min_size=1, max_size=3), max_size=12))
 def test_a_run_hands_over_at_most_once_within_its_bounds_and_for_a_reason(
     switch: Any, steps: int, highest: float, shown: list[list[float]]
-):
+) -> None:
     """Whatever the predictions are, also where they are not finite or change their size."""
     sigmas = [highest * (1 - step / steps) for step in range(steps)]
     places = [1 - step / steps for step in range(steps)]
@@ -133,7 +147,7 @@ def test_a_run_hands_over_at_most_once_within_its_bounds_and_for_a_reason(
 
 @cases(1000)
 @given(predictions(values=wild))
-def test_what_the_rule_reports_is_a_number_of_every_sample_or_nothing(shown: list[torch.Tensor]):
+def test_what_the_rule_reports_is_a_number_of_every_sample_or_nothing(shown: list[torch.Tensor]) -> None:
     seen = criterion.Criterion()
     for i, prediction in enumerate(shown):
         seen.observe(prediction, 1 - i / 50)
@@ -152,11 +166,17 @@ numbers = st.one_of(wild, st.integers(-3, 100).map(float))
 
 
 @cases(2500)
-@given(st.sampled_from([*route.MODES, "auto", ""]), numbers, st.integers(-2, 9), st.integers(-2, 9),
-       st.integers(-2, 9), numbers)  # fmt: skip
+@given(
+    st.sampled_from([*route.MODES, "auto", ""]),
+    numbers,
+    st.integers(-2, 9),
+    st.integers(-2, 9),
+    st.integers(-2, 9),
+    numbers,
+)
 def test_switch_settings_are_refused_exactly_where_no_run_could_follow_them(
     mode: str, delta: float, fix_step: int, max_step: int, switch_step: int, switch_sigma: float
-):
+) -> None:
     followable = mode in route.MODES and min(fix_step, max_step, switch_step) >= 0
     followable &= math.isfinite(delta) and math.isfinite(switch_sigma) and (mode != "adaptive" or delta > 0)
     asked = (mode, delta, fix_step, max_step, switch_step, switch_sigma)
@@ -177,8 +197,8 @@ maps = st.builds(LatentMap, ratio=ratios, kind=st.sampled_from([latent.FLOW, lat
 @given(maps, finite(-10, 10), finite(-10, 10), st.floats(0, 1))
 def test_the_render_is_called_with_what_its_own_latent_would_be_at_its_own_noise_level(
     space: Any, clean: float, noise: float, sigma: float
-):
-    """x of the sketch's z and eps becomes x of the render's z (ratio times as large) and the same eps."""
+) -> None:
+    """X of the sketch's z and eps becomes x of the render's z (ratio times as large) and the same eps."""
     level = torch.tensor(sigma, dtype=torch.float64)
 
     def noised(scale: float, at: torch.Tensor) -> torch.Tensor:
@@ -194,7 +214,7 @@ def test_the_render_is_called_with_what_its_own_latent_would_be_at_its_own_noise
 
 @cases(1500)
 @given(maps, st.lists(st.floats(0, 1), min_size=2, max_size=20))
-def test_a_schedule_keeps_its_order_its_ends_and_has_a_way_back(space: Any, levels: list[float]):
+def test_a_schedule_keeps_its_order_its_ends_and_has_a_way_back(space: Any, levels: list[float]) -> None:
     ours = torch.tensor([1.0, *sorted(levels, reverse=True), 0.0], dtype=torch.float64)
     theirs = space.sigmas(ours)
     assert torch.isfinite(theirs).all() and (theirs[:-1] >= theirs[1:] - 1e-15).all() and theirs[-1] == 0
@@ -205,7 +225,7 @@ def test_a_schedule_keeps_its_order_its_ends_and_has_a_way_back(space: Any, leve
 
 @cases(1000)
 @given(wild, st.sampled_from([latent.FLOW, latent.VARIANCE_EXPLODING, "DDPM", ""]))
-def test_a_map_is_refused_exactly_where_its_ratio_or_its_kind_of_noise_has_none(ratio: float, kind: str):
+def test_a_map_is_refused_exactly_where_its_ratio_or_its_kind_of_noise_has_none(ratio: float, kind: str) -> None:
     if math.isfinite(ratio) and ratio > 0 and kind in (latent.FLOW, latent.VARIANCE_EXPLODING):
         assert LatentMap(ratio, kind).is_identity == (ratio == 1)
     else:
@@ -214,10 +234,12 @@ def test_a_map_is_refused_exactly_where_its_ratio_or_its_kind_of_noise_has_none(
 
 
 @cases(300)
-@given(st.sampled_from([16, 48]), st.sampled_from([2, 3]), st.sampled_from([1.0, 0.7, 1.5]), st.booleans(), st.booleans())
+@given(
+    st.sampled_from([16, 48]), st.sampled_from([2, 3]), st.sampled_from([1.0, 0.7, 1.5]), st.booleans(), st.booleans()
+)
 def test_two_models_fit_exactly_where_nothing_but_the_scale_differs(
     two_models: tuple[Any, Any], channels: int, dimensions: int, scale: float, compression: bool, statistics: bool
-):
+) -> None:
     sketch, render = two_models
     facts: dict[str, Any] = {"latent_channels": channels, "latent_dimensions": dimensions, "scale_factor": scale}
     facts |= {"spacial_downscale_ratio": 5} if compression else {}
@@ -240,7 +262,9 @@ def two_models(wan: Callable[..., Any]) -> tuple[Any, Any]:
 
 @cases(1000)
 @given(st.lists(st.floats(0.001, 80), min_size=1, max_size=30, unique_by=lambda s: round(s, 2)), st.integers(0, 3))
-def test_a_sampler_with_any_number_of_calls_a_step_between_its_levels_is_counted_by_steps(levels: list[float], more: int):
+def test_a_sampler_with_any_number_of_calls_a_step_between_its_levels_is_counted_by_steps(
+    levels: list[float], more: int
+) -> None:
     """The further calls lie between a step's level and the next one; the callback follows the first call."""
     schedule = [*sorted(levels, reverse=True), 0.0]
     counter = StepCounter(schedule)
@@ -254,7 +278,7 @@ def test_a_sampler_with_any_number_of_calls_a_step_between_its_levels_is_counted
 
 @cases(1000)
 @given(st.lists(st.floats(0.001, 80), min_size=1, max_size=30), wild)
-def test_every_noise_level_belongs_to_a_step_of_the_run(levels: list[float], sigma: float):
+def test_every_noise_level_belongs_to_a_step_of_the_run(levels: list[float], sigma: float) -> None:
     counter = StepCounter([*sorted(levels, reverse=True), 0.0])
     assert 0 <= counter.interval(sigma) < counter.steps
     counter.on_call(sigma)
@@ -271,7 +295,7 @@ coefficients = st.lists(st.one_of(finite(-1e4, 1e4), wild), min_size=1, max_size
 @given(changes, coefficients, st.one_of(st.just(0.0), st.floats(0, 2)), st.integers(0, 8))
 def test_a_skip_plan_computes_what_it_must_and_reuses_only_below_the_threshold(
     d: list[float], poly: list[float], threshold: float, first: int
-):
+) -> None:
     plan = teacache.skip_plan(d, poly, threshold, first)
     assert len(plan) == len(d) + 1 and not plan[0] and not plan[-1] and not any(plan[:first])
     assert threshold or not any(plan)
@@ -289,7 +313,7 @@ def test_a_skip_plan_computes_what_it_must_and_reuses_only_below_the_threshold(
 
 @cases(500)
 @given(st.integers(1, 20000), st.booleans(), st.integers(1, 10**6))
-def test_every_width_and_size_of_wan_has_coefficients(dim: int, image: bool, pixels: int):
+def test_every_width_and_size_of_wan_has_coefficients(dim: int, image: bool, pixels: int) -> None:
     table, note = teacache.wan_table(dim, image, pixels)
     assert len(table.e) == len(table.e0) == 5 and all(map(math.isfinite, table.e + table.e0))
     assert bool(note) == (table.dim != dim or (image and table in teacache.WAN_T2V))
@@ -297,7 +321,7 @@ def test_every_width_and_size_of_wan_has_coefficients(dim: int, image: bool, pix
 
 @cases(500)
 @given(st.lists(st.integers(1, 3), min_size=1, max_size=4), st.data())
-def test_residuals_are_given_back_to_the_conds_they_were_kept_for(rows: list[int], data: st.DataObject):
+def test_residuals_are_given_back_to_the_conds_they_were_kept_for(rows: list[int], data: st.DataObject) -> None:
     kept = module("srd_core.teacache.run").Residuals()
     batch, keys = rows[0], list(range(len(rows)))
     whole = torch.arange(len(keys) * batch * 2.0).reshape(len(keys) * batch, 1, 2)
@@ -317,29 +341,81 @@ NAMES = [SKETCH, RENDER, "third"]
 named = st.sampled_from(NAMES)
 maybe = st.one_of(st.none(), finite())
 words = st.text(max_size=12)
-plans = st.one_of(st.just({}), st.fixed_dictionaries(
-    {"threshold": finite(0, 1), "table": words},
-    optional={"growth": st.lists(finite(0, 9), max_size=14), "reuse": st.lists(st.booleans(), max_size=12),
-              "first_step": st.integers(0, 9), "form": st.sampled_from(["e", "e0"])},
-))  # fmt: skip
+plans = st.one_of(
+    st.just({}),
+    st.fixed_dictionaries(
+        {"threshold": finite(0, 1), "table": words},
+        optional={
+            "growth": st.lists(finite(0, 9), max_size=14),
+            "reuse": st.lists(st.booleans(), max_size=12),
+            "first_step": st.integers(0, 9),
+            "form": st.sampled_from(["e", "e0"]),
+        },
+    ),
+)
 reports = st.builds(
     Report,
     status=st.sampled_from(["not run", "running", "done", "interrupted", "failed"]),
-    stages=st.tuples(*(
-        st.builds(StageReport, st.just(name), words, st.integers(0, 99), finite(0, 1e3), finite(0, 1e3), plans, st.integers(0, 1 << 40),
-                  st.integers(0, 1 << 40)) for name in NAMES
-    )).map(list),
+    stages=st.tuples(
+        *(
+            st.builds(
+                StageReport,
+                st.just(name),
+                words,
+                st.integers(0, 99),
+                finite(0, 1e3),
+                finite(0, 1e3),
+                plans,
+                st.integers(0, 1 << 40),
+                st.integers(0, 1 << 40),
+            )
+            for name in NAMES
+        )
+    ).map(list),
     switch=st.fixed_dictionaries({"mode": st.sampled_from(route.MODES), "delta": finite(0, 1)}),
-    earliest=st.integers(0, 99), latest=st.integers(0, 99), sampler=words, sampler_node=words, error=words,
-    notes=st.lists(words, max_size=2), shape=st.lists(st.integers(1, 99), max_size=5),
+    earliest=st.integers(0, 99),
+    latest=st.integers(0, 99),
+    sampler=words,
+    sampler_node=words,
+    error=words,
+    notes=st.lists(words, max_size=2),
+    shape=st.lists(st.integers(1, 99), max_size=5),
     sigmas=st.lists(finite(0, 1e3), max_size=12),
-    steps=st.lists(st.builds(Step, st.integers(1, 99), finite(0, 1e3), named, seconds=maybe, d=maybe, fall=maybe, fall_low=maybe,
-                             reused=st.booleans()), max_size=8),
-    hand_overs=st.lists(st.builds(HandOver, st.integers(0, 99), named, words, finite(), finite(0, 100), maybe, maybe,
-                                  finite(0, 1e3), fade=st.lists(finite(0, 1), max_size=4)), max_size=3),
-    total_seconds=finite(0, 1e4), given_steps=st.integers(0, 99), render_steps=st.integers(0, 99), device_bytes=st.integers(0, 1 << 40),
+    steps=st.lists(
+        st.builds(
+            Step,
+            st.integers(1, 99),
+            finite(0, 1e3),
+            named,
+            seconds=maybe,
+            d=maybe,
+            fall=maybe,
+            fall_low=maybe,
+            reused=st.booleans(),
+        ),
+        max_size=8,
+    ),
+    hand_overs=st.lists(
+        st.builds(
+            HandOver,
+            st.integers(0, 99),
+            named,
+            words,
+            finite(),
+            finite(0, 100),
+            maybe,
+            maybe,
+            finite(0, 1e3),
+            fade=st.lists(finite(0, 1), max_size=4),
+        ),
+        max_size=3,
+    ),
+    total_seconds=finite(0, 1e4),
+    given_steps=st.integers(0, 99),
+    render_steps=st.integers(0, 99),
+    device_bytes=st.integers(0, 1 << 40),
     small_shape=st.lists(st.integers(1, 99), max_size=5),
-)  # fmt: skip
+)
 json_values = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(), wild, st.text(max_size=5)),
     lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=5), inner, max_size=3)),
@@ -360,22 +436,31 @@ def usable(report: Any, picture: bool = False) -> None:
 
 @cases(1000)
 @given(reports)
-def test_every_report_survives_json_and_can_be_summed_up(report: Any):
+def test_every_report_survives_json_and_can_be_summed_up(report: Any) -> None:
     assert Report.from_json(report.to_json()) == report
     usable(report)
 
 
 @cases(40, slow=True)
 @given(reports)
-def test_every_report_can_be_drawn(report: Any):
+def test_every_report_can_be_drawn(report: Any) -> None:
     plot.draw(report)
 
 
 @cases(1500)
-@given(st.one_of(st.text(max_size=60), json_values.map(json.dumps), st.integers(1, 10**5).map("[".__mul__),
-                 st.builds(lambda version, value: json.dumps({"version": version, "steps": value}), st.sampled_from([1, 2]),
-                           json_values)))  # fmt: skip
-def test_text_that_is_no_report_is_refused_with_a_sentence(text: str):
+@given(
+    st.one_of(
+        st.text(max_size=60),
+        json_values.map(json.dumps),
+        st.integers(1, 10**5).map("[".__mul__),
+        st.builds(
+            lambda version, value: json.dumps({"version": version, "steps": value}),
+            st.sampled_from([1, 2]),
+            json_values,
+        ),
+    )
+)
+def test_text_that_is_no_report_is_refused_with_a_sentence(text: str) -> None:
     try:
         usable(Report.from_json(text))
     except ValueError as error:
@@ -401,7 +486,7 @@ def damage(facts: Any, data: st.DataObject) -> None:
 
 @cases(1000, slow=True)
 @given(st.data())
-def test_a_damaged_report_of_version_1_is_refused_with_a_sentence_or_still_usable(data: st.DataObject):
+def test_a_damaged_report_of_version_1_is_refused_with_a_sentence_or_still_usable(data: st.DataObject) -> None:
     damaged = json.loads(VERSION_1)
     damage(damaged, data)
     try:
@@ -412,7 +497,7 @@ def test_a_damaged_report_of_version_1_is_refused_with_a_sentence_or_still_usabl
 
 @cases(1500, slow=True)
 @given(reports, st.data())
-def test_a_damaged_report_is_refused_with_a_sentence_or_still_usable(report: Any, data: st.DataObject):
+def test_a_damaged_report_is_refused_with_a_sentence_or_still_usable(report: Any, data: st.DataObject) -> None:
     damaged = asdict(report)
     damage(damaged, data)
     try:
@@ -421,10 +506,29 @@ def test_a_damaged_report_is_refused_with_a_sentence_or_still_usable(report: Any
         assert "report" in str(error)
 
 
-def test_every_field_of_a_report_is_drawn_from():
+def test_every_field_of_a_report_is_drawn_from() -> None:
     """A field that is added to the report without its draws here stays at its default and is only seen as damaged."""
-    told = {"status", "stages", "switch", "earliest", "latest", "sampler", "sampler_node", "shape", "sigmas", "steps", "hand_overs",
-            "total_seconds", "notes", "error", "version", "given_steps", "render_steps", "device_bytes", "small_shape"}  # fmt: skip
+    told = {
+        "status",
+        "stages",
+        "switch",
+        "earliest",
+        "latest",
+        "sampler",
+        "sampler_node",
+        "shape",
+        "sigmas",
+        "steps",
+        "hand_overs",
+        "total_seconds",
+        "notes",
+        "error",
+        "version",
+        "given_steps",
+        "render_steps",
+        "device_bytes",
+        "small_shape",
+    }
     assert {f.name for f in fields(Report)} == told
 
 
@@ -437,8 +541,14 @@ def curves(draw: st.DrawFn) -> tuple[Any, list[list[float] | None], float]:
     steps, batch = draw(st.integers(2, 30)), draw(st.integers(1, 3))
     fall = st.one_of(st.none(), st.lists(st.floats(-0.0625, 0.125, width=32), min_size=batch, max_size=batch))
     falls = [None, None, *draw(st.lists(fall, min_size=steps - 2, max_size=steps - 2))]
-    switch = Switch("adaptive", draw(st.floats(1e-4, 0.2)), draw(st.integers(0, 30)), draw(st.integers(0, 20)), 10,
-                    draw(st.floats(0, 1)))  # fmt: skip
+    switch = Switch(
+        "adaptive",
+        draw(st.floats(1e-4, 0.2)),
+        draw(st.integers(0, 30)),
+        draw(st.integers(0, 20)),
+        10,
+        draw(st.floats(0, 1)),
+    )
     known = [value for values in falls if values for value in values if value > 0]
     return switch, falls, draw(st.one_of(st.floats(1e-4, 0.2), st.sampled_from(known or [0.01])))
 
@@ -465,9 +575,13 @@ def recorded(switch: Any, falls: list[list[float] | None]) -> Any:
     ran, steps = route_on(switch, falls), len(falls)
     places = [1 - step / steps for step in range(steps)]
     report = Report(
-        status="done", stages=[StageReport(SKETCH), StageReport(RENDER)], switch=dict(vars(switch)),
-        earliest=switch.earliest(places), latest=switch.latest(places), sigmas=[*places, 0.0],
-    )  # fmt: skip
+        status="done",
+        stages=[StageReport(SKETCH), StageReport(RENDER)],
+        switch=dict(vars(switch)),
+        earliest=switch.earliest(places),
+        latest=switch.latest(places),
+        sigmas=[*places, 0.0],
+    )
     for step, (stage, reason) in enumerate(ran):
         if reason:
             report.hand_overs.append(HandOver(step, RENDER, reason, places[step], 100 * step / steps))
@@ -480,14 +594,18 @@ def recorded(switch: Any, falls: list[list[float] | None]) -> Any:
 
 @cases(2500)
 @given(curves())
-def test_what_if_tells_where_the_route_would_have_handed_over(drawn: tuple[Any, list[list[float] | None], float]):
+def test_what_if_tells_where_the_route_would_have_handed_over(
+    drawn: tuple[Any, list[list[float] | None], float],
+) -> None:
     switch, falls, delta = drawn
     report = recorded(switch, falls)
     rows = figures.what_if(report)
     if report.steps[0].stage != SKETCH:
         assert rows == []
         return
-    assert [row["delta"] for row in rows] == sorted((row["delta"] for row in rows), reverse=True) and rows[-1]["delta"] == 0
+    assert [row["delta"] for row in rows] == sorted((row["delta"] for row in rows), reverse=True) and rows[-1][
+        "delta"
+    ] == 0
     sketched = sum(step.stage == SKETCH for step in report.steps)
     for asked in (delta, switch.delta):
         row = next(row for row in rows if row["delta"] < asked)
@@ -503,21 +621,33 @@ def test_what_if_tells_where_the_route_would_have_handed_over(drawn: tuple[Any, 
 
 @cases(500)
 @given(st.data())
-def test_what_if_s_seconds_are_those_of_the_plan_that_teacache_would_make(data: st.DataObject):
+def test_what_if_s_seconds_are_those_of_the_plan_that_teacache_would_make(data: st.DataObject) -> None:
     steps = data.draw(st.integers(4, 30))
-    after, growth = data.draw(st.integers(1, steps - 1)), [0.0, *data.draw(st.lists(st.floats(0, 0.1), min_size=29, max_size=29))]
+    after, growth = (
+        data.draw(st.integers(1, steps - 1)),
+        [0.0, *data.draw(st.lists(st.floats(0, 0.1), min_size=29, max_size=29))],
+    )
     threshold, form = data.draw(st.sampled_from([0.05, 0.14, 5.0])), data.draw(st.sampled_from(["e", "e0"]))
 
     def planned(begin: int) -> list[bool]:
         first = max(teacache.RET_STEPS - begin, 1) if form == "e0" else 1
         return teacache.skip_plan(growth[begin + 1 : steps], (1.0, 0.0), threshold, first)
 
-    falls = [None, None, *data.draw(st.lists(st.lists(st.floats(0.001, 0.1), min_size=1, max_size=1), min_size=28, max_size=28))]
+    falls = [
+        None,
+        None,
+        *data.draw(st.lists(st.lists(st.floats(0.001, 0.1), min_size=1, max_size=1), min_size=28, max_size=28)),
+    ]
     report = recorded(Switch("adaptive", 1e-9, 0, after), falls[:steps])
     plan = planned(after)
     report.stage(RENDER).teacache = {
-        "table": "of a test", "threshold": threshold, "form": form, "growth": growth[:steps], "first_step": after, "reuse": plan,
-    }  # fmt: skip
+        "table": "of a test",
+        "threshold": threshold,
+        "form": form,
+        "growth": growth[:steps],
+        "first_step": after,
+        "reuse": plan,
+    }
     for step, reused in zip(report.steps[after:], plan):
         step.reused, step.seconds = reused, 0.25 if reused else 1.0
     for row in figures.what_if(report):
@@ -542,19 +672,33 @@ def records(draw: st.DrawFn) -> Any:
 
     names = draw(st.sampled_from([(), record_module.NOTED]))
     calls = [
-        record_module.Call(draw(finite(0, 1e3)), tensor(), tensor(record_module.SAMPLES), {name: tensor() for name in names})
+        record_module.Call(
+            draw(finite(0, 1e3)), tensor(), tensor(record_module.SAMPLES), {name: tensor() for name in names}
+        )
         for _ in range(draw(st.integers(1, 4)))
     ]
     handed_over = draw(st.booleans())
     hand_over = HandOver(draw(st.integers(1, steps - 1)), RENDER, "step", 0.5, 50.0)
     switch = {"mode": "step", "switch_step": hand_over.after_step}
     return record_module.SketchRecord(
-        draw(st.builds(
-            record_module.Settings, st.integers(0, 2**64 - 1), words, words, st.integers(1, 10_000), finite(0, 1000), finite(0, 1),
-            st.one_of(st.none(), st.lists(st.integers(0, 99_999), min_size=1, max_size=3)),
-        )),
-        Report(status="done", stages=[StageReport(SKETCH, calls=len(calls)), StageReport(RENDER)], switch=switch,
-               hand_overs=[hand_over] * handed_over),
+        draw(
+            st.builds(
+                record_module.Settings,
+                st.integers(0, 2**64 - 1),
+                words,
+                words,
+                st.integers(1, 10_000),
+                finite(0, 1000),
+                finite(0, 1),
+                st.one_of(st.none(), st.lists(st.integers(0, 99_999), min_size=1, max_size=3)),
+            )
+        ),
+        Report(
+            status="done",
+            stages=[StageReport(SKETCH, calls=len(calls)), StageReport(RENDER)],
+            switch=switch,
+            hand_overs=[hand_over] * handed_over,
+        ),
         noise_mask=draw(st.sampled_from([None, torch.ones((1,) * (ndim - 1)), torch.zeros((1,) * ndim)])),
         latent_image=draw(st.sampled_from([torch.zeros(shape), torch.full(shape, 0.25)])),
         sigmas=torch.linspace(1, 0, steps + 1),
@@ -565,7 +709,7 @@ def records(draw: st.DrawFn) -> Any:
             draw(st.lists(words, max_size=2)), draw(st.dictionaries(words, finite(), max_size=2)), {"sigmas": tensor(3)}
         ),
         host=draw(words),
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture(scope="module")
@@ -585,7 +729,7 @@ def same(one: Any, other: Any) -> bool:
 
 @cases(300, slow=True)
 @given(record=records())
-def test_every_hand_over_survives_its_file_to_the_bit(record: Any, folder: Path):
+def test_every_hand_over_survives_its_file_to_the_bit(record: Any, folder: Path) -> None:
     path = folder / f"whole{handover.SUFFIX}"
     handover.write(record, path)
     assert same(handover.read(path), record)
@@ -593,7 +737,9 @@ def test_every_hand_over_survives_its_file_to_the_bit(record: Any, folder: Path)
 
 @cases(1200, slow=True)
 @given(record=records(), data=st.data())
-def test_a_damaged_hand_over_is_refused_with_a_sentence_or_still_makes_sense(record: Any, data: st.DataObject, folder: Path):
+def test_a_damaged_hand_over_is_refused_with_a_sentence_or_still_makes_sense(
+    record: Any, data: st.DataObject, folder: Path
+) -> None:
     """One fact of any kind anywhere, one that is gone, or a tensor that is gone, of another shape, type or name."""
     path = folder / f"damaged{handover.SUFFIX}"
     handover.write(record, path)
@@ -607,10 +753,21 @@ def test_a_damaged_hand_over_is_refused_with_a_sentence_or_still_makes_sense(rec
     else:
         name = data.draw(st.sampled_from(sorted(tensors)))
         tensor = tensors.pop(name)
-        other = data.draw(st.sampled_from([
-            None, tensor.flatten(), tensor[None], tensor[:0], tensor * math.nan, tensor.double(), tensor.int(), -tensor,
-            torch.cat([tensor, tensor]),
-        ]))  # fmt: skip
+        other = data.draw(
+            st.sampled_from(
+                [
+                    None,
+                    tensor.flatten(),
+                    tensor[None],
+                    tensor[:0],
+                    tensor * math.nan,
+                    tensor.double(),
+                    tensor.int(),
+                    -tensor,
+                    torch.cat([tensor, tensor]),
+                ]
+            )
+        )
         if other is not None:
             tensors[data.draw(st.sampled_from([name, name, name, *sorted(tensors), "another"]))] = other
     safetensors.torch.save_file(tensors, path, metadata)
@@ -624,5 +781,5 @@ def test_a_damaged_hand_over_is_refused_with_a_sentence_or_still_makes_sense(rec
         usable(found.report)
 
 
-def test_twenty_thousand_cases_are_drawn():
+def test_twenty_thousand_cases_are_drawn() -> None:
     assert sum(DRAWN) >= 20_000

@@ -1,5 +1,6 @@
 """What the Comfy registry gets, and what a user gets from it: the archive as its command line makes it, unpacked by the
-Manager's steps into a real ComfyUI that has nothing else, and seen over HTTP as the page sees it."""
+Manager's steps into a real ComfyUI that has nothing else, and seen over HTTP as the page sees it.
+"""
 
 from __future__ import annotations
 

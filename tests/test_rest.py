@@ -44,30 +44,38 @@ def shortened(sketch: Any, render: Any, steps: int, switch: Any, report: Any = N
 
 @pytest.mark.parametrize(
     ("steps", "expected"),
-    [(4, [8, 6, 4, 2, 0]), (2, [8, 4, 0]), (1, [8, 0]), (3, [8, 8 - 8 / 3, 8 - 16 / 3, 0]), (8, [8, 7, 6, 5, 4, 3, 2, 1, 0])],
+    [
+        (4, [8, 6, 4, 2, 0]),
+        (2, [8, 4, 0]),
+        (1, [8, 0]),
+        (3, [8, 8 - 8 / 3, 8 - 16 / 3, 0]),
+        (8, [8, 7, 6, 5, 4, 3, 2, 1, 0]),
+    ],
 )
-def test_the_rest_is_walked_evenly_in_index(steps: int, expected: list[float]):
+def test_the_rest_is_walked_evenly_in_index(steps: int, expected: list[float]) -> None:
     assert rest.resampled([8.0, 7, 6, 5, 4, 3, 2, 1, 0], steps) == pytest.approx(expected)
 
 
-def test_a_divisor_takes_the_schedules_own_levels_bit_for_bit():
+def test_a_divisor_takes_the_schedules_own_levels_bit_for_bit() -> None:
     levels = torch.rand(41).sort(descending=True).values.tolist()
     assert rest.resampled(levels, 20) == levels[::2]
 
 
 @pytest.mark.parametrize("name", ["step", "sigma", "listed"])
-def test_a_rest_that_is_known_is_set_before_the_run(name: str):
+def test_a_rest_that_is_known_is_set_before_the_run(name: str) -> None:
     levels = [1.0, 0.99, 0.98, 0.96, 0.9, 0.7, 0.5, 0.3, 0.0]
     found, walked = rest.known(route.Pair("a", "b", RULES[name], render_steps=2), levels, lambda levels: levels)
     assert found == [1.0, 0.99, 0.98, 0.96, 0.9, 0.5, 0.0] and len(walked) == 1
 
 
-def test_an_adaptive_rest_is_not_known_before():
+def test_an_adaptive_rest_is_not_known_before() -> None:
     levels = [1.0, 0.9, 0.5, 0.0]
-    assert rest.known(route.Pair("a", "b", Switch(switch_sigma=0.0), render_steps=1), levels, lambda levels: levels) == (levels, set())
+    assert rest.known(
+        route.Pair("a", "b", Switch(switch_sigma=0.0), render_steps=1), levels, lambda levels: levels
+    ) == (levels, set())
 
 
-def test_an_outer_rule_counts_the_steps_that_really_run():
+def test_an_outer_rule_counts_the_steps_that_really_run() -> None:
     inner = route.Pair("high", "low", Switch("step", switch_step=2), render_steps=3)
     levels = [1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.2, 0.0]
     whole = route.Pair(inner, "small", Switch("step", switch_step=4), render_steps=2)
@@ -81,8 +89,18 @@ def test_an_outer_rule_counts_the_steps_that_really_run():
 def over(model: Any, sigmas: torch.Tensor, sampler: str = "euler") -> torch.Tensor:
     """The host's own sampler over these levels."""
     latent = helpers.empty_latent()["samples"]
-    return comfy.sample.sample_custom(model, comfy.sample.prepare_noise(latent, 7), 3.0, comfy.samplers.sampler_object(sampler), sigmas,
-                                      helpers.prompt(1), helpers.prompt(2), latent, seed=7, disable_pbar=True)  # fmt: skip
+    return comfy.sample.sample_custom(
+        model,
+        comfy.sample.prepare_noise(latent, 7),
+        3.0,
+        comfy.samplers.sampler_object(sampler),
+        sigmas,
+        helpers.prompt(1),
+        helpers.prompt(2),
+        latent,
+        seed=7,
+        disable_pbar=True,
+    )
 
 
 def walked(model: Any, sampler: str, steps: int, after: int, rest_steps: int) -> torch.Tensor:
@@ -92,16 +110,20 @@ def walked(model: Any, sampler: str, steps: int, after: int, rest_steps: int) ->
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_with_the_same_weights_a_known_rest_is_the_plain_run_over_those_levels_for_every_sampler(sampler: str, wan: Any):
+def test_with_the_same_weights_a_known_rest_is_the_plain_run_over_those_levels_for_every_sampler(
+    sampler: str, wan: Any
+) -> None:
     sketch, report = wan(), Report()
     plain = over(sketch, walked(sketch, sampler, 10, 4, 3), sampler)
-    assert torch.equal(helpers.ksampler(shortened(sketch, wan(), 3, RULES["step"], report), 10, sampler_name=sampler), plain)
+    assert torch.equal(
+        helpers.ksampler(shortened(sketch, wan(), 3, RULES["step"], report), 10, sampler_name=sampler), plain
+    )
     if sampler not in OWN_LEVELS:
         assert [s.stage for s in report.steps] == ["sketch"] * 4 + ["render"] * 3
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_an_adaptive_rest_begins_anew_from_where_the_sketch_ended(sampler: str, wan: Any):
+def test_an_adaptive_rest_begins_anew_from_where_the_sketch_ended(sampler: str, wan: Any) -> None:
     """The sampler's steps, and nothing twice: the report has each once, at the levels that were walked."""
     report = Report()
     sketch, calls = helpers.count_calls(wan())
@@ -110,7 +132,9 @@ def test_an_adaptive_rest_begins_anew_from_where_the_sketch_ended(sampler: str, 
     (hand_over,) = report.hand_overs
     k = hand_over.after_step
     if sampler in OWN_LEVELS:
-        assert len(report.sigmas) == 21 and any("chooses its own noise levels or sizes" in note for note in report.notes)
+        assert len(report.sigmas) == 21 and any(
+            "chooses its own noise levels or sizes" in note for note in report.notes
+        )
         return
     assert len(report.sigmas) == k + 3 + 1 and report.given_steps == 20
     assert [(s.step, s.stage) for s in report.steps] == [(i + 1, "sketch" if i < k else "render") for i in range(k + 3)]
@@ -122,15 +146,21 @@ def test_an_adaptive_rest_begins_anew_from_where_the_sketch_ended(sampler: str, 
 GUIDERS = {
     "CFGGuider": lambda model: CFGGuider.execute(model, helpers.prompt(1), helpers.prompt(2), 3.0),
     "BasicGuider": lambda model: BasicGuider.execute(model, helpers.prompt(1)),
-    "DualCFGGuider": lambda model: DualCFGGuider.execute(model, helpers.prompt(1), helpers.prompt(3), helpers.prompt(2), 3.0, 2.0, "regular"),
+    "DualCFGGuider": lambda model: DualCFGGuider.execute(
+        model, helpers.prompt(1), helpers.prompt(3), helpers.prompt(2), 3.0, 2.0, "regular"
+    ),
 }
 
 
 @pytest.mark.parametrize("guider", GUIDERS)
 @pytest.mark.parametrize("sampler", ["euler", "uni_pc", "dpmpp_2m_sde"])
-def test_under_any_guider_a_known_rest_is_the_plain_run_over_those_levels(guider: str, sampler: str, wan: Any):
+def test_under_any_guider_a_known_rest_is_the_plain_run_over_those_levels(guider: str, sampler: str, wan: Any) -> None:
     def sampled(model: Any, levels: list[float]) -> torch.Tensor:
-        sampling = (RandomNoise.execute(7).args[0], GUIDERS[guider](model).args[0], KSamplerSelect.execute(sampler).args[0])
+        sampling = (
+            RandomNoise.execute(7).args[0],
+            GUIDERS[guider](model).args[0],
+            KSamplerSelect.execute(sampler).args[0],
+        )
         return SamplerCustomAdvanced.execute(*sampling, torch.tensor(levels), helpers.empty_latent()).args[0]["samples"]
 
     sketch = wan()
@@ -140,19 +170,36 @@ def test_under_any_guider_a_known_rest_is_the_plain_run_over_those_levels(guider
         assert torch.equal(sampled(shortened(sketch, wan(), 3, RULES[rule]), levels), plain), rule
 
 
-def test_under_ksampler_advanced_the_rest_of_its_own_steps_is_walked(wan: Any):
+def test_under_ksampler_advanced_the_rest_of_its_own_steps_is_walked(wan: Any) -> None:
     def half(model: Any) -> torch.Tensor:
-        return KSamplerAdvanced().sample(model, "enable", 7, 12, 3.0, "euler", "simple", helpers.prompt(1), helpers.prompt(2),
-                                         helpers.empty_latent(), 2, 10, "enable")[0]["samples"]  # fmt: skip
+        return KSamplerAdvanced().sample(
+            model,
+            "enable",
+            7,
+            12,
+            3.0,
+            "euler",
+            "simple",
+            helpers.prompt(1),
+            helpers.prompt(2),
+            helpers.empty_latent(),
+            2,
+            10,
+            "enable",
+        )[0]["samples"]
 
     report = Report()
     half(shortened(wan(), wan(seed=1), 2, Switch("step", switch_step=3), report))
-    assert (report.given_steps, len(report.sigmas) - 1, [s.stage for s in report.steps]) == (8, 5, ["sketch"] * 3 + ["render"] * 2)
+    assert (report.given_steps, len(report.sigmas) - 1, [s.stage for s in report.steps]) == (
+        8,
+        5,
+        ["sketch"] * 3 + ["render"] * 2,
+    )
     assert torch.equal(half(shortened(wan(), wan(), 5, Switch("step", switch_step=3))), half(wan()))
 
 
-def test_begun_anew_euler_is_the_run_over_the_walked_levels(wan: Any):
-    """euler has no history: ending and beginning changes only the rounding."""
+def test_begun_anew_euler_is_the_run_over_the_walked_levels(wan: Any) -> None:
+    """Euler has no history: ending and beginning changes only the rounding."""
     report, sketch, render = Report(), wan(), wan(seed=1)
     latent = helpers.ksampler(shortened(sketch, render, 4, RULES["adaptive"], report), 20)
     k = report.hand_overs[0].after_step
@@ -161,7 +208,7 @@ def test_begun_anew_euler_is_the_run_over_the_walked_levels(wan: Any):
 
 
 @pytest.mark.parametrize("noisy", [False, True])
-def test_masked_runs_keep_what_they_should_when_the_sampler_begins_anew(noisy: bool, wan: Any):
+def test_masked_runs_keep_what_they_should_when_the_sampler_begins_anew(noisy: bool, wan: Any) -> None:
     mask = torch.zeros(1, 1, 2, 8, 8)
     mask[..., 4:] = 1
     given = torch.randn(1, 16, 2, 8, 8, generator=torch.Generator().manual_seed(5))
@@ -171,7 +218,7 @@ def test_masked_runs_keep_what_they_should_when_the_sampler_begins_anew(noisy: b
     assert torch.allclose(out[..., :4], given[..., :4], atol=1e-4)
 
 
-def test_progress_counts_the_steps_that_really_run(wan: Any):
+def test_progress_counts_the_steps_that_really_run(wan: Any) -> None:
     for rule in ("step", "adaptive"):
         report, told = Report(), list[tuple[int, int]]()
 
@@ -180,28 +227,42 @@ def test_progress_counts_the_steps_that_really_run(wan: Any):
 
         model = shortened(wan(), wan(seed=1), 3, RULES[rule], report)
         latent = helpers.empty_latent()["samples"]
-        comfy.sample.sample(model, comfy.sample.prepare_noise(latent, 7), 20, 3.0, "euler", "simple", helpers.prompt(1), helpers.prompt(2),
-                            latent, seed=7, disable_pbar=True, callback=tell)  # fmt: skip
+        comfy.sample.sample(
+            model,
+            comfy.sample.prepare_noise(latent, 7),
+            20,
+            3.0,
+            "euler",
+            "simple",
+            helpers.prompt(1),
+            helpers.prompt(2),
+            latent,
+            seed=7,
+            disable_pbar=True,
+            callback=tell,
+        )
         k = report.hand_overs[0].after_step
         assert [step for step, _ in told] == list(range(k + 3))
         assert {total for step, total in told if step >= k} == {k + 3}
 
 
-def test_the_render_with_teacache_plans_the_steps_that_really_run():
+def test_the_render_with_teacache_plans_the_steps_that_really_run() -> None:
     for rule in ("step", "adaptive"):
         report = Report()
         helpers.ksampler(shortened(slow_wan(), slow_wan(1), 12, RULES[rule], report, teacache=THRESHOLD), 20)
         plan, k = report.stage("render").teacache, report.hand_overs[0].after_step
-        assert plan["first_step"] == k and len(plan["reuse"]) <= 12 and report.reused("render") == sum(plan["reuse"]) > 0
+        assert (
+            plan["first_step"] == k and len(plan["reuse"]) <= 12 and report.reused("render") == sum(plan["reuse"]) > 0
+        )
 
 
-def test_a_fade_into_few_steps_is_told_for_those_steps(wan: Any):
+def test_a_fade_into_few_steps_is_told_for_those_steps(wan: Any) -> None:
     report = Report()
     helpers.ksampler(shortened(wan(), wan(seed=1), 3, RULES["adaptive"], report, fade=1.1), 20)
     assert len(report.hand_overs[0].fade) == 3
 
 
-def test_the_report_says_how_many_steps_stand_for_how_many(wan: Any):
+def test_the_report_says_how_many_steps_stand_for_how_many(wan: Any) -> None:
     report = Report()
     helpers.ksampler(shortened(wan(), wan(seed=1), 4, Switch("step", switch_step=10), report), 50)
     assert "Steps: 14 in the place of 50 (the rest after step 10 is walked in 4)" in text.summarize(report)
@@ -210,7 +271,7 @@ def test_the_report_says_how_many_steps_stand_for_how_many(wan: Any):
     assert figures.speed_up(report) == pytest.approx(expected)
 
 
-def test_what_if_reckons_with_the_renders_own_steps(wan: Any):
+def test_what_if_reckons_with_the_renders_own_steps(wan: Any) -> None:
     report = Report()
     helpers.ksampler(shortened(wan(), wan(seed=1), 4, Switch(switch_sigma=0.5), report), 20)
     each = figures.medians(report)
@@ -219,7 +280,7 @@ def test_what_if_reckons_with_the_renders_own_steps(wan: Any):
             assert row["seconds"] == pytest.approx(row["after"] * each["sketch", False] + 4 * each["render", False])
 
 
-def test_a_render_that_has_no_rest_is_refused_before_any_step(wan: Any):
+def test_a_render_that_has_no_rest_is_refused_before_any_step(wan: Any) -> None:
     sketch, calls = helpers.count_calls(wan())
     with pytest.raises(ValueError, match="the sketch runs the last step"):
         helpers.ksampler(shortened(sketch, wan(seed=1), 4, Switch("listed", sketch_steps="1-3, 10")), 10)
@@ -227,7 +288,7 @@ def test_a_render_that_has_no_rest_is_refused_before_any_step(wan: Any):
 
 
 @pytest.mark.parametrize("sampler", ["euler", "uni_pc", "heunpp2", "dpmpp_2m_sde", "dpmpp_sde", "euler_ancestral"])
-def test_the_two_halves_of_an_adaptive_run_walk_the_rest_as_one_run(sampler: str, wan: Any):
+def test_the_two_halves_of_an_adaptive_run_walk_the_rest_as_one_run(sampler: str, wan: Any) -> None:
     from test_handover import rendered, sketched
 
     how = {"switch_mode": "adaptive", "delta": 1e9, "switch_sigma": 0.0}
@@ -238,7 +299,7 @@ def test_the_two_halves_of_an_adaptive_run_walk_the_rest_as_one_run(sampler: str
     assert not any("noise here differs" in note for note in report.notes)
 
 
-def test_without_a_history_the_halves_of_a_known_rest_are_one_run_too(wan: Any):
+def test_without_a_history_the_halves_of_a_known_rest_are_one_run_too(wan: Any) -> None:
     from test_handover import rendered, sketched
 
     record = sketched(wan(), steps=10, switch_mode="step", switch_step=4)[0]
@@ -247,22 +308,26 @@ def test_without_a_history_the_halves_of_a_known_rest_are_one_run_too(wan: Any):
     assert float((latent - one).norm() / one.norm()) < 1e-5
 
 
-def test_a_run_that_begins_as_the_renders_is_walked_before_it_begins(wan: Any):
+def test_a_run_that_begins_as_the_renders_is_walked_before_it_begins(wan: Any) -> None:
     """adaptive, with a first level below switch_sigma: bit for bit the render over those levels, nothing begins anew."""
     report, render = Report(), wan(seed=1)
-    latent = helpers.ksampler(shortened(wan(), render, 10, Switch(), report), 10, denoise=0.4, sampler_name="euler_ancestral")
+    latent = helpers.ksampler(
+        shortened(wan(), render, 10, Switch(), report), 10, denoise=0.4, sampler_name="euler_ancestral"
+    )
     assert torch.equal(latent, helpers.ksampler(render, 10, denoise=0.4, sampler_name="euler_ancestral"))
     assert not report.notes
 
 
 @pytest.mark.parametrize("seed", [2**64 - 2])
-def test_the_last_seeds_have_a_next_one(seed: int, wan: Any):
+def test_the_last_seeds_have_a_next_one(seed: int, wan: Any) -> None:
     model = shortened(wan(), wan(seed=1), 3, RULES["adaptive"])
     assert torch.isfinite(helpers.ksampler(model, 10, seed=seed, sampler_name="euler_ancestral")).all()
 
 
-def test_a_sampler_that_enlarges_the_video_before_the_hand_over_is_not_begun_anew(wan: Any):
-    def growing(model: Any, x: Any, sigmas: Any, extra_args: Any = None, callback: Any = None, **_: Any) -> torch.Tensor:
+def test_a_sampler_that_enlarges_the_video_before_the_hand_over_is_not_begun_anew(wan: Any) -> None:
+    def growing(
+        model: Any, x: Any, sigmas: Any, extra_args: Any = None, callback: Any = None, **_: Any
+    ) -> torch.Tensor:
         ones = x.new_ones(len(x))
         for i in range(len(sigmas) - 1):
             if i == 2:
@@ -281,7 +346,7 @@ def test_a_sampler_that_enlarges_the_video_before_the_hand_over_is_not_begun_ane
     assert out.shape[-1] == 16 and any("render_steps is not followed" in note for note in report.notes)
 
 
-def test_a_list_that_render_steps_cut_short_is_refused_with_the_reason(wan: Any):
+def test_a_list_that_render_steps_cut_short_is_refused_with_the_reason(wan: Any) -> None:
     inner = shortened(wan(seed=1), wan(seed=2), 4, Switch("step", switch_step=6))
     outer = pair.cooperate(wan(), inner, Switch("listed", sketch_steps="1-3, 18"), RenderSettings(), Report())
     with pytest.raises(ValueError, match="the run has 10 steps, because render_steps makes them of 20"):

@@ -75,7 +75,9 @@ def watch(model: Any) -> tuple[Any, list[Any]]:
     return model, runs
 
 
-def plan_of(model: Any, steps: int = STEPS, first: int = 0, threshold: float = THRESHOLD, form: str = "e") -> list[bool]:
+def plan_of(
+    model: Any, steps: int = STEPS, first: int = 0, threshold: float = THRESHOLD, form: str = "e"
+) -> list[bool]:
     """The plan for KSampler's simple schedule, from the parts that test_teacache.py tests."""
     sampling = model.get_model_object("model_sampling")
     sigmas = comfy.samplers.calculate_sigmas(sampling, "simple", steps)[first:-1]
@@ -84,7 +86,7 @@ def plan_of(model: Any, steps: int = STEPS, first: int = 0, threshold: float = T
     return teacache.skip_plan(d, coefficients, threshold, max(5 - first, 1) if form == "e0" else 1)
 
 
-def test_threshold_0_changes_nothing():
+def test_threshold_0_changes_nothing() -> None:
     model = slow_wan()
     assert torch.equal(helpers.ksampler(cached(model, 0.0), STEPS), helpers.ksampler(model, STEPS))
     report = Report()
@@ -93,7 +95,7 @@ def test_threshold_0_changes_nothing():
     assert all(stage.teacache == {} for stage in report.stages) and report.reused("render") == 0
 
 
-def test_a_plan_that_reuses_nothing_changes_nothing():
+def test_a_plan_that_reuses_nothing_changes_nothing() -> None:
     model = slow_wan()
     assert not any(plan_of(model, threshold=1e-9))
     plain = helpers.ksampler(model, STEPS)
@@ -102,7 +104,7 @@ def test_a_plan_that_reuses_nothing_changes_nothing():
 
 
 @pytest.mark.parametrize("form", teacache.FORMS)
-def test_a_reused_step_is_its_input_plus_what_the_blocks_added_at_the_last_computed_step(form: str):
+def test_a_reused_step_is_its_input_plus_what_the_blocks_added_at_the_last_computed_step(form: str) -> None:
     """Against a small TeaCache of the test's own: the same plan, one call a step (cfg 1)."""
     model = slow_wan()
     plan = plan_of(model, form=form, threshold=0.3)
@@ -141,11 +143,11 @@ RUNS: dict[str, tuple[dict[str, Any], int]] = {  # KSampler's inputs, and the ca
     "two prompts combined": ({"positive": helpers.prompt(1) + helpers.prompt(4)}, 1),
     "uni_pc": ({"sampler_name": "uni_pc"}, 1),
     "dpmpp_2m": ({"sampler_name": "dpmpp_2m"}, 1),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("how", RUNS)
-def test_a_reused_step_runs_no_transformer_block(how: str):
+def test_a_reused_step_runs_no_transformer_block(how: str) -> None:
     inputs, calls_a_step = RUNS[how]
     model, calls = count_blocks(slow_wan())
     plan = plan_of(model)
@@ -155,7 +157,7 @@ def test_a_reused_step_runs_no_transformer_block(how: str):
     assert len(calls) == plan.count(False) * calls_a_step * LAYERS * PER_BLOCK
 
 
-def test_a_lora_is_in_what_is_reused():
+def test_a_lora_is_in_what_is_reused() -> None:
     model, _ = comfy.sd.load_lora_for_models(slow_wan(), None, lora(), 1.0, 0.0)
     model, calls = count_blocks(model)
     out = helpers.ksampler(cached(model), STEPS)
@@ -163,7 +165,7 @@ def test_a_lora_is_in_what_is_reused():
     assert not torch.equal(out, helpers.ksampler(cached(slow_wan()), STEPS))
 
 
-def test_every_context_window_has_its_own_residual():
+def test_every_context_window_has_its_own_residual() -> None:
     model, calls = count_blocks(windows(slow_wan()))
     model, runs = watch(model)
     kept: list[int] = []
@@ -180,7 +182,7 @@ def test_every_context_window_has_its_own_residual():
     assert max(kept) == 2 * count  # cond and uncond of every window
 
 
-def test_context_windows_that_move_from_step_to_step_are_not_given_each_others_residuals():
+def test_context_windows_that_move_from_step_to_step_are_not_given_each_others_residuals() -> None:
     model, runs = watch(windows(slow_wan(), context_schedule="standard_uniform"))
     asked: dict[int, set[tuple[int, ...]]] = {}
 
@@ -201,10 +203,17 @@ def test_context_windows_that_move_from_step_to_step_are_not_given_each_others_r
     assert met_new_ones
 
 
-def test_skip_layer_guidance_keeps_working_and_is_reused_too():
+def test_skip_layer_guidance_keeps_working_and_is_reused_too() -> None:
     """Its node replaces blocks and asks for the prompt a second time in a step."""
-    slg = SkipLayerGuidanceDiT.execute(slow_wan(), double_layers="0, 2", single_layers="", scale=3.0, start_percent=0.0,
-                                       end_percent=1.0, rescaling_scale=0.0).args[0]  # fmt: skip
+    slg = SkipLayerGuidanceDiT.execute(
+        slow_wan(),
+        double_layers="0, 2",
+        single_layers="",
+        scale=3.0,
+        start_percent=0.0,
+        end_percent=1.0,
+        rescaling_scale=0.0,
+    ).args[0]
     plain, _ = count_blocks(slg)
     assert torch.equal(helpers.ksampler(cached(plain, 1e-9), STEPS), helpers.ksampler(slg, STEPS))
     model, calls = count_blocks(slg)
@@ -219,7 +228,7 @@ def test_skip_layer_guidance_keeps_working_and_is_reused_too():
     assert len(calls) == plan_of(model).count(False) * (LAYERS + 1) * PER_BLOCK  # the second call runs block 1 alone
 
 
-def test_another_nodes_block_replacement_is_run_and_not_lost():
+def test_another_nodes_block_replacement_is_run_and_not_lost() -> None:
     seen: list[int] = []
 
     def double(args: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
@@ -240,7 +249,8 @@ def test_another_nodes_block_replacement_is_run_and_not_lost():
 
 def compiled_whole(model: Any, backend: Any = "eager") -> Any:
     """As the host's node TorchCompileModel does it: all of the network, and no second look at transformer_options. The eager
-    backend needs no compiler."""
+    backend needs no compiler.
+    """
     from comfy_api.torch_helpers import set_torch_compile_wrapper
     from comfy_extras.nodes_torch_compile import skip_torch_compile_dict
 
@@ -304,7 +314,7 @@ def reused_by(model: Any) -> tuple[torch.Tensor, set[int]]:
 
 @pytest.mark.parametrize("order", ["compiled, then cached", "cached, then compiled"])
 @pytest.mark.parametrize("how", [compiled_blocks, patched_blocks])
-def test_blocks_that_are_compiled_one_by_one_are_skipped(how: Any, order: str):
+def test_blocks_that_are_compiled_one_by_one_are_skipped(how: Any, order: str) -> None:
     torch._dynamo.reset()
     backend, graphs = counting()
     model = plain_attention(slow_wan())
@@ -319,7 +329,7 @@ def test_blocks_that_are_compiled_one_by_one_are_skipped(how: Any, order: str):
 @pytest.mark.parametrize("how", [compiled_whole, patched_whole])
 def test_a_network_that_is_compiled_as_a_whole_runs_as_without_the_cache_and_says_what_to_use(
     how: Any, order: str, caplog: pytest.LogCaptureFixture
-):
+) -> None:
     torch._dynamo.reset()
     backend, graphs = counting()
     model = plain_attention(slow_wan())
@@ -337,7 +347,7 @@ def test_a_network_that_is_compiled_as_a_whole_runs_as_without_the_cache_and_say
     assert not graphs, "nothing of a run is compiled in"
 
 
-def test_the_report_says_that_the_render_is_compiled_as_a_whole():
+def test_the_report_says_that_the_render_is_compiled_as_a_whole() -> None:
     torch._dynamo.reset()
     sketch, render, report = plain_attention(slow_wan()), compiled_whole(plain_attention(slow_wan(1))), Report()
     plain = helpers.ksampler(sr_model(sketch, render, 3), STEPS)
@@ -345,7 +355,7 @@ def test_the_report_says_that_the_render_is_compiled_as_a_whole():
     assert report.reused("render") == 0 and any("compiled as a whole" in note for note in report.notes)
 
 
-def test_a_network_that_is_compiled_in_another_way_never_has_a_decision_compiled_in():
+def test_a_network_that_is_compiled_in_another_way_never_has_a_decision_compiled_in() -> None:
     torch._dynamo.reset()
     model = plain_attention(slow_wan())
     whole = torch.compile(model.model.diffusion_model, backend="eager")
@@ -365,7 +375,7 @@ def test_a_network_that_is_compiled_in_another_way_never_has_a_decision_compiled
 
 
 @pytest.mark.parametrize("sampler", ["heun", "dpm_2", "dpmpp_sde", "dpmpp_2s_ancestral", "heunpp2", "dpm_fast", "lms"])
-def test_samplers_of_every_kind_reuse_whole_steps(sampler: str):
+def test_samplers_of_every_kind_reuse_whole_steps(sampler: str) -> None:
     model, calls = count_blocks(slow_wan())
     plain = helpers.ksampler(model, STEPS, sampler_name=sampler)
     all_calls = len(calls)
@@ -377,7 +387,7 @@ def test_samplers_of_every_kind_reuse_whole_steps(sampler: str):
 
 
 @pytest.mark.parametrize("sampler", ["dpm_fast", "dpm_adaptive"])
-def test_a_residual_is_never_older_than_the_step_before(sampler: str):
+def test_a_residual_is_never_older_than_the_step_before(sampler: str) -> None:
     """Samplers with own noise levels leave out intervals of the schedule; a plan may want to reuse after one."""
     model, runs = watch(slow_wan())
     steps: list[int] = []
@@ -394,7 +404,7 @@ def test_a_residual_is_never_older_than_the_step_before(sampler: str):
 # --- on the stages of a Sketch-Render run -----------------------------------------------------------------------------
 
 
-def test_sr_sampler_reuses_render_steps_alone_and_reports_which():
+def test_sr_sampler_reuses_render_steps_alone_and_reports_which() -> None:
     sketch, sketch_calls = count_blocks(slow_wan())
     render, render_calls = count_blocks(slow_wan(1))
     report, after = Report(), 4
@@ -410,7 +420,7 @@ def test_sr_sampler_reuses_render_steps_alone_and_reports_which():
     assert Report.from_json(report.to_json()) == report
 
 
-def test_the_input_of_sr_sampler_is_render_teacache_on_the_render():
+def test_the_input_of_sr_sampler_is_render_teacache_on_the_render() -> None:
     sketch, render = slow_wan(), slow_wan(1)
     by_input = sr_sampler(sketch, render, steps=STEPS, teacache=THRESHOLD)
     (node,) = SRTeaCache.execute(render, THRESHOLD, "e", "gpu").args
@@ -420,7 +430,7 @@ def test_the_input_of_sr_sampler_is_render_teacache_on_the_render():
         sr_sampler(sketch, node, steps=STEPS, teacache=0.1)
 
 
-def test_teacache_on_the_sketch_stays_on_the_sketch():
+def test_teacache_on_the_sketch_stays_on_the_sketch() -> None:
     sketch, sketch_calls = count_blocks(slow_wan())
     render, render_calls = count_blocks(slow_wan(1))
     report, after = Report(), 8
@@ -431,11 +441,14 @@ def test_teacache_on_the_sketch_stays_on_the_sketch():
     assert len(render_calls) == (STEPS - after) * LAYERS * PER_BLOCK
 
 
-def test_a_cached_render_that_runs_alone_is_the_cached_plain_run():
+def test_a_cached_render_that_runs_alone_is_the_cached_plain_run() -> None:
     sketch, render = slow_wan(), slow_wan(1)
-    assert torch.equal(helpers.ksampler(sr_model(sketch, cached(render), 0), STEPS), helpers.ksampler(cached(render), STEPS))
-    assert torch.equal(helpers.ksampler(sr_model(cached(sketch), render, STEPS), STEPS),
-                       helpers.ksampler(cached(sketch), STEPS))  # fmt: skip
+    assert torch.equal(
+        helpers.ksampler(sr_model(sketch, cached(render), 0), STEPS), helpers.ksampler(cached(render), STEPS)
+    )
+    assert torch.equal(
+        helpers.ksampler(sr_model(cached(sketch), render, STEPS), STEPS), helpers.ksampler(cached(sketch), STEPS)
+    )
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------
@@ -459,7 +472,7 @@ def asked_for(run: Any, monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 @pytest.mark.parametrize("conds", [2, {"positive": [{}], "negative": [{}]}])
-def test_a_14b_at_720p_holds_0_77_gb_for_each_prompt(conds: Any, monkeypatch: pytest.MonkeyPatch):
+def test_a_14b_at_720p_holds_0_77_gb_for_each_prompt(conds: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model = cached(slow_wan())
     monkeypatch.setattr(model.model.diffusion_model, "dim", 5120)
     monkeypatch.setattr(model.model, "get_dtype_inference", lambda: torch.bfloat16)
@@ -468,7 +481,7 @@ def test_a_14b_at_720p_holds_0_77_gb_for_each_prompt(conds: Any, monkeypatch: py
     assert reuse.held_bytes(model, (1, 16, 1, 91, 159), 1) == 46 * 80 * 5120 * 2, "the host pads to whole patches"
 
 
-def test_nothing_is_held_without_a_cache_or_in_main_memory_or_where_the_model_is_not_known_or_compiled():
+def test_nothing_is_held_without_a_cache_or_in_main_memory_or_where_the_model_is_not_known_or_compiled() -> None:
     shape = (1, 16, 21, 90, 160)
     assert reuse.held_bytes(slow_wan(), shape, 2) == 0
     assert reuse.held_bytes(cached(cached(slow_wan()), 0.0), shape, 2) == 0
@@ -478,7 +491,7 @@ def test_nothing_is_held_without_a_cache_or_in_main_memory_or_where_the_model_is
     assert reuse.held_bytes(cached(vace), shape, 2) == 0
 
 
-def test_what_is_held_is_as_large_as_what_is_kept():
+def test_what_is_held_is_as_large_as_what_is_kept() -> None:
     model, runs = watch(slow_wan())
     sizes: list[int] = []
 
@@ -493,7 +506,7 @@ def test_what_is_held_is_as_large_as_what_is_kept():
     assert max(sizes) == reuse.held_bytes(cached(model), latent["samples"].shape, 2) > 0
 
 
-def test_the_host_is_asked_for_what_the_cache_holds(monkeypatch: pytest.MonkeyPatch):
+def test_the_host_is_asked_for_what_the_cache_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     model = slow_wan()
     ours = cached(model)
     held = reuse.held_bytes(ours, WIDE["latent"]["samples"].shape, 2)
@@ -503,7 +516,7 @@ def test_the_host_is_asked_for_what_the_cache_holds(monkeypatch: pytest.MonkeyPa
     assert held > 0 and found - plain == pytest.approx(held, rel=1e-6) and on_cpu == plain
 
 
-def test_it_is_asked_for_with_the_stage_that_holds_it(monkeypatch: pytest.MonkeyPatch):
+def test_it_is_asked_for_with_the_stage_that_holds_it(monkeypatch: pytest.MonkeyPatch) -> None:
     sketch, render = slow_wan(), slow_wan(1)
     held = reuse.held_bytes(cached(render), WIDE["latent"]["samples"].shape, 2)
     plain = asked_for(lambda: helpers.ksampler(sr_model(sketch, render, 1), 2, **WIDE), monkeypatch)
@@ -515,7 +528,7 @@ def test_it_is_asked_for_with_the_stage_that_holds_it(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("stop", [None, "interrupt", "error"])
-def test_residuals_are_one_for_each_cond_and_are_freed_with_the_run(stop: str | None):
+def test_residuals_are_one_for_each_cond_and_are_freed_with_the_run(stop: str | None) -> None:
     kept: list[weakref.ref[torch.Tensor]] = []
     runs: list[Any] = []  # an error's traceback may hold the run for long: it has to free them by itself
     counts: list[int] = []
@@ -544,7 +557,7 @@ def test_residuals_are_one_for_each_cond_and_are_freed_with_the_run(stop: str | 
     assert all(tensor() is None for tensor in kept)
 
 
-def test_a_second_run_with_other_settings_is_as_in_a_fresh_process():
+def test_a_second_run_with_other_settings_is_as_in_a_fresh_process() -> None:
     def run(model: Any, seed: int, side: int, threshold: float) -> torch.Tensor:
         return helpers.ksampler(cached(model, threshold), STEPS, seed=seed, latent=helpers.empty_latent(side=side))
 
@@ -555,14 +568,14 @@ def test_a_second_run_with_other_settings_is_as_in_a_fresh_process():
     assert torch.equal(helpers.ksampler(model, STEPS), helpers.ksampler(slow_wan(), STEPS))
 
 
-def test_a_second_sr_run_with_another_hand_over_is_as_in_a_fresh_process():
+def test_a_second_sr_run_with_another_hand_over_is_as_in_a_fresh_process() -> None:
     sketch, render = slow_wan(), slow_wan(1)
     helpers.ksampler(sr_model(sketch, render, 3, teacache=THRESHOLD), STEPS)
     again = helpers.ksampler(sr_model(sketch, render, 5, teacache=THRESHOLD), STEPS)
     assert torch.equal(again, helpers.ksampler(sr_model(slow_wan(), slow_wan(1), 5, teacache=THRESHOLD), STEPS))
 
 
-def test_residuals_can_be_kept_in_main_memory_with_the_same_result():
+def test_residuals_can_be_kept_in_main_memory_with_the_same_result() -> None:
     model = slow_wan()
     assert torch.equal(
         helpers.ksampler(cached(model, residual_on_cpu=True), STEPS), helpers.ksampler(cached(model), STEPS)
@@ -574,14 +587,22 @@ def test_residuals_can_be_kept_in_main_memory_with_the_same_result():
 
 def vace_state_dict(seed: int) -> dict[str, torch.Tensor]:
     model = comfy.ldm.wan.model.VaceWanModel(
-        dim=128, ffn_dim=256, num_heads=1, num_layers=LAYERS, vace_layers=1, vace_in_dim=96, text_dim=helpers.TEXT_DIM,
-        device="cpu", dtype=torch.float32, operations=comfy.ops.disable_weight_init,
-    )  # fmt: skip
+        dim=128,
+        ffn_dim=256,
+        num_heads=1,
+        num_layers=LAYERS,
+        vace_layers=1,
+        vace_in_dim=96,
+        text_dim=helpers.TEXT_DIM,
+        device="cpu",
+        dtype=torch.float32,
+        operations=comfy.ops.disable_weight_init,
+    )
     generator = torch.Generator().manual_seed(seed)
     return {key: torch.randn(value.shape, generator=generator) * 0.05 for key, value in model.state_dict().items()}
 
 
-def test_a_model_that_it_does_not_know_runs_unchanged_and_says_so(caplog: pytest.LogCaptureFixture):
+def test_a_model_that_it_does_not_know_runs_unchanged_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     model = comfy.sd.load_diffusion_model_state_dict(slow_state_dict(build=vace_state_dict))
     assert type(model.model.diffusion_model).__name__ == "VaceWanModel"
     plain = helpers.ksampler(model, STEPS)
@@ -595,7 +616,7 @@ def test_a_model_that_it_does_not_know_runs_unchanged_and_says_so(caplog: pytest
     assert report.reused("render") == 0
 
 
-def test_a_node_that_works_between_the_blocks_turns_it_off_and_the_report_says_so():
+def test_a_node_that_works_between_the_blocks_turns_it_off_and_the_report_says_so() -> None:
     model = slow_wan()
     model.set_model_patch(lambda args: {"img": args["img"]}, "double_block")
     plain = helpers.ksampler(model, STEPS)
@@ -605,14 +626,14 @@ def test_a_node_that_works_between_the_blocks_turns_it_off_and_the_report_says_s
     assert any("between the transformer blocks" in note for note in report.notes)
 
 
-def test_a_render_stage_of_fewer_than_5_steps_reuses_nothing():
+def test_a_render_stage_of_fewer_than_5_steps_reuses_nothing() -> None:
     report = Report()
     helpers.ksampler(sr_model(slow_wan(), slow_wan(1), 4, report, teacache=100.0), 8)
     assert report.reused("render") == 0 and any("too short" in note for note in report.notes)
 
 
 @pytest.mark.parametrize("threshold", [-0.1, float("nan")])
-def test_a_threshold_that_means_nothing_is_refused(threshold: float):
+def test_a_threshold_that_means_nothing_is_refused(threshold: float) -> None:
     with pytest.raises(ValueError, match="threshold must be 0"):
         reuse.TeaCache(threshold)
     with pytest.raises(ValueError, match="form"):
@@ -622,7 +643,7 @@ def test_a_threshold_that_means_nothing_is_refused(threshold: float):
 # --- what the plan rests on ------------------------------------------------------------------------------------------
 
 
-def test_a_time_embedding_that_is_not_finite_reuses_nothing_and_the_report_can_still_be_read():
+def test_a_time_embedding_that_is_not_finite_reuses_nothing_and_the_report_can_still_be_read() -> None:
     state_dict = slow_state_dict()
     state_dict["time_embedding.2.bias"][0] = float("nan")
     broken, report = comfy.sd.load_diffusion_model_state_dict(state_dict), Report()
@@ -632,7 +653,7 @@ def test_a_time_embedding_that_is_not_finite_reuses_nothing_and_the_report_can_s
     assert not any(plan["reuse"]) and plan["growth"] == [] and "time embedding" in plan["note"]
 
 
-def test_layers_that_multiply_in_fp8_give_the_plan_of_the_plain_ones():
+def test_layers_that_multiply_in_fp8_give_the_plan_of_the_plain_ones() -> None:
     """weight_dtype fp8_e4m3fn_fast: the host rounds the layers' input to fp8, by more than two steps differ."""
     model = slow_wan().model.diffusion_model
     for layer in (model.time_embedding[0], model.time_embedding[2]):
@@ -647,14 +668,18 @@ def test_layers_that_multiply_in_fp8_give_the_plan_of_the_plain_ones():
     assert plain == fast and len(set(plain["d"])) > 1
 
 
-def test_a_family_with_one_form_is_planned_in_that_form_whatever_is_asked_for(monkeypatch: pytest.MonkeyPatch):
+def test_a_family_with_one_form_is_planned_in_that_form_whatever_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     model, report = slow_wan(1), Report()
     one_form = dataclasses.replace(teacache.WAN_T2V[0], e0=())
     monkeypatch.setattr(teacache, "WAN_T2V", (one_form,))
     helpers.ksampler(sr_model(slow_wan(), cached(model, form="e0"), 3, report), STEPS)
-    assert report.stage("render").teacache["form"] == "e" and report.stage("render").teacache["reuse"] == plan_of(model, first=3)
+    assert report.stage("render").teacache["form"] == "e" and report.stage("render").teacache["reuse"] == plan_of(
+        model, first=3
+    )
 
 
-def test_the_node_refuses_a_sketch_render_model_whose_sketch_it_would_cache():
-    with pytest.raises(ValueError, match="The model of Render TeaCache already is a Sketch-Render Model; connect a plain MODEL"):
+def test_the_node_refuses_a_sketch_render_model_whose_sketch_it_would_cache() -> None:
+    with pytest.raises(
+        ValueError, match="The model of Render TeaCache already is a Sketch-Render Model; connect a plain MODEL"
+    ):
         SRTeaCache.execute(sr_model(slow_wan(), slow_wan(1), 3), 0.1, "e", "gpu")

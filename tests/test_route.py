@@ -23,7 +23,7 @@ def two_legs(switch: Switch) -> Pair:
 
 def stages(route: Route) -> list[str]:
     """Who runs each step."""
-    return [route.turn(step) and route.in_charge or route.in_charge for step in range(len(route.sigmas))]
+    return [(route.turn(step) and route.in_charge) or route.in_charge for step in range(len(route.sigmas))]
 
 
 def uniform(steps: int, first: float = 1.0) -> list[float]:
@@ -54,33 +54,33 @@ NO_LIMIT = {"switch_sigma": 0.0}
 
 
 @pytest.mark.parametrize(("fix_step", "first"), [(0, 1), (3, 4), (5, 6), (10, 11)])
-def test_at_50_steps_the_earliest_hand_over_is_after_step_fix_step_plus_one(fix_step: int, first: int):
+def test_at_50_steps_the_earliest_hand_over_is_after_step_fix_step_plus_one(fix_step: int, first: int) -> None:
     assert hands_over([0.001] * 50, uniform(50), fix_step=fix_step)[0] == first
 
 
 @pytest.mark.parametrize(("steps", "first"), [(8, 2), (20, 3), (30, 4), (50, 6), (100, 11)])
-def test_fix_step_is_one_noise_level_at_any_step_count(steps: int, first: int):
+def test_fix_step_is_one_noise_level_at_any_step_count(steps: int, first: int) -> None:
     """A tenth of the way: the first step that begins there may be the last of the sketch."""
     places = uniform(steps)
     assert Switch(fix_step=5).earliest(places) == first
     assert places[first - 1] <= 0.9 < places[first - 2]
 
 
-def test_fix_step_is_one_noise_level_in_a_slice_of_a_schedule():
+def test_fix_step_is_one_noise_level_in_a_slice_of_a_schedule() -> None:
     assert Switch(fix_step=5).earliest(uniform(50)[:20]) == 6
     assert Switch(fix_step=5).earliest(uniform(50)[3:]) == 3
     assert Switch(fix_step=5).earliest(uniform(50)[10:]) == 1
 
 
-def test_without_a_step_below_its_level_the_rule_never_decides():
+def test_without_a_step_below_its_level_the_rule_never_decides() -> None:
     assert Switch(fix_step=50).earliest(uniform(20)) == 21
 
 
-def test_a_rule_that_held_before_it_was_allowed_to_says_earliest():
+def test_a_rule_that_held_before_it_was_allowed_to_says_earliest() -> None:
     assert hands_over([0.001] * 50, uniform(50)) == (6, "earliest")
 
 
-def test_a_rule_that_holds_for_the_first_time_says_criterion():
+def test_a_rule_that_holds_for_the_first_time_says_criterion() -> None:
     assert hands_over([1.0] * 5 + [0.001], uniform(50)) == (6, "criterion")
     assert hands_over([1.0] * 9 + [0.001], uniform(50)) == (10, "criterion")
     assert hands_over([0.001] * 3 + [1.0] * 6 + [0.001], uniform(50)) == (10, "criterion")
@@ -90,56 +90,61 @@ def test_a_rule_that_holds_for_the_first_time_says_criterion():
 
 
 @pytest.mark.parametrize("steps", [8, 20, 50, 100])
-def test_a_rule_that_never_holds_hands_over_below_switch_sigma(steps: int):
+def test_a_rule_that_never_holds_hands_over_below_switch_sigma(steps: int) -> None:
     places = uniform(steps)
     after, reason = hands_over(STEEP, places, switch_sigma=0.875)
     assert reason == "latest"
     assert sigmas_of(places)[after] < 0.875 <= sigmas_of(places)[after - 1]
 
 
-def test_max_step_replaces_switch_sigma_as_the_latest_moment():
+def test_max_step_replaces_switch_sigma_as_the_latest_moment() -> None:
     assert hands_over(STEEP, uniform(50), max_step=12) == (12, "latest")
     assert hands_over(STEEP, uniform(50), max_step=30) == (30, "latest")
 
 
-def test_the_latest_moment_comes_before_the_earliest():
+def test_the_latest_moment_comes_before_the_earliest() -> None:
     assert hands_over(STEEP, uniform(50), max_step=3, fix_step=5) == (3, "latest")
 
 
-def test_a_run_that_begins_below_switch_sigma_is_the_renders():
+def test_a_run_that_begins_below_switch_sigma_is_the_renders() -> None:
     assert hands_over([], uniform(10, first=0.5), switch_sigma=0.875) == (0, "latest")
 
 
-def test_a_switch_sigma_of_zero_sets_no_limit():
+def test_a_switch_sigma_of_zero_sets_no_limit() -> None:
     assert hands_over(STEEP, uniform(50), **NO_LIMIT) is None
 
 
 # --- the other modes ----------------------------------------------------------------------------------------------------
 
 
-def test_mode_step_hands_over_after_switch_step():
+def test_mode_step_hands_over_after_switch_step() -> None:
     assert hands_over([0.001] * 50, uniform(50), mode="step", switch_step=7) == (7, "step")
     assert hands_over([], uniform(50), mode="step", switch_step=0) == (0, "step")
     assert hands_over([], uniform(50), mode="step", switch_step=99) is None
 
 
-def test_mode_sigma_hands_over_below_switch_sigma():
+def test_mode_sigma_hands_over_below_switch_sigma() -> None:
     route = Route(two_legs(Switch(mode="sigma", switch_sigma=0.875)), [1.0, 0.875, 0.874, 0.5], uniform(4))
-    assert [turn and (turn.to, turn.reason) for turn in map(route.turn, range(4))] == [None, None, (RENDER, "sigma"), None]
+    assert [turn and (turn.to, turn.reason) for turn in map(route.turn, range(4))] == [
+        None,
+        None,
+        (RENDER, "sigma"),
+        None,
+    ]
 
 
 @pytest.mark.parametrize("delta", [0.0, -0.01, math.nan, math.inf])
-def test_a_delta_that_is_not_above_zero_is_refused_with_what_to_set(delta: float):
+def test_a_delta_that_is_not_above_zero_is_refused_with_what_to_set(delta: float) -> None:
     with pytest.raises(ValueError, match=r"delta is .*0\.01"):
         Switch(delta=delta)
 
 
-def test_an_unknown_mode_is_refused_with_the_modes():
+def test_an_unknown_mode_is_refused_with_the_modes() -> None:
     with pytest.raises(ValueError, match="adaptive, step, sigma"):
         Switch(mode="auto")
 
 
-def test_negative_steps_are_refused():
+def test_negative_steps_are_refused() -> None:
     with pytest.raises(ValueError, match="fix_step is -1"):
         Switch(fix_step=-1)
 
@@ -150,47 +155,50 @@ def test_negative_steps_are_refused():
 SIX = [1.0, 0.9, 0.8, 0.6, 0.4, 0.2]
 
 
-def test_a_pair_may_be_the_first_part_of_another():
+def test_a_pair_may_be_the_first_part_of_another() -> None:
     high_low = Pair("high", "low", Switch("sigma", switch_sigma=0.85))
     route = Route(Pair(high_low, "small", Switch("step", switch_step=4)), SIX, uniform(6))
     assert stages(route) == ["high", "high", "low", "low", "small", "small"]
     assert route.final
 
 
-def test_a_pair_may_be_the_second_part_of_another():
+def test_a_pair_may_be_the_second_part_of_another() -> None:
     small_low = Pair("small", "low", Switch("step", switch_step=4))
     route = Route(Pair("high", small_low, Switch("step", switch_step=2)), SIX, uniform(6))
     assert stages(route) == ["high", "high", "small", "small", "low", "low"]
     assert route.final
 
 
-def test_the_outer_rule_ends_all_legs_of_its_first_part():
+def test_the_outer_rule_ends_all_legs_of_its_first_part() -> None:
     high_low = Pair("high", "low", Switch("step", switch_step=5))
-    assert stages(Route(Pair(high_low, "small", Switch("step", switch_step=2)), SIX, uniform(6))) == ["high"] * 2 + ["small"] * 4
+    assert (
+        stages(Route(Pair(high_low, "small", Switch("step", switch_step=2)), SIX, uniform(6)))
+        == ["high"] * 2 + ["small"] * 4
+    )
 
 
-def test_a_leg_without_a_step_is_passed_over():
+def test_a_leg_without_a_step_is_passed_over() -> None:
     inner = Pair("a", "b", Switch("step", switch_step=0))
     assert Route(Pair(inner, "c", Switch("step", switch_step=0)), [1.0], [1.0]).start() == ("c", True)
 
 
 @pytest.mark.parametrize(("text", "steps"), [("1-3", {1, 2, 3}), (" 1 - 2 ,5", {1, 2, 5}), ("4,4,4-4,", {4})])
-def test_listed_steps_are_read(text: str, steps: set[int]):
+def test_listed_steps_are_read(text: str, steps: set[int]) -> None:
     assert Switch("listed", sketch_steps=text).listed == steps
 
 
 @pytest.mark.parametrize("text", ["1-", "-3", "5-2", "0", "0-4", "one", "1;2", "1.5", "1-2-3", "9" * 50, "²"])
-def test_a_list_that_names_no_steps_is_refused_with_the_part_that_is_wrong(text: str):
+def test_a_list_that_names_no_steps_is_refused_with_the_part_that_is_wrong(text: str) -> None:
     with pytest.raises(ValueError, match="which names no steps"):
         Switch("listed", sketch_steps=text)
 
 
-def test_an_empty_list_is_refused():
+def test_an_empty_list_is_refused() -> None:
     with pytest.raises(ValueError, match="names no step"):
         Switch("listed", sketch_steps=" , ")
 
 
-def test_listed_steps_are_the_sketchs_and_every_change_is_told():
+def test_listed_steps_are_the_sketchs_and_every_change_is_told() -> None:
     route = Route(two_legs(Switch("listed", sketch_steps="2-3, 5")), SIX, uniform(6))
     turns = [route.turn(step) for step in range(6)]
     assert [turn and turn.to for turn in turns] == [RENDER, SKETCH, None, RENDER, SKETCH, RENDER]
@@ -199,7 +207,7 @@ def test_listed_steps_are_the_sketchs_and_every_change_is_told():
     assert {turn.reason for turn in turns if turn} == {"listed"}
 
 
-def test_a_list_is_final_once_nothing_changes_any_more():
+def test_a_list_is_final_once_nothing_changes_any_more() -> None:
     route = Route(two_legs(Switch("listed", sketch_steps="1-2, 4")), SIX, uniform(6))
     final = []
     for step in range(6):
@@ -208,7 +216,7 @@ def test_a_list_is_final_once_nothing_changes_any_more():
     assert final == [False, False, False, False, True, True]
 
 
-def test_the_rule_of_a_part_that_comes_back_does_not_go_by_what_another_stage_showed():
+def test_the_rule_of_a_part_that_comes_back_does_not_go_by_what_another_stage_showed() -> None:
     inner = Pair("a", "b", Switch(switch_sigma=0.0))
     route = Route(Pair(inner, "c", Switch("listed", sketch_steps="1-3, 9-20")), sigmas_of(uniform(20)), uniform(20))
     for step in range(20):
@@ -219,7 +227,7 @@ def test_the_rule_of_a_part_that_comes_back_does_not_go_by_what_another_stage_sh
         route._look(step)
 
 
-def test_of_two_pairs_that_change_at_once_the_one_with_a_fade_is_told():
+def test_of_two_pairs_that_change_at_once_the_one_with_a_fade_is_told() -> None:
     inner = Pair("b", "c", Switch("step", switch_step=2), fade=1.1)
     route = Route(Pair("a", inner, Switch("step", switch_step=4)), SIX, uniform(6))
     turns = [turn for turn in map(route.turn, range(6)) if turn]
@@ -228,26 +236,26 @@ def test_of_two_pairs_that_change_at_once_the_one_with_a_fade_is_told():
 
 @pytest.mark.parametrize("name", ["delta", "switch_sigma"])
 @pytest.mark.parametrize("mode", ["step", "listed", "sigma"])
-def test_a_number_that_is_none_is_refused_in_every_mode(mode: str, name: str):
+def test_a_number_that_is_none_is_refused_in_every_mode(mode: str, name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} is nan"):
         Switch(mode, sketch_steps="1" if mode == "listed" else "", **{name: math.nan})
 
 
-def test_a_returning_pair_continues_where_it_was():
+def test_a_returning_pair_continues_where_it_was() -> None:
     """A pair inside has handed over once and for all."""
     high_low = Pair("high", "low", Switch("step", switch_step=1))
     route = Route(Pair(high_low, "small", Switch("listed", sketch_steps="1-2, 5")), SIX, uniform(6))
     assert stages(route) == ["high", "low", "small", "small", "low", "small"]
 
 
-def test_looking_at_the_start_does_not_begin_the_route():
+def test_looking_at_the_start_does_not_begin_the_route() -> None:
     route = Route(two_legs(Switch("step", switch_step=0)), [1.0, 0.5], [1.0, 0.5])
     assert route.start() == (RENDER, True)
     assert not route.final
 
 
 @pytest.mark.parametrize("mode", ["adaptive", "step", "sigma"])
-def test_a_schedule_without_a_step_has_a_route(mode: str):
+def test_a_schedule_without_a_step_has_a_route(mode: str) -> None:
     assert Route(two_legs(Switch(mode)), [], []).start() == (SKETCH, True)
 
 
@@ -256,7 +264,7 @@ def test_a_schedule_without_a_step_has_a_route(mode: str):
 
 @pytest.mark.parametrize("shift", [2.0, 3.0, 5.0, 8.0])
 @pytest.mark.parametrize("scheduler", ["simple", "beta", "karras"])
-def test_one_level_of_a_flow_model_has_one_place_in_every_schedule(shift: float, scheduler: str):
+def test_one_level_of_a_flow_model_has_one_place_in_every_schedule(shift: float, scheduler: str) -> None:
     sampling = ModelSamplingDiscreteFlow()
     sampling.set_parameters(shift=shift)
     sampling.__class__ = type("Flow", (ModelSamplingDiscreteFlow, module_const()), {})
@@ -270,19 +278,19 @@ def module_const() -> type:
     return comfy.model_sampling.CONST
 
 
-def test_levels_above_pure_noise_count_as_pure_noise(wan):
+def test_levels_above_pure_noise_count_as_pure_noise(wan) -> None:
     sampling = wan().get_model_object("model_sampling")
     assert levels.places_of(sampling, [1.5, 1.25, 1.1, 1.0, 0.0]) == [1.0, 1.0, 1.0, 1.0, 0.0]
 
 
-def test_wans_own_schedule_of_50_steps_is_the_papers(wan):
+def test_wans_own_schedule_of_50_steps_is_the_papers(wan) -> None:
     model = ModelSamplingSD3().patch(wan(), 5.0)[0]
     sampling = model.get_model_object("model_sampling")
     sigmas = [float(s) for s in calculate_sigmas(sampling, "simple", 50)]
     assert levels.places_of(sampling, sigmas) == pytest.approx([1 - i / 50 for i in range(51)], abs=1e-3)
 
 
-def test_other_models_are_measured_by_their_own_timesteps():
+def test_other_models_are_measured_by_their_own_timesteps() -> None:
     import comfy.model_sampling
 
     class Sampling(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampling.EPS):

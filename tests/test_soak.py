@@ -18,8 +18,17 @@ RUNS, PLAIN_EVERY, WARM = 200, 20, 20
 SAMPLERS = ("euler", "uni_pc", "dpmpp_2m", "res_multistep", "heun", "euler_ancestral", "euler_cfg_pp", "dpmpp_sde")
 FLAT = 0.02  # of the memory after the first WARM runs
 # What happens to a run, with how often.
-FATES = {"done": 10, "call": 4, "load": 2, "clean-up": 1, "interrupt": 3, "out of memory": 1, "vae": 1, "broken file": 1,
-         "sketch": 1}  # fmt: skip
+FATES = {
+    "done": 10,
+    "call": 4,
+    "load": 2,
+    "clean-up": 1,
+    "interrupt": 3,
+    "out of memory": 1,
+    "vae": 1,
+    "broken file": 1,
+    "sketch": 1,
+}
 
 
 def mixed(run: int, rng: random.Random) -> tuple[str, dict[str, Any]]:
@@ -27,13 +36,20 @@ def mixed(run: int, rng: random.Random) -> tuple[str, dict[str, Any]]:
     (fate,) = rng.choices(list(FATES), FATES.values())
     steps = rng.randrange(3, 9)
     how: dict[str, Any] = {
-        "node": rng.choice(["SRSampler", "SRModel"]), "stage": rng.choice(["sketch", "render"]),
-        "frames": rng.choice([1, 5, 9]), "side": rng.choice([32, 64, 80]),
+        "node": rng.choice(["SRSampler", "SRModel"]),
+        "stage": rng.choice(["sketch", "render"]),
+        "frames": rng.choice([1, 5, 9]),
+        "side": rng.choice([32, 64, 80]),
         "sampling": {"steps": steps, "sampler_name": rng.choice(SAMPLERS), "cfg": rng.choice([1.0, 3.0]), "seed": run},
-        "switching": {"switch_mode": rng.choice(["adaptive", "step", "sigma"]), "switch_step": rng.randrange(steps),
-                      "teacache": rng.choice([0.0, 0.2]), "fade": rng.choice([0.0, 1.1]),
-                      "sketch_steps": rng.choice(["", "", f"1, {steps - 1}"]), "render_steps": rng.choice([0, 0, 2])},
-    }  # fmt: skip
+        "switching": {
+            "switch_mode": rng.choice(["adaptive", "step", "sigma"]),
+            "switch_step": rng.randrange(steps),
+            "teacache": rng.choice([0.0, 0.2]),
+            "fade": rng.choice([0.0, 1.1]),
+            "sketch_steps": rng.choice(["", "", f"1, {steps - 1}"]),
+            "render_steps": rng.choice([0, 0, 2]),
+        },
+    }
     if fate == "sketch":
         return fate, sketch_saved(run)
     if fate == "broken file":
@@ -51,7 +67,7 @@ def mixed(run: int, rng: random.Random) -> tuple[str, dict[str, Any]]:
 
 @pytest.mark.one_host
 @pytest.mark.timeout(1500)
-def test_a_server_survives_two_hundred_mixed_runs_with_flat_memory_and_the_same_pixels(tmp_path: Path):
+def test_a_server_survives_two_hundred_mixed_runs_with_flat_memory_and_the_same_pixels(tmp_path: Path) -> None:
     rng, fates, memory, digests = random.Random(0), Counter(), [], []
     with serving(tmp_path / "base", wan_files(tmp_path / "files"), "--cache-classic") as server:
         for run in range(RUNS):
@@ -73,7 +89,9 @@ def test_a_server_survives_two_hundred_mixed_runs_with_flat_memory_and_the_same_
             server.run({k: v for k, v in common().items() if k == "empty"} | digest("empty", run), timeout=60)
         left = census(server)
     early, late = (statistics.median(part) for part in (memory[WARM : WARM + 20], memory[-20:]))
-    print(f"\n{dict(fates)}; memory {early / 1e6:.1f} -> {late / 1e6:.1f} MB, {max(memory) / 1e6:.1f} at most; left: {left}")
+    print(
+        f"\n{dict(fates)}; memory {early / 1e6:.1f} -> {late / 1e6:.1f} MB, {max(memory) / 1e6:.1f} at most; left: {left}"
+    )
     assert len(set(digests)) == 1
     assert late <= early * (1 + FLAT)
     assert (left["models"], left["patchers"], left["runs"]) == (0, 0, 0)

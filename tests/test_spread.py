@@ -31,20 +31,41 @@ WEIGHTS = {SKETCH: f"tiny_wan_{SKETCH}.safetensors" for SKETCH in ("sketch", "re
 def graph(sketch_steps: int = 6) -> dict[str, Any]:
     """The demo's workflow as the API takes it, up to a saved latent."""
     inputs = {
-        "sketch": ["1", 0], "render": ["2", 0], "positive": ["4", 0], "negative": ["5", 0], "latent": ["6", 0], "seed": 1,
-        "steps": 8, "cfg": 3.0, "sampler_name": "dpmpp_2m", "scheduler": "simple", "denoise": 1.0, "switch_mode": "step",
-        "delta": 0.01, "fix_step": 5, "max_step": 0, "switch_step": sketch_steps, "switch_sigma": 0.875, "render_cfg": 2.0,
-        "teacache": 0.0, "offload_sketch": "auto",
-    }  # fmt: skip
+        "sketch": ["1", 0],
+        "render": ["2", 0],
+        "positive": ["4", 0],
+        "negative": ["5", 0],
+        "latent": ["6", 0],
+        "seed": 1,
+        "steps": 8,
+        "cfg": 3.0,
+        "sampler_name": "dpmpp_2m",
+        "scheduler": "simple",
+        "denoise": 1.0,
+        "switch_mode": "step",
+        "delta": 0.01,
+        "fix_step": 5,
+        "max_step": 0,
+        "switch_step": sketch_steps,
+        "switch_sigma": 0.875,
+        "render_cfg": 2.0,
+        "teacache": 0.0,
+        "offload_sketch": "auto",
+    }
     loaders = {
-        number: {"class_type": f"SRLoad{stage.capitalize()}DiT",
-                 "inputs": {"model_name": name, "weight_dtype": "default", "attention": "auto"}}
+        number: {
+            "class_type": f"SRLoad{stage.capitalize()}DiT",
+            "inputs": {"model_name": name, "weight_dtype": "default", "attention": "auto"},
+        }
         for number, (stage, name) in zip("12", WEIGHTS.items())
-    }  # fmt: skip
+    }
     return loaders | {
         "4": {"class_type": "SRDemoTextEncode", "inputs": {"text": "to be replaced"}},
         "5": {"class_type": "SRDemoTextEncode", "inputs": {"text": ""}},
-        "6": {"class_type": "EmptyHunyuanLatentVideo", "inputs": {"width": 128, "height": 128, "length": 9, "batch_size": 1}},
+        "6": {
+            "class_type": "EmptyHunyuanLatentVideo",
+            "inputs": {"width": 128, "height": 128, "length": 9, "batch_size": 1},
+        },
         "8": {"class_type": "SRSampler", "inputs": inputs},
         "9": {"class_type": "SaveLatent", "inputs": {"samples": ["8", 0], "filename_prefix": "latents/spread"}},
         "10": {"class_type": "SRSwitchInspector", "inputs": {"report": ["8", 1]}},
@@ -54,16 +75,27 @@ def graph(sketch_steps: int = 6) -> dict[str, Any]:
 # --- the workflow in two ------------------------------------------------------------------------------------------------
 
 
-def test_the_sketch_half_needs_no_render_and_the_render_half_no_sketch():
+def test_the_sketch_half_needs_no_render_and_the_render_half_no_sketch() -> None:
     first, second = spread.sketch_graph(graph(), "a/b"), spread.render_graph(graph(), "x.sketch.safetensors")
     assert {n["class_type"] for n in first.values()} == {
-        "SRLoadSketchDiT", "SRDemoTextEncode", "EmptyHunyuanLatentVideo", "SRSketch", "SRSaveHandOver"}  # fmt: skip
+        "SRLoadSketchDiT",
+        "SRDemoTextEncode",
+        "EmptyHunyuanLatentVideo",
+        "SRSketch",
+        "SRSaveHandOver",
+    }
     assert {n["class_type"] for n in second.values()} == {
-        "SRLoadRenderDiT", "SRDemoTextEncode", "SRLoadHandOver", "SRRender", "SaveLatent", "SRSwitchInspector"}  # fmt: skip
+        "SRLoadRenderDiT",
+        "SRDemoTextEncode",
+        "SRLoadHandOver",
+        "SRRender",
+        "SaveLatent",
+        "SRSwitchInspector",
+    }
     assert second["8"]["inputs"]["render_cfg"] == 2.0 and first["8"]["inputs"]["switch_step"] == 6
 
 
-def test_the_newest_settings_of_the_render_go_to_its_half_and_a_list_of_steps_is_refused():
+def test_the_newest_settings_of_the_render_go_to_its_half_and_a_list_of_steps_is_refused() -> None:
     both = graph()
     both["8"]["inputs"] |= {"fade": 1.1, "render_steps": 4, "sketch_steps": ""}
     assert "fade" not in spread.sketch_graph(both, "x")["8"]["inputs"]
@@ -73,14 +105,14 @@ def test_the_newest_settings_of_the_render_go_to_its_half_and_a_list_of_steps_is
         spread.sketch_graph(both, "x")
 
 
-def test_conditioning_of_the_render_alone_goes_to_the_render_half():
+def test_conditioning_of_the_render_alone_goes_to_the_render_half() -> None:
     both = graph() | {"11": {"class_type": "SRDemoTextEncode", "inputs": {"text": "own"}}}
     both["8"]["inputs"]["render_positive"] = ["11", 0]
     assert spread.render_graph(both, "x")["8"]["inputs"]["positive"] == ["11", 0]
     assert "11" not in spread.sketch_graph(both, "x")
 
 
-def test_the_prompt_goes_into_the_text_node_also_behind_another_node():
+def test_the_prompt_goes_into_the_text_node_also_behind_another_node() -> None:
     behind = graph() | {"12": {"class_type": "ConditioningZeroOut", "inputs": {"conditioning": ["4", 0]}}}
     behind["8"]["inputs"]["positive"] = ["12", 0]
     changed = spread.with_prompt(behind, "a star")
@@ -90,7 +122,7 @@ def test_the_prompt_goes_into_the_text_node_also_behind_another_node():
 # --- the list -----------------------------------------------------------------------------------------------------------
 
 
-def test_results_of_another_prompt_or_workflow_a_failure_and_a_cut_line_do_not_count_as_done(tmp_path: Path):
+def test_results_of_another_prompt_or_workflow_a_failure_and_a_cut_line_do_not_count_as_done(tmp_path: Path) -> None:
     jobs = spread.jobs_of(["one", "", "three"], graph())
     assert [job.number for job in jobs] == [1, 3]
     other = spread.jobs_of(["one"], graph(sketch_steps=2))[0]
@@ -100,7 +132,7 @@ def test_results_of_another_prompt_or_workflow_a_failure_and_a_cut_line_do_not_c
     assert not spread.done_keys(results) & {(job.number, job.key) for job in jobs}
 
 
-def test_a_line_after_a_cut_one_is_whole(tmp_path: Path):
+def test_a_line_after_a_cut_one_is_whole(tmp_path: Path) -> None:
     work = spread.Spread(graph(), {}, tmp_path, 1)
     (tmp_path / "results.jsonl").write_text('{"number": 1, "k', "utf-8")
     (job,) = spread.jobs_of(["one"], graph())
@@ -122,15 +154,21 @@ def end_first(work: Any, url: str, what: str, why: str) -> Any:
     return job
 
 
-def test_a_prompt_that_fails_goes_to_the_end_and_is_given_up_after_three_times(tmp_path: Path):
+def test_a_prompt_that_fails_goes_to_the_end_and_is_given_up_after_three_times(tmp_path: Path) -> None:
     work, first, second = jobs_at_work(tmp_path, "http://a")
-    assert [end_first(work, "http://a", "failed", "out of memory") for _ in range(5)] == [first, second, first, second, first]
+    assert [end_first(work, "http://a", "failed", "out of memory") for _ in range(5)] == [
+        first,
+        second,
+        first,
+        second,
+        first,
+    ]
     assert work.failed == 1 and list(work.waiting[spread.SKETCH]) == [second]
     (line,) = (tmp_path / "results.jsonl").read_text("utf-8").splitlines()
     assert json.loads(line)["prompt"] == first.prompt and json.loads(line)["error"] == "out of memory"
 
 
-def test_a_server_that_stays_away_costs_its_prompt_nothing_but_its_place(tmp_path: Path):
+def test_a_server_that_stays_away_costs_its_prompt_nothing_but_its_place(tmp_path: Path) -> None:
     what, why = spread.sketch_on("http://127.0.0.1:9", graph(), 1)
     assert what == "lost" and "127.0.0.1:9" in why
     work, first, second = jobs_at_work(tmp_path, "http://127.0.0.1:9")
@@ -164,15 +202,27 @@ def run_spread(folder: Path, servers: list[Any]) -> subprocess.Popen[str]:
     (folder / "prompts.txt").write_text("\n".join(PROMPTS), "utf-8")
     host = host_module.find_or_make()
     first, second, third = (server.url for server in servers)
-    command = [str(host.python), str(REPOSITORY / "bench" / "spread.py"), "--workflow", str(folder / "graph.json"),
-               "--prompts", str(folder / "prompts.txt"), "--sketch", first, second, "--render", third,
-               "--output", str(folder / "out")]  # fmt: skip
+    command = [
+        str(host.python),
+        str(REPOSITORY / "bench" / "spread.py"),
+        "--workflow",
+        str(folder / "graph.json"),
+        "--prompts",
+        str(folder / "prompts.txt"),
+        "--sketch",
+        first,
+        second,
+        "--render",
+        third,
+        "--output",
+        str(folder / "out"),
+    ]
     environment = {**os.environ, "PYTHONPATH": str(host_module.tools(host))}
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
 
 def kill_at_work(server: Any) -> None:
-    """kill -9 while it is at a graph."""
+    """Kill -9 while it is at a graph."""
     until = time.monotonic() + 240
     while not server.get("/queue")["queue_running"]:
         assert time.monotonic() < until, "it never got to work"
@@ -180,7 +230,9 @@ def kill_at_work(server: Any) -> None:
     os.killpg(server._process.pid, signal.SIGKILL)
 
 
-def test_a_prompt_that_is_lost_three_times_on_a_server_that_answers_again_is_given_up(servers: list[Any], tmp_path: Path):
+def test_a_prompt_that_is_lost_three_times_on_a_server_that_answers_again_is_given_up(
+    servers: list[Any], tmp_path: Path
+) -> None:
     url = servers[2].url
     work, first, second = jobs_at_work(tmp_path, url)
     for _ in range(5):
@@ -191,7 +243,9 @@ def test_a_prompt_that_is_lost_three_times_on_a_server_that_answers_again_is_giv
     assert "connection refused" in (tmp_path / "results.jsonl").read_text("utf-8")
 
 
-def test_a_prompt_that_has_gone_on_elsewhere_is_not_blamed_for_its_lost_server(servers: list[Any], tmp_path: Path):
+def test_a_prompt_that_has_gone_on_elsewhere_is_not_blamed_for_its_lost_server(
+    servers: list[Any], tmp_path: Path
+) -> None:
     url = servers[2].url
     work, first, _ = jobs_at_work(tmp_path, url)
     end_first(work, url, "lost", "connection refused")
@@ -201,10 +255,17 @@ def test_a_prompt_that_has_gone_on_elsewhere_is_not_blamed_for_its_lost_server(s
     assert work._answers(url) and first.attempts == 0 and list(work.waiting[spread.RENDER]) == [first]
 
 
-def test_time_that_is_over_is_a_failure_of_the_prompt_and_ends_nobody_else_s_work(servers: list[Any]):
+def test_time_that_is_over_is_a_failure_of_the_prompt_and_ends_nobody_else_s_work(servers: list[Any]) -> None:
     server = servers[2]
-    other = server.queue(graph() | {"6": {"class_type": "EmptyHunyuanLatentVideo",
-                                          "inputs": {"width": 256, "height": 256, "length": 9, "batch_size": 1}}})  # fmt: skip
+    other = server.queue(
+        graph()
+        | {
+            "6": {
+                "class_type": "EmptyHunyuanLatentVideo",
+                "inputs": {"width": 256, "height": 256, "length": 9, "batch_size": 1},
+            }
+        }
+    )
     until = time.monotonic() + 60
     while not server.get("/queue")["queue_running"]:
         assert time.monotonic() < until, "it never got to work"
@@ -218,7 +279,7 @@ def test_time_that_is_over_is_a_failure_of_the_prompt_and_ends_nobody_else_s_wor
     spread.client.checked(server.get(f"/history/{other}")[other])
 
 
-def test_a_killed_server_loses_no_prompt_and_only_its_own_is_done_again(servers: list[Any], tmp_path: Path):
+def test_a_killed_server_loses_no_prompt_and_only_its_own_is_done_again(servers: list[Any], tmp_path: Path) -> None:
     running = run_spread(tmp_path, servers)
     kill_at_work(servers[0])
     _, said = running.communicate(timeout=400)
@@ -227,7 +288,9 @@ def test_a_killed_server_loses_no_prompt_and_only_its_own_is_done_again(servers:
     assert sorted((r["number"], r["prompt"]) for r in results) == list(enumerate(PROMPTS, 1))
     assert {r["sketch"]["server"] for r in results} == {servers[1].url}
     tasks = [line.split() for line in said.splitlines() if " on http" in line]
-    assert sorted(line[1] + " " + line[4].strip(",") for line in tasks) == ["render done"] * 4 + ["sketch done"] * 4 + ["sketch lost"]
+    assert sorted(line[1] + " " + line[4].strip(",") for line in tasks) == ["render done"] * 4 + ["sketch done"] * 4 + [
+        "sketch lost"
+    ]
 
     # The first result is SR Sampler's own, bit for bit.
     (file,) = next(r for r in results if r["number"] == 1)["files"]

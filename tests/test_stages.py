@@ -35,15 +35,19 @@ def helpers_render(sketch: Any) -> Any:
 # --- wrappers of a stage ------------------------------------------------------------------------------------------------
 
 
-def test_a_wrapper_around_a_whole_run_of_the_render_gets_a_guider_with_everything_a_guider_has(wan: Any):
+def test_a_wrapper_around_a_whole_run_of_the_render_gets_a_guider_with_everything_a_guider_has(wan: Any) -> None:
     seen: dict[str, Any] = {}
 
     def look(executor: Any, *args: Any, **kwargs: Any) -> Any:
         guider = executor.class_obj
         seen.update(
-            kind=type(guider), cfg=guider.cfg, positive=guider.original_conds["positive"][0]["cross_attn"].shape,
-            conds=set(guider.conds), model=guider.model_patcher, options=guider.model_options,
-        )  # fmt: skip
+            kind=type(guider),
+            cfg=guider.cfg,
+            positive=guider.original_conds["positive"][0]["cross_attn"].shape,
+            conds=set(guider.conds),
+            model=guider.model_patcher,
+            options=guider.model_options,
+        )
         return executor(*args, **kwargs)
 
     render = wan(seed=1)
@@ -53,7 +57,7 @@ def test_a_wrapper_around_a_whole_run_of_the_render_gets_a_guider_with_everythin
     assert seen["positive"] == (1, 4, helpers.TEXT_DIM) and seen["conds"] == {"positive", "negative"}
 
 
-def test_a_guiders_own_settings_reach_a_wrapper_of_the_render(wan: Any):
+def test_a_guiders_own_settings_reach_a_wrapper_of_the_render(wan: Any) -> None:
     seen: list[Any] = []
 
     def look(executor: Any, *args: Any, **kwargs: Any) -> Any:
@@ -67,17 +71,22 @@ def test_a_guiders_own_settings_reach_a_wrapper_of_the_render(wan: Any):
         model, helpers.prompt(1), helpers.prompt(3), helpers.prompt(2), 3.0, 2.0, "regular"
     ).args[0]
     SamplerCustomAdvanced.execute(
-        RandomNoise.execute(7).args[0], guider, KSamplerSelect.execute("euler").args[0], torch.tensor([1.0, 0.7, 0.3, 0.0]),
+        RandomNoise.execute(7).args[0],
+        guider,
+        KSamplerSelect.execute("euler").args[0],
+        torch.tensor([1.0, 0.7, 0.3, 0.0]),
         helpers.empty_latent(),
-    )  # fmt: skip
+    )
     assert seen == [(3.0, 2.0)]
 
 
-def test_the_parts_of_a_latent_are_told_to_every_stages_model(wan: Any):
+def test_the_parts_of_a_latent_are_told_to_every_stages_model(wan: Any) -> None:
     sketch, render = wan(), wan(seed=1)
     seen: list[Any] = []
     render.add_wrapper_with_key(
-        WrappersMP.DIFFUSION_MODEL, "look", lambda ex, *a, **k: (seen.append(render.model.latent_shapes), ex(*a, **k))[1]
+        WrappersMP.DIFFUSION_MODEL,
+        "look",
+        lambda ex, *a, **k: (seen.append(render.model.latent_shapes), ex(*a, **k))[1],
     )
     helpers.ksampler(sr_model(sketch, render, 2), STEPS)
     assert [list(shape) for shape in seen[-1]] == [[1, 16, 2, 8, 8]]
@@ -86,7 +95,9 @@ def test_the_parts_of_a_latent_are_told_to_every_stages_model(wan: Any):
 # --- clones on other GPUs -----------------------------------------------------------------------------------------------
 
 
-def test_clones_of_the_render_on_other_devices_are_prepared_used_and_cleaned_up(wan: Any, monkeypatch: pytest.MonkeyPatch):
+def test_clones_of_the_render_on_other_devices_are_prepared_used_and_cleaned_up(
+    wan: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A second device is played by the CPU under another name, as the host's own list of devices has it."""
     sketch, render = wan(), wan(seed=1)
     plain = helpers.ksampler(sr_model(sketch, render, 3), STEPS)
@@ -116,7 +127,7 @@ def test_clones_of_the_render_on_other_devices_are_prepared_used_and_cleaned_up(
     latent = helpers.ksampler(sr_model(sketch, render, 3), STEPS)
     assert torch.allclose(latent, plain, atol=1e-5)
     assert used == [{torch.device("cpu"), torch.device("cpu", 0)}] * 3
-    assert life[0] == "pre_run" and set(life[life.index("cleanup"):]) == {"cleanup"}
+    assert life[0] == "pre_run" and set(life[life.index("cleanup") :]) == {"cleanup"}
 
 
 def with_clone(model: Any) -> Any:
@@ -128,7 +139,7 @@ def with_clone(model: Any) -> Any:
 
 
 @pytest.mark.parametrize("policy", ["auto", "never"])
-def test_clones_of_the_sketch_are_never_taken_for_the_renders(policy: str, wan: Any):
+def test_clones_of_the_sketch_are_never_taken_for_the_renders(policy: str, wan: Any) -> None:
     sketch, render = wan(), wan(seed=1)
     plain = helpers.ksampler(sr_model(sketch, render, 3), STEPS)
     latent = helpers.ksampler(sr_model(with_clone(sketch), render, 3, offload_sketch=policy), STEPS)
@@ -136,7 +147,7 @@ def test_clones_of_the_sketch_are_never_taken_for_the_renders(policy: str, wan: 
 
 
 @pytest.mark.parametrize("cache", ["none", "TeaCache", "EasyCache"])
-def test_the_threads_of_clones_end_with_the_run(cache: str, wan: Any):
+def test_the_threads_of_clones_end_with_the_run(cache: str, wan: Any) -> None:
     render = with_clone(wan(seed=1))
     if cache == "EasyCache":
         render = EasyCacheNode.execute(render, 0.1, 0.1, 0.95, False).args[0]
@@ -154,7 +165,7 @@ def masked_latent(kept: float) -> dict[str, Any]:
     return latent
 
 
-def test_the_kept_part_of_a_latent_does_not_count(wan: Any):
+def test_the_kept_part_of_a_latent_does_not_count(wan: Any) -> None:
     """D of the report against D of the callback's predictions over the generated part."""
     seen: list[torch.Tensor] = []
     sketch, report, latent = wan(), Report(), masked_latent(0.75)
@@ -168,14 +179,14 @@ def test_the_kept_part_of_a_latent_does_not_count(wan: Any):
     assert [s.d for s in report.steps[1:]] == pytest.approx(expected, rel=1e-4)
 
 
-def test_a_latent_that_is_kept_whole_never_settles(wan: Any):
+def test_a_latent_that_is_kept_whole_never_settles(wan: Any) -> None:
     report = Report()
     helpers.ksampler(watched(wan(), report, delta=1.0), 8, latent=masked_latent(1.0))
     assert not report.hand_overs and all(step.d in (None, 0.0) for step in report.steps)
 
 
 @pytest.mark.parametrize("node", [EasyCacheNode, LazyCacheNode], ids=["EasyCache", "LazyCache"])
-def test_a_step_that_a_cache_in_front_of_the_sketch_answers_is_not_observed(node: Any, wan: Any):
+def test_a_step_that_a_cache_in_front_of_the_sketch_answers_is_not_observed(node: Any, wan: Any) -> None:
     sketch, calls, report = wan(), [], Report()
     sketch.add_wrapper_with_key(
         WrappersMP.APPLY_MODEL, "count", lambda ex, *a, **k: (calls.append(report.steps[-1].step), ex(*a, **k))[1]
@@ -193,7 +204,7 @@ def test_a_step_that_a_cache_in_front_of_the_sketch_answers_is_not_observed(node
 
 
 @pytest.mark.parametrize("place", ["APPLY_MODEL", "function wrapper"])
-def test_a_cache_in_any_other_place_is_seen_too(place: str, wan: Any):
+def test_a_cache_in_any_other_place_is_seen_too(place: str, wan: Any) -> None:
     """One that answers every second step from what it has."""
     sketch, report, kept = wan().clone(), Report(), []
 
@@ -213,7 +224,7 @@ def test_a_cache_in_any_other_place_is_seen_too(place: str, wan: Any):
     assert [step.step for step in report.steps if step.d is not None] == [3, 5, 7, 9]
 
 
-def test_a_step_that_our_teacache_reuses_on_the_sketch_is_not_observed():
+def test_a_step_that_our_teacache_reuses_on_the_sketch_is_not_observed() -> None:
     host = module("srd_core.teacache.host")
     report = Report()
     sketch = host.with_teacache(slow_wan(), host.TeaCache(0.2))
@@ -226,22 +237,24 @@ def test_a_step_that_our_teacache_reuses_on_the_sketch_is_not_observed():
 # --- the settings -------------------------------------------------------------------------------------------------------
 
 
-def test_guidance_of_zero_can_be_had_with_the_negative_prompt_as_the_renders_positive(wan: Any):
+def test_guidance_of_zero_can_be_had_with_the_negative_prompt_as_the_renders_positive(wan: Any) -> None:
     """What the tooltip of render_cfg says."""
     sketch, render = wan(), wan(seed=1)
-    none = helpers.ksampler(render, STEPS, cfg=1e-7)  # the host takes 0 for it as well: negative + 0 (positive - negative)
+    none = helpers.ksampler(
+        render, STEPS, cfg=1e-7
+    )  # the host takes 0 for it as well: negative + 0 (positive - negative)
     said = helpers.ksampler(sr_model(sketch, render, 0, cfg=1.0, positive=helpers.prompt(2)), STEPS)
     assert torch.allclose(said, none, atol=1e-4)
 
 
 @pytest.mark.parametrize(("layers", "swapped"), [((1, 2), True), ((2, 1), False), ((1, 1), False)])
-def test_a_render_larger_than_the_sketch_is_noted(layers: tuple[int, int], swapped: bool, wan: Any):
+def test_a_render_larger_than_the_sketch_is_noted(layers: tuple[int, int], swapped: bool, wan: Any) -> None:
     report = Report()
     helpers.ksampler(sr_model(wan(layers=layers[0]), wan(seed=1, layers=layers[1]), 3, report), STEPS)
     assert report.notes == ([run_module.LARGER] if swapped else [])
 
 
-def test_a_saved_latent_that_its_predictions_do_not_lead_to_is_refused(wan: Any):
+def test_a_saved_latent_that_its_predictions_do_not_lead_to_is_refused(wan: Any) -> None:
     from test_handover import rendered, sketched
 
     record, render = sketched(wan())[0], wan(seed=1)

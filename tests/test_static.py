@@ -1,5 +1,6 @@
 """What the pack's own source may not do: run text as code, read pickles, reach the network, or write files. Read from the
-syntax tree of every file that the host imports; what is allowed is listed here with its reason."""
+syntax tree of every file that the host imports; what is allowed is listed here with its reason.
+"""
 
 from __future__ import annotations
 
@@ -10,27 +11,80 @@ from pathlib import Path
 import pytest
 from hosting import REPOSITORY
 
-SOURCES = [REPOSITORY / "__init__.py", *sorted((REPOSITORY / "nodes").rglob("*.py")), *sorted((REPOSITORY / "srd_core").rglob("*.py"))]
+SOURCES = [
+    REPOSITORY / "__init__.py",
+    *sorted((REPOSITORY / "nodes").rglob("*.py")),
+    *sorted((REPOSITORY / "srd_core").rglob("*.py")),
+]
 
 # Modules that run programs, reach the network, or make objects of bytes.
 MODULES = {
-    "asyncio", "ctypes", "dill", "ftplib", "http", "httpx", "huggingface_hub", "joblib", "marshal", "multiprocessing",
-    "pickle", "pty", "requests", "runpy", "shelve", "shutil", "smtplib", "socket", "ssl", "subprocess", "telnetlib",
-    "tempfile", "urllib", "websocket", "websockets", "aiohttp",
-}  # fmt: skip
+    "asyncio",
+    "ctypes",
+    "dill",
+    "ftplib",
+    "http",
+    "httpx",
+    "huggingface_hub",
+    "joblib",
+    "marshal",
+    "multiprocessing",
+    "pickle",
+    "pty",
+    "requests",
+    "runpy",
+    "shelve",
+    "shutil",
+    "smtplib",
+    "socket",
+    "ssl",
+    "subprocess",
+    "telnetlib",
+    "tempfile",
+    "urllib",
+    "websocket",
+    "websockets",
+    "aiohttp",
+}
 # Functions that do the same or write; a method is known by its name alone.
 FUNCTIONS = {"eval", "exec", "compile", "__import__", "breakpoint", "input"}
 METHODS = {
-    "write_text", "write_bytes", "unlink", "rmdir", "mkdir", "touch", "rename", "symlink_to", "hardlink_to", "chmod",
-    "system", "popen", "remove", "makedirs", "rmtree", "save_file", "import_module", "exec_module", "load_state_dict_from_url",
-}  # fmt: skip
+    "write_text",
+    "write_bytes",
+    "unlink",
+    "rmdir",
+    "mkdir",
+    "touch",
+    "rename",
+    "symlink_to",
+    "hardlink_to",
+    "chmod",
+    "system",
+    "popen",
+    "remove",
+    "makedirs",
+    "rmtree",
+    "save_file",
+    "import_module",
+    "exec_module",
+    "load_state_dict_from_url",
+}
 # (file, what) that is meant so.
 ALLOWED = {
     ("nodes/live.py", "import aiohttp"): "an answer on the host's own web server; it opens no connection",
-    ("nodes/inspector.py", "write_text"): "Switch Inspector writes the report into the host's output folder, where save_report asks for it",
-    ("srd_core/handover/file.py", "save_file"): "Save Hand-over writes a safetensors file into the host's output folder",
+    (
+        "nodes/inspector.py",
+        "write_text",
+    ): "Switch Inspector writes the report into the host's output folder, where save_report asks for it",
+    (
+        "srd_core/handover/file.py",
+        "save_file",
+    ): "Save Hand-over writes a safetensors file into the host's output folder",
     ("srd_core/handover/file.py", "unlink"): "the same, under another name first",
-    ("srd_core/host_check.py", "import_module"): "looks whether the host has the hooks; names from a table in the source",
+    (
+        "srd_core/host_check.py",
+        "import_module",
+    ): "looks whether the host has the hooks; names from a table in the source",
 }
 
 
@@ -71,13 +125,13 @@ def found_in(path: Path) -> list[tuple[str, str, int]]:
 
 @pytest.mark.one_host
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(REPOSITORY).as_posix())
-def test_the_pack_runs_no_text_reads_no_pickle_reaches_no_network_and_writes_no_file(path: Path):
+def test_the_pack_runs_no_text_reads_no_pickle_reaches_no_network_and_writes_no_file(path: Path) -> None:
     unexpected = [(file, line, what) for file, what, line in found_in(path) if (file, what) not in ALLOWED]
     assert not unexpected
 
 
 @pytest.mark.one_host
-def test_every_exception_to_that_is_still_needed():
+def test_every_exception_to_that_is_still_needed() -> None:
     found = {(file, what) for path in SOURCES for file, what, _ in found_in(path)}
     assert set(ALLOWED) <= found
 
@@ -86,16 +140,31 @@ def test_every_exception_to_that_is_still_needed():
 @pytest.mark.parametrize(
     "code",
     [
-        "import pickle", "from urllib import request", "import urllib.request as u", "eval('1')", "exec(text)",
-        "open(p, 'w')", "open(p, mode='a')", "open(p, mode)", "path.open('wb')", "p.write_text('')", "os.system('ls')",
-        "torch.load(p)", "torch.save(x, p)", "importlib.import_module(n)", "shutil.rmtree(p)", "import subprocess",
+        "import pickle",
+        "from urllib import request",
+        "import urllib.request as u",
+        "eval('1')",
+        "exec(text)",
+        "open(p, 'w')",
+        "open(p, mode='a')",
+        "open(p, mode)",
+        "path.open('wb')",
+        "p.write_text('')",
+        "os.system('ls')",
+        "torch.load(p)",
+        "torch.save(x, p)",
+        "importlib.import_module(n)",
+        "shutil.rmtree(p)",
+        "import subprocess",
     ],
-)  # fmt: skip
-def test_the_check_sees(code: str):
+)
+def test_the_check_sees(code: str) -> None:
     assert list(faults(ast.parse(code)))
 
 
 @pytest.mark.one_host
-@pytest.mark.parametrize("code", ["open(p)", "open(p, 'rb')", "path.open('r')", "x.load(p)", "re.compile(p)", "torch.compile(m)"])
-def test_the_check_lets_reading_pass(code: str):
+@pytest.mark.parametrize(
+    "code", ["open(p)", "open(p, 'rb')", "path.open('r')", "x.load(p)", "re.compile(p)", "torch.compile(m)"]
+)
+def test_the_check_lets_reading_pass(code: str) -> None:
     assert not list(faults(ast.parse(code)))

@@ -26,7 +26,7 @@ def run_with_spies(on_call: Any, on_callback: Any, sampler: str, wan: Any, monke
     helpers.ksampler(model, steps=STEPS, sampler_name=sampler)
 
 
-def test_the_counter_follows_heun_with_and_without_knowing_it():
+def test_the_counter_follows_heun_with_and_without_knowing_it() -> None:
     sigmas = [1.0, 0.8, 0.5, 0.0]
     calls = [(1.0, 0), (0.8, None), (0.8, 1), (0.5, None), (0.5, 2)]  # (sigma, callback after the call)
     for look_ahead, expected in (((1,), [0, 0, 1, 1, 2]), ((), [0, 1, 1, 1, 2])):
@@ -41,9 +41,12 @@ def test_the_counter_follows_heun_with_and_without_knowing_it():
 
 
 @pytest.mark.parametrize("sampler", [s for s in comfy.samplers.KSampler.SAMPLERS if s not in OWN_SCHEDULE])
-def test_every_call_is_counted_to_the_step_that_makes_it(sampler: str, wan: Any, monkeypatch: pytest.MonkeyPatch):
+def test_every_call_is_counted_to_the_step_that_makes_it(
+    sampler: str, wan: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The truth: in the host's samplers a step's callback follows its first call, so the calls between two callbacks,
-    but for the last, belong to the earlier step. Only the counter's own opinion at the time of the call is compared."""
+    but for the last, belong to the earlier step. Only the counter's own opinion at the time of the call is compared.
+    """
     told, calls_between, made = [], [0], []
     on_call, on_callback = steps_module.StepCounter.on_call, steps_module.StepCounter.on_callback
 
@@ -71,9 +74,10 @@ def test_every_call_is_counted_to_the_step_that_makes_it(sampler: str, wan: Any,
 @pytest.mark.parametrize("sampler", comfy.samplers.KSampler.SAMPLERS)
 def test_noise_levels_need_not_be_read_once_it_is_seen_that_every_step_is_one_call(
     sampler: str, first: int, wan: Any, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     """The opinion of a counter that stops reading, against one that reads every call. TeaCache counts like this: on the
-    render from the hand-over on."""
+    render from the hand-over on.
+    """
     frugal: Any = None
     opinions: list[tuple[int, int]] = []
     read: list[bool] = []

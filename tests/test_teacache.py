@@ -35,9 +35,8 @@ def embeddings(steps: int, shift: float, level: float = 4.0) -> torch.Tensor:
 
 def upstream_plan(m: torch.Tensor, coefficients: tuple[float, ...], threshold: float, ret_steps: bool) -> list[bool]:
     """The published algorithm for one of the two conds, written from its description: accumulate the rescaled change
-    against the step before; compute when it reaches the threshold, and the first (five) and without ret steps the last."""
-
-
+    against the step before; compute when it reaches the threshold, and the first (five) and without ret steps the last.
+    """
     polynomial = numpy.poly1d(coefficients)
     steps, accumulated, previous, plan = len(m), 0.0, None, []
     for cnt, modulated in enumerate(m):
@@ -58,7 +57,7 @@ def upstream_plan(m: torch.Tensor, coefficients: tuple[float, ...], threshold: f
 @pytest.mark.parametrize("table", TABLES, ids=lambda t: t.name)
 @pytest.mark.parametrize("shift", [3.0, 5.0, 8.0])
 @pytest.mark.parametrize("steps", [50, 30, 20])
-def test_the_plan_is_upstreams_where_no_guard_is_needed(steps, shift, table, form):
+def test_the_plan_is_upstreams_where_no_guard_is_needed(steps, shift, table, form) -> None:
     """The guards: negative values count as zero, at most MAX_REUSES in a row, the last step computed in both forms."""
     coefficients = table.coefficients(form)
     reused = 0
@@ -81,7 +80,7 @@ def longest(plan: list[bool]) -> int:
     return max(len(run) for run in "".join("r" if reuse else " " for reuse in plan).split(" "))
 
 
-def test_polynomials_are_the_published_ones_from_the_highest_power():
+def test_polynomials_are_the_published_ones_from_the_highest_power() -> None:
     assert teacache.polynomial((2.0, -3.0, 5.0), 10.0) == 175.0
     by_name = {t.name: t for t in TABLES}
     # computed values of the facts page: 1.3B .138 at 0, .042 at .02; 14B -13.0 at 0
@@ -91,37 +90,37 @@ def test_polynomials_are_the_published_ones_from_the_highest_power():
     assert teacache.polynomial(by_name["Wan 2.1 t2v 14B"].e0, 0.15) == pytest.approx(-39, abs=1)
 
 
-def test_distances_are_relative_l1_changes_of_neighbours():
+def test_distances_are_relative_l1_changes_of_neighbours() -> None:
     m = torch.tensor([[1.0, -1.0], [2.0, -1.0], [2.0, -1.0]])
     assert teacache.distances(m) == [0.5, 0.0]
 
 
-def test_negative_polynomial_values_count_as_nothing_and_never_pay_for_later_steps():
+def test_negative_polynomial_values_count_as_nothing_and_never_pay_for_later_steps() -> None:
     negative_then_large = [0.0] * 3 + [1.0] * 6
     plan = teacache.skip_plan(negative_then_large, (2.0, -1.0), threshold=0.5)  # 2 d - 1: -1, then 1
     assert plan == [False, True, True, True] + [False] * 6
 
 
-def test_reuses_in_a_row_are_capped_and_counting_starts_anew_after_each():
+def test_reuses_in_a_row_are_capped_and_counting_starts_anew_after_each() -> None:
     plan = teacache.skip_plan([0.0] * 20, (1.0, 0.0), threshold=0.1)
     cap = teacache.MAX_REUSES
     assert plan == ([False] + [True] * cap) * 3 + [False, True, False]
     assert sum(plan[-2:]) == 1 and not plan[-1]
 
 
-def test_first_and_last_step_are_computed_and_threshold_0_reuses_nothing():
+def test_first_and_last_step_are_computed_and_threshold_0_reuses_nothing() -> None:
     plan = teacache.skip_plan([0.01] * 9, (1.0, 0.0), threshold=10.0)
     assert not plan[0] and not plan[-1] and any(plan)
     assert not any(teacache.skip_plan([0.01] * 9, (1.0, 0.0), threshold=0.0))
 
 
-def test_ret_steps_computes_the_first_five():
+def test_ret_steps_computes_the_first_five() -> None:
     plan = teacache.skip_plan([0.01] * 9, (1.0, 0.0), threshold=10.0, computed_first=5)
     assert plan == [False] * 5 + [True] * 4 + [False]
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 4])
-def test_a_stage_of_fewer_than_5_steps_reuses_nothing(steps):
+def test_a_stage_of_fewer_than_5_steps_reuses_nothing(steps) -> None:
     assert teacache.skip_plan([0.0] * (steps - 1), (1.0, 0.0), 10.0) == [False] * steps
     assert any(teacache.skip_plan([0.0] * 4, (1.0, 0.0), 10.0))
 
@@ -139,7 +138,9 @@ def test_a_stage_of_fewer_than_5_steps_reuses_nothing(steps):
         (3072, False, 60 * 104, "Wan 2.1 t2v 14B", "3072 wide"),
     ],
 )
-def test_the_table_follows_the_models_shape_and_says_when_it_is_not_the_models_own(dim, i2v, pixels, name, says):
+def test_the_table_follows_the_models_shape_and_says_when_it_is_not_the_models_own(
+    dim, i2v, pixels, name, says
+) -> None:
     table, note = teacache.wan_table(dim, i2v, pixels)
     assert table.name == name
     assert (says in note) if says else note == ""
@@ -147,17 +148,21 @@ def test_the_table_follows_the_models_shape_and_says_when_it_is_not_the_models_o
 
 @pytest.mark.parametrize(
     ("dim", "frame_patch", "name", "says"),
-    [(1920, 1, "CogVideoX 2B", ""), (3072, 1, "CogVideoX 5B", ""), (3072, 2, "CogVideoX 1.5 5B", ""),
-     (192, 1, "CogVideoX 2B", "192 wide")],
-)  # fmt: skip
-def test_the_table_of_a_cogvideox_follows_its_width_and_patch(dim, frame_patch, name, says):
+    [
+        (1920, 1, "CogVideoX 2B", ""),
+        (3072, 1, "CogVideoX 5B", ""),
+        (3072, 2, "CogVideoX 1.5 5B", ""),
+        (192, 1, "CogVideoX 2B", "192 wide"),
+    ],
+)
+def test_the_table_of_a_cogvideox_follows_its_width_and_patch(dim, frame_patch, name, says) -> None:
     table, note = teacache.cogvideox_table(dim, frame_patch)
     assert table.name == name
     assert (says in note) if says else note == ""
     assert table.coefficients("e0") == table.coefficients("e"), "this family has one form"
 
 
-def test_residuals_are_kept_for_each_cond_and_come_back_in_the_order_asked_for():
+def test_residuals_are_kept_for_each_cond_and_come_back_in_the_order_asked_for() -> None:
     kept = Residuals()
     both = torch.arange(8.0).reshape(4, 1, 2)
     kept.keep(["cond", "uncond"], both)
@@ -169,7 +174,7 @@ def test_residuals_are_kept_for_each_cond_and_come_back_in_the_order_asked_for()
     assert len(kept) == 0
 
 
-def test_a_residual_of_another_batch_size_or_shape_or_an_unknown_cond_is_not_reused():
+def test_a_residual_of_another_batch_size_or_shape_or_an_unknown_cond_is_not_reused() -> None:
     kept = Residuals()
     kept.keep(["a"], torch.zeros(2, 3, 4))
     kept.keep(["b"], torch.zeros(2, 5, 4))
@@ -208,7 +213,7 @@ class Watched:
 
 def test_residuals_are_taken_while_the_hosts_malloc_graph_is_paused_and_the_blocks_run_outside(
     monkeypatch: pytest.MonkeyPatch,
-):
+) -> None:
     seen: list[tuple[str, bool]] = []
     paused: list[int] = []
 
@@ -232,7 +237,7 @@ def test_residuals_are_taken_while_the_hosts_malloc_graph_is_paused_and_the_bloc
     assert seen == [("cloned", True), ("block", False), ("block", False), ("subtracted", True), ("kept", True)]
 
 
-def test_a_host_without_a_malloc_graph_is_left_alone(monkeypatch: pytest.MonkeyPatch):
+def test_a_host_without_a_malloc_graph_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(prefetch_module(monkeypatch), "pause_malloc_graph", raising=False)
     with blocks.pause_malloc_graph():
         pass

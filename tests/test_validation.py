@@ -16,8 +16,19 @@ from hosting import REPOSITORY, host_module, load_by_path
 
 workflow = load_by_path("srd_workflow", REPOSITORY / "demo" / "workflow.py")
 # Inputs with a default, after those that a run needs: an API graph from before one existed does not name it.
-LATER = ("weight_dtype", "attention", "switch_mode", "delta", "fix_step", "max_step", "switch_step", "switch_sigma", "render_cfg",
-         "teacache", "offload_sketch")  # fmt: skip
+LATER = (
+    "weight_dtype",
+    "attention",
+    "switch_mode",
+    "delta",
+    "fix_step",
+    "max_step",
+    "switch_step",
+    "switch_sigma",
+    "render_cfg",
+    "teacache",
+    "offload_sketch",
+)
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +106,7 @@ def failed(server: Any, saved: Any, node: str, **values: Any) -> str:
     ],
     ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
 )
-def test_sr_sampler_refuses_when_it_is_queued(values: Any, where: str, words: str, server: Any, saved: Any):
+def test_sr_sampler_refuses_when_it_is_queued(values: Any, where: str, words: str, server: Any, saved: Any) -> None:
     name, said = refused(server, saved, "SRSampler", **values)
     assert name == where and re.search(words, said), said
 
@@ -103,7 +114,10 @@ def test_sr_sampler_refuses_when_it_is_queued(values: Any, where: str, words: st
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"switch_mode": "step", "switch_step": 51, "steps": 50}, "switch_step is 51, but the run has 50 steps.*Set switch_step below"),
+        (
+            {"switch_mode": "step", "switch_step": 51, "steps": 50},
+            "switch_step is 51, but the run has 50 steps.*Set switch_step below",
+        ),
         ({"cfg": "nan"}, "cfg is nan; it must be a number"),
         ({"render_cfg": "nan"}, "render_cfg is nan; it must be a number"),
         ({"delta": "nan"}, "delta is nan; it must be above 0"),
@@ -115,7 +129,7 @@ def test_sr_sampler_refuses_when_it_is_queued(values: Any, where: str, words: st
 )
 def test_what_several_inputs_decide_is_said_by_the_node_itself_and_its_sentence_comes_first(
     values: Any, words: str, server: Any, saved: Any
-):
+) -> None:
     assert re.match(words, failed(server, saved, "SRSampler", **values))
 
 
@@ -132,35 +146,39 @@ def test_what_several_inputs_decide_is_said_by_the_node_itself_and_its_sentence_
 @pytest.mark.parametrize("loader", ["SRLoadSketchDiT", "SRLoadRenderDiT"])
 def test_a_loader_refuses_a_file_by_its_header_when_it_is_queued(
     loader: str, name: str, words: str, server: Any, saved: Any
-):
+) -> None:
     where, said = refused(server, saved, loader, model_name=name)
     assert where == "model_name" and words in said
 
 
 @pytest.mark.parametrize("loader", ["SRLoadSketchDiT", "SRLoadRenderDiT"])
-def test_a_name_with_the_other_system_s_separator_is_found(loader: str, server: Any, saved: Any):
+def test_a_name_with_the_other_system_s_separator_is_found(loader: str, server: Any, saved: Any) -> None:
     _, options = server.object_info(loader)[loader]["input"]["required"]["model_name"]
     (name,) = (name for name in options["options"] if "deep" in name)
     other = name.replace("/", "\\") if "/" in name else name.replace("\\", "/")
     assert other != name and "cut short" in refused(server, saved, loader, model_name=other)[1]
 
 
-def test_any_attention_is_taken(server: Any, saved: Any):
+def test_any_attention_is_taken(server: Any, saved: Any) -> None:
     node_id = workflow.find(saved, "SRLoadSketchDiT")
     graph = workflow.set_inputs(saved, node_id, attention="gone")
-    server.run(workflow.up_to_latent(workflow.set_inputs(graph, workflow.find(graph, "SRSampler"), steps=2), workflow.find(graph, "SRSampler")))
+    server.run(
+        workflow.up_to_latent(
+            workflow.set_inputs(graph, workflow.find(graph, "SRSampler"), steps=2), workflow.find(graph, "SRSampler")
+        )
+    )
 
 
-def test_one_of_several_shards_is_refused_by_the_name_of_what_is_missing(server: Any, saved: Any):
+def test_one_of_several_shards_is_refused_by_the_name_of_what_is_missing(server: Any, saved: Any) -> None:
     assert "index.json" in refused(server, saved, "SRLoadSketchDiT", model_name="part.safetensors.index.json")[1]
 
 
-def test_a_loader_refuses_a_precision_that_is_gone(server: Any, saved: Any):
+def test_a_loader_refuses_a_precision_that_is_gone(server: Any, saved: Any) -> None:
     where, said = refused(server, saved, "SRLoadRenderDiT", weight_dtype="int3")
     assert where == "weight_dtype" and "Value not in list" in said
 
 
-def test_the_same_workflow_with_good_values_is_taken(server: Any, saved: Any):
+def test_the_same_workflow_with_good_values_is_taken(server: Any, saved: Any) -> None:
     node_id = workflow.find(saved, "SRSampler")
     for values in ({"switch_mode": "step", "switch_step": 2, "steps": 2}, {"max_step": 3, "fix_step": 5, "steps": 6}):
         server.run(workflow.set_inputs(saved, node_id, **values), timeout=300)
@@ -171,14 +189,16 @@ def latent_of(server: Any, graph: Any) -> torch.Tensor:
     return safetensors.torch.load(server.view(entry["outputs"]["latent"]["latents"][0]))["latent_tensor"]
 
 
-def test_an_api_graph_from_before_a_widget_existed_runs_with_its_default(server: Any):
+def test_an_api_graph_from_before_a_widget_existed_runs_with_its_default(server: Any) -> None:
     info = server.object_info()
     first = workflow.load(REPOSITORY / "tests" / "data" / "workflow_first_release.json")
     whole = workflow.to_api(first, info)
     sampler_id = workflow.find(whole, "SRSampler")
     defaults = {name: options["default"] for name, _, options in workflow.specs(info["SRSampler"]) if name in LATER}
     whole = workflow.set_inputs(whole, sampler_id, **defaults, steps=8)
-    before = {key: node | {"inputs": {name: value for name, value in node["inputs"].items() if name not in LATER}}
-              for key, node in whole.items()}  # fmt: skip
+    before = {
+        key: node | {"inputs": {name: value for name, value in node["inputs"].items() if name not in LATER}}
+        for key, node in whole.items()
+    }
     assert before != whole
     assert torch.equal(latent_of(server, before), latent_of(server, whole))

@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 from hosting import REPOSITORY
 
-PROSE = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/*.md", "web/docs/*.md", "web/*.js", "locales/en/*.json", "workflows/*.json"]
+PROSE = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "docs/*.md",
+    "web/docs/*.md",
+    "web/*.js",
+    "locales/en/*.json",
+    "workflows/*.json",
+]
 CODE = ["srd_core/**/*.py", "nodes/*.py", "demo/*.py", "bench/*.py"]
 LITERARY = {
     "is no X (is not a X)": r"(?<![Tt]here )(?<!is there )\b(?:is|are|was|were) no [a-z]",
@@ -19,7 +28,16 @@ LITERARY = {
     "lets go (frees)": r"\blets? go\b",
 }
 # To users the change of model is the switch. A hand-over is what lies between SR Sketch and SR Render: these speak of it.
-HALVES = ("SRSketch", "SRRender", "SRSaveHandOver", "SRLoadHandOver", "several_machines", "sketch_once", "CHANGELOG", "CONTRIBUTING")
+HALVES = (
+    "SRSketch",
+    "SRRender",
+    "SRSaveHandOver",
+    "SRLoadHandOver",
+    "several_machines",
+    "sketch_once",
+    "CHANGELOG",
+    "CONTRIBUTING",
+)
 HAND_OVER = r"\bhand(?:s|ed)? over\b|\b[Hh]and-overs?\b(?! file)"
 NAMES = re.compile(r"(?:Save|Load) Hand-over|SR hand-over|[\w/.]*hand_?over[\w/.]*", re.IGNORECASE)
 
@@ -40,7 +58,9 @@ def test_no_text_has_a_literary_phrase(banned: str) -> None:
 
 
 def test_texts_for_users_call_the_change_of_model_a_switch() -> None:
-    prose = [path for path in files(*PROSE) if not any(half in path.name for half in HALVES) and path.name != "nodeDefs.json"]
+    prose = [
+        path for path in files(*PROSE) if not any(half in path.name for half in HALVES) and path.name != "nodeDefs.json"
+    ]
     assert {path.name: places for path in prose if (places := found(HAND_OVER, path))} == {}
 
 

@@ -42,15 +42,31 @@ COG, COG_KSAMPLER = "cogvideox_5B_to_2B", "cogvideox_5B_to_2B_ksampler"
 COMPARE, SWEEP, ONCE = "compare_wan2.1_t2v_14B_to_1.3B", "delta_sweep", "sketch_once_render_many"
 FAST, FEW_STEP, THREE = f"{WAN21}_fast", "wan2.1_t2v_14B_few_step_render", "wan2.2_high_low_to_wan2.1_1.3B"
 BALANCED, LONG, GGUF = f"{WAN21}_balanced", f"{WAN21}_long", "wan2.1_t2v_14B_gguf_to_1.3B"
-MOE, MOE_LORA, MOE_IMAGE = "wan2.2_t2v_14B_high_to_low", "wan2.2_t2v_14B_high_to_low_lightx2v", "wan2.2_i2v_14B_high_to_low"
+MOE, MOE_LORA, MOE_IMAGE = (
+    "wan2.2_t2v_14B_high_to_low",
+    "wan2.2_t2v_14B_high_to_low_lightx2v",
+    "wan2.2_i2v_14B_high_to_low",
+)
 IMAGE, VACE, FLUX = "wan2.1_i2v_14B_to_fun_inp_1.3B", "wan2.1_vace_14B_to_1.3B", "flux2_dev_to_klein_4B"
 HD = f"{WAN21}_720p"
 NEWER = {FAST, FEW_STEP, THREE, BALANCED, LONG, GGUF, MOE, MOE_LORA, MOE_IMAGE, IMAGE, VACE, FLUX, HD}
 KSAMPLER_OF = {name: f"{name}_ksampler" for name in (WAN21, COG)}
 OWN = (
-    "SRLoadSketchDiT", "SRLoadRenderDiT", "SRSampler", "SRModel", "SRSwitchInspector", "SRCompare", "SRCogVideoXFix",
-    "SRTeaCache", "SRSketch", "SRRender", "SRSaveHandOver", "SRLoadHandOver", "SRMeasurePair", "SRAttention",
-)  # fmt: skip
+    "SRLoadSketchDiT",
+    "SRLoadRenderDiT",
+    "SRSampler",
+    "SRModel",
+    "SRSwitchInspector",
+    "SRCompare",
+    "SRCogVideoXFix",
+    "SRTeaCache",
+    "SRSketch",
+    "SRRender",
+    "SRSaveHandOver",
+    "SRLoadHandOver",
+    "SRMeasurePair",
+    "SRAttention",
+)
 SMALL = {"width": 64, "height": 32, "length": 5}
 SIZES = ("EmptyHunyuanLatentVideo", "WanImageToVideo", "WanVaceToVideo", "EmptyFlux2LatentImage")
 WINDOW = {"context_length": 9, "context_overlap": 4}  # of 13 frames
@@ -65,14 +81,24 @@ LOADED = {
     GGUF: ["UnetLoaderGGUF", "SRLoadRenderDiT", "CLIPLoader", "VAELoader"],
     FLUX: ["UNETLoader", "UNETLoader", "CLIPLoader", "CLIPLoader", "VAELoader"],
 }
-OFFICIAL = tuple(f"https://huggingface.co/Comfy-Org/{name}" for name in ("Wan_2.1_", "Wan_2.2_", "flux2-dev/", "flux2-klein/"))
+OFFICIAL = tuple(
+    f"https://huggingface.co/Comfy-Org/{name}" for name in ("Wan_2.1_", "Wan_2.2_", "flux2-dev/", "flux2-klein/")
+)
 QUANTIZED = "https://huggingface.co/city96/Wan2.1-T2V-14B-gguf/resolve/main/"
 KIJAI = "https://huggingface.co/Kijai/WanVideo_comfy/resolve/main/Lightx2v/"  # of LoRAs
-LATER = {"SRSampler": 5, "SRModel": 5, "SRSketch": 1, "SRRender": 2, "SRSwitchInspector": 1}  # widgets that a file of the first release has no value for
+LATER = {
+    "SRSampler": 5,
+    "SRModel": 5,
+    "SRSketch": 1,
+    "SRRender": 2,
+    "SRSwitchInspector": 1,
+}  # widgets that a file of the first release has no value for
 STEPS = {FEW_STEP: 14, MOE_LORA: 13}  # of a workflow in which the render walks the rest in its own steps
 STAGES = {THREE: ["sketch", "sketch 2", "render"]}
 TEXT_WIDTHS = {"mistral_3_small_flux2_fp8.safetensors": 15360, "qwen_3_4b.safetensors": 7680}
-VIDEOS = {ONCE: ["render", "render_teacache", "sketch_preview"]}  # of a workflow that saves more than one, without numbers
+VIDEOS = {
+    ONCE: ["render", "render_teacache", "sketch_preview"]
+}  # of a workflow that saves more than one, without numbers
 
 TEXT_NODE = '''
 import pathlib
@@ -163,7 +189,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:
         encoder = folder / f"{name}.safetensors"
         encoder.write_bytes(b"")  # only its name is looked at
         made["text_encoders"].append(encoder)
-    few_step = ("lightx2v_T2V_14B_cfg_step_distill_v2_lora_rank64_bf16", "wan2.2_t2v_lightx2v_4steps_lora_v1.1_low_noise")
+    few_step = (
+        "lightx2v_T2V_14B_cfg_step_distill_v2_lora_rank64_bf16",
+        "wan2.2_t2v_lightx2v_4steps_lora_v1.1_low_noise",
+    )
     made["loras"] = [lora(folder / f"{name}.safetensors") for name in few_step]
     made["clip_vision"] = [folder / "clip_vision_h.safetensors"]
     made["clip_vision"][0].write_bytes(b"")
@@ -173,19 +202,37 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:
 def other_kinds(folder: Path) -> Iterator[tuple[str, Path]]:
     """Image to video with what CLIP vision sees (Wan 2.1) and without (Wan 2.2), VACE, Flux.2, and a .gguf that is none."""
     plain = {"in_dim": 36, "model_type": "t2v"}
-    for seed, (name, how) in enumerate({
-        "wan2.2_i2v_high_noise_14B_fp8_scaled": plain, "wan2.2_i2v_low_noise_14B_fp8_scaled": plain,
-        "wan2.1_i2v_480p_14B_fp16": plain | {"model_type": "i2v", "num_layers": 2},
-        "wan2.1_fun_inp_1.3B_bf16": plain | {"model_type": "i2v"},
-    }.items()):  # fmt: skip
+    for seed, (name, how) in enumerate(
+        {
+            "wan2.2_i2v_high_noise_14B_fp8_scaled": plain,
+            "wan2.2_i2v_low_noise_14B_fp8_scaled": plain,
+            "wan2.1_i2v_480p_14B_fp16": plain | {"model_type": "i2v", "num_layers": 2},
+            "wan2.1_fun_inp_1.3B_bf16": plain | {"model_type": "i2v"},
+        }.items()
+    ):
         layout = {"dim": 128, "ffn_dim": 128, "num_heads": 1, "num_layers": 1, "text_dim": 4096} | how
         yield name, random_file(folder / f"{name}.safetensors", comfy.ldm.wan.model.WanModel, layout, seed)
     for seed, layers in enumerate((2, 1)):
         name = ("wan2.1_vace_14B_fp16", "wan2.1_vace_1.3B_fp16")[seed]
-        layout = {"dim": 128, "ffn_dim": 128, "num_heads": 1, "num_layers": layers, "vace_layers": 1, "vace_in_dim": 96, "text_dim": 4096}
+        layout = {
+            "dim": 128,
+            "ffn_dim": 128,
+            "num_heads": 1,
+            "num_layers": layers,
+            "vace_layers": 1,
+            "vace_in_dim": 96,
+            "text_dim": 4096,
+        }
         yield name, random_file(folder / f"{name}.safetensors", comfy.ldm.wan.model.VaceWanModel, layout, seed)
     for seed, (name, text) in enumerate({"flux2_dev_fp8mixed": 15360, "flux-2-klein-base-4b": 7680}.items()):
-        layout = FLUX2 | {"hidden_size": 128, "num_heads": 1, "context_in_dim": text, "guidance_embed": not seed, "depth": 1, "depth_single_blocks": 1}
+        layout = FLUX2 | {
+            "hidden_size": 128,
+            "num_heads": 1,
+            "context_in_dim": text,
+            "guidance_embed": not seed,
+            "depth": 1,
+            "depth_single_blocks": 1,
+        }
         yield name, random_file(folder / f"{name}.safetensors", comfy.ldm.flux.model.Flux, layout, seed)
     gguf = folder / "wan2.1-t2v-14b-Q4_K_M.gguf"
     safetensors.torch.save_file(helpers.wan_state_dict(0, layers=2), gguf)
@@ -204,7 +251,9 @@ def lora(path: Path) -> Path:
     generator, weights = torch.Generator().manual_seed(5), {}
     for layer in ("self_attn.q", "self_attn.v", "cross_attn.o"):
         for part, shape in (("down", (2, helpers.DIM)), ("up", (helpers.DIM, 2))):
-            weights[f"diffusion_model.blocks.0.{layer}.lora_{part}.weight"] = torch.randn(shape, generator=generator) * 0.2
+            weights[f"diffusion_model.blocks.0.{layer}.lora_{part}.weight"] = (
+                torch.randn(shape, generator=generator) * 0.2
+            )
     comfy.utils.save_torch_file(weights, str(path))
     return path
 
@@ -221,9 +270,16 @@ def cogvideox(folder: Path, kind: str, seed: int) -> Path:
 def demo_dit(path: Path, seed: int) -> Path:
     """A random DiT that reads the demo's text width; the file says so, as the demo's own files do."""
     model = comfy.ldm.wan.model.WanModel(
-        model_type="t2v", dim=128, ffn_dim=128, num_heads=1, num_layers=1, text_dim=64,
-        device="cpu", dtype=torch.float32, operations=comfy.ops.disable_weight_init,
-    )  # fmt: skip
+        model_type="t2v",
+        dim=128,
+        ffn_dim=128,
+        num_heads=1,
+        num_layers=1,
+        text_dim=64,
+        device="cpu",
+        dtype=torch.float32,
+        operations=comfy.ops.disable_weight_init,
+    )
     config = {"transformer": {"text_dim": 64, "num_heads": 1}}
     comfy.utils.save_torch_file(randomised(model, seed), str(path), metadata={"config": json.dumps(config)})
     return path
@@ -255,7 +311,9 @@ def server(files: dict[str, list[Path]], tmp_path_factory: pytest.TempPathFactor
     packs = {**host_module.DEMO_PACKS, "srd_test_text": test_pack}
     base = tmp_path_factory.mktemp("base")
     (base / "input").mkdir()
-    Image.effect_noise((96, 64), 90).convert("RGB").save(base / "input" / "example.png")  # every ComfyUI has one of this name
+    Image.effect_noise((96, 64), 90).convert("RGB").save(
+        base / "input" / "example.png"
+    )  # every ComfyUI has one of this name
     with host_module.serve(host_module.find_or_make(), base, packs, files) as running:
         yield running
 
@@ -406,7 +464,10 @@ def test_every_model_folder_comes_with_its_official_address_in_the_note(name: st
 def test_the_file_names_and_addresses_are_those_of_the_host_s_own_templates() -> None:
     folders = [Path(path).parent for path in comfyui_workflow_templates_core.__path__]
     wan = (WAN21, WAN22, FEW_STEP, THREE, BALANCED, LONG, MOE, MOE_LORA, MOE_IMAGE, IMAGE, VACE)
-    subjects = dict.fromkeys(wan, "wan") | {COG: "void", FLUX: "flux2"}  # void: made of CogVideoX, with its VAE and text encoder
+    subjects = dict.fromkeys(wan, "wan") | {
+        COG: "void",
+        FLUX: "flux2",
+    }  # void: made of CogVideoX, with its VAE and text encoder
     for name in subjects.keys() & set(NAMES):
         pattern = f"comfyui_workflow_templates*/**/*{subjects[name]}*.json"
         texts = [path.read_text("utf-8") for folder in folders for path in folder.glob(pattern)]
@@ -444,7 +505,9 @@ def test_every_widget_has_exactly_one_value_and_it_is_allowed(name: str, info: M
     saved = {str(node["id"]): node for node in shipped(name)["nodes"]}
     for node_id, node in workflow.to_api(shipped(name), info).items():  # raises for values too few or too many
         widgets = [s for s in workflow.specs(info[node["class_type"]]) if workflow.is_widget(*s[1:])]
-        controls = sum(bool(options.get("control_after_generate") or options.get("image_upload")) for _, _, options in widgets)
+        controls = sum(
+            bool(options.get("control_after_generate") or options.get("image_upload")) for _, _, options in widgets
+        )
         missing = len(widgets) + controls - len(saved[node_id].get("widgets_values") or [])
         assert missing == 0 or missing_are_new(node["class_type"], missing)
         for input_name, kind, options in widgets:
@@ -464,7 +527,11 @@ def test_a_file_from_before_the_newest_widgets_gives_the_same_graph(name: str, i
     for old, new in own:
         count = LATER[old["type"]]
         del old["widgets_values"][-count:]
-        defaults = [options["default"] for _, kind, options in workflow.specs(info[old["type"]]) if workflow.is_widget(kind, options)]
+        defaults = [
+            options["default"]
+            for _, kind, options in workflow.specs(info[old["type"]])
+            if workflow.is_widget(kind, options)
+        ]
         new["widgets_values"][-count:] = defaults[-count:]
     assert own and workflow.to_api(before, info) == workflow.to_api(plain, info)
     if name not in NEWER | {DEMO}:
@@ -504,7 +571,13 @@ def test_inputs_that_a_choice_brings_are_named_after_it_and_its_values_follow_in
         return workflow.to_api({"nodes": [node], "links": []}, info)["1"]["inputs"]
 
     whole = inputs_of("mp4", "h264", "again", 30.0, "clip")
-    assert whole == {"format": "mp4", "format.codec": "h264", "format.encoding": "again", "format.encoding.crf": 30.0, "name": "clip"}
+    assert whole == {
+        "format": "mp4",
+        "format.codec": "h264",
+        "format.encoding": "again",
+        "format.encoding.crf": 30.0,
+        "name": "clip",
+    }
     assert inputs_of("auto", "clip") == {"format": "auto", "name": "clip"}
     assert inputs_of("mp4") == {"format": "mp4", "format.codec": "auto", "format.encoding": "auto", "name": "video"}
     with pytest.raises(workflow.WorkflowError, match="left over"):
@@ -522,7 +595,9 @@ def test_a_shipped_workflow_runs_in_the_real_server_and_saves_its_video(
     outputs = run(server, graph)
     assert name not in VIDEOS or sorted(videos_of(outputs)) == VIDEOS[name]
     if name == FLUX:
-        (saved,) = [file for output in outputs.values() for file in output.get("images", []) if file["type"] == "output"]
+        (saved,) = [
+            file for output in outputs.values() for file in output.get("images", []) if file["type"] == "output"
+        ]
         assert Image.open(io.BytesIO(server.view(saved))).size == (4, 2)  # the test's node shows the latent
     for video in VIDEOS.get(name, [None] * (name != FLUX)):
         shape = (13 if name == LONG else SMALL["length"], SMALL["height"], WIDE.get(name, SMALL["width"]), 3)
@@ -532,7 +607,9 @@ def test_a_shipped_workflow_runs_in_the_real_server_and_saves_its_video(
     reports = reports_of(outputs)
     assert len(reports) == sum(node["class_type"] == "SRSwitchInspector" for node in graph.values())
     for report in reports:
-        assert report["status"] == "done" and len(report["steps"]) == walked == sum(stage["calls"] for stage in report["stages"])
+        assert report["status"] == "done" and len(report["steps"]) == walked == sum(
+            stage["calls"] for stage in report["stages"]
+        )
         assert report["given_steps"] in (steps, 0)
         if report["switch"]["delta"] >= 0.01:  # a smaller one may never be reached by random weights
             assert [hand_over["to"] for hand_over in report["hand_overs"]] == stages[1:]
@@ -580,10 +657,14 @@ def test_the_few_step_render_runs_in_one_go_with_a_lora_that_the_sketch_does_not
     assert not np.array_equal(frames_of(server, run(server, without)), frames)
 
 
-def test_wan_2_2_in_one_sampler_gives_each_model_the_noise_it_was_trained_for(server: Any, info: Mapping[str, Any]) -> None:
+def test_wan_2_2_in_one_sampler_gives_each_model_the_noise_it_was_trained_for(
+    server: Any, info: Mapping[str, Any]
+) -> None:
     for name, boundary in ((MOE, 0.875), (MOE_LORA, 0.875), (MOE_IMAGE, 0.9)):
         report = report_of(run(server, ready(name, info)))
-        high, low = ([step["sigma"] for step in report["steps"] if step["stage"] == stage] for stage in ("sketch", "render"))
+        high, low = (
+            [step["sigma"] for step in report["steps"] if step["stage"] == stage] for stage in ("sketch", "render")
+        )
         assert min(high) >= boundary > max(low)
         if name == MOE_LORA:
             assert (len(high), len(low), report["given_steps"]) == (9, 4, 20)  # as the note says
@@ -608,10 +689,14 @@ def test_a_workflow_opens_with_its_note_and_all_loaders_in_view(name: str) -> No
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_note_has_no_code_spans_which_nodes_2_0_draws_blue_on_blue(name: str) -> None:
-    assert not [node for node in shipped(name)["nodes"] if node["type"] in workflow.NOTES and "`" in node["widgets_values"][0]]
+    assert not [
+        node for node in shipped(name)["nodes"] if node["type"] in workflow.NOTES and "`" in node["widgets_values"][0]
+    ]
 
 
-@pytest.mark.parametrize(("name", "preset"), [(WAN21, "paper"), (BALANCED, "balanced"), (FAST, "fast"), (FEW_STEP, "few-step render")])
+@pytest.mark.parametrize(
+    ("name", "preset"), [(WAN21, "paper"), (BALANCED, "balanced"), (FAST, "fast"), (FEW_STEP, "few-step render")]
+)
 def test_a_workflow_that_has_a_preset_s_name_has_its_values(name: str, preset: str, info: Mapping[str, Any]) -> None:
     graph = workflow.to_api(shipped(name), info)
     values = graph[workflow.find(graph, "SRSampler")]["inputs"]
@@ -625,11 +710,15 @@ def test_the_fast_workflow_is_the_balanced_one_with_a_render_without_guidance(in
 
 def test_the_720p_workflow_is_the_plain_one_with_a_smaller_sketch(server: Any, info: Mapping[str, Any]) -> None:
     plain, hd = (workflow.to_api(shipped(name), info) for name in (WAN21, HD))
-    sampler, latent, save = (workflow.find(plain, kind) for kind in ("SRSampler", "EmptyHunyuanLatentVideo", "SaveVideo"))
+    sampler, latent, save = (
+        workflow.find(plain, kind) for kind in ("SRSampler", "EmptyHunyuanLatentVideo", "SaveVideo")
+    )
     expected = workflow.set_inputs(plain, sampler, sketch_scale=0.667)
     expected = workflow.set_inputs(expected, latent, width=1280, height=720, length=81)
     assert hd == workflow.set_inputs(expected, save, filename_prefix=hd[save]["inputs"]["filename_prefix"])
-    assert any("on a latent of 2 x 4 instead of 4 x 8" in note for note in report_of(run(server, ready(HD, info)))["notes"])
+    assert any(
+        "on a latent of 2 x 4 instead of 4 x 8" in note for note in report_of(run(server, ready(HD, info)))["notes"]
+    )
 
 
 @pytest.mark.parametrize("name", KSAMPLER_OF)
@@ -672,7 +761,13 @@ def test_the_delta_sweep_differs_in_delta_only(info: Mapping[str, Any]) -> None:
     assert len({json.dumps({**inputs, "delta": None}, sort_keys=True) for inputs in samplers}) == 1
 
 
-DOCUMENTS = ["README.md", "README.zh.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in (REPOSITORY / "docs").glob("*.md")), *(f"web/docs/{n}.md" for n in OWN)]
+DOCUMENTS = [
+    "README.md",
+    "README.zh.md",
+    "CONTRIBUTING.md",
+    *(f"docs/{path.name}" for path in (REPOSITORY / "docs").glob("*.md")),
+    *(f"web/docs/{n}.md" for n in OWN),
+]
 
 # --- what the README and the help pages say ---------------------------------------------------------------------------
 

@@ -22,7 +22,10 @@ FRAMES = 9
 EDGE = 1.5  # pixels over which a mask falls from 1 to 0
 MARGIN = 3.0
 GAP = 5.0
-_RADII: dict[int, dict[str, tuple[float, float]]] = {1: {"one": (20, 27), "two": (16, 19), "three": (13.5, 15)}, 2: {"one": (16, 20), "two": (13, 15)}}
+_RADII: dict[int, dict[str, tuple[float, float]]] = {
+    1: {"one": (20, 27), "two": (16, 19), "three": (13.5, 15)},
+    2: {"one": (16, 20), "two": (13, 15)},
+}
 _DIRECTION = {"still": (0, 0), "left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 
 

@@ -50,8 +50,16 @@ def build(shape: Shape, seed: int) -> Any:
     import comfy.ops
     from comfy.ldm.wan.model import WanModel
 
-    model = WanModel(dim=shape.dim, ffn_dim=4 * shape.dim, num_layers=shape.layers, num_heads=shape.heads,
-                     text_dim=TEXT_DIM, operations=comfy.ops.disable_weight_init, dtype=torch.float32, device="cpu")
+    model = WanModel(
+        dim=shape.dim,
+        ffn_dim=4 * shape.dim,
+        num_layers=shape.layers,
+        num_heads=shape.heads,
+        text_dim=TEXT_DIM,
+        operations=comfy.ops.disable_weight_init,
+        dtype=torch.float32,
+        device="cpu",
+    )
     generator = torch.Generator().manual_seed(seed)
     for name, p in model.named_parameters():
         _initialise(name, p.data, generator)
@@ -75,7 +83,8 @@ def _initialise(name: str, p: torch.Tensor, generator: torch.Generator) -> None:
 
 def grown(state: dict[str, torch.Tensor], behind: tuple[int, ...]) -> dict[str, torch.Tensor]:
     """A state dict with a block more behind each of these: a copy of it whose output projections are zero, so that the
-    network predicts what it did."""
+    network predicts what it did.
+    """
     layers = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))
     order = [old for i in range(layers) for old in ((i, i) if i in behind else (i,))]
     result = {name: t.clone() for name, t in state.items() if not name.startswith("blocks.")}
@@ -109,7 +118,7 @@ def trainable_host() -> Iterator[None]:
 
 
 def _rotate(x: torch.Tensor, freqs: torch.Tensor) -> torch.Tensor:
-    """x [B, L, heads, d] times the rotation matrices freqs [..., d/2, 2, 2]."""
+    """X [B, L, heads, d] times the rotation matrices freqs [..., d/2, 2, 2]."""
     pair = x.reshape(*x.shape[:-1], -1, 1, 2).to(freqs.dtype)
     return (freqs[..., 0] * pair[..., 0] + freqs[..., 1] * pair[..., 1]).reshape(x.shape).type_as(x)
 
@@ -119,7 +128,9 @@ def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int, **_: 
     q, k, v = (t.unflatten(2, (heads, -1)).transpose(1, 2) for t in (q, k, v))
     if q.is_cuda:
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-    weights = (q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)).softmax(-1)  # a fifth faster a step than torch's own on CPU
+    weights = (q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)).softmax(
+        -1
+    )  # a fifth faster a step than torch's own on CPU
     return (weights.to(v.dtype) @ v).transpose(1, 2).flatten(2)
 
 

@@ -72,8 +72,15 @@ def cooperate(sketch: Any, render: Any, k: int, steps: int) -> Any:
     return both
 
 
-def sample(model: Any, scenes: list[Scene], seed: int, cfg: float, steps: int, size: int = 16,
-           shape: tuple[int, ...] = LATENT_SHAPE) -> torch.Tensor:
+def sample(
+    model: Any,
+    scenes: list[Scene],
+    seed: int,
+    cfg: float,
+    steps: int,
+    size: int = 16,
+    shape: tuple[int, ...] = LATENT_SHAPE,
+) -> torch.Tensor:
     """VAE-space latents [N, *shape] from the host's sampler, `size` prompts at a time."""
     import comfy.sample
 
@@ -84,8 +91,11 @@ def sample(model: Any, scenes: list[Scene], seed: int, cfg: float, steps: int, s
         noise = comfy.sample.prepare_noise(torch.zeros(len(scenes), *shape), seed)[start : start + size]
         positive = [[torch.stack([encode(caption(s)) for s in some]), {}]]
         negative = [[encode("")[None], {}]]
-        parts.append(comfy.sample.sample(model, noise, steps, cfg, SAMPLER, SCHEDULER, positive, negative, empty,
-                                         seed=seed, disable_pbar=True))
+        parts.append(
+            comfy.sample.sample(
+                model, noise, steps, cfg, SAMPLER, SCHEDULER, positive, negative, empty, seed=seed, disable_pbar=True
+            )
+        )
     return torch.cat(parts).float()
 
 
@@ -103,8 +113,9 @@ def interval(values: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
 
 def summary(scores: list[dict[str, float]]) -> dict[str, list[float]]:
     """Mean and interval of every score over videos."""
-    return {name: list(interval(np.array([s[name] for s in scores if name in s])))
-            for name in ("mean", *ATTRIBUTES, "off")}
+    return {
+        name: list(interval(np.array([s[name] for s in scores if name in s]))) for name in ("mean", *ATTRIBUTES, "off")
+    }
 
 
 def references(vae: Any, scenes: list[Scene], size: int = SIZE) -> dict[str, dict]:
@@ -183,8 +194,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     errors = {n: x0_errors(m, from_vae(true), scenes) for n, m in models.items()}
     print_errors(errors)
     costs = step_costs(models, encode(caption(scenes[0])), shape)
-    print(f"guided step, {torch.get_num_threads()} threads:", ", ".join(f"{n} {ms:.1f} ms" for n, ms in costs.items()),
-          f"ratio {costs['sketch'] / costs['render']:.2f}", flush=True)
+    print(
+        f"guided step, {torch.get_num_threads()} threads:",
+        ", ".join(f"{n} {ms:.1f} ms" for n, ms in costs.items()),
+        f"ratio {costs['sketch'] / costs['render']:.2f}",
+        flush=True,
+    )
     if args.no_samples:
         return {"scores": {}, "x0 errors": errors, "step ms": costs}
     models |= {f"sketch {k}, then render": cooperate(sketch, render, k, args.steps) for k in args.hand_over}

@@ -21,10 +21,46 @@ GRID = (1 + (FRAMES - 1) // 4, SIZE // 8, SIZE // 8)
 SPECTRUM = 0.75  # channel std ~ (pixel std)^SPECTRUM: 1 keeps the pixels' spectrum, 0 whitens it
 
 # comfy.latent_formats.Wan21: the DiT sees (vae - mean) / std. A test compares them with the host's.
-WAN_MEAN = torch.tensor([-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
-                         0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921]).view(16, 1, 1, 1)
-WAN_STD = torch.tensor([2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
-                        3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160]).view(16, 1, 1, 1)
+WAN_MEAN = torch.tensor(
+    [
+        -0.7571,
+        -0.7089,
+        -0.9113,
+        0.1075,
+        -0.1745,
+        0.9653,
+        -0.1517,
+        1.5508,
+        0.4134,
+        -0.0715,
+        0.5517,
+        -0.3632,
+        -0.1922,
+        -0.9497,
+        0.2503,
+        -0.2921,
+    ]
+).view(16, 1, 1, 1)
+WAN_STD = torch.tensor(
+    [
+        2.8184,
+        1.4541,
+        2.3275,
+        2.6558,
+        1.2196,
+        1.7708,
+        2.6052,
+        2.0743,
+        3.2687,
+        2.1526,
+        2.8652,
+        1.5579,
+        1.6382,
+        1.1253,
+        2.8251,
+        1.9160,
+    ]
+).view(16, 1, 1, 1)
 
 
 def blocks(mask: torch.Tensor) -> torch.Tensor:
@@ -88,8 +124,10 @@ def fit(samples: int = 400, seed: int = 1) -> Latent:
     pattern = torch.cat([flat[None], axes.flip(1).T[:CHANNELS]])
     energy = torch.cat([(flat @ moment @ flat)[None], energy.flip(0)[:CHANNELS]])
 
-    contrast = torch.tensor([[c - g for c, g in zip(paint, ground)] for paint in COLOURS.values()
-                             for ground in BACKGROUNDS.values()], dtype=torch.float64)
+    contrast = torch.tensor(
+        [[c - g for c, g in zip(paint, ground)] for paint in COLOURS.values() for ground in BACKGROUNDS.values()],
+        dtype=torch.float64,
+    )
     strength, colour = torch.linalg.eigh(contrast.T @ contrast / len(contrast))
     order = (energy[:, None] * strength[None]).flatten().argsort(descending=True)[:CHANNELS]
     index, axis = order // 3, order % 3
@@ -108,7 +146,7 @@ def _standardise(latent: Latent, samples: int, seed: int) -> Latent:
         drawn.append(latent.colourise(coefficients[None], paint[None], ground[None])[0].flatten(1))
     z = torch.stack(drawn, 1).flatten(1)
     latent.mean, std = z.mean(1), z.std(1)
-    flattened = std ** SPECTRUM
+    flattened = std**SPECTRUM
     latent.gain = flattened / std / flattened.square().mean().sqrt()
     return latent
 

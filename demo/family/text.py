@@ -84,8 +84,16 @@ def said(word: str | None) -> str:
 
 def vocabulary() -> tuple[str, ...]:
     """All words that the family was trained on, sorted."""
-    words = {*_COUNT_WORDS, *COLOURS, *_SHAPE_WORDS, *_BACKGROUND_WORDS, *_MOVE_WORDS, *_GLUE_WORDS, *RELATIONS,
-             *MOTIONS}
+    words = {
+        *_COUNT_WORDS,
+        *COLOURS,
+        *_SHAPE_WORDS,
+        *_BACKGROUND_WORDS,
+        *_MOVE_WORDS,
+        *_GLUE_WORDS,
+        *RELATIONS,
+        *MOTIONS,
+    }
     return tuple(sorted(words))
 
 

@@ -1,9 +1,9 @@
 """Train the tiny Wan family from nothing: latent statistics, sketch, render, vae, export.
 
-    COMFYUI_PATH=/path/to/ComfyUI python demo/family/train.py            # everything, resumes where it stopped
-    python demo/family/train.py --stage sketch --sketch-steps 6000       # one stage
-    python demo/family/train.py --stage deep --deep-steps 750            # a sketch of ten blocks (does not ship)
-    python demo/family/train.py --quick                                  # smoke: every stage for a few steps
+COMFYUI_PATH=/path/to/ComfyUI python demo/family/train.py            # everything, resumes where it stopped
+python demo/family/train.py --stage sketch --sketch-steps 6000       # one stage
+python demo/family/train.py --stage deep --deep-steps 750            # a sketch of ten blocks (does not ship)
+python demo/family/train.py --quick                                  # smoke: every stage for a few steps
 """
 
 from __future__ import annotations
@@ -98,7 +98,8 @@ Geometries = dict[int, Geometry]  # by size
 class Plan:
     """How one DiT is trained. A step is 32 videos (56 of the small size in `small` of the steps), or 96 stills (their
     first latent frame) in `stills` of the steps up to `stills_until` of the run; the rate falls to zero over the last
-    `decay` of the run."""
+    `decay` of the run.
+    """
 
     name: str
     shape: dit.Shape
@@ -175,19 +176,30 @@ class Training:
 
     def keep(self) -> None:
         """Write the checkpoint."""
-        save_atomically({"model": self.model.state_dict(), "ema": self.ema, "step": self.step, "log": self.log,
-                         "optimisers": [o.state_dict() for o in self.optimisers]}, self.path)
+        save_atomically(
+            {
+                "model": self.model.state_dict(),
+                "ema": self.ema,
+                "step": self.step,
+                "log": self.log,
+                "optimisers": [o.state_dict() for o in self.optimisers],
+            },
+            self.path,
+        )
 
 
 class Lessons:
     """Batches with the answers of a finished sketch. Below sigma 0.8 the target is a mix: the sketch's prediction has
     none of the truth's scatter, the truth none of the sketch's errors, which weigh most at low noise. Above 0.8 it is
     the truth alone. One round of `BATCHES` batches is drawn and answered at a time and then used `PASSES` times in
-    different orders; a function of plan.seed and step alone."""
+    different orders; a function of plan.seed and step alone.
+    """
 
     BATCHES, PASSES, SHARE = 300, 3, 0.75
 
-    def __init__(self, plan: Plan, teacher: nn.Module, geometry: Geometries, latent: lat.Latent, compiled: bool) -> None:
+    def __init__(
+        self, plan: Plan, teacher: nn.Module, geometry: Geometries, latent: lat.Latent, compiled: bool
+    ) -> None:
         self.plan, self.teacher, self.geometry, self.latent = plan, teacher, geometry, latent
         self.predict = torch.compile(dit.velocity, dynamic=False) if compiled else dit.velocity
         self.round, self.kept, self.size = -1, list[torch.Tensor](), 0
@@ -232,11 +244,18 @@ def finished_sketch(folder: Path, weights: Path) -> dict[str, torch.Tensor]:
     return {name: t.float() for name, t in load_file(weights / "tiny_wan_sketch.safetensors").items()}
 
 
-def train_dit(plan: Plan, geometry: Geometries, latent: lat.Latent, folder: Path, compiled: bool,
-              sketch: dict[str, torch.Tensor] | None = None) -> None:
+def train_dit(
+    plan: Plan,
+    geometry: Geometries,
+    latent: lat.Latent,
+    folder: Path,
+    compiled: bool,
+    sketch: dict[str, torch.Tensor] | None = None,
+) -> None:
     """Rectified flow: predict noise - x0 at x = (1 - sigma) x0 + sigma noise. Resumes from its checkpoint.
 
-    A taught network's loss weighs 4 sigma (1 - sigma), about one over the sketch's own error at that level."""
+    A taught network's loss weighs 4 sigma (1 - sigma), about one over the sketch's own error at that level.
+    """
     run = Training(plan, folder, dit.grown(sketch, plan.grown) if sketch and plan.grown else None)
     predict = torch.compile(dit.velocity, dynamic=False) if compiled else dit.velocity
     lessons = None
@@ -265,8 +284,13 @@ def train_dit(plan: Plan, geometry: Geometries, latent: lat.Latent, folder: Path
             if run.step % 100 == 0 or done:
                 speed = (run.step - first) / (time.time() - started)
                 run.log.append({"step": run.step, **smooth})
-                print(f"{plan.name} {run.step}/{plan.steps}", f"{speed:.2f} steps/s", smooth, time.strftime("%T"),
-                      flush=True)
+                print(
+                    f"{plan.name} {run.step}/{plan.steps}",
+                    f"{speed:.2f} steps/s",
+                    smooth,
+                    time.strftime("%T"),
+                    flush=True,
+                )
             if time.time() - kept > 120 or done:
                 run.keep()
                 kept = time.time()
@@ -367,8 +391,10 @@ def train_vae(steps: int, latent: lat.Latent, folder: Path, seed: int = 13, peak
             encoder, decoder = smooth
             print(f"vae {step}/{steps} encoder {encoder:.5f} decoder {decoder:.5f}", time.strftime("%T"), flush=True)
         if time.time() - kept > 60 or step == steps:
-            save_atomically({"model": model.state_dict(), "ema": ema, "step": step, "loss": smooth,
-                             "optimiser": opt.state_dict()}, path)
+            save_atomically(
+                {"model": model.state_dict(), "ema": ema, "step": step, "loss": smooth, "optimiser": opt.state_dict()},
+                path,
+            )
             kept = time.time()
 
 
@@ -400,7 +426,8 @@ def check_export(state: dict[str, torch.Tensor], shape: dit.Shape, path: Path, t
 
 def export(folder: Path, weights: Path) -> None:
     """Write the averaged weights of every checkpoint there is as the files that the host loads; once there is a deep
-    sketch, it is the sketch."""
+    sketch, it is the sketch.
+    """
     shapes = {"sketch": dit.SKETCH, "render": dit.RENDER, "deep": dit.DEEP}
     for name in ("sketch", "render", "deep", "vae"):
         if not (folder / f"{name}.pt").exists():
@@ -432,10 +459,31 @@ def plans(args: argparse.Namespace) -> dict[str, Plan]:
     """The recipes of the DiTs, in order."""
     return {
         "sketch": Plan("sketch", dit.SKETCH, args.sketch_steps, sketch_sigmas, seed=11, stills=0.5, stills_until=0.6),
-        "render": Plan("render", dit.RENDER, args.render_steps, render_sigmas, seed=12, taught_until=4009,
-                       weighted=True, small=0.1, decay=0.5),
-        "deep": Plan("deep", dit.DEEP, args.deep_steps, sketch_sigmas, seed=14, grown=dit.GROWN, small=0.25,
-                     muon=1e-3, adam=5e-4, warmup=50, decay=0.9, ema=0.99),
+        "render": Plan(
+            "render",
+            dit.RENDER,
+            args.render_steps,
+            render_sigmas,
+            seed=12,
+            taught_until=4009,
+            weighted=True,
+            small=0.1,
+            decay=0.5,
+        ),
+        "deep": Plan(
+            "deep",
+            dit.DEEP,
+            args.deep_steps,
+            sketch_sigmas,
+            seed=14,
+            grown=dit.GROWN,
+            small=0.25,
+            muon=1e-3,
+            adam=5e-4,
+            warmup=50,
+            decay=0.9,
+            ema=0.99,
+        ),
     }
 
 

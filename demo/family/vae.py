@@ -125,6 +125,7 @@ def save(model_state: dict[str, torch.Tensor], path: Path) -> None:
     from safetensors.torch import save_file
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: t.detach().cpu().half().contiguous() for name, t in model_state.items()}, path,
-              metadata={"format": "pt"})
+    save_file(
+        {name: t.detach().cpu().half().contiguous() for name, t in model_state.items()}, path, metadata={"format": "pt"}
+    )
     path.chmod(0o644)

@@ -59,8 +59,11 @@ def encode(prompt: str) -> list:
     """CONDITIONING [1, TEXT_TOKENS, TEXT_DIM] of a prompt; words that the family does not know are named, not used."""
     _, unknown = text.known_and_unknown(prompt)
     if unknown:
-        logging.warning("SRDemoTextEncode ignores %s. Words it knows: %s.", ", ".join(map(repr, unknown)),
-                        ", ".join(text.vocabulary()))
+        logging.warning(
+            "SRDemoTextEncode ignores %s. Words it knows: %s.",
+            ", ".join(map(repr, unknown)),
+            ", ".join(text.vocabulary()),
+        )
     return [[text.encode(prompt)[None].clone(), {}]]
 
 

@@ -49,7 +49,9 @@ def identify(path: Path) -> Layout:
     header, metadata = read_headers(weight_files(path))
     prefix = _prefix(header)
     if prefix is None:
-        raise ValueError(f"{called(path)} is not a CogVideoX transformer. Choose the transformer of CogVideoX-2b or -5b.")
+        raise ValueError(
+            f"{called(path)} is not a CogVideoX transformer. Choose the transformer of CogVideoX-2b or -5b."
+        )
     shapes = {host_key(key.removeprefix(prefix)): t["shape"] for key, t in header.items() if key.startswith(prefix)}
     _check_complete(called(path), shapes)
     facts = facts_of_weights(shapes)
@@ -58,7 +60,8 @@ def identify(path: Path) -> Layout:
 
 def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """(state dict under the host's keys, metadata). The loader empties the state dict while it builds: the caller must
-    not keep a copy, or the weights are in memory twice."""
+    not keep a copy, or the weights are in memory twice.
+    """
     state_dict: dict[str, torch.Tensor] = {}
     metadata: dict[str, str] = {}
     for file in weight_files(path):
@@ -76,7 +79,8 @@ def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 
 def rename(state_dict: dict[str, torch.Tensor]) -> None:
     """Bring the transformer's keys into the host's layout, in place and tensor by tensor. What does not belong to it
-    (a VAE in the same file) and a table of positions (made new for every size) are dropped."""
+    (a VAE in the same file) and a table of positions (made new for every size) are dropped.
+    """
     prefix = _prefix(state_dict) or ""
     for key in list(state_dict):
         value = state_dict.pop(key)

@@ -31,7 +31,8 @@ def position_patches(network: Any, layout: Layout) -> dict[str, Any]:
 
 def resized_crop(rows: int, columns: int, base_rows: int, base_columns: int) -> tuple[tuple[int, int], tuple[int, int]]:
     """Where a video of rows x columns patches lies when it is resized to fit into the training size and centred:
-    ((top, left), (bottom, right)) in patches of the training size."""
+    ((top, left), (bottom, right)) in patches of the training size.
+    """
     if rows / columns > base_rows / base_columns:
         height, width = base_rows, round(base_rows / rows * columns)
     else:

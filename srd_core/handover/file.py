@@ -71,7 +71,9 @@ def _tensors(record: SketchRecord) -> dict[str, torch.Tensor]:
     for i, call in enumerate(record.calls):
         tensors |= {f"prediction.{i}": call.prediction} | {f"{name}.{i}": value for name, value in call.noted.items()}
     tensors |= {f"schedule.{name}": table for name, table in record.schedule.tables.items()}
-    return {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+    return {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
+    }
 
 
 def _is_implied(record: SketchRecord) -> bool:
@@ -95,17 +97,22 @@ def _facts(record: SketchRecord) -> dict[str, Any]:
 
 def check(path: Path) -> dict[str, Any]:
     """The facts of a hand-over file, from its header alone. Raises ValueError with a sentence that names the file, what is
-    wrong with it and what to do."""
+    wrong with it and what to do.
+    """
     header = read_header(path, HEADER_LIMIT)
     metadata = header.pop("__metadata__", None)
     if not isinstance(metadata, dict) or not isinstance(metadata.get(MARK), str):
-        raise ValueError(f"{path.name} is a safetensors file, but not a hand-over. Choose one that Save Hand-over wrote.")
+        raise ValueError(
+            f"{path.name} is a safetensors file, but not a hand-over. Choose one that Save Hand-over wrote."
+        )
     if metadata[MARK] not in READS:
         raise ValueError(
             f"{path.name} is a hand-over of version {metadata[MARK][:20]!r}; this ComfyUI-SRDiffusion reads versions {READS[0]} to {READS[-1]}. "
             "Update the pack where the file is used, or sketch again."
         )
-    strange = [name for name, facts in header.items() if not isinstance(facts, dict) or facts.get("dtype") not in FLOATS]
+    strange = [
+        name for name, facts in header.items() if not isinstance(facts, dict) or facts.get("dtype") not in FLOATS
+    ]
     if strange:
         raise damaged(path, f"{strange[0][:40]!r} is not a tensor of floating point numbers")
     try:
@@ -143,7 +150,9 @@ def _record(facts: dict[str, Any], tensors: dict[str, torch.Tensor]) -> SketchRe
     call_x = _taken(tensors, "call_x", 2)
     _need(call_x.shape == (len(levels), SAMPLES), "its calls do not fit together")
     predictions = [_taken(tensors, f"prediction.{i}") for i in range(len(levels))]
-    noted = [{name: tensors.pop(f"{name}.{i}") for name in NOTED if f"{name}.{i}" in tensors} for i in range(len(levels))]
+    noted = [
+        {name: tensors.pop(f"{name}.{i}") for name in NOTED if f"{name}.{i}" in tensors} for i in range(len(levels))
+    ]
     first = predictions[0]
     _need(first.ndim >= 3, f"its predictions have the shape {list(first.shape)}")
     latent = tensors.pop("latent_image", torch.zeros_like(first, dtype=torch.float32))
@@ -220,7 +229,9 @@ def _report(facts: Any, steps: int) -> Report:
     report = Report.from_json(json.dumps(facts))
     _need(len(report.hand_overs) <= 1, "its report tells of more than one hand-over")
     for hand_over in report.hand_overs:
-        _need(type(hand_over.after_step) is int and 0 < hand_over.after_step < steps, "its hand-over lies outside the run")
+        _need(
+            type(hand_over.after_step) is int and 0 < hand_over.after_step < steps, "its hand-over lies outside the run"
+        )
         _need(hand_over.to == RENDER, "its report does not hand over to a render")
     _need([stage.name for stage in report.stages] == [SKETCH, RENDER], "its report is not of two stages")
     _need(len(report.steps) <= steps, "its report has more steps than the run")

@@ -31,7 +31,9 @@ class Settings:
     steps: int
     cfg: float
     denoise: float
-    batch_index: list[int] | None = None  # which noise of the seed each latent of a batch gets; None: one after the other
+    batch_index: list[int] | None = (
+        None  # which noise of the seed each latent of a batch gets; None: one after the other
+    )
     sketch_scale: float = FULL_SIZE  # share of the latent's height and width that the sketch ran at; 1: all
 
 
@@ -67,7 +69,9 @@ class SketchRecord:
     x: torch.Tensor | None = None  # the latent at the hand-over, in the sketch's space; None: the sketch ran to the end
     calls: list[Call] = field(default_factory=list)
     latent_facts: dict[str, Any] = field(default_factory=dict)  # see latent.latent_facts
-    extra: dict[str, Any] = field(default_factory=dict)  # what else the LATENT has; in memory only, a file does not hold it
+    extra: dict[str, Any] = field(
+        default_factory=dict
+    )  # what else the LATENT has; in memory only, a file does not hold it
     schedule: Schedule = field(default_factory=lambda: Schedule([], {}, {}))
     host: str = ""  # version of the ComfyUI that sketched
 

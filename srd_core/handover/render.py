@@ -53,11 +53,16 @@ def load(path: Path) -> SketchRecord:
     schedule = StepCounter(record.sigmas.tolist())
     table = record.schedule.tables.get("sigmas")
     for what, holds in {  # only what holds for every sampler: some call twice a step, between the levels, or ahead
-        "its latent is not of its latent format": layout_of(first.prediction) == (facts.get("channels"), facts.get("dimensions")),
-        "its sketch is larger than its latent": all(a <= b for a, b in zip(record.sketch_size or (), record.latent_image.shape[-2:])),
+        "its latent is not of its latent format": layout_of(first.prediction)
+        == (facts.get("channels"), facts.get("dimensions")),
+        "its sketch is larger than its latent": all(
+            a <= b for a, b in zip(record.sketch_size or (), record.latent_image.shape[-2:])
+        ),
         "its batch_index is not of its batch": indices is None or len(indices) == len(first.prediction),
-        "its calls are not those of its report": [stage.calls for stage in record.report.stages] == [len(record.calls), 0],
-        "its calls are not at its noise levels": first.sigma > 0 and all(0 <= call.sigma <= highest for call in record.calls),
+        "its calls are not those of its report": [stage.calls for stage in record.report.stages]
+        == [len(record.calls), 0],
+        "its calls are not at its noise levels": first.sigma > 0
+        and all(0 <= call.sigma <= highest for call in record.calls),
         "its hand-over is not at its noise level": all(
             schedule.interval(hand_over.sigma) == hand_over.after_step for hand_over in record.report.hand_overs
         ),
@@ -148,7 +153,8 @@ class Replay:
         self, executor: WrapperExecutor, x: torch.Tensor, timestep: torch.Tensor, *args: Any, **kwargs: Any
     ) -> torch.Tensor:
         """PREDICT_NOISE wrapper: x [B, C, ...], timestep [B]; returns the recorded x0 like x. Raises RuntimeError when the
-        sampler makes other calls than it made for the sketch."""
+        sampler makes other calls than it made for the sketch.
+        """
         guider, call = executor.class_obj, next(self._calls, None)
         sigma = float(timestep[0])
         if call is None or call.prediction.shape != x.shape or abs(call.sigma - sigma) > SAME_LEVEL * call.sigma:
@@ -169,8 +175,18 @@ class Replay:
         if not call.noted:
             raise RuntimeError(f"The hand-over misses what {self.record.settings.sampler_name} needs: sketch again.")
         noted = {name: value.to(x.device) for name, value in call.noted.items()}
-        function({**noted, "model": guider.inner_model, "model_options": options, "cond_scale": guider.cfg,
-                  "cond": [], "uncond": [], "input": x, "sigma": sigma})  # fmt: skip
+        function(
+            {
+                **noted,
+                "model": guider.inner_model,
+                "model_options": options,
+                "cond_scale": guider.cfg,
+                "cond": [],
+                "uncond": [],
+                "input": x,
+                "sigma": sigma,
+            }
+        )
 
     def check_latent(self, x: torch.Tensor, turn: Turn) -> None:
         """At the hand-over. Raises RuntimeError where the record's latent is not the one that its calls lead to."""
@@ -178,7 +194,9 @@ class Replay:
         if self._warned or kept is None:
             return
         if kept.shape != x.shape or difference(samples_of(kept), samples_of(x)) > SAME_NOISE:
-            raise RuntimeError(f"The hand-over's latent is not the one that its predictions lead to. {what_to_do(self.record)}")
+            raise RuntimeError(
+                f"The hand-over's latent is not the one that its predictions lead to. {what_to_do(self.record)}"
+            )
 
     def _compare(self, call: Call, x: torch.Tensor) -> None:
         """Note in the report where the noise is not that of the sketch's run."""
@@ -186,12 +204,15 @@ class Replay:
             return
         self._warned = True
         first = call is self.record.calls[0]
-        self.report.notes.append(NOISE_AT_THE_START if first else NOISE_OF_THE_SAMPLER.format(sampler=self.record.settings.sampler_name))
+        self.report.notes.append(
+            NOISE_AT_THE_START if first else NOISE_OF_THE_SAMPLER.format(sampler=self.record.settings.sampler_name)
+        )
 
 
 def _stand_in(record: SketchRecord, render: ModelPatcher) -> ModelPatcher:
     """A MODEL without weights that is, to the host's samplers and to the pair's check, the sketch of ``record``: of the
-    render's class, for its ways of masking, with the sketch's latent and schedule."""
+    render's class, for its ways of masking, with the sketch's latent and schedule.
+    """
     known = render.model.model_config
     config = type(known)({**known.unet_config, "disable_unet_model_creation": True})
     config.__dict__.update({name: value for name, value in vars(known).items() if name != "unet_config"})
@@ -216,7 +237,9 @@ def _stand_in(record: SketchRecord, render: ModelPatcher) -> ModelPatcher:
 
 def _name_of_schedule(schedule: Schedule) -> str:
     """The kinds of a noise schedule and the shapes of its tables."""
-    return " ".join([*schedule.kinds, *(f"{name} {list(table.shape)}" for name, table in sorted(schedule.tables.items()))])
+    return " ".join(
+        [*schedule.kinds, *(f"{name} {list(table.shape)}" for name, table in sorted(schedule.tables.items()))]
+    )
 
 
 def _check_family(record: SketchRecord, latent_format: Any, render: ModelPatcher) -> None:

@@ -39,11 +39,14 @@ class HandedOver(BaseException):
 
 def sketch_alone(sketch: ModelPatcher, switch: Switch, record: SketchRecord) -> ModelPatcher:
     """A MODEL that samples as ``sketch`` until ``switch`` hands over and then ends the run with the x0 prediction for the
-    latent; ``record`` is filled meanwhile. Raises ValueError for a MODEL that already cooperates."""
+    latent; ``record`` is filled meanwhile. Raises ValueError for a MODEL that already cooperates.
+    """
     check_plain(SKETCH, sketch)
     model = sketch.clone()
     model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, partial(_sample, switch=switch, record=record))
-    model.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, partial(_note_noise, record=record))  # inside those it has
+    model.add_wrapper_with_key(
+        WrappersMP.SAMPLER_SAMPLE, KEY, partial(_note_noise, record=record)
+    )  # inside those it has
     return model
 
 
@@ -57,7 +60,8 @@ def _note_noise(executor: WrapperExecutor, *args: Any, record: SketchRecord, **k
 
 def _noise_of(started: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor | None:
     """The noise of a run whose sampler was given ``started``; None: it is as ``drawn``. Of a smaller sketch it is the low
-    frequencies."""
+    frequencies.
+    """
     if started.shape == drawn.shape:
         return None if torch.equal(started, drawn) else started
     (height, width), (small_height, small_width) = drawn.shape[-2:], started.shape[-2:]
@@ -65,9 +69,7 @@ def _noise_of(started: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor | None
     return None if torch.equal(started, scale.low(drawn)) else scale.back(started) + scale.high(drawn)
 
 
-def _sample(
-    executor: WrapperExecutor, *args: Any, switch: Switch, record: SketchRecord, **kwargs: Any
-) -> torch.Tensor:
+def _sample(executor: WrapperExecutor, *args: Any, switch: Switch, record: SketchRecord, **kwargs: Any) -> torch.Tensor:
     """OUTER_SAMPLE wrapper: one sampling run of the host, or the beginning of one."""
     guider = executor.class_obj
     call = OUTER_SAMPLE.bind(guider, *args, **kwargs)
@@ -99,7 +101,10 @@ def _sample(
 
 
 def _begin_record(record: SketchRecord, sketch: ModelPatcher, call: dict[str, Any]) -> None:
-    record.sigmas, record.latent_image = call["sigmas"].detach().cpu().clone(), call["latent_image"].detach().cpu().clone()
+    record.sigmas, record.latent_image = (
+        call["sigmas"].detach().cpu().clone(),
+        call["latent_image"].detach().cpu().clone(),
+    )
     record.calls, record.x = [], None
     record.latent_facts = dict(latent_facts(sketch))
     record.schedule = schedule_of(sketch.get_model_object("model_sampling"))
@@ -140,7 +145,8 @@ def noting(
     guider: Any, call: inspect.BoundArguments, only_beside_others: bool = False, keep: Keep = _on_the_cpu
 ) -> tuple[inspect.BoundArguments, dict[str, torch.Tensor]]:
     """(a PREDICT_NOISE ``call`` that notes what functions added to the guidance are given, those tensors by NOTED once it is
-    made). ``only_beside_others``: where the sampler added such functions itself. ``keep``: what becomes of a tensor."""
+    made). ``only_beside_others``: where the sampler added such functions itself. ``keep``: what becomes of a tensor.
+    """
     noted: dict[str, torch.Tensor] = {}
     options = call.arguments.get("model_options", {})
     added_from = len(guider.model_options.get(POST_CFG, []))
@@ -160,7 +166,8 @@ def _note(noted: dict[str, torch.Tensor], keep: Keep, args: dict[str, Any]) -> t
 
 def preview_of(record: SketchRecord) -> torch.Tensor:
     """The sketch's last x0 prediction as the host's LATENT holds it [B, C, ...], for VAE Decode. Raises ValueError for a
-    latent that this host does not know."""
+    latent that this host does not know.
+    """
     latent_format, last, mask = latent_format_of(record), record.calls[-1].prediction.float(), record.noise_mask
     if mask is not None and record.latent_image.shape == last.shape:
         mask = comfy.utils.reshape_mask(mask.float(), last.shape)
@@ -178,7 +185,10 @@ def latent_format_of(record: SketchRecord) -> Any:
             f"ComfyUI {record.host[:20]})."
         )
     latent_format = kind()
-    theirs, ours = layout_of(record.calls[0].prediction), (latent_format.latent_channels, latent_format.latent_dimensions)
+    theirs, ours = (
+        layout_of(record.calls[0].prediction),
+        (latent_format.latent_channels, latent_format.latent_dimensions),
+    )
     if theirs != ours:
         raise ValueError(
             f"The hand-over's latent has {theirs[0]} channels and {theirs[1]} dimensions, but {name[:40]} has {ours[0]} and "

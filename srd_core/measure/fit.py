@@ -19,7 +19,8 @@ KEPT = ("guided", "cond", "uncond")  # of a prediction
 @dataclass(frozen=True)
 class Pull:
     """One step i after one step j: with e = v_render,i - v_sketch,i and d = v_sketch,j - v_render,i, holding the share a of v_j
-    has the squared error |e|^2 + 2 a e.d + a^2 |d|^2, over |v_sketch,i|^2."""
+    has the squared error |e|^2 + 2 a e.d + a^2 |d|^2, over |v_sketch,i|^2.
+    """
 
     j: int  # 0-based steps
     i: int
@@ -45,7 +46,9 @@ def fitted_fade(pulls: Iterable[Pull]) -> float:
     rows = list(pulls)
     if not rows:
         return 0.0
-    away, ee, ed, dd = (torch.tensor([getattr(row, name) for row in rows], dtype=torch.float64) for name in ("away", "ee", "ed", "dd"))
+    away, ee, ed, dd = (
+        torch.tensor([getattr(row, name) for row in rows], dtype=torch.float64) for name in ("away", "ee", "ed", "dd")
+    )
     a = weight(away[None], torch.zeros(1, dtype=torch.float64), WIDTHS[:, None])
     errors = (ee + 2 * a * ed + a.square() * dd).mean(1)
     best = int(errors.argmin())
@@ -59,7 +62,8 @@ def difference(a: torch.Tensor, b: torch.Tensor) -> float:
 
 def step_for(speed_up: float, steps: int, sketch: float, render: float) -> int:
     """After which step a hand-over makes the run so many times as fast as the sketch alone, at these seconds per step; at
-    least 1, at most ``steps``."""
+    least 1, at most ``steps``.
+    """
     if sketch <= render:
         return steps
     return max(1, min(steps, int(steps * (sketch / speed_up - render) / (sketch - render))))

@@ -22,15 +22,26 @@ def draw(measured: Measured, advice: Advice) -> Image.Image:
     image = Image.new("RGB", (WIDTH, HEIGHT), PAPER)
     canvas = ImageDraw.Draw(image)
     canvas.text((LEFT, 24), f"{measured.sketch}  ->  {measured.render}"[:110], fill=INK, font=font(18))
-    canvas.text((LEFT, 50), f"fade {advice.fade:g}, switch_step {advice.switch_step} of {measured.steps}: {advice.speed_up:.2f}x (reckoned)",
-                fill=INK, font=font(15))  # fmt: skip
+    canvas.text(
+        (LEFT, 50),
+        f"fade {advice.fade:g}, switch_step {advice.switch_step} of {measured.steps}: {advice.speed_up:.2f}x (reckoned)",
+        fill=INK,
+        font=font(15),
+    )
     names = [name for name in KEPT if name in measured.points[0].differences]
     far = [(name, [(point.step + 1, point.differences[name]) for point in measured.points]) for name in names]
     _panel(canvas, measured.steps, PANELS[0], "disagreement of the render with the sketch", far, advice.switch_step)
     after = [("cut", _errors(measured.guided, advice, 0.0)), ("fade", _errors(measured.guided, advice, advice.fade))]
     if measured.unguided:
         after.append(("fade, no guidance", _errors(measured.unguided, advice, advice.fade)))
-    _panel(canvas, measured.steps, PANELS[1], f"error after a switch at step {advice.measured_at + 1}", after, advice.switch_step)
+    _panel(
+        canvas,
+        measured.steps,
+        PANELS[1],
+        f"error after a switch at step {advice.measured_at + 1}",
+        after,
+        advice.switch_step,
+    )
     canvas.text((RIGHT, HEIGHT - 20), "scheduler step", fill=FAINT, font=font(14), anchor="rs")
     return image
 
@@ -44,6 +55,7 @@ def _panel(
 ) -> None:
     top, bottom = panel
     high = max([value for _, points in curves for _, value in points] + [1e-6])
+
     def x(step: float) -> float:
         return LEFT + (step - 1) * (RIGHT - LEFT) / max(steps - 1, 1)
 

@@ -73,7 +73,12 @@ class Kept:
 
 
 def measuring(
-    sketch: ModelPatcher, render: ModelPatcher, settings: RenderSettings, points: int, measured: Measured, report: Report
+    sketch: ModelPatcher,
+    render: ModelPatcher,
+    settings: RenderSettings,
+    points: int,
+    measured: Measured,
+    report: Report,
 ) -> ModelPatcher:
     """A MODEL that samples as ``sketch``; ``measured`` is filled at the end of its run. Raises ValueError as ``cooperate``."""
     for role, model in ((SKETCH, sketch), (RENDER, render)):
@@ -108,7 +113,9 @@ def _sample(
         check_run(guider, call.arguments, run.steps.sigmas)
         check_settings(guider, render, settings)
         if run.steps.steps < 4:
-            raise ValueError(f"Measure Pair needs 4 steps or more; this run has {run.steps.steps}. Raise steps, or denoise.")
+            raise ValueError(
+                f"Measure Pair needs 4 steps or more; this run has {run.steps.steps}. Raise steps, or denoise."
+            )
         stage.prepare()
 
     return carry_out(run, executor, call, prepare)
@@ -140,7 +147,7 @@ class Recorder:
 
 
 def _parts(noted: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """cond and uncond of a guided call; a call without guidance has none."""
+    """Cond and uncond of a guided call; a call without guidance has none."""
     cond, uncond = noted.get("cond_denoised"), noted.get("uncond_denoised")
     if cond is None or uncond is None or not torch.count_nonzero(uncond):
         return {}
@@ -150,11 +157,17 @@ def _parts(noted: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def _compare(recorder: Recorder, stage: Stage, measured: Measured) -> None:
     """At the end of the sampler: the render's predictions at what was kept, and how far they are."""
     run = recorder.run
-    measured.steps, measured.sketch, measured.render = run.steps.steps, name_of(run.stages[SKETCH].model), name_of(stage.model)
+    measured.steps, measured.sketch, measured.render = (
+        run.steps.steps,
+        name_of(run.stages[SKETCH].model),
+        name_of(stage.model),
+    )
     measured.sketch_seconds = step_seconds(run.books.report, SKETCH) or 0.0
     flow = kind_of(run.stages[SKETCH].model.get_model_object("model_sampling")) == FLOW
     if len(recorder.kept) < 2:
-        raise ValueError(f"{run.books.report.sampler} took too few of the schedule's steps to measure. Choose another sampler or more steps.")
+        raise ValueError(
+            f"{run.books.report.sampler} took too few of the schedule's steps to measure. Choose another sampler or more steps."
+        )
     memory.end_malloc_graph()
     run.load(RENDER, recorder.kept[0].x)
     seconds, progress = [], comfy.utils.ProgressBar(len(recorder.kept))

@@ -29,8 +29,13 @@ def advise(measured: Measured, speed_up: float) -> Advice:
     fade = fitted_fade(measured.guided)
     errors = {"cut": _mean(measured.guided, at, 0.0), "fade": _mean(measured.guided, at, fade)}
     if measured.unguided:
-        errors |= {"cut, no guidance": _mean(measured.unguided, at, 0.0), "fade, no guidance": _mean(measured.unguided, at, fade)}
-    return Advice(fade, after, speed_of(after, steps, sketch, render), at, errors, speed_of(after, steps, sketch, render / 2))
+        errors |= {
+            "cut, no guidance": _mean(measured.unguided, at, 0.0),
+            "fade, no guidance": _mean(measured.unguided, at, fade),
+        }
+    return Advice(
+        fade, after, speed_of(after, steps, sketch, render), at, errors, speed_of(after, steps, sketch, render / 2)
+    )
 
 
 def _mean(pulls: Sequence[Pull], j: int, fade: float) -> float:
@@ -43,16 +48,24 @@ def describe(measured: Measured, advice: Advice, speed_up: float) -> str:
     most = measured.sketch_seconds / measured.render_seconds
     names = [name for name in KEPT if name in measured.points[0].differences]
     means = {name: sum(point.differences[name] for point in measured.points) / len(measured.points) for name in names}
-    reach = "" if advice.speed_up >= 0.99 * speed_up else f" {speed_up:g}x is out of reach with this pair and number of steps."
+    reach = (
+        ""
+        if advice.speed_up >= 0.99 * speed_up
+        else f" {speed_up:g}x is out of reach with this pair and number of steps."
+    )
     lines = [
         f"Sketch: {measured.sketch}",
         f"Render: {measured.render}",
         f"A step: {measured.sketch_seconds:.3g} s of the sketch, {measured.render_seconds:.3g} s of the render. "
         f"With guidance on the render no run can be more than {most:.3g}x as fast.",
-        "Disagreement of the render, mean of the measured steps: " + ", ".join(f"{name} {mean:.2f}" for name, mean in means.items()) + ".",
+        "Disagreement of the render, mean of the measured steps: "
+        + ", ".join(f"{name} {mean:.2f}" for name, mean in means.items())
+        + ".",
         f"switch_step {advice.switch_step} of {measured.steps}: {advice.speed_up:.2f}x (reckoned).{reach}",
         f"fade {advice.fade:g}" + ("." if advice.fade else ": no fade is nearer to the sketch than a cut."),
-        f"Error after a switch at step {advice.measured_at + 1}: " + ", ".join(f"{n} {e:.2f}" for n, e in advice.errors.items()) + ".",
+        f"Error after a switch at step {advice.measured_at + 1}: "
+        + ", ".join(f"{n} {e:.2f}" for n, e in advice.errors.items())
+        + ".",
     ]
     if "fade, no guidance" in advice.errors:
         off = advice.errors["fade, no guidance"] <= 1.05 * advice.errors["fade"]

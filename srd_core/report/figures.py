@@ -65,7 +65,9 @@ def remaining(report: Report) -> Left | None:
     stage, each = in_charge(report), medians(report)
     if stage is None or (stage.name, False) not in each:
         return None
-    if report.small_shape and not report.count(report.stages[-1].name):  # nothing is known yet of steps at the full size
+    if report.small_shape and not report.count(
+        report.stages[-1].name
+    ):  # nothing is known yet of steps at the full size
         return None
     reuses, seconds = len(still_reused(report)), 0.0
     to_come = _to_come(report, stage.name)
@@ -125,7 +127,11 @@ def planned_reuses(report: Report, stage: StageReport) -> set[int]:
         listed = read_steps(report.switch["sketch_steps"])
         planned = planned & listed if stage is report.stages[0] else planned - listed
     before = {s.step + 1: s.stage for s in report.steps}  # after another stage's step there is nothing to reuse
-    ran = {s.step for s in report.steps if s.stage == stage.name == before.get(s.step) and s.seconds is not None and not s.reused}
+    ran = {
+        s.step
+        for s in report.steps
+        if s.stage == stage.name == before.get(s.step) and s.seconds is not None and not s.reused
+    }
     return set() if planned & ran else planned
 
 
@@ -180,7 +186,8 @@ def what_if(report: Report) -> list[dict[str, Any]]:
 
 def _cost(report: Report, each: Medians, first_steps: int) -> float | None:
     """Seconds of a run whose first stage runs so many steps and the second the rest; None where a stage has not shown them,
-    or a third took part."""
+    or a third took part.
+    """
     if len(report.stages) > 2 or len(report.hand_overs) > 1:
         return None
     rest = report.render_steps or (report.given_steps or total_steps(report)) - first_steps
@@ -201,7 +208,8 @@ def _cost(report: Report, each: Medians, first_steps: int) -> float | None:
 
 def _plan_for(report: Report, stage: StageReport, begin: int, end: int) -> list[bool] | None:
     """Which of the steps ``begin`` to ``end`` - 1 (0-based) TeaCache would reuse, if ``stage`` ran from ``begin`` on; the last
-    ones may be missing where it reuses none. None: the run is too long to plan it again."""
+    ones may be missing where it reuses none. None: the run is too long to plan it again.
+    """
     plan, total = stage.teacache, total_steps(report)
     growth = plan.get("growth") or []
     if not planned_reuses(report, stage) or len(growth) < total:

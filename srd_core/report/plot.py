@@ -48,7 +48,9 @@ def _headline(canvas: ImageDraw.ImageDraw, report: Report) -> None:
     size = next((s for s in range(22, 10, -1) if canvas.textlength(title, font=font(s)) <= RIGHT - LEFT), 10)
     canvas.text((LEFT, 42), title, fill=INK, font=font(size), anchor="ls")
     if report.steps:
-        lines = [f"switched {describe_hand_over(h, report)}" for h in report.hand_overs] or [f"switch: {report.never()}"]
+        lines = [f"switched {describe_hand_over(h, report)}" for h in report.hand_overs] or [
+            f"switch: {report.never()}"
+        ]
         canvas.text((LEFT, 52), _one_line(lines[-1]), fill=INK, font=font(16))
     x = LEFT
     for stage in report.stages:
@@ -90,7 +92,9 @@ def _fades(canvas: ImageDraw.ImageDraw, report: Report) -> None:
             continue
         for i, share in enumerate(hand_over.fade):
             left, right = _column(report, hand_over.after_step + 1 + i)
-            canvas.rectangle((left, bottom - share * (bottom - top), right, bottom), fill=colour(report, leaving, FIXED))
+            canvas.rectangle(
+                (left, bottom - share * (bottom - top), right, bottom), fill=colour(report, leaving, FIXED)
+            )
         canvas.text((_column(report, hand_over.after_step + 1)[0] + 6, bottom - 18), "fade", fill=INK, font=font(14))
 
 
@@ -124,7 +128,9 @@ def _seconds(canvas: ImageDraw.ImageDraw, report: Report) -> None:
     for step in report.steps:
         left, right = _column(report, step.step)
         if step.seconds:
-            canvas.rectangle((left + 1, min(y(step.seconds), bottom), right - 1, bottom), fill=colour(report, step.stage, TONES))
+            canvas.rectangle(
+                (left + 1, min(y(step.seconds), bottom), right - 1, bottom), fill=colour(report, step.stage, TONES)
+            )
         if step.reused:  # TeaCache
             _hatch(canvas, (left + 1, top, right - 1, bottom), colour(report, step.stage, TONES))
     _axis(canvas, "seconds per step", (top, bottom), 0, high)
@@ -159,8 +165,13 @@ def _hand_overs(canvas: ImageDraw.ImageDraw, report: Report) -> None:
         if line == MOST_LINES:
             continue
         ends[line : line + 1] = [begin + wide]
-        canvas.text((x + (-6 if near_edge else 6), PANELS["d"][0] + 4 + 18 * line), text, fill=MARK, font=font(15),
-                    anchor="ra" if near_edge else "la")  # fmt: skip
+        canvas.text(
+            (x + (-6 if near_edge else 6), PANELS["d"][0] + 4 + 18 * line),
+            text,
+            fill=MARK,
+            font=font(15),
+            anchor="ra" if near_edge else "la",
+        )
 
 
 def _one_line(text: str) -> str:

@@ -67,7 +67,11 @@ def describe_memory(hand_over: HandOver) -> str:
 
 def describe_need(report: Report) -> str:
     """One line: what each stage needs by the host's own estimate; "" where it was not reckoned."""
-    needs = [f"{s.name} {_bytes(s.weight_bytes)} of weights and {_bytes(s.step_bytes)} for a step" for s in report.stages if s.weight_bytes]
+    needs = [
+        f"{s.name} {_bytes(s.weight_bytes)} of weights and {_bytes(s.step_bytes)} for a step"
+        for s in report.stages
+        if s.weight_bytes
+    ]
     device = f"; the device has {_bytes(report.device_bytes)}" if report.device_bytes else ""
     return f"Memory, reckoned before the run: {', '.join(needs)}{device}" if needs else ""
 
@@ -94,7 +98,8 @@ def summarize(report: Report) -> str:
         lines.append(need)
     lines.append(f"Status: {report.status} {report.error}".rstrip())
     lines += [
-        f"Switched {describe_hand_over(h, report)}, loaded in {h.seconds:.2f} s{describe_fade(h)}" for h in report.hand_overs
+        f"Switched {describe_hand_over(h, report)}, loaded in {h.seconds:.2f} s{describe_fade(h)}"
+        for h in report.hand_overs
     ]
     if rest := describe_rest(report):
         lines.append(rest)
@@ -105,7 +110,10 @@ def summarize(report: Report) -> str:
     seconds = medians(report)
     for stage in report.stages:
         count, each = report.count(stage.name), seconds.get((stage.name, False))
-        lines.append(f"{stage.name.capitalize()}: {count} steps, {stage.seconds:.3g} s" + (f", {each:.3g} s a step" if each else ""))
+        lines.append(
+            f"{stage.name.capitalize()}: {count} steps, {stage.seconds:.3g} s"
+            + (f", {each:.3g} s a step" if each else "")
+        )
         if table := stage.teacache.get("table"):
             lines.append(
                 f"TeaCache on the {stage.name}: {report.reused(stage.name)} of {count} steps reused, "

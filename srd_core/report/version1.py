@@ -8,9 +8,26 @@ STAGES = ("sketch", "render")
 RENAMED = {"derivative": "fall", "derivative_low": "fall_low"}
 REASONS = {"max_step": "latest"}
 FIELDS = {
-    "version", "status", *STAGES, "switch", "delta", "fix_step", "limit", "sampler", "shape", "sigmas", "steps", "hand_overs",
-    "teacache", "calls", "seconds", "total_seconds", "notes", "error", "load_seconds",
-}  # fmt: skip
+    "version",
+    "status",
+    *STAGES,
+    "switch",
+    "delta",
+    "fix_step",
+    "limit",
+    "sampler",
+    "shape",
+    "sigmas",
+    "steps",
+    "hand_overs",
+    "teacache",
+    "calls",
+    "seconds",
+    "total_seconds",
+    "notes",
+    "error",
+    "load_seconds",
+}
 
 
 def upgraded(old: dict[str, Any]) -> dict[str, Any]:

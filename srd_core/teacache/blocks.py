@@ -37,7 +37,8 @@ class Adapter:
 
 def replacements(blocks: int, others: Replacements, residual: torch.Tensor | None, keep: Keep) -> Replacements:
     """For one call of a network of so many blocks: with a ``residual`` [B, tokens, dim] no block runs; without, all do,
-    through the replacements that ``others`` have put there, and ``keep`` gets what they add up to."""
+    through the replacements that ``others`` have put there, and ``keep`` gets what they add up to.
+    """
     return _computing(blocks, others, keep) if residual is None else _reusing(blocks, residual)
 
 
@@ -73,13 +74,14 @@ def _computing(blocks: int, others: Replacements, keep: Keep) -> Replacements:
 
 def pause_malloc_graph() -> contextlib.AbstractContextManager[Any]:
     """Newer hosts record what a forward allocates and give the same memory out at the next one. What is allocated in this
-    block lives longer."""
+    block lives longer.
+    """
     pause = getattr(comfy.model_prefetch, "pause_malloc_graph", None)
     return pause() if pause else contextlib.nullcontext()
 
 
 def through_in_float32(layers: Sequence[Any], x: torch.Tensor) -> torch.Tensor:
-    """x [n, ...] float32 through the layers, in float32: half precision rounds by as much as two neighbouring steps differ.
+    """X [n, ...] float32 through the layers, in float32: half precision rounds by as much as two neighbouring steps differ.
 
     The host's layers cast their weights (with LoRA, from any storage) to the input's type by this method; those that
     multiply in fp8 (weight_dtype fp8_e4m3fn_fast) would cast the input instead, and get the plain layers' one.

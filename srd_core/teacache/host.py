@@ -87,10 +87,17 @@ def _eject(model: ModelPatcher) -> None:
 
 def held_bytes(model: ModelPatcher, noise_shape: Sequence[int], conds: Mapping[str, Sized] | int) -> int:
     """What a run of ``model`` over a latent [B, C, T, H, W] keeps on the device besides: 0 for a MODEL that is not cached, or
-    keeps it in main memory. ``conds`` the host's by role, or how many there are."""
+    keeps it in main memory. ``conds`` the host's by role, or how many there are.
+    """
     settings, network = model.get_attachment(KEY), model.get_model_object("diffusion_model")
     adapter = adapter_of(network)
-    if settings is None or settings.residual_on_cpu or adapter is None or len(noise_shape) != 5 or is_compiled_whole(model):
+    if (
+        settings is None
+        or settings.residual_on_cpu
+        or adapter is None
+        or len(noise_shape) != 5
+        or is_compiled_whole(model)
+    ):
         return 0
     count = conds if isinstance(conds, int) else sum(map(len, conds.values()))
     size = comfy.model_management.dtype_size(model.model.get_dtype_inference())
@@ -101,7 +108,8 @@ def _prepare_sampling(
     executor: WrapperExecutor, model: ModelPatcher, noise_shape: Sequence[int], conds: Any, *args: Any, **kwargs: Any
 ) -> Any:
     """PREPARE_SAMPLING wrapper. The host reckons the memory that a run takes from the shape of its noise, and for these
-    families in proportion to the batch: twice the batch for what it would like to have, the batch for what it needs."""
+    families in proportion to the batch: twice the batch for what it would like to have, the batch for what it needs.
+    """
     of_one = model.model.memory_required([1, *noise_shape[1:]])
     if of_one > 0:
         rows = noise_shape[0] + held_bytes(model, noise_shape, conds) / (2 * of_one)

@@ -20,13 +20,16 @@ import torch
 FORMS = ("e", "e0")
 RET_STEPS = 5  # the e0 form computes this many steps at the start of a run ("ret steps")
 MIN_STEPS = 5  # shorter stages compute all steps
-MAX_REUSES = 5  # in a row; outside the range that it was fitted on a polynomial may fall to zero and would skip for ever
+MAX_REUSES = (
+    5  # in a row; outside the range that it was fitted on a polynomial may fall to zero and would skip for ever
+)
 
 
 @dataclass(frozen=True)
 class Table:
     """Published coefficients for one model, highest power first (ali-vilab/TeaCache, TeaCache4Wan2.1 and
-    eval/teacache/experiments/cogvideox.py, TeaCache4CogVideoX1.5)."""
+    eval/teacache/experiments/cogvideox.py, TeaCache4CogVideoX1.5).
+    """
 
     name: str
     dim: int  # width of the model that they were fitted on
@@ -68,7 +71,9 @@ class Plan:
     first_step: int = 0  # 0-based index in the run of the first planned step
     reuse: list[bool] = field(default_factory=list)  # for every step from the first to the run's last
     note: str = ""  # what the artist should know
-    growth: list[float] = field(default_factory=list)  # what every step of the run adds to the sum; report/figures.py plans with it
+    growth: list[float] = field(
+        default_factory=list
+    )  # what every step of the run adds to the sum; report/figures.py plans with it
 
     def reuses(self, step: int) -> bool:
         """Whether a step of the run (0-based) is to be reused."""
@@ -130,7 +135,8 @@ def wan_table(dim: int, image_to_video: bool, latent_pixels: int) -> tuple[Table
 
 def cogvideox_table(dim: int, frame_patch: int) -> tuple[Table, str]:
     """The table nearest to a CogVideoX of width ``dim`` (1.5: two latent frames in a patch), and a sentence when the
-    model is not the one it was fitted on."""
+    model is not the one it was fitted on.
+    """
     nearest = min(COGVIDEOX, key=lambda table: abs(math.log(table.dim / dim)))
     nearest = COGVIDEOX_1_5 if frame_patch > 1 else nearest
     if nearest.dim != dim:
@@ -158,7 +164,9 @@ def growth(d: Sequence[float], coefficients: Sequence[float]) -> list[float]:
     return [max(polynomial(coefficients, change), 0.0) for change in d]
 
 
-def skip_plan(d: Sequence[float], coefficients: Sequence[float], threshold: float, computed_first: int = 1) -> list[bool]:
+def skip_plan(
+    d: Sequence[float], coefficients: Sequence[float], threshold: float, computed_first: int = 1
+) -> list[bool]:
     """Which of len(d) + 1 consecutive steps reuse the last computed residual (True).
 
     Args: ``d`` from ``distances``; ``threshold`` of the accumulated polynomial, 0: nothing is reused;
@@ -187,7 +195,8 @@ def reuse_plan(growth: Sequence[float], threshold: float, computed_first: int = 
 
 def fill(plan: Plan, table: Table, m: torch.Tensor) -> None:
     """Decide the steps ``plan.first_step`` ... last of a run from ``m`` [steps, ...], the embeddings of all its steps in the
-    plan's form. Where none can be reused, only the note is set."""
+    plan's form. Where none can be reused, only the note is set.
+    """
     steps = len(m) - plan.first_step
     d, coefficients = distances(m), table.coefficients(plan.form)
     if not all(map(math.isfinite, d)):

@@ -199,7 +199,8 @@ class CachedRun:
 
     def _keys(self, options: dict[str, Any]) -> list[Hashable]:
         """One key a cond: the host's uuid, the context window, and how often that came in this step already (guidance
-        that skips layers asks again for the same prompt)."""
+        that skips layers asks again for the same prompt).
+        """
         window = getattr(options.get("context_window"), "index_list", None)
         keys: list[Hashable] = []
         for uuid in options["uuids"]:

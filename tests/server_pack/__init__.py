@@ -1,5 +1,6 @@
 """Test-only nodes and routes for a real server: faults at chosen places, digests, a census of what is alive, and a log of
-what the server writes and connects to. Linked into `custom_nodes` by the tests; its name there sorts before the pack's."""
+what the server writes and connects to. Linked into `custom_nodes` by the tests; its name there sorts before the pack's.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +21,26 @@ from comfy.patcher_extension import WrappersMP
 from server import PromptServer
 
 PLACES = {
-    "none": None, "load": WrappersMP.PREPARE_SAMPLING, "call": WrappersMP.APPLY_MODEL, "clean-up": WrappersMP.OUTER_SAMPLE,
-}  # fmt: skip
+    "none": None,
+    "load": WrappersMP.PREPARE_SAMPLING,
+    "call": WrappersMP.APPLY_MODEL,
+    "clean-up": WrappersMP.OUTER_SAMPLE,
+}
 ACTS = ["error", "interrupt", "out of memory", "wait"]
-EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "socket.connect",
-          "subprocess.Popen", "os.system", "os.exec", "pickle.find_class")  # fmt: skip
+EVENTS = (
+    "open",
+    "os.rename",
+    "os.remove",
+    "os.mkdir",
+    "os.rmdir",
+    "os.link",
+    "os.symlink",
+    "socket.connect",
+    "subprocess.Popen",
+    "os.system",
+    "os.exec",
+    "pickle.find_class",
+)
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 log: list[dict[str, Any]] = []
@@ -84,8 +100,15 @@ class Fault:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"model": ("MODEL",), "place": (list(PLACES),), "act": (ACTS,), "at": ("INT", {"default": 1}),
-                             "run": ("INT", {"default": 0})}}  # fmt: skip
+        return {
+            "required": {
+                "model": ("MODEL",),
+                "place": (list(PLACES),),
+                "act": (ACTS,),
+                "at": ("INT", {"default": 1}),
+                "run": ("INT", {"default": 0}),
+            }
+        }
 
     def run(self, model: Any, place: str, act: str, at: int, run: int) -> tuple[Any]:
         model, calls = model.clone(), [0]
