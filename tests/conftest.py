@@ -49,6 +49,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = wanted
 
 
+def pytest_collection_finish() -> None:
+    """The host and torch are half a million objects that stay: no garbage collection looks at them again."""
+    gc.collect()
+    gc.freeze()
+
+
 def needs_of(item: pytest.Item) -> list[tuple[str, ...]]:
     """The (module, attribute ...) paths that a test needs of the host and its Python, by its marker host_has."""
     return [mark.args for mark in item.iter_markers("host_has")]
