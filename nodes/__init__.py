@@ -40,4 +40,5 @@ class SRDiffusionExtension(ComfyExtension):
 
 
 async def comfy_entrypoint() -> SRDiffusionExtension:
+    """What the host asks the pack for."""
     return SRDiffusionExtension()

@@ -1,4 +1,4 @@
-"""Set Attention: the attention backend of a MODEL of any loader, and the choice of backends that the loaders have too."""
+"""Set Attention, and the choice of an attention backend that the loaders have too."""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
-"""Two models that do not fit are told before the run: in the page as soon as both are chosen (nodes/plan.py asks), and whoever
-queues is refused before the text encoder and the VAE are loaded.
+"""Two models that do not fit are told before the run.
+
+The page hears it as soon as both are chosen (nodes/plan.py asks); whoever queues is refused before the text encoder and
+the VAE are loaded.
 
 The host validates each node alone, without its links. Its prompt handler sees the whole graph just before; the loaders'
 validation, in the same request, then looks up what their models are for. A fault in here never refuses a run.
@@ -39,13 +41,11 @@ LOADERS = {**OURS, "UNETLoader": "unet_name"}  # with the input that names a fil
 FARTHEST = 32  # nodes between a loader and the sampler
 NOT_TOLD = "two models that do not fit are told when the sampler starts"
 
-Chain = Sequence[
-    dict[str, Any]
-]  # the nodes that a MODEL comes through, the nearest first: {type, values}, in a prompt with id
+# the nodes that a MODEL comes through, the nearest first: {type, values}, in a prompt with id
+Chain = Sequence[dict[str, Any]]
 
-_asked: ContextVar[dict[str, Any]] = ContextVar(
-    "srdiffusion_prompt"
-)  # of the present request: the graph, and its outputs
+# of the present request: the graph, and its outputs
+_asked: ContextVar[dict[str, Any]] = ContextVar("srdiffusion_prompt")
 
 
 @page_only(NOT_TOLD)
@@ -63,7 +63,7 @@ def _note(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def verdict_on(sketch: Chain, render: Chain, own_prompts: bool) -> Verdict:
-    """What can be said of the models that come through these nodes; nothing where one comes through a node not known here."""
+    """What can be said of the models that come through these nodes; nothing where a node is not known here."""
     files = [_file_of(chain) for chain in (sketch, render)]
     if files[0] is None or files[1] is None:
         return Verdict()
@@ -86,8 +86,10 @@ def _file_of(chain: Chain) -> ModelFile | None:
 
 
 def fault_of(loader: type) -> str | None:
-    """Why a pair that this loader (which the host validates now) is a part of would be refused: said on the render's loader,
-    or on the sketch's where the render comes from another.
+    """Why a pair that this loader is a part of would be refused; None where nothing is known to be wrong.
+
+    The host validates the loader now. Said on the render's loader, or on the sketch's where the render comes from
+    another.
     """
     with page_only(NOT_TOLD):
         asked, me = _asked.get({}), str(loader.hidden.unique_id)  # type: ignore[attr-defined]

@@ -21,8 +21,9 @@ said: set[tuple[str, str]] = set()  # (what does not work, kind of fault) that t
 
 
 def optional(*inputs: io.Input) -> list[io.Input]:
-    """Inputs that a graph may leave out, as one does that was saved before they existed. Each has a default and comes after
-    the required ones, which the page puts first: a file's values go by that order.
+    """Inputs that a graph may leave out, as one does that was saved before they existed.
+
+    Each has a default and comes after the required ones, which the page puts first: a file's values go by that order.
     """
     for i in inputs:
         i.optional = True
@@ -41,8 +42,9 @@ def server() -> Any | None:
 
 @contextmanager
 def page_only(what: str) -> Iterator[None]:
-    """For a block or, as a decorator, a function that returns None: a fault in there costs the page or a file's metadata,
-    never the node or the run. The log says once what does not work, ``what``, and why.
+    """For a block or a function that returns None: a fault costs the page or a file's metadata, never the run.
+
+    The log says once what does not work, ``what``, and why.
     """
     try:
         yield
@@ -72,8 +74,8 @@ def unsavable(name: str, prefix: str, such_as: str) -> str | None:
         place_of(prefix)
     except Exception:  # noqa: BLE001  (the host raises nothing narrower for a folder outside its own)
         return (
-            f"{name} is {prefix[:200]!r}; nothing can be saved there. Name a folder and a file inside ComfyUI's output folder, "
-            f"such as {such_as}."
+            f"{name} is {prefix[:200]!r}; nothing can be saved there. Name a folder and a file inside ComfyUI's output "
+            f"folder, such as {such_as}."
         )
     return None
 
@@ -84,7 +86,7 @@ def as_image(picture: Image.Image) -> torch.Tensor:
 
 
 def picture(node: type[io.ComfyNode], image: torch.Tensor) -> dict[str, Any]:
-    """An IMAGE as a node shows it in the page, saved with the workflow where a client sent one that the host can write."""
+    """An IMAGE as a node shows it in the page, with the workflow that the client sent in its file."""
     metadata = getattr(getattr(node, "hidden", None), "extra_pnginfo", None)
     return ui.PreviewImage(image, cls=node if isinstance(metadata or {}, dict) else None).as_dict()
 

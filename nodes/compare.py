@@ -28,8 +28,8 @@ class SRCompare(io.ComfyNode):
                 "SSIM",
                 "LPIPS",
             ],
-            description="Puts two clips into one picture, side by side or as a wipe, and measures how near they are: PSNR, "
-            "SSIM and LPIPS, for the clip and frame by frame.",
+            description="Puts two clips into one picture, side by side or as a wipe, and measures how near they are: "
+            "PSNR, SSIM and LPIPS, for the clip and frame by frame.",
             is_output_node=True,
             inputs=[
                 io.Image.Input("a", tooltip="The clip to compare with, for example sketch only."),
@@ -41,8 +41,8 @@ class SRCompare(io.ComfyNode):
                         "layout",
                         options=list(LAYOUTS),
                         default=LAYOUTS[0],
-                        tooltip="side by side: a left, b right. wipe: a left of the edge, b right of it. moving wipe: the edge "
-                        "goes there and back over the clip. difference: what differs, four times as strong.",
+                        tooltip="side by side: a left, b right. wipe: a left of the edge, b right of it. moving wipe: "
+                        "the edge goes there and back over the clip. difference: what differs, four times as strong.",
                     ),
                     io.Float.Input(
                         "position",
@@ -57,8 +57,8 @@ class SRCompare(io.ComfyNode):
                         options=[*LPIPS_NETS, "off"],
                         default=LPIPS_NETS[0],
                         advanced=True,
-                        tooltip="Network of LPIPS. It needs the package torchmetrics and the network's weights; without them the "
-                        "text says how to get them, and the rest is measured all the same.",
+                        tooltip="Network of LPIPS. It needs the package torchmetrics and the network's weights; "
+                        "without them the text says how to get them, and the rest is measured all the same.",
                     ),
                 ),
             ],

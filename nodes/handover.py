@@ -1,4 +1,4 @@
-"""Sketch once, render many, or elsewhere: SR Sketch and SR Render are the two halves of SR Sampler; a file goes between."""
+"""SR Sketch and SR Render, the two halves of SR Sampler, and the file between them."""
 
 from __future__ import annotations
 
@@ -43,8 +43,9 @@ class SRSketch(io.ComfyNode):
             display_name="SR Sketch",
             category=CATEGORY,
             search_aliases=ALIASES,
-            description="The first half of SR Sampler: runs the sketch until the switch, and gives what SR Render needs to "
-            "continue, now or later, here or on another machine. The preview shows what the video will be like.",
+            description="The first half of SR Sampler: runs the sketch until the switch, and gives what SR Render "
+            "needs to continue, now or later, here or on another machine. The preview shows what the video will be "
+            "like.",
             inputs=as_in_sr_sampler("sketch", *SAMPLING, *SWITCHING),
             outputs=[
                 SRHandOver.Output(display_name="hand_over"),
@@ -109,12 +110,7 @@ class SRRender(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls,
-        hand_over: SketchRecord,
-        render: ModelPatcher,
-        positive: list[Any],
-        negative: list[Any],
-        **rendering: Any,
+        cls, hand_over: SketchRecord, render: ModelPatcher, positive: list[Any], negative: list[Any], **rendering: Any
     ) -> io.NodeOutput:
         report = Report()
         live.follow(cls, report)
@@ -135,7 +131,8 @@ class SRSaveHandOver(io.ComfyNode):
             display_name="Save Hand-over",
             category=CATEGORY,
             search_aliases=ALIASES,
-            description="Saves a hand-over to ComfyUI's output folder, as one safetensors file with all that SR Render needs.",
+            description="Saves a hand-over to ComfyUI's output folder, as one safetensors file with all that SR Render "
+            "needs.",
             is_output_node=True,
             inputs=[
                 SRHandOver.Input("hand_over", tooltip="From SR Sketch."),
@@ -172,14 +169,15 @@ class SRLoadHandOver(io.ComfyNode):
             display_name="Load Hand-over",
             category=CATEGORY,
             search_aliases=ALIASES,
-            description="Loads a hand-over that Save Hand-over wrote, for SR Render. Its preview shows what was sketched.",
+            description="Loads a hand-over that Save Hand-over wrote, for SR Render. Its preview shows what was "
+            "sketched.",
             inputs=[
                 io.Combo.Input(
                     "hand_over",
                     options=_files(),
-                    tooltip=f"A file from ComfyUI's input folder, its subfolder {FOLDER}, or (marked [output]) the output "
-                    f"folder's subfolder {FOLDER}. Press R after you have put one there.",
-                ),
+                    tooltip=f"A file from ComfyUI's input folder, its subfolder {FOLDER}, or (marked [output]) the "
+                    f"output folder's subfolder {FOLDER}. Press R after you have put one there.",
+                )
             ],
             outputs=[
                 SRHandOver.Output(display_name="hand_over"),
@@ -226,9 +224,8 @@ def _below(folder: Path) -> list[Path]:
 
 def _path(name: str) -> Path:
     """Where a name of the list lies. Raises ValueError for a file that is not there, or in no folder of the host."""
-    plain, base = folder_paths.annotated_filepath(
-        str(name)
-    )  # a list's value comes as whatever the request's JSON holds
+    # a list's value comes as whatever the request's JSON holds
+    plain, base = folder_paths.annotated_filepath(str(name))
     base = os.path.abspath(base or folder_paths.get_input_directory())
     path = Path(os.path.abspath(os.path.join(base, plain.strip())))
     if not path.is_relative_to(base) or not os.path.isfile(path):

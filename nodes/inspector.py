@@ -18,7 +18,10 @@ PREFIX = "srdiffusion/report"  # what messages give as an example
 NOTHING = (
     "The report was not saved: there is no run yet. With Sketch-Render Model, connect the sampler's latent to `after`."
 )
-NOT_SAVED = "The report could not be saved as {place} ({fault}). Make room in ComfyUI's output folder or allow writing there, and queue again."
+NOT_SAVED = (
+    "The report could not be saved as {place} ({fault}). Make room in ComfyUI's output folder or allow writing there, "
+    "and queue again."
+)
 
 
 class SRSwitchInspector(io.ComfyNode):
@@ -29,16 +32,16 @@ class SRSwitchInspector(io.ComfyNode):
             display_name="Switch Inspector",
             category=CATEGORY,
             search_aliases=[*SEARCH_ALIASES, "plot", "report", "when does it switch", "chart"],
-            description="Shows when and why the run switched from sketch to render, and what each step cost: as a live chart on this node, "
-            "and as a picture and a text for other nodes. It also opens an old report.",
+            description="Shows when and why the run switched from sketch to render, and what each step cost: as a live "
+            "chart on this node, and as a picture and a text for other nodes. It also opens an old report.",
             is_output_node=True,
             inputs=[
                 SRReport.Input("report", optional=True, tooltip="The report of SR Sampler or Sketch-Render Model."),
                 io.AnyType.Input(
                     "after",
                     optional=True,
-                    tooltip="With Sketch-Render Model: connect the sampler's latent here, so that this node waits for it and shows "
-                    "its run.",
+                    tooltip="With Sketch-Render Model: connect the sampler's latent here, so that this node waits for "
+                    "it and shows its run.",
                 ),
                 io.String.Input(
                     "report_json",
@@ -52,8 +55,8 @@ class SRSwitchInspector(io.ComfyNode):
                         "save_report",
                         default="",
                         advanced=True,
-                        tooltip=f"Saves the report as JSON: folder and beginning of the file's name in ComfyUI's output folder, such as "
-                        f"{PREFIX}; a number follows. Empty: not saved.",
+                        tooltip="Saves the report as JSON: folder and beginning of the file's name in ComfyUI's output "
+                        f"folder, such as {PREFIX}; a number follows. Empty: not saved.",
                     )
                 ),
             ],
@@ -88,8 +91,8 @@ class SRSwitchInspector(io.ComfyNode):
             )
         plot, summary = as_image(draw(report)), summarize(report)
         live.show(cls, report)
-        # "report" is for programs: the run as JSON, in the server's history and in its message about this node. The picture
-        # is not among "images", which the page would show below its own chart of the same.
+        # "report" is for programs: the run as JSON, in the server's history and in its message about this node.
+        # The picture is not among "images", which the page would show below its own chart of the same.
         text = report.to_json()
         shown = {"plot": picture(cls, plot)["images"], "report": (text,)} | ui.PreviewText(summary).as_dict()
         if prefix := save_report.strip():
@@ -109,8 +112,9 @@ class SRSwitchInspector(io.ComfyNode):
 
 
 def _saved(text: str, prefix: str, shown: dict[str, Any]) -> str:
-    """Save a report's JSON and note the file in what the node shows. Returns why not, or "": a fault costs the file, not the run
-    that is waiting to be saved too.
+    """Save a report's JSON and note the file in what the node shows.
+
+    Returns why not, or "": a fault costs the file, not the run that is waiting to be saved too.
     """
     try:
         folder, name, counter, subfolder, _ = place_of(prefix)

@@ -1,9 +1,9 @@
 """Live reports: what a run's report says goes to the page while it runs, and into what the host saves of it.
 
 The page hears EVENT through the host's own message channel; a page that is opened later, or has missed a message, asks
-ROUTE for the newest runs, QUEUED for the prompts that it has in the queue, and READ for what a saved report says. Nothing here changes how a run goes, and a step costs
-nothing while nobody listens. What the host or a client does differently costs the page what it would show, never the run or a
-node: see page_only.
+ROUTE for the newest runs, QUEUED for the prompts that it has in the queue, and READ for what a saved report says.
+Nothing here changes how a run goes, and a step costs nothing while nobody listens. What the host or a client does
+differently costs the page what it would show, never the run or a node: see page_only.
 """
 
 from __future__ import annotations
@@ -32,9 +32,8 @@ KEPT = 16  # runs of which a page that is opened later can still be told
 BULKY = ("steps", "sigmas")  # fields of a report that are not sent whole with every step
 NOT_TOLD = "the page is not told of this run"
 
-Run = dict[
-    str, Any
-]  # what the page needs to know of a run: where it belongs, its report and the figures that follow from it
+# what the page needs to know of a run: where it belongs, its report and the figures that follow from it
+Run = dict[str, Any]
 
 # By prompt, the node that made the report and the node that sampled, oldest first: several may sample with one MODEL.
 _runs: OrderedDict[tuple[str, str, str], Run] = OrderedDict()
@@ -42,9 +41,7 @@ _runs: OrderedDict[tuple[str, str, str], Run] = OrderedDict()
 
 @page_only("the page is not told of runs before it was opened")
 def add_route() -> None:
-    """Answer GET on ROUTE with the newest runs, oldest first: {"runs": [...]}, and on QUEUED with a client's prompts; and POST
-    of a report's JSON on READ.
-    """
+    """Answer GET on ROUTE ({"runs": [...]}, oldest first) and QUEUED, and POST of a report's JSON on READ."""
     running = server()
     if running is not None:
         running.routes.get(ROUTE)(_answer)
@@ -54,7 +51,7 @@ def add_route() -> None:
 
 @page_only("the page's questions are not answered")
 def answer_posts(path: str, reply: Callable[[Any], dict[str, Any]]) -> None:
-    """Answer POST of JSON on ``path`` by what ``reply`` makes of it; what it can't read, by a sentence and status 400."""
+    """Answer POST of JSON on ``path`` by what ``reply`` makes of it; what it can't read, by status 400."""
 
     async def answer(request: web.Request) -> web.Response:
         try:
@@ -74,7 +71,7 @@ async def _answer(request: web.Request) -> web.Response:
 
 
 async def _queued(request: web.Request) -> web.Response:
-    """Answer {"prompts": [...]}: the prompts that the client `client_id` has in the queue, the running one among them."""
+    """Answer {"prompts": [...]}: those of the client `client_id` in the queue, with the running one."""
     client, host = request.query.get("client_id"), server()
     prompts: list[str] = []
     with page_only("the page is not told which prompts are its own"):
@@ -85,7 +82,7 @@ async def _queued(request: web.Request) -> web.Response:
 
 
 async def _read(request: web.Request) -> web.Response:
-    """Answer {"report": ..., "figures": ...} for a saved report of any version, a sentence in their place for other text."""
+    """Answer {"report": ..., "figures": ...} for a saved report of any version; for other text, what is wrong."""
     return web.json_response(read(await request.text()))
 
 
@@ -230,9 +227,7 @@ def _key(run: Run) -> tuple[str, str, str]:
 
 
 def _place(running: Any, prompt_id: str, node_id: str, samples: str) -> dict[str, Any]:
-    """The workflow that the run belongs to and the client that queued it ("" if unknown), and the nodes that show it: its own
-    and its Inspectors.
-    """
+    """The workflow and the client ("" if unknown) of a run, and the nodes that show it: its own and its Inspectors."""
     graph: dict[str, Any] = {}
     extra: dict[str, Any] = {}
     with page_only("the page is not told where runs belong"):
@@ -251,8 +246,9 @@ def _place(running: Any, prompt_id: str, node_id: str, samples: str) -> dict[str
 
 
 def _shows(graph: dict[str, Any], inspector: str, node_id: str, samples: str) -> bool:
-    """Whether an Inspector of the report of ``node_id`` shows the run that the node ``samples`` sampled: all runs, unless its
-    input `after` comes from a certain sampler.
+    """Whether an Inspector of the report of ``node_id`` shows the run that the node ``samples`` sampled.
+
+    It shows all runs, unless its input `after` comes from a certain sampler.
     """
     chosen = before(graph, inspector, "after")
     return node_id not in chosen or samples not in graph or samples in chosen or samples == node_id
@@ -290,8 +286,8 @@ def newest(report: Report) -> dict[str, Any]:
 def _store(metadata: Any, node_id: str, report: Report) -> None:
     """Files that the host saves carry the report beside the workflow, and in the workflow, where the page finds it.
 
-    ``metadata``: a run's extra_pnginfo, whatever a client sent; only an object, and in it a workflow that is an object with
-    room for `extra`, can take the report.
+    ``metadata``: a run's extra_pnginfo, whatever a client sent; only an object, and in it a workflow that is an object
+    with room for `extra`, can take the report.
     """
     if not metadata:
         return

@@ -25,7 +25,8 @@ def _schema(node_id: str, role: str, which: str, hint: str) -> io.Schema:
         display_name=f"Load {role} DiT",
         category=CATEGORY,
         search_aliases=[*SEARCH_ALIASES, "Wan 14B 1.3B", "load video model", "attention", "sage attention"],
-        description=f"Loads the {which} video DiT of a family, the one that {hint}. Any other loader's MODEL works too.",
+        description=f"Loads the {which} video DiT of a family, the one that {hint}. Any other loader's MODEL works "
+        "too.",
         inputs=[
             io.Combo.Input(
                 "model_name",
@@ -38,7 +39,8 @@ def _schema(node_id: str, role: str, which: str, hint: str) -> io.Schema:
                     "weight_dtype",
                     options=WEIGHT_DTYPES,
                     default="default",
-                    tooltip="Precision of the weights in memory. default: as in the file. fp8 halves the memory of fp16.",
+                    tooltip="Precision of the weights in memory. default: as in the file. fp8 halves the memory of "
+                    "fp16.",
                 ),
                 attention_input(),
             ),
@@ -49,7 +51,10 @@ def _schema(node_id: str, role: str, which: str, hint: str) -> io.Schema:
 
 
 def _check(path: Path) -> bool:
-    """Whether the model at ``path`` is a CogVideoX, else a video DiT for the host. Raises ValueError when it is neither."""
+    """Whether the model at ``path`` is a CogVideoX, else a video DiT for the host.
+
+    Raises ValueError when it is neither.
+    """
     if cogvideox.is_cogvideox(path):
         cogvideox.identify(path)
         return True

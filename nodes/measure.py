@@ -26,9 +26,9 @@ class SRMeasurePair(io.ComfyNode):
             display_name="Measure Pair",
             category=CATEGORY,
             search_aliases=[*SEARCH_ALIASES, "measure", "calibrate", "fade"],
-            description="Runs the sketch alone on your prompt and the render beside it at some steps, and says how far apart they are: "
-            "which fade fits, where to switch for a wished speed-up, and what the render without guidance costs. Takes about as long as "
-            "one run of the sketch; it makes no video.",
+            description="Runs the sketch alone on your prompt and the render beside it at some steps, and says how far "
+            "apart they are: which fade fits, where to switch for a wished speed-up, and what the render without "
+            "guidance costs. Takes about as long as one run of the sketch; it makes no video.",
             is_output_node=True,
             inputs=[
                 *as_in_sr_sampler("sketch", "render", *SAMPLING),
@@ -39,7 +39,8 @@ class SRMeasurePair(io.ComfyNode):
                     max=100.0,
                     step=0.1,
                     round=0.01,
-                    tooltip="How many times as fast as the sketch alone the run should be: switch_step is reckoned for it.",
+                    tooltip="How many times as fast as the sketch alone the run should be: switch_step is reckoned for "
+                    "it.",
                 ),
                 io.Int.Input(
                     "points",
@@ -47,8 +48,8 @@ class SRMeasurePair(io.ComfyNode):
                     min=2,
                     max=100,
                     advanced=True,
-                    tooltip="At so many steps the render is compared. Each costs one step of the render, and main memory for a few "
-                    "latents.",
+                    tooltip="At so many steps the render is compared. Each costs one step of the render, and main "
+                    "memory for a few latents.",
                 ),
                 *as_in_sr_sampler("render_positive", "render_negative"),
             ],

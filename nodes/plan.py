@@ -35,8 +35,10 @@ def add_route() -> None:
 
 
 def answer(asked: dict[str, Any]) -> dict[str, Any]:
-    """The plan for a node's settings, whose sketch and render come through the nodes ``models`` and ``render``; with
-    ``problem`` where the two do not fit, and ``note``. own_prompts: the render has its own conditioning.
+    """The plan for a node's settings; with ``problem`` where sketch and render do not fit, and ``note``.
+
+    The sketch comes through the nodes ``models``, the render through ``render``. own_prompts: it has its own
+    conditioning.
     """
     models = asked.get("models", [])
     found = plan(asked["settings"], models)
@@ -47,9 +49,11 @@ def answer(asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def plan(settings: dict[str, Any], models: list[dict[str, Any]]) -> dict[str, Any]:
-    """{mode, steps, earliest, latest, sigma, rest, problem} of a run with these widget values, whose sketch comes through these nodes
-    ({type, values}, the nearest first). What is not known is missing: values that come from another node, and steps that
-    depend on a schedule that is not known. rest: the steps of the render where it has its own steps.
+    """{mode, steps, earliest, latest, sigma, rest, problem} of a run with these widget values.
+
+    Its sketch comes through these nodes ({type, values}, the nearest first). What is not known is missing: values that
+    come from another node, and steps that depend on a schedule that is not known. rest: the steps of the render where
+    it has its own steps.
     """
     settings = chosen(settings)
     if missing := [name for name in SWITCHING if name not in settings]:
@@ -86,8 +90,9 @@ def shift_of(models: list[dict[str, Any]]) -> float | None:
 
 
 def schedule(settings: dict[str, Any], shift: float) -> tuple[list[float], list[float]]:
-    """The noise levels [steps + 1] of the host's KSampler with these settings on a flow model of that shift, and where the steps
-    begin in uniform timesteps.
+    """What the host's KSampler does with these settings on a flow model of that shift.
+
+    Returns the noise levels [steps + 1], and where the steps begin in uniform timesteps.
     """
 
     class Sampling(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.CONST):
@@ -117,7 +122,7 @@ def _on_schedule(switch: Switch, sigmas: list[float], places: list[float]) -> di
         limit = "max_step" if switch.max_step else "switch_sigma"
         way = "raise" if switch.max_step else "lower"
         found["problem"] = (
-            f"Always switches after step {latest}: fix_step lets adaptive decide from step {earliest} on, {limit} ends it before. "
-            f"Lower fix_step, {way} {limit}, or set switch_mode to step."
+            f"Always switches after step {latest}: fix_step lets adaptive decide from step {earliest} on, {limit} ends "
+            f"it before. Lower fix_step, {way} {limit}, or set switch_mode to step."
         )
     return found

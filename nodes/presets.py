@@ -1,5 +1,7 @@
-"""Presets of SR Sampler and Sketch-Render Model: names for tables of widget values. The page writes them into the widgets
-(web/presets.js gets the table with the widget's options); here they count for whoever queues a graph without the page.
+"""Presets of SR Sampler and Sketch-Render Model: names for tables of widget values.
+
+The page writes them into the widgets (web/presets.js gets the table with the widget's options); here they count for
+whoever queues a graph without the page.
 """
 
 from __future__ import annotations
@@ -34,8 +36,9 @@ NAMES = [CUSTOM, *PRESETS]
 
 
 def chosen(values: dict[str, Any], linked: Collection[str] = ()) -> dict[str, Any]:
-    """The ``values`` of a node's widgets, with those that its preset stands for in their place; the ``linked`` inputs keep what
-    their link gives. Raises ValueError for a preset that is not there.
+    """The ``values`` of a node's widgets, with those of its preset in their place.
+
+    The ``linked`` inputs keep what their link gives. Raises ValueError for a preset that is not there.
     """
     name = values.get("preset", CUSTOM)
     if name not in NAMES:

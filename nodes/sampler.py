@@ -1,4 +1,4 @@
-"""SR Sampler and Sketch-Render Model: the second is the mechanism, the first is the second under the host's KSampler."""
+"""SR Sampler and Sketch-Render Model: the second is the mechanism, the first is it under the host's KSampler."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def _switching() -> list[io.Input]:
             "switch_mode",
             options=list(MODES),
             default="adaptive",
-            tooltip="adaptive: switch when the composition has settled (delta, fix_step; at the latest below switch_sigma). "
-            "step: after switch_step steps. sigma: below switch_sigma.",
+            tooltip="adaptive: switch when the composition has settled (delta, fix_step; at the latest below "
+            "switch_sigma). step: after switch_step steps. sigma: below switch_sigma.",
         ),
         io.Float.Input(
             "delta",
@@ -43,16 +43,17 @@ def _switching() -> list[io.Input]:
             max=1.0,
             step=0.001,
             round=0.0001,
-            tooltip="adaptive: how sensitive the switch is (the paper's delta, 0.002 to 0.03). Smaller switches later (closer to the "
-            "sketch alone), larger earlier (faster). It means the same noise level at any step count, shift and scheduler.",
+            tooltip="adaptive: how sensitive the switch is (the paper's delta, 0.002 to 0.03). Smaller switches later "
+            "(closer to the sketch alone), larger earlier (faster). It means the same noise level at any step count, "
+            "shift and scheduler.",
         ),
         io.Int.Input(
             "fix_step",
             default=5,
             min=0,
             max=10000,
-            tooltip="adaptive: the sketch runs more than this many of 50 steps (the paper's FIX_STEP). At other step counts the earliest "
-            "switch is at the same noise level: 5 is a tenth of the way.",
+            tooltip="adaptive: the sketch runs more than this many of 50 steps (the paper's FIX_STEP). At other step "
+            "counts the earliest switch is at the same noise level: 5 is a tenth of the way.",
         ),
         io.Int.Input(
             "max_step",
@@ -78,8 +79,9 @@ def _switching() -> list[io.Input]:
             step=0.005,
             round=0.0001,
             advanced=True,
-            tooltip="sigma: the render runs the steps that start below this noise level (1 is pure noise for Wan). adaptive, "
-            "with max_step 0: the switch comes below it at the latest. Wan 2.2's boundary is 0.875, for image to video 0.9.",
+            tooltip="sigma: the render runs the steps that start below this noise level (1 is pure noise for Wan). "
+            "adaptive, with max_step 0: the switch comes below it at the latest. Wan 2.2's boundary is 0.875, for "
+            "image to video 0.9.",
         ),
         io.Float.Input(
             "render_cfg",
@@ -89,8 +91,8 @@ def _switching() -> list[io.Input]:
             step=0.1,
             round=0.01,
             advanced=True,
-            tooltip="Guidance scale of the render. 0: the same as the sketch. 1: no guidance, twice as fast. For a real 0 "
-            "(the negative prompt alone), set 1 and connect the negative prompt to render_positive.",
+            tooltip="Guidance scale of the render. 0: the same as the sketch. 1: no guidance, twice as fast. For a "
+            "real 0 (the negative prompt alone), set 1 and connect the negative prompt to render_positive.",
         ),
         io.Float.Input(
             "teacache",
@@ -100,17 +102,18 @@ def _switching() -> list[io.Input]:
             step=0.01,
             round=0.001,
             advanced=True,
-            tooltip="TeaCache on the render stage: steps whose change stays below this threshold reuse the last computed "
-            "one. 0: off. The paper uses 0.14 for Wan (about 1.4x on top) and 0.1 for CogVideoX; TeaCache's authors advise "
-            "0.05 to 0.08 for Wan 1.3B. The report shows which steps were reused.",
+            tooltip="TeaCache on the render stage: steps whose change stays below this threshold reuse the last "
+            "computed one. 0: off. The paper uses 0.14 for Wan (about 1.4x on top) and 0.1 for CogVideoX; TeaCache's "
+            "authors advise 0.05 to 0.08 for Wan 1.3B. The report shows which steps were reused.",
         ),
         io.Combo.Input(
             "offload_sketch",
             options=list(POLICIES),
             default=AUTO,
             advanced=True,
-            tooltip="What happens to the sketch's memory when the render comes. auto: ComfyUI frees as much of it as the render "
-            "needs. always: all of it leaves the GPU. never: it stays, and what does not fit is loaded in part.",
+            tooltip="What happens to the sketch's memory when the render comes. auto: ComfyUI frees as much of it as "
+            "the render needs. always: all of it leaves the GPU. never: it stays, and what does not fit is loaded in "
+            "part.",
         ),
         io.Conditioning.Input("render_positive", tooltip="Conditioning for the render; not connected: the sketch's."),
         io.Conditioning.Input(
@@ -124,15 +127,15 @@ def _switching() -> list[io.Input]:
             step=0.1,
             round=0.01,
             advanced=True,
-            tooltip="The sketch's last change fades into the render, so that the switch is not a cut: nearer to the sketch at the "
-            "same cost. 0: a cut, as in the paper. 1.1 is the measured value; larger holds it longer.",
+            tooltip="The sketch's last change fades into the render, so that the switch is not a cut: nearer to the "
+            "sketch at the same cost. 0: a cut, as in the paper. 1.1 is the measured value; larger holds it longer.",
         ),
         io.String.Input(
             "sketch_steps",
             default="",
             advanced=True,
-            tooltip="The steps that the sketch runs, counted from 1: 1-10, 46-50. The render runs the others, and switch_mode and "
-            "its settings do nothing. Empty: off.",
+            tooltip="The steps that the sketch runs, counted from 1: 1-10, 46-50. The render runs the others, and "
+            "switch_mode and its settings do nothing. Empty: off.",
         ),
         io.Int.Input(
             "render_steps",
@@ -140,8 +143,8 @@ def _switching() -> list[io.Input]:
             min=0,
             max=10000,
             advanced=True,
-            tooltip="The number of steps for the render. 0: the remaining steps. With 50 steps and a switch after 10, 20 halves the "
-            "render's work; 4 is for a few-step model or LoRA (with render_cfg 1).",
+            tooltip="The number of steps for the render. 0: the remaining steps. With 50 steps and a switch after 10, "
+            "20 halves the render's work; 4 is for a few-step model or LoRA (with render_cfg 1).",
         ),
         io.Float.Input(
             "sketch_scale",
@@ -151,18 +154,19 @@ def _switching() -> list[io.Input]:
             step=0.05,
             round=0.001,
             advanced=True,
-            tooltip="The sketch runs at this share of width and height, and the video is enlarged at the switch: much faster, with less "
-            "memory for the sketch. 1: off. 0.667 sketches 720p at 480p. A smaller picture may be framed differently.",
+            tooltip="The sketch runs at this share of width and height, and the video is enlarged at the switch: much "
+            "faster, with less memory for the sketch. 1: off. 0.667 sketches 720p at 480p. A smaller picture may be "
+            "framed differently.",
         ),
         io.Combo.Input(
             "preset",
             options=NAMES,
             default=CUSTOM,
             extra_dict={PRESETS_KEY: PRESETS},
-            tooltip="Sets the widgets that decide quality and speed (steps, switch, fade, render_cfg, render_steps). paper: as "
-            "published, 50 steps. quality: paper with fade. balanced: 20 steps with fade. fast: balanced with a render without "
-            "guidance. few-step render: 10 of 50 steps, then 4 by a few-step model or LoRA. For pairs such as Wan 14B with 1.3B, not for "
-            "Wan 2.2 high and low noise. custom: the widgets as they are; "
+            tooltip="Sets the widgets that decide quality and speed (steps, switch, fade, render_cfg, render_steps). "
+            "paper: as published, 50 steps. quality: paper with fade. balanced: 20 steps with fade. fast: balanced "
+            "with a render without guidance. few-step render: 10 of 50 steps, then 4 by a few-step model or LoRA. For "
+            "pairs such as Wan 14B with 1.3B, not for Wan 2.2 high and low noise. custom: the widgets as they are; "
             "changing one of them sets it. An input that is connected keeps what its link gives.",
         ),
     )
@@ -196,7 +200,10 @@ def check_numbers(**values: float) -> None:
 
 
 def check_sampling(steps: int, cfg: float, denoise: float, rule: dict[str, Any]) -> None:
-    """First thing in a run. Raises ValueError for settings that can't all be meant, and for what the host takes for a number."""
+    """First thing in a run.
+
+    Raises ValueError for settings that can't all be meant, and for what the host takes for a number.
+    """
     check_numbers(cfg=cfg, denoise=denoise)
     if mode_of(rule) == "step" and rule["switch_step"] > steps:
         raise ValueError(
@@ -316,7 +323,8 @@ class SRSampler(io.ComfyNode):
                     "sampler_name",
                     options=comfy.samplers.KSampler.SAMPLERS,
                     default="uni_pc",
-                    tooltip="The sampler; it runs once over all steps, so multistep samplers keep their history across the switch.",
+                    tooltip="The sampler; it runs once over all steps, so multistep samplers keep their history across "
+                    "the switch.",
                 ),
                 io.Combo.Input(
                     "scheduler",

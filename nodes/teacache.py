@@ -21,8 +21,8 @@ class SRTeaCache(io.ComfyNode):
             display_name="Render TeaCache",
             category=CATEGORY,
             search_aliases=[*SEARCH_ALIASES, "TeaCache", "step cache", "skip steps", "faster video"],
-            description="Skips the transformer blocks of steps that change little and reuses the last computed step. For "
-            "Wan and CogVideoX, with any sampler node, alone or as the render (or sketch) of a Sketch-Render run.",
+            description="Skips the transformer blocks of steps that change little and reuses the last computed step. "
+            "For Wan and CogVideoX, with any sampler node, alone or as the render (or sketch) of a Sketch-Render run.",
             inputs=[
                 io.Model.Input(
                     "model",

@@ -39,8 +39,9 @@ def bring_over(
     x: torch.Tensor,
     sigma: torch.Tensor,
 ) -> None:
-    """For a model on its own device or in its own latent space: bring the run's sigmas there, and give the sampler's
-    functions (those from index ``added_from`` on) what they know: tensors of the sampler's device and space.
+    """For a model on its own device or in its own latent space: bring the run's sigmas there.
+
+    The sampler's functions (those from index ``added_from`` on) get tensors of the sampler's device and space.
     """
     transformer_options = options["transformer_options"]
     transformer_options["sample_sigmas"] = latent_map.sigmas(transformer_options["sample_sigmas"].to(device))

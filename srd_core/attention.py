@@ -29,16 +29,17 @@ def missing(backend: str) -> str:
     package = PACKAGES.get(backend) if isinstance(backend, str) else None
     how = f"Install {package} into ComfyUI's Python and restart" if package else "Choose another"
     return (
-        f"Attention {backend!r} is not available here; the model runs with ComfyUI's default. {how}, or set attention to "
-        f"auto. There are: {', '.join(backends())}."
+        f"Attention {backend!r} is not available here; the model runs with ComfyUI's default. {how}, or set attention "
+        f"to auto. There are: {', '.join(backends())}."
     )
 
 
 def with_attention(model: ModelPatcher, backend: str) -> ModelPatcher:
-    """A clone of ``model`` that computes attention with ``backend``: auto, and with a warning one that can't be had, means the
-    host's default.
+    """A clone of ``model`` that computes attention with ``backend``; auto means the host's default.
 
-    An override of another node that is there already is called with this backend in place of the host's default. One that
+    So does one that can't be had, with a warning.
+
+    Another node's override that is there already is called with this backend in place of the host's default. One that
     this function set earlier is replaced: of two choices the later one holds.
     """
     if warning := missing(backend):

@@ -35,14 +35,12 @@ AS_LARGE = "sketch_scale does nothing here: in whole patches the sketch is as la
 
 
 def begin_run(
-    guider: comfy.samplers.CFGGuider,
-    call: dict[str, Any],
-    others: dict[str, Stage],
-    whole: Pair,
-    report: Report,
+    guider: comfy.samplers.CFGGuider, call: dict[str, Any], others: dict[str, Stage], whole: Pair, report: Report
 ) -> Run:
-    """The state of a sampling run with the arguments ``call``, of the guider's own model as the sketch and the ``others`` by
-    name, over the route ``whole``; ``report`` starts anew. Raises ValueError for a schedule that is not finite.
+    """The state of a sampling run of the host with the arguments ``call``, over the route ``whole``.
+
+    The guider's own model is the sketch, the ``others`` come by name; ``report`` starts anew. Raises ValueError for a
+    schedule that is not finite.
 
     The call's sigmas become those of the route, where it walks a part of them in its own steps.
     """
@@ -82,8 +80,9 @@ def begin_run(
 
 
 def make_small(run: Run, guider: comfy.samplers.CFGGuider, call: dict[str, Any], whole: Pair) -> None:
-    """Where the first part of ``whole`` is to run on a smaller latent: the host's ``call``, the run and its conditioning become
-    small, until the hand-over. Nothing is loaded. Raises ValueError where that can't be.
+    """Make the run small until the hand-over, where the first part of ``whole`` is to run on a smaller latent.
+
+    The host's ``call``, the run and its conditioning change; nothing is loaded. Raises ValueError where that can't be.
     """
     stages = small_stages(whole)
     if run.route.start()[0] not in stages:

@@ -28,9 +28,8 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-HEADER_LIMIT = (
-    16_000_000  # bytes; a model's header is below 1 MB, and text of this size becomes half a gigabyte at worst
-)
+# bytes; a model's header is below 1 MB, and text of this size becomes half a gigabyte at worst
+HEADER_LIMIT = 16_000_000
 SAFETENSORS = (".safetensors", ".sft")
 SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-\d{5}\.safetensors")  # how the Hub names one of several files of a model
 WEIGHTS = "diffusion_pytorch_model.safetensors"  # how the Hub calls the one file of a model
@@ -66,16 +65,15 @@ def model_names(files: Iterable[str]) -> list[str]:
 
 
 def called(path: Path) -> str:
-    """How messages name a model: a file by its name; a folder, or a file that is called as thousands are, with the
-    folder around it.
-    """
+    """How messages name a model: by its file; a common file name comes with the folder around it."""
     common = path.is_dir() or path.name.startswith(Path(WEIGHTS).stem)
     return f"{path.parent.name}/{path.name}" if common else path.name
 
 
 def weight_files(path: Path) -> list[Path]:
-    """The files with the weights of a model: ``path`` itself or, if it is a folder, an index or one of several shards,
-    all shards. Raises ValueError naming what is missing and the next step.
+    """The files with the weights of a model: ``path``, or all shards for a folder, an index or a shard.
+
+    Raises ValueError naming what is missing and the next step.
     """
     if path.is_dir():
         indices, files = sorted(path.glob(f"*{INDEX}")), sorted(path.glob("*.safetensors"))
@@ -105,7 +103,8 @@ def weight_files(path: Path) -> list[Path]:
 
 
 def check_video_dit(path: Path) -> None:
-    """Raises ValueError naming the file, the fault and the next step if the host can't load ``path`` as a video DiT.
+    """Raises ValueError if the host can't load ``path`` as a video DiT: the file, the fault, the next step.
+
     ``path``: a file, or a folder with one (see weight_files).
 
     Only safetensors files are looked into; other formats (.gguf, .pt) are left to the host's loader.
@@ -115,8 +114,8 @@ def check_video_dit(path: Path) -> None:
     shards = weight_files(path)
     if len(shards) > 1:
         raise ValueError(
-            f"{called(path)} is a {_kind(read_headers(shards)[0])} in {len(shards)} shards. Only CogVideoX is loaded from shards. "
-            f"{GET}, one file, {SUCH_AS}"
+            f"{called(path)} is a {_kind(read_headers(shards)[0])} in {len(shards)} shards. Only CogVideoX is loaded "
+            f"from shards. {GET}, one file, {SUCH_AS}"
         )
     path = shards[0]
     if path.suffix.lower() not in SAFETENSORS:
@@ -134,8 +133,8 @@ def check_video_dit(path: Path) -> None:
         raise ValueError(f"{called(path)} {_no_model(header, metadata)}")
     if config.latent_format.latent_dimensions != 3:
         raise ValueError(
-            f"{called(path)} is {type(config).__name__}, not a video DiT. Choose one (Wan, LTX-Video, ...); for a pair of "
-            "image models use the node Load Diffusion Model twice with Sketch-Render Model."
+            f"{called(path)} is {type(config).__name__}, not a video DiT. Choose one (Wan, LTX-Video, ...); for a pair "
+            "of image models use the node Load Diffusion Model twice with Sketch-Render Model."
         )
 
 
@@ -146,11 +145,14 @@ def _no_model(header: dict[str, Any], metadata: dict[str, str], error: Exception
     if any(".attn1.to_q." in key and "lora" not in key for key in header):
         return f"is a {_kind(header)} in diffusers' format, which ComfyUI does not load. {GET}, {SUCH_AS}"
     if isinstance(error, (KeyError, IndexError, TypeError, AttributeError)):  # detection that misses tensors
-        return f"holds only a part of a model ({error} is missing): one of several shards? Choose the single-file version of this model."
+        return (
+            f"holds only a part of a model ({error} is missing): one of several shards? Choose the single-file version "
+            "of this model."
+        )
     reason = f" ({str(error)[:200]})" if error else ""
     return (
-        f"is not a diffusion model that this ComfyUI knows{reason}. It may be a VAE, a text encoder, a LoRA or one of several "
-        f"shards. Choose the DiT of a video model, {SUCH_AS}"
+        f"is not a diffusion model that this ComfyUI knows{reason}. It may be a VAE, a text encoder, a LoRA or one of "
+        f"several shards. Choose the DiT of a video model, {SUCH_AS}"
     )
 
 
@@ -173,8 +175,7 @@ def _odd_config(metadata: dict[str, str], error: Exception) -> str:
 
 
 def read_header(path: Path, limit: int = HEADER_LIMIT) -> dict[str, Any]:
-    """The JSON header (of ``limit`` bytes at most) of a safetensors file: tensor name -> {dtype, shape, data_offsets}, and
-    __metadata__.
+    """The JSON header of a safetensors file: tensor name -> {dtype, shape, data_offsets}, and __metadata__.
 
     Raises ValueError with a sentence for a file that is not a safetensors file or was cut short.
     """
@@ -205,8 +206,9 @@ def read_header(path: Path, limit: int = HEADER_LIMIT) -> dict[str, Any]:
 
 
 def read_headers(files: Sequence[Path]) -> tuple[dict[str, Any], dict[str, str]]:
-    """(tensor name -> {dtype, shape, data_offsets}, metadata) of the shards of a model together; empty for files that are
-    not safetensors by their name. Raises ValueError as ``read_header`` does.
+    """The shards of a model together: (tensor name -> {dtype, shape, data_offsets}, metadata).
+
+    Empty for files that are not safetensors by their name. Raises ValueError as ``read_header`` does.
     """
     tensors: dict[str, Any] = {}
     metadata: dict[str, str] = {}
@@ -218,7 +220,7 @@ def read_headers(files: Sequence[Path]) -> tuple[dict[str, Any], dict[str, str]]
 
 
 def on_meta(header: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """The model's tensors that a header (without __metadata__) tells of, without data, as the host's detection wants them."""
+    """The tensors of a header (without __metadata__) without data, as the host's detection wants them."""
     state_dict = {
         key: torch.empty(t["shape"], dtype=DTYPES.get(t["dtype"], torch.uint8), device="meta")
         for key, t in header.items()
@@ -236,8 +238,9 @@ def model_config(state_dict: dict[str, torch.Tensor], metadata: dict[str, str]) 
 
 
 def _check_numbers(described: dict[str, Any], largest: int) -> None:
-    """Raises OddNumber for numbers of layers and widths that the weights can't have: they come from the file's metadata,
-    and the host would build a model of that size.
+    """Raises OddNumber for numbers of layers and widths that the weights can't have.
+
+    They come from the file's metadata, and the host would build a model of that size.
     """
     for name, value in described.items():
         if (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import comfy.samplers
@@ -21,12 +22,13 @@ def check_plain(role: str, model: ModelPatcher) -> None:
     """Raises ValueError when the MODEL that is to be the ``role`` already cooperates."""
     if KEY in model.wrappers.get(WrappersMP.OUTER_SAMPLE, {}):
         raise ValueError(
-            f"The {role} already is a Sketch-Render Model; connect a plain MODEL (what changes one model goes before the two meet)."
+            f"The {role} already is a Sketch-Render Model; connect a plain MODEL (what changes one model goes before "
+            "the two meet)."
         )
 
 
 def check_together(sketch: ModelPatcher, other: ModelPatcher, settings: RenderSettings) -> None:
-    """Raises ValueError when ``other`` can't take over from ``sketch`` with these settings: another latent, or other prompts."""
+    """Raises ValueError when ``other`` can't take over from ``sketch``: another latent, or other prompts."""
     check_pair(sketch, other)
     if settings.positive is None:
         check_same_prompts(sketch, other, "positive")
@@ -36,8 +38,8 @@ def check_levels(sigmas: Sequence[float]) -> None:
     """Raises ValueError for noise levels that are not finite."""
     if not all(map(math.isfinite, sigmas)):
         raise ValueError(
-            f"The scheduler gives noise levels that are not finite ({', '.join(f'{s:.4g}' for s in sigmas[:8])}). Take more steps "
-            "(kl_optimal needs 2) or another scheduler."
+            f"The scheduler gives noise levels that are not finite ({', '.join(f'{s:.4g}' for s in sigmas[:8])}). Take "
+            "more steps (kl_optimal needs 2) or another scheduler."
         )
 
 
@@ -48,8 +50,8 @@ def check_run(guider: comfy.samplers.CFGGuider, call: dict[str, Any], sigmas: Se
     _check_falling(sigmas)
     if is_padded(call["sigmas"].tolist()) and _is_the_hosts(innermost(call["sampler"])):
         raise ValueError(
-            "The schedule begins at noise level 0, which the resample mode of another pack's sampler nodes (RES4LYF) puts there. "
-            "Only that pack's samplers can start from it: choose one, or set the mode to standard."
+            "The schedule begins at noise level 0, which the resample mode of another pack's sampler nodes (RES4LYF) "
+            "puts there. Only that pack's samplers can start from it: choose one, or set the mode to standard."
         )
     cfg = getattr(guider, "cfg", 1.0)  # a guider of another node may have none
     if isinstance(cfg, float) and not math.isfinite(cfg):
@@ -57,12 +59,12 @@ def check_run(guider: comfy.samplers.CFGGuider, call: dict[str, Any], sigmas: Se
 
 
 def _check_falling(sigmas: Sequence[float]) -> None:
-    rise = next((i for i, (a, b) in enumerate(zip(sigmas, sigmas[1:]), 1) if b > a), None)
+    rise = next((i for i, (a, b) in enumerate(pairwise(sigmas), 1) if b > a), None)
     if rise is not None:
         raise ValueError(
-            f"The noise level rises in step {rise} of {len(sigmas) - 1}; Sketch-Render needs a schedule that never rises. "
-            "FlipSigmas, restarts and the unsample mode of other packs' sampler nodes (RES4LYF) make such a schedule: use the "
-            "sketch or the render alone there."
+            f"The noise level rises in step {rise} of {len(sigmas) - 1}; Sketch-Render needs a schedule that never "
+            "rises. FlipSigmas, restarts and the unsample mode of other packs' sampler nodes (RES4LYF) make such a "
+            "schedule: use the sketch or the render alone there."
         )
 
 
@@ -72,8 +74,9 @@ def _is_the_hosts(sampler: Any) -> bool:
 
 
 def check_switch(pair: Pair, places: Sequence[float], given: int = 0) -> None:
-    """Raises ValueError for a rule that could not be followed in a run whose steps begin at ``places``; ``given``: how many
-    there were before render_steps.
+    """Raises ValueError for a rule that can't be followed in a run whose steps begin at ``places``.
+
+    ``given``: how many steps there were before render_steps.
     """
     switch, steps = pair.switch, len(places)
     fewer = f", because render_steps makes them of {given}" if given not in (0, steps) else ""
@@ -86,13 +89,13 @@ def check_switch(pair: Pair, places: Sequence[float], given: int = 0) -> None:
     if switch.mode == LISTED:
         if max(switch.listed) > steps:
             raise ValueError(
-                f"sketch_steps names step {max(switch.listed)}, but the run has {steps} steps{fewer}. Name steps from 1 to {steps}, or take "
-                "more steps."
+                f"sketch_steps names step {max(switch.listed)}, but the run has {steps} steps{fewer}. Name steps from "
+                f"1 to {steps}, or take more steps."
             )
         if pair.render_steps and max(switch.listed) == steps:
             raise ValueError(
-                f"render_steps is {pair.render_steps}, but by sketch_steps the sketch runs the last step, so the render has no rest. "
-                "Set render_steps to 0, or leave the last steps to the render."
+                f"render_steps is {pair.render_steps}, but by sketch_steps the sketch runs the last step, so the "
+                "render has no rest. Set render_steps to 0, or leave the last steps to the render."
             )
 
 

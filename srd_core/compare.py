@@ -78,7 +78,7 @@ def _decibel(value: float) -> str:
     return "identical" if math.isinf(value) else f"{value:.2f}"
 
 
-# --- pictures ---------------------------------------------------------------------------------------------------------
+# --- pictures ---
 
 
 def picture(a: torch.Tensor, b: torch.Tensor, labels: tuple[str, str], layout: str, position: float) -> torch.Tensor:

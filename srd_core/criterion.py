@@ -5,9 +5,10 @@ For scheduler step tau with the guided x0 prediction p_tau:
     D_tau = tanh(|p_tau - p_(tau-1)|_1 / |p_(tau-1)|_1)                                     (Eq. 3)
     fall  = D_(tau-1) - D_tau, which lies in (0, delta) once the composition has settled    (Eq. 4, 5)
 
-The paper gives delta for 50 uniform timesteps. D grows with the length of a step, its fall with the square: the fall is divided
-by the lengths of the two steps, in 50ths of the timesteps, so that one delta means about one noise level in any schedule
-(bench/results/rule.md, which also says how the readings that the paper leaves open were settled). Torch only: nothing here knows the host.
+The paper gives delta for 50 uniform timesteps. D grows with the length of a step, its fall with the square: the fall is
+divided by the lengths of the two steps, in 50ths of the timesteps, so that one delta means about one noise level in any
+schedule (bench/results/rule.md, which also says how the readings that the paper leaves open were settled). Torch only:
+nothing here knows the host.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ NEAREST = 0.9  # 50ths of the timesteps: nearer predictions are not compared, so
 def relative_change(p: torch.Tensor, p_previous: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
     """D of Eq. 3 for every sample of a batch.
 
-    Args: two predictions of one shape [B, ...], any float dtype, computed in float32; ``mask`` of a shape that broadcasts to
-    theirs: 1 where the latent is generated, 0 where it is kept and does not count.
-    Returns: [B] in [0, 1); 0 where both are zero, 1 where only the previous one is.
+    Args: two predictions of one shape [B, ...], any float dtype, computed in float32; ``mask`` of a shape that
+    broadcasts to theirs: 1 where the latent is generated, 0 where it is kept and does not count. Returns: [B] in [0,
+    1); 0 where both are zero, 1 where only the previous one is.
     """
     change, size = (p.float() - p_previous.float()).abs(), p_previous.float().abs()
     if mask is not None:
@@ -48,8 +49,8 @@ class Criterion:
     def observe(self, prediction: torch.Tensor, place: float, mask: torch.Tensor | None = None) -> bool:
         """Take in the guided x0 prediction [B, ...] of a step that began at ``place`` (1: pure noise, 0: no noise).
 
-        Returns False, and keeps what it has, for a step nearer than NEAREST to the one before. Another size (samplers that grow
-        the resolution), and a step that did not come nearer to 0, start the comparison anew.
+        Returns False, and keeps what it has, for a step nearer than NEAREST to the one before. Another size (samplers
+        that grow the resolution), and a step that did not come nearer to 0, start the comparison anew.
         """
         if self._is_near(place):
             return False

@@ -1,7 +1,7 @@
 """A noisy latent of another size: from a small one to a large one, in the frequency domain.
 
-r is the ratio of the sizes (of two axes with two ratios: their geometric mean) and DCT the orthonormal transform over height and
-width. A small x at noise level sigma becomes a large one at sigma':
+r is the ratio of the sizes (of two axes with two ratios: their geometric mean) and DCT the orthonormal transform over
+height and width. A small x at noise level sigma becomes a large one at sigma':
 
     x' = kappa iDCT(pad(DCT(x)) with noise of level sigma' in the new frequencies)
     flow, x = (1 - sigma) x0 + sigma eps:   kappa = r / (1 + (r - 1) sigma),   sigma' = r sigma / (1 + (r - 1) sigma)
@@ -26,7 +26,7 @@ Size = tuple[int, int]  # height, width
 
 
 def small_size(large: Size, share: float, patch: int) -> Size:
-    """The size in whole patches whose height and width are nearest to ``share`` of the ``large`` ones, and whose aspect is too."""
+    """The size in whole patches that is nearest to ``share`` of height and width, and nearest in its aspect."""
 
     def near(length: int) -> list[int]:
         patches = max(math.floor(length * share / patch + 1e-9), 1)
@@ -41,8 +41,9 @@ def small_size(large: Size, share: float, patch: int) -> Size:
 
 @lru_cache(maxsize=16)  # a fade asks for it in every call, and a copy to a GPU would wait for it
 def _frequencies(small: int, large: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """[small, large]: takes a row of ``large`` values to the ``small`` ones that have its lowest frequencies. Its transpose
-    takes them back.
+    """[small, large]: takes a row of ``large`` values to the ``small`` ones that have its lowest frequencies.
+
+    Its transpose takes them back.
     """
     of_small, of_large = (scipy.fft.dct(np.eye(n), norm="ortho", axis=0) for n in (small, large))
     with torch.inference_mode(False):  # it outlives the host's block
@@ -59,9 +60,10 @@ class Enlargement:
 
     @property
     def r(self) -> float:
+        """The ratio of the sizes, at least 1."""
         return math.sqrt(math.prod(self.large) / math.prod(self.small))
 
-    # --- noise levels ---------------------------------------------------------------------------------------------------
+    # --- noise levels ---
 
     def factor(self, sigma: torch.Tensor) -> torch.Tensor:
         """Kappa at ``sigma`` of the small x. Pure noise of a flow, 1 and above, stays what it is."""
@@ -84,7 +86,7 @@ class Enlargement:
         levels: list[float] = self.small_level(torch.tensor(sigmas, dtype=torch.float64)).tolist()
         return levels
 
-    # --- tensors --------------------------------------------------------------------------------------------------------
+    # --- tensors ---
 
     def low(self, x: torch.Tensor) -> torch.Tensor:
         """The small field of the lowest frequencies of a large one: of white noise, white noise."""
@@ -117,8 +119,9 @@ class Enlargement:
         return x0 if self.large == self.small else self.back(x0) * self.r
 
     def enlarge(self, x: torch.Tensor, sigma: torch.Tensor, fill: torch.Tensor) -> torch.Tensor:
-        """A small x at ``sigma`` [] or [B] as a large one at ``level(sigma)``; ``fill``: a large x at that level, for the new
-        frequencies.
+        """A small x at ``sigma`` [] or [B] as a large one at ``level(sigma)``.
+
+        ``fill``: a large x at that level, for the new frequencies.
         """
         if self.large == self.small:
             return x

@@ -68,8 +68,9 @@ FIRST = dict.fromkeys(
 
 
 def advice(latent_format: str, model: str, render_format: str) -> str:
-    """What to use with a sketch of this latent format and model class instead of a render of that format, in one or two
-    sentences. Names are the host's.
+    """What to use with this sketch instead of a render of that format, in one or two sentences.
+
+    Names are those of the host's classes.
     """
     alone = next(
         (

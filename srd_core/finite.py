@@ -27,8 +27,9 @@ class Event(Protocol):
 
 
 class NextLook:
-    """For devices whose messages are not used here: an answer counts as there at the second look, a call later, and reading
-    it waits for the work up to its question only.
+    """For devices whose messages are not used here: an answer counts as there at the second look, a call later.
+
+    Reading it waits for the work up to its question only.
     """
 
     def __init__(self) -> None:
@@ -52,8 +53,10 @@ class Answer:
 
 
 def ask(tensor: torch.Tensor) -> Answer:
-    """Whether all values of ``tensor`` (any shape and dtype) are finite. Waits for no device: the answer of a CUDA or ROCm
-    device comes to main memory by itself, that of another (MPS, XPU, NPU) stays there until it is read.
+    """Whether all values of ``tensor`` (any shape and dtype) are finite.
+
+    Waits for no device: the answer of a CUDA or ROCm device comes to main memory by itself, that of another (MPS, XPU,
+    NPU) stays there until it is read.
     """
     value = torch.isfinite(tensor).all()
     if _kind(value) == "cpu":
@@ -83,9 +86,10 @@ class FiniteGuard:
         self._asked.append((ask(prediction), complaint))
 
     def check(self, wait: bool = False) -> None:
-        """Raises RuntimeError with its complaint for the first prediction that is known not to be finite. All but the newest
-        are known: a device that has two calls to do is waited for until it has one, which keeps it busy meanwhile. ``wait``:
-        all are known.
+        """Raises RuntimeError with its complaint for the first prediction that is known not to be finite.
+
+        All but the newest are known: a device that has two calls to do is waited for until it has one, which keeps it
+        busy meanwhile. ``wait``: all are known.
         """
         while self._asked:
             answer, complaint = self._asked[0]
@@ -110,6 +114,6 @@ def complaint(stage: str, place: str, model: str, attention: str, weights: str) 
     if attention not in ("pytorch", "basic", "split", "sub_quad"):
         advice = f"Set attention to pytorch on the {stage}'s loader. If that does not help: {advice}"
     return (
-        f"The {stage}'s prediction has values that are not finite (NaN or infinity) at {place}, so the run is stopped. Model: "
-        f"{model}, attention: {attention}, weights: {weights}. {advice}"
+        f"The {stage}'s prediction has values that are not finite (NaN or infinity) at {place}, so the run is stopped. "
+        f"Model: {model}, attention: {attention}, weights: {weights}. {advice}"
     )

@@ -1,8 +1,8 @@
 """Would the models in two files go together? Told from the files' headers, before a weight is read.
 
-The host's own detection makes the MODEL that its loader would make, on torch's meta device: the same classes and shapes, without
-data. The checks of a run (checks.py) then say what they would say. 0.06 s for a 14B; what was said of known files is remembered,
-the models are not.
+The host's own detection makes the MODEL that its loader would make, on torch's meta device: the same classes and
+shapes, without data. The checks of a run (checks.py) then say what they would say. 0.06 s for a 14B; what was said of
+known files is remembered, the models are not.
 """
 
 from __future__ import annotations
@@ -67,8 +67,9 @@ def is_flow(file: ModelFile) -> bool:
 
 
 def empty_model(file: ModelFile) -> ModelPatcher | None:
-    """The MODEL that the host's loader would make of ``file``, without weights; None where the header does not tell: other
-    formats, CogVideoX (whose loading changes it), and what would be refused anyway.
+    """The MODEL that the host's loader would make of ``file``, without weights; None where the header can't tell.
+
+    That is so for other formats, CogVideoX (whose loading changes it), and what would be refused anyway.
     """
     try:
         (path,) = weight_files(file.path)

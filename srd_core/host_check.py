@@ -1,5 +1,7 @@
-"""Does this ComfyUI have what the pack builds on? Asked before anything of the pack imports it, so that an older (or a much
-newer) host gets a sentence in place of a traceback.
+"""Does this ComfyUI have what the pack builds on?
+
+Asked before anything of the pack imports it, so that an older (or a much newer) host gets a sentence in place of a
+traceback.
 """
 
 from __future__ import annotations
@@ -18,22 +20,25 @@ HOOKS = {
     "comfy.ldm.wan.model": "sinusoidal_embedding_1d",
     "comfy.model_base": "BaseModel.apply_model",
     "comfy.model_detection": "model_config_from_unet unet_prefix_from_state_dict",
-    "comfy.model_management": "InterruptProcessingException OOM_EXCEPTION cuda_device_context current_loaded_models dtype_size free_memory get_free_memory get_total_memory "
-    "is_device_cpu is_oom loaded_models soft_empty_cache "
+    "comfy.model_management": "InterruptProcessingException OOM_EXCEPTION cuda_device_context current_loaded_models "
+    "dtype_size free_memory get_free_memory get_total_memory is_device_cpu is_oom loaded_models soft_empty_cache "
     "throw_exception_if_processing_interrupted",
     "comfy.model_patcher": "ModelPatcher create_model_options_clone",
     "comfy.model_prefetch": "__name__",  # newer hosts have functions there that are asked for when they are needed
-    "comfy.model_sampling": "CONST ModelSamplingDiscrete ModelSamplingDiscreteFlow V_PREDICTION rescale_zero_terminal_snr_sigmas",
+    "comfy.model_sampling": "CONST ModelSamplingDiscrete ModelSamplingDiscreteFlow V_PREDICTION "
+    "rescale_zero_terminal_snr_sigmas",
     "comfy.multigpu": "MultiGPUThreadPool",
     "comfy.ops": "fp8_ops.Linear manual_cast.Linear",
-    "comfy.patcher_extension": "PatcherInjection WrapperExecutor.new_class_executor WrappersMP.APPLY_MODEL WrappersMP.CALC_COND_BATCH WrappersMP.DIFFUSION_MODEL "
-    "WrappersMP.OUTER_SAMPLE WrappersMP.PREDICT_NOISE WrappersMP.PREPARE_SAMPLING WrappersMP.SAMPLER_SAMPLE add_wrapper_with_key get_all_wrappers",
+    "comfy.patcher_extension": "PatcherInjection WrapperExecutor.new_class_executor WrappersMP.APPLY_MODEL "
+    "WrappersMP.CALC_COND_BATCH WrappersMP.DIFFUSION_MODEL WrappersMP.OUTER_SAMPLE WrappersMP.PREDICT_NOISE "
+    "WrappersMP.PREPARE_SAMPLING WrappersMP.SAMPLER_SAMPLE add_wrapper_with_key get_all_wrappers",
     "comfy.sample": "prepare_noise sample_custom",
     "comfy.sampler_helpers": "cleanup_models convert_cond estimate_memory get_additional_models "
     "prepare_model_patcher prepare_model_patcher_multigpu_clones prepare_sampling",
-    "comfy.samplers": "CFGGuider.outer_predict_noise CFGGuider.outer_sample CFGGuider.set_cfg KSAMPLER.sample KSampler.SAMPLERS "
-    "KSampler.SCHEDULERS calculate_start_end_timesteps cast_to_load_options filter_registered_hooks_on_conds "
-    "get_total_hook_groups_in_conds preprocess_conds_hooks process_conds sampler_object",
+    "comfy.samplers": "CFGGuider.outer_predict_noise CFGGuider.outer_sample CFGGuider.set_cfg KSAMPLER.sample "
+    "KSampler.SAMPLERS KSampler.SCHEDULERS calculate_start_end_timesteps cast_to_load_options "
+    "filter_registered_hooks_on_conds get_total_hook_groups_in_conds preprocess_conds_hooks process_conds "
+    "sampler_object",
     "comfy.sd": "load_diffusion_model_state_dict",
     "comfy.utils": "PROGRESS_BAR_ENABLED ProgressBar get_attr load_torch_file reshape_mask state_dict_prefix_replace",
     "comfy_api.latest": "ComfyExtension io.Schema.search_aliases ui",
@@ -71,7 +76,7 @@ def sentence(version: str, lacking: list[str]) -> str:
 
 
 def _has(module: str, path: str) -> bool:
-    """Whether the host has this module and in it this attribute or field, e.g. ("comfy.samplers", "KSampler.SAMPLERS")."""
+    """Whether the host has this module, and in it this attribute or field, such as "KSampler.SAMPLERS"."""
     try:
         found = importlib.import_module(module)
         for name in path.split("."):
@@ -90,5 +95,5 @@ def _version() -> str:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    """ "0.24.0" -> (0, 24, 0); an unknown version counts as an old one."""
+    """Of "0.24.0": (0, 24, 0); an unknown version counts as an old one."""
     return tuple(int(part) for part in re.findall(r"\d+", version)[:3])

@@ -1,4 +1,7 @@
-"""May these two models share a latent, and how is one mapped onto the other? Asked before any weight is loaded to the GPU."""
+"""May these two models share a latent, and how is one mapped onto the other?
+
+Asked before any weight is loaded to the GPU.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +22,9 @@ DDPM = "DDPM"
 # The host's kinds of noise schedule, by class name: between two of them a sigma does not mean the same.
 FLOW_COSMOS = "flow (Cosmos)"
 KINDS = {"CONST": FLOW, "COSMOS_RFLOW": FLOW_COSMOS, "V_PREDICTION_DDPM": DDPM, "EPS": VARIANCE_EXPLODING}
-# Where the host keeps the width of a model's text input: in the detected config or, where no weight tells it, on the network.
-# LTX-Video's cross_attention_dim is none: it lies behind a projection of the text, and is the model's own width.
+# Where the host keeps the width of a model's text input: in the detected config or, where no weight tells it, on the
+# network. LTX-Video's cross_attention_dim is none: it lies behind a projection of the text, and is the model's own
+# width.
 TEXT_WIDTHS = ("text_dim", "text_embed_dim", "context_in_dim", "context_dim", "caption_channels")
 # Attachment under which our loaders leave the file's name on a MODEL.
 FILE_NAME = "srdiffusion_file"
@@ -43,11 +47,14 @@ def parameters_of(model: ModelPatcher) -> int:
     return sum(math.prod(getattr(p, "tensor_shape", p.shape)) for p in model.model.diffusion_model.parameters())
 
 
-# --- what a latent of a model is --------------------------------------------------------------------------------------
+# --- what a latent of a model is ---
 
 
 def latent_facts(model: ModelPatcher) -> list[tuple[str, Any]]:
-    """What a latent of ``model`` is, as plain data: (what, value). Two models whose facts are equal share their latents."""
+    """What a latent of ``model`` is, as plain data: (what, value).
+
+    Two models whose facts are equal share their latents.
+    """
     latent_format = model.get_model_object("latent_format")
     sampling = model.get_model_object("model_sampling")
     return [
@@ -97,15 +104,15 @@ def check_latent(latent: torch.Tensor, model: ModelPatcher, any_shape: bool = Fa
         )
 
 
-# --- two models -------------------------------------------------------------------------------------------------------
+# --- two models ---
 
 
 def check_pair(sketch: ModelPatcher, render: ModelPatcher) -> LatentMap:
     """How latents of the sketch become latents of the render: unchanged, or by a scale (CogVideoX 5B -> 2B).
 
     Raises ValueError naming both models, what differs and what to use instead, when a latent of the sketch means
-    something else to the render: another format, channels, statistics, compression or kind of noise schedule. The numbers
-    go into the log.
+    something else to the render: another format, channels, statistics, compression or kind of noise schedule. The
+    numbers go into the log.
     """
     ours, theirs = (dict(latent_facts(model)) for model in (sketch, render))
     ratio, kind = theirs["scale"] / ours["scale"], ours["noise schedule"]
@@ -118,8 +125,8 @@ def check_pair(sketch: ModelPatcher, render: ModelPatcher) -> LatentMap:
         numbers = "; ".join(f"{what} {ours[what]} / {theirs[what]}" for what in different)
         logging.warning("SRDiffusion: latents of sketch / render differ: %s", numbers)
         raise ValueError(
-            f"Sketch {name_of(sketch)} and render {name_of(render)} {_difference(ours, theirs, different)}, so they do not fit "
-            f"together. {_next_step(ours, theirs, type(sketch.model), type(render.model))}"
+            f"Sketch {name_of(sketch)} and render {name_of(render)} {_difference(ours, theirs, different)}, so they do "
+            f"not fit together. {_next_step(ours, theirs, type(sketch.model), type(render.model))}"
         )
     return LatentMap(1.0)
 
@@ -150,8 +157,9 @@ def _next_step(ours: dict[str, Any], theirs: dict[str, Any], sketch: type, rende
 
 
 def check_same_prompts(sketch: ModelPatcher, render: ModelPatcher, role: str) -> None:
-    """Raises ValueError when a prompt encoded for the sketch means nothing to the render: another family, or another
-    width of the text input. ``role``: positive or negative, for the message.
+    """Raises ValueError when a prompt encoded for the sketch means nothing to the render.
+
+    That is so in another family, or with another width of the text input. ``role``: positive or negative.
     """
     of_all = set(comfy.model_base.BaseModel.__mro__)
     related = (set(type(sketch.model).__mro__) & set(type(render.model).__mro__)) - of_all
@@ -167,12 +175,13 @@ def _text_widths(model: ModelPatcher) -> list[Any]:
     return [config.get(key, getattr(network, key, None)) for key in TEXT_WIDTHS]
 
 
-# --- from one latent to the other -------------------------------------------------------------------------------------
+# --- from one latent to the other ---
 
 
 @dataclass(frozen=True)
 class LatentMap:
     """One latent in two spaces that differ by a scale: from the sketch's coordinates to the render's and back, exactly.
+
     Everything outside a render call (sampler state, masks, previews) stays in the sketch's space.
 
     ``ratio`` r: the render's latent scale over the sketch's. ``kind``: what x is at noise level sigma, for the clean
@@ -188,13 +197,14 @@ class LatentMap:
 
     @property
     def is_identity(self) -> bool:
+        """Whether both spaces are one."""
         return self.ratio == 1
 
     def factor(self, sigma: torch.Tensor) -> torch.Tensor:
         """What x and sigma are multiplied with at noise level ``sigma`` (any shape) of the sketch.
 
-        Flow: x' = c x must be (1 - sigma') r s z + sigma' eps with sigma' = c sigma, which c = r / (1 - sigma + r sigma)
-        solves. At sigma = 1 (noise alone) c is 1.
+        Flow: x' = c x must be (1 - sigma') r s z + sigma' eps with sigma' = c sigma, which c = r / (1 - sigma + r
+        sigma) solves. At sigma = 1 (noise alone) c is 1.
         """
         if self.kind == VARIANCE_EXPLODING:
             return torch.full_like(sigma, self.ratio)

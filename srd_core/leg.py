@@ -1,7 +1,8 @@
 """What a stage's network is told of the schedule: the levels of its leg, as in a sampler that runs it alone.
 
-Step caches of other packs (MagCache) begin anew when the first level of ``sample_sigmas`` comes. What the host itself reads
-there (context windows, keyframes of hooks) counts the steps of the whole run, so only the network's own calls are told.
+Step caches of other packs (MagCache) begin anew when the first level of ``sample_sigmas`` comes. What the host itself
+reads there (context windows, keyframes of hooks) counts the steps of the whole run, so only the network's own calls are
+told.
 """
 
 from __future__ import annotations

@@ -13,10 +13,10 @@ SHIFT = 5.0  # of the schedule that the paper's settings are for (Wan)
 
 
 def places_of(sampling: Any, sigmas: Sequence[float]) -> list[float]:
-    """Each of these levels in uniform timesteps, from 1 (pure noise) to 0 (none); ``sampling``: the host's model_sampling.
+    """Where these levels lie in the uniform timesteps of the host's ``sampling``: 1 pure noise, 0 none.
 
-    Flow models are measured on the paper's schedule, whatever their own shift: sigma = 5 u / (1 + 4 u). Others by their table of
-    timesteps; without one, the run's steps are taken to be uniform.
+    Flow models are measured on the paper's schedule, whatever their own shift: sigma = 5 u / (1 + 4 u). Others by their
+    table of timesteps; without one, the run's steps are taken to be uniform.
     """
     levels, kind = torch.tensor(sigmas, dtype=torch.float64), kind_of(sampling)
     if kind == FLOW_COSMOS:

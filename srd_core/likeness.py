@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +36,14 @@ def check_comparable(a: torch.Tensor, b: torch.Tensor, names: tuple[str, str] = 
             )
     if a.shape[0] != b.shape[0]:
         raise ValueError(
-            f"{names[0]} has {a.shape[0]} frames and {names[1]} has {b.shape[0]}. Compare clips of one length: give both "
-            "samplers the same latent, or cut the longer one (ImageFromBatch)."
+            f"{names[0]} has {a.shape[0]} frames and {names[1]} has {b.shape[0]}. Compare clips of one length: give "
+            "both samplers the same latent, or cut the longer one (ImageFromBatch)."
         )
     if a.shape[1:3] != b.shape[1:3]:
         sizes = [f"{video.shape[2]} x {video.shape[1]}" for video in (a, b)]
         raise ValueError(
-            f"{names[0]} is {sizes[0]} pixels and {names[1]} is {sizes[1]}. Compare clips of one size: give both samplers "
-            "the same latent, or scale one (ImageScale)."
+            f"{names[0]} is {sizes[0]} pixels and {names[1]} is {sizes[1]}. Compare clips of one size: give both "
+            "samplers the same latent, or scale one (ImageScale)."
         )
 
 
@@ -91,12 +92,13 @@ def _window(planes: torch.Tensor) -> torch.Tensor:
 
 
 def flicker(video: torch.Tensor) -> float:
-    """Mean absolute change of a value from one frame to the next, 0..1; 0 for a single frame. Motion counts too, so it
-    only means something beside another video of the same prompt.
+    """Mean absolute change of a value from one frame to the next, 0..1; 0 for a single frame.
+
+    Motion counts too, so it only means something beside another video of the same prompt.
     """
     if len(video) < 2:
         return 0.0
-    return float(torch.stack([(y - x).abs().double().mean() for x, y in zip(video, video[1:])]).mean())
+    return float(torch.stack([(y - x).abs().double().mean() for x, y in pairwise(video)]).mean())
 
 
 def lpips(a: torch.Tensor, b: torch.Tensor, net: str = "alex") -> torch.Tensor:
@@ -126,16 +128,12 @@ def lpips_weights(net: str = "alex") -> Path:
     if not file.is_file():
         # Reports are shared: the user's folder is not part of them.
         folder = str(file.parent).replace(str(Path.home()), "~", 1)
+        name = weights.__class__.__name__.removesuffix("_Weights")
         raise Unavailable(
-            f"LPIPS needs the weights of {weights.__class__.__name__.removesuffix('_Weights')} ({file.name}), which are "
-            f'not in {folder}. To get them once: python -c "from torchvision.models import get_model; '
-            f"get_model('{_model_name(net)}', weights='DEFAULT')\""
+            f"LPIPS needs the weights of {name} ({file.name}), which are not in {folder}. To get them once: python -c "
+            f"\"from torchvision.models import get_model; get_model('{name.lower()}', weights='DEFAULT')\""
         )
     return file
-
-
-def _model_name(net: str) -> str:
-    return {"alex": "alexnet", "vgg": "vgg16", "squeeze": "squeezenet1_1"}[net]
 
 
 @lru_cache(maxsize=2)

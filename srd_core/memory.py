@@ -1,7 +1,9 @@
-"""Memory at a hand-over: which models are on the device, and what to do when it runs out. The host's manager does the moving.
+"""Memory at a hand-over: which models are on the device, and what to do when it runs out.
 
-Everything here asks the host's own accounting, so that it holds for whole, partly loaded (--lowvram), streamed (--novram),
-dynamic and quantised models alike. Nothing is emptied, moved or measured by us.
+The host's manager does the moving.
+
+Everything here asks the host's own accounting, so that it holds for whole, partly loaded (--lowvram), streamed
+(--novram), dynamic and quantised models alike. Nothing is emptied, moved or measured by us.
 """
 
 from __future__ import annotations
@@ -67,8 +69,9 @@ def beside(model: ModelPatcher) -> list[ModelPatcher]:
 
 
 def with_beside(model: ModelPatcher, other: ModelPatcher) -> ModelPatcher:
-    """A clone of ``model`` that the host loads together with ``other``, so that neither makes the other leave. What does
-    not fit is loaded in part, as with any two models.
+    """A clone of ``model`` that the host loads together with ``other``, so that neither makes the other leave.
+
+    What does not fit is loaded in part, as with any two models.
     """
     if other.is_clone(model):
         return model
@@ -78,14 +81,15 @@ def with_beside(model: ModelPatcher, other: ModelPatcher) -> ModelPatcher:
 
 
 def snapshot(coming: ModelPatcher, models: Mapping[str, ModelPatcher]) -> dict[str, int]:
-    """Bytes by the host's accounting: free on the device of ``coming``, and loaded of each model by its stage's name."""
+    """Bytes by the host's accounting: free on the device of ``coming``, and loaded of each stage's model."""
     free = comfy.model_management.get_free_memory(coming.load_device)
     return {"free": int(free)} | {name: int(model.loaded_size()) for name, model in models.items()}
 
 
 def reckon(model: ModelPatcher, noise_shape: Sequence[int], conds: Mapping[str, Any]) -> tuple[int, int]:
-    """(bytes of the weights, bytes beside them for one step) of ``model`` with these conds, for a latent ``noise_shape``
-    [B, C, ...]: what the host asks for when it loads the model.
+    """(bytes of the weights, bytes beside them for one step), as the host asks for when it loads ``model``.
+
+    ``noise_shape`` [B, C, ...] of the latent.
     """
     step, _ = comfy.sampler_helpers.estimate_memory(model, list(noise_shape), conds)
     return int(model.model_size()), int(step)
@@ -97,8 +101,9 @@ def size_of_device(model: ModelPatcher) -> int:
 
 
 def reload_note(models: Mapping[str, ModelPatcher], noise_shape: Sequence[int], offload: str, changes: int) -> str:
-    """What to say before a run that changes its stage ``changes`` times, where each change loads a model again; "" where the
-    models fit side by side. ``noise_shape`` [B, C, ...] of the latent; reckoned by the host's own estimates.
+    """What to say before a run each of whose ``changes`` of stage loads a model again; "" if all models fit.
+
+    ``noise_shape`` [B, C, ...] of the latent; reckoned by the host's own estimates.
     """
     first, *others = models.values()
     sizes = [first.model_size(), *(other.model_size() for other in others if not other.is_clone(first))]
@@ -114,8 +119,8 @@ def reload_note(models: Mapping[str, ModelPatcher], noise_shape: Sequence[int], 
         else f"they need about {needed / 1e9:.1f} GB together, the device has {total / 1e9:.1f}"
     )
     return (
-        f"The run changes between its models {changes} times, and {why}: each change loads up to {max(sizes) / 1e9:.1f} GB again. "
-        "Fewer changes in sketch_steps cost less time."
+        f"The run changes between its models {changes} times, and {why}: each change loads up to "
+        f"{max(sizes) / 1e9:.1f} GB again. Fewer changes in sketch_steps cost less time."
     )
 
 
@@ -141,8 +146,8 @@ def make_room(stage: str, model: ModelPatcher, others: Mapping[str, ModelPatcher
     kept = [name for name, other in others.items() if stays_anyway(other) and not other.is_clone(model)]
     if kept:
         return f"{begun}. ComfyUI was started to keep all models on the GPU, so nothing left it.", (
-            f"There is not enough memory for the {stage} beside the {' and '.join(kept)}. Start ComfyUI without --highvram and "
-            "--gpu-only, or make the latent smaller (width, height or frames)."
+            f"There is not enough memory for the {stage} beside the {' and '.join(kept)}. Start ComfyUI without "
+            "--highvram and --gpu-only, or make the latent smaller (width, height or frames)."
         )
     return f"{begun}; nothing else of this run was on the device.", _give_up(stage, SMALLER, lighter)
 
@@ -162,7 +167,8 @@ def _give_up(stage: str, smaller: str, lighter: str, without: str = "") -> str:
 def try_twice(attempt: Callable[[], Result], room: Callable[[], str]) -> Result:
     """What ``attempt`` returns. When the device runs out of memory: ``room``, then one more attempt.
 
-    Raises the host's own out-of-memory exception, with the sentence that ``room`` returned, when that runs out of memory too.
+    Raises the host's own out-of-memory exception, with the sentence that ``room`` returned, when that runs out of
+    memory too.
     """
     try:
         return attempt()

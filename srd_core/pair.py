@@ -1,7 +1,7 @@
 """Two MODELs as one: a clone of the sketch whose sampling runs hand over to the render.
 
-Its OUTER_SAMPLE wrapper begins a run (run.py) whenever the host samples with it, whatever guider and sampler it uses. Either of
-the two may be such a MODEL itself: it brings its stages along.
+Its OUTER_SAMPLE wrapper begins a run (run.py) whenever the host samples with it, whatever guider and sampler it uses.
+Either of the two may be such a MODEL itself: it brings its stages along.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from .stage import RenderSettings, Stage
 from .teacache.host import TeaCache, is_cached, with_teacache
 
 INNER = (
-    "A Sketch-Render Model whose sketch_scale is below 1 is connected to another one. Set it to 1 there; the last node's "
-    "sketch_scale is for all that is connected as its sketch."
+    "A Sketch-Render Model whose sketch_scale is below 1 is connected to another one. Set it to 1 there; the last "
+    "node's sketch_scale is for all that is connected as its sketch."
 )
 LARGER = "The render is larger than the sketch. Are the two swapped?"
 
@@ -45,7 +45,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a Sketch-Render Model does: it lies on the MODEL as an attachment, for the pair that it may become a part of."""
+    """What a Sketch-Render Model does: an attachment of the MODEL, for the pair that it may become a part of."""
 
     whole: Pair
     members: dict[str, Member]  # by stage; the first one's model is that of the guider
@@ -63,7 +63,8 @@ def cooperate(
 ) -> ModelPatcher:
     """A MODEL that samples as ``sketch`` until ``switch`` says so, then as ``render``; ``report`` is filled meanwhile.
 
-    Raises ValueError when the stages do not share a latent or would need other prompts, and for a TeaCache that is asked for twice.
+    Raises ValueError when the stages do not share a latent or would need other prompts, and for a TeaCache that is
+    asked for twice.
     """
     plan = _plan(sketch, render, switch, settings)
     first, *others = plan.members.values()

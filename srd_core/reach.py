@@ -1,7 +1,7 @@
 """Whom a LoRA or a patch reaches: what an artist put on a MODEL that does not act as meant goes into the report.
 
-Not to be seen: a LoRA without metadata of which no key is known to the model. The host drops it and leaves nothing on the
-MODEL; its log says "lora key not loaded".
+Not to be seen: a LoRA without metadata of which no key is known to the model. The host drops it and leaves nothing on
+the MODEL; its log says "lora key not loaded".
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def _fits(model: ModelPatcher, key: str, patch: Any, offset: Any) -> bool:
 
 
 def _a_lora_changed_nothing(model: ModelPatcher) -> bool:
-    """Whether the host's loader put a LoRA on this MODEL, or one that it was cloned from, and no weight was changed by it."""
+    """Whether the host put a LoRA on this MODEL, or one it was cloned from, that changed no weight."""
     child, parent = model, model.parent
     while parent is not None:
         loaded = child.attachments.get(METADATA)
@@ -101,6 +101,6 @@ def one_stage_note(model: ModelPatcher, before: Things) -> list[str]:
         return []
     shown = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
     return [
-        f"A node after Sketch-Render Model ({shown}) acts on the sketch only. Put it before Sketch-Render Model: once on the "
-        "sketch, and once on the render if it is meant for both."
+        f"A node after Sketch-Render Model ({shown}) acts on the sketch only. Put it before Sketch-Render Model: once "
+        "on the sketch, and once on the render if it is meant for both."
     ]

@@ -1,7 +1,7 @@
 """Own steps for the stage that takes over: the rest of a schedule, walked in another number of steps.
 
-Where it is known beforehand after which step that begins, the run's levels are set before it. Where the rule decides, the
-sampler ends at the hand-over and begins anew on the rest, from the same x.
+Where it is known beforehand after which step that begins, the run's levels are set before it. Where the rule decides,
+the sampler ends at the hand-over and begins anew on the rest, from the same x.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ from .route import Pair, Part, Route, pairs_of
 
 
 class Rest(BaseException):
-    """Ends the sampler at a hand-over, to begin it anew. No Exception, so that nobody on the way takes it for an error."""
+    """Ends the sampler at a hand-over, to begin it anew.
+
+    No Exception, so that nobody on the way takes it for an error.
+    """
 
     def __init__(self, x: torch.Tensor, step: int, call: inspect.BoundArguments | None = None) -> None:
         super().__init__()
@@ -59,9 +62,9 @@ def known(
 
 
 def begun_anew(call: inspect.BoundArguments, rest: Rest, levels: Sequence[float]) -> inspect.BoundArguments:
-    """A SAMPLER_SAMPLE call that continues ``call`` at ``rest`` over the run's new ``levels``, all from the first step on.
+    """A SAMPLER_SAMPLE call that continues ``call`` at ``rest``; ``levels``: the run's, all from the first.
 
-    The sampler scales noise and latent to x by itself; the noise is the one that gives x. Its own noise is of another seed.
+    The sampler scales noise and latent to x by itself; the noise is the one that gives x. Its own has another seed.
     """
     again = SAMPLER_SAMPLE.bind(*call.args, **call.kwargs)
     given = again.arguments

@@ -1,4 +1,6 @@
-"""Who runs which step. A route is a row of legs: each has a stage, and a rule ends it. Torch only, through criterion.py.
+"""Who runs which step.
+
+A route is a row of legs: each has a stage, and a rule ends it. Torch only, through criterion.py.
 
 The paper's route is two legs: the sketch until the rule holds, then the render. A leg may be a pair (Wan 2.2's high
 and low noise models), and steps may be listed freely.
@@ -10,6 +12,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -30,18 +33,15 @@ FULL_SIZE, SMALLEST = 1.0, 0.5  # of sketch_scale
 class Switch:
     """What ends a leg. Steps are scheduler steps of the run, counted from 1."""
 
-    mode: str = (
-        "adaptive"  # adaptive: the paper's rule; step: after switch_step; sigma: below switch_sigma; listed: as listed
-    )
+    # adaptive: the paper's rule; step: after switch_step; sigma: below switch_sigma; listed: as listed
+    mode: str = "adaptive"
     delta: float = 0.01  # adaptive: the fall of D must lie in (0, delta), as for 50 uniform timesteps
-    fix_step: int = (
-        5  # adaptive: the leg has more than this many of 50 uniform timesteps: a noise level, see ``earliest``
-    )
+    # adaptive: the leg has more than this many of 50 uniform timesteps: a noise level, see ``earliest``
+    fix_step: int = 5
     max_step: int = 0  # adaptive: the leg ends after this step at the latest; 0: below switch_sigma
     switch_step: int = 10  # step: the leg ends after this step; 0: it has no step
-    switch_sigma: float = (
-        0.875  # sigma: the leg has the steps that start at this noise level or above; adaptive: see max_step
-    )
+    # sigma: the leg has the steps that start at this noise level or above; adaptive: see max_step
+    switch_sigma: float = 0.875
     sketch_steps: str = ""  # listed: the steps of the leg, as "1-10, 46-50"
 
     def __post_init__(self) -> None:
@@ -71,7 +71,7 @@ class Switch:
         if self.mode != LISTED:
             return 1
         runs = [True, *(step + 1 in self.listed for step in range(steps))]
-        return sum(a != b for a, b in zip(runs, runs[1:]))
+        return sum(a != b for a, b in pairwise(runs))
 
     def settings(self) -> dict[str, Any]:
         """As plain data, for the report."""
@@ -82,14 +82,16 @@ class Switch:
         }
 
     def earliest(self, places: Sequence[float]) -> int:
-        """adaptive: after this many steps the rule may end the leg, in a run whose steps begin at ``places``: when the last
-        of them began at 1 - fix_step / 50 or below. Without such a step: one more than the run has.
+        """adaptive: after this many steps the rule may end the leg, in a run whose steps begin at ``places``.
+
+        That is when the last of them began at 1 - fix_step / 50 or below. Without such a step: one more than the run
+        has.
         """
         bound = 1 - self.fix_step / PAPER_STEPS + ROUNDING
         return next((step + 1 for step, place in enumerate(places) if place <= bound), len(places) + 1)
 
     def latest(self, sigmas: Sequence[float]) -> int:
-        """adaptive: after this many steps the leg ends whatever the rule says, in a run whose steps begin at ``sigmas``."""
+        """adaptive: after this many steps the leg ends in any case; the steps begin at ``sigmas``."""
         if self.max_step:
             return self.max_step
         return next((step for step, sigma in enumerate(sigmas) if sigma < self.switch_sigma), len(sigmas))
@@ -104,8 +106,8 @@ def read_steps(text: str) -> frozenset[int]:
         low, high = (int(end) if end.isascii() and end.isdigit() and len(end) < 8 else 0 for end in ends)
         if not 1 <= low <= high <= MOST_LISTED:
             raise ValueError(
-                f"sketch_steps has {part[:40]!r}, which names no steps. Write steps from 1 and ranges, with commas between them: "
-                '"1-10, 46-50".'
+                f"sketch_steps has {part[:40]!r}, which names no steps. Write steps from 1 and ranges, with commas "
+                'between them: "1-10, 46-50".'
             )
         steps.update(range(low, high + 1))
     return frozenset(steps)
@@ -192,8 +194,9 @@ class Route:
         return ahead.in_charge, ahead.final or not self.sigmas
 
     def observe(self, step: int, prediction: torch.Tensor, mask: torch.Tensor | None = None) -> bool:
-        """Take in the guided x0 prediction [B, ...] of ``step`` (0-based), made by the present leg's stage. Returns whether the
-        criterion looked at it.
+        """Take in the guided x0 prediction [B, ...] of ``step`` (0-based), made by the present leg's stage.
+
+        Returns whether the criterion looked at it.
         """
         looked = self.criterion.observe(prediction, self.places[step], mask)
         self._look(step)

@@ -1,7 +1,7 @@
 """One sampling run over the legs of a route.
 
-A PREDICT_NOISE wrapper, ``Run.predict``, stands in the options of one sampling run. The sampler runs once over all noise
-levels, so its history survives every hand-over, and asks ``Run.predict`` for each prediction:
+A PREDICT_NOISE wrapper, ``Run.predict``, stands in the options of one sampling run. The sampler runs once over all
+noise levels, so its history survives every hand-over, and asks ``Run.predict`` for each prediction:
 
     steps   which scheduler step is this call of?
     route   who is in charge of that step?     a change: hand over
@@ -55,11 +55,26 @@ AtHandOver = Callable[[torch.Tensor, Turn], None]  # (x, the change), before the
 
 NO_FADE = "No fade to the {stage}: it needs two steps before the switch, in a latent of one size."
 SWINGS = "The last two steps before the {stage} still change direction (guard {guard:.2f}), so the fade is held back."
-NOT_WALKED = "render_steps is not followed: {sampler} chooses its own noise levels or sizes, so it can't begin anew at the switch."
-ANEW = "{sampler} begins anew after step {step}, because the rest has its own steps; a multistep sampler starts its history again."
-ENLARGED = "{sampler} begins anew after step {step}, where the latent is enlarged; a multistep sampler starts its history again."
-STAYED_SMALL = "{sampler} ended before the switch, so the latent is still as small as the sketch's. Choose another sampler, or set sketch_scale to 1."
-OTHER_SIZE = "{sampler} changed the size of the latent, so a smaller sketch can't be enlarged. Choose another sampler, or set sketch_scale to 1."
+NOT_WALKED = (
+    "render_steps is not followed: {sampler} chooses its own noise levels or sizes, so it can't begin anew at the "
+    "switch."
+)
+ANEW = (
+    "{sampler} begins anew after step {step}, because the rest has its own steps; a multistep sampler starts its "
+    "history again."
+)
+ENLARGED = (
+    "{sampler} begins anew after step {step}, where the latent is enlarged; a multistep sampler starts its history "
+    "again."
+)
+STAYED_SMALL = (
+    "{sampler} ended before the switch, so the latent is still as small as the sketch's. Choose another sampler, or "
+    "set sketch_scale to 1."
+)
+OTHER_SIZE = (
+    "{sampler} changed the size of the latent, so a smaller sketch can't be enlarged. Choose another sampler, or set "
+    "sketch_scale to 1."
+)
 
 
 @dataclass
@@ -81,9 +96,8 @@ class Run:
     outside: Sequence[Callable[..., torch.Tensor]] = ()  # PREDICT_NOISE wrappers around every call of the run
     at_hand_over: AtHandOver | None = None
     at_end: Callable[[], None] | None = None  # when the sampler has ended, while all models are prepared
-    _forwards: Counter[str] = field(
-        default_factory=Counter
-    )  # of a stage's network, where another pack may answer in its place
+    # of a stage's network, where another pack may answer in its place
+    _forwards: Counter[str] = field(default_factory=Counter)
     _caches: dict[str, CachedRun] = field(default_factory=dict)  # of the stages that TeaCache works on
     _left: list[ModelPatcher] = field(default_factory=list)  # off the device, with patched objects that had to stay
 
@@ -97,8 +111,10 @@ class Run:
         return [stage for stage in self.stages.values() if isinstance(stage, Stage)]
 
     def options_for(self, guider: comfy.samplers.CFGGuider) -> dict[str, Any]:
-        """The run's options: the guider's, with our PREDICT_NOISE wrapper outermost, so that another stage's call meets no
-        wrapper of the guider's model. A run that one other stage does alone has that one's options around the sampler too.
+        """The run's options: the guider's, with our PREDICT_NOISE wrapper outermost.
+
+        So another stage's call meets no wrapper of the guider's model. A run that one other stage does alone has that
+        one's options around the sampler too.
         """
         name, alone = self.route.start()
         alone = alone and isinstance(self.stages[name], Stage)
@@ -112,9 +128,8 @@ class Run:
         wrappers = options.setdefault("transformer_options", {}).setdefault("wrappers", {})
         calls = [*self.outside, self.predict]
         wrappers[WrappersMP.PREDICT_NOISE] = {KEY: calls, **wrappers.get(WrappersMP.PREDICT_NOISE, {})}
-        add_wrapper_with_key(
-            WrappersMP.SAMPLER_SAMPLE, KEY, self.sample, options, is_model_options=True
-        )  # the innermost
+        # the innermost
+        add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, self.sample, options, is_model_options=True)
         if alone:  # the host still loads the guider's model: by that model's own wrappers
             own = guider.model_options.get("transformer_options", {}).get("wrappers", {})
             wrappers[WrappersMP.PREPARE_SAMPLING] = own.get(WrappersMP.PREPARE_SAMPLING, {})
@@ -126,7 +141,7 @@ class Run:
         return executor(*args, **kwargs)
 
     def sample(self, executor: WrapperExecutor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """SAMPLER_SAMPLE wrapper: the sampler, and the sampler anew for what remains after each hand-over that asks for it."""
+        """SAMPLER_SAMPLE wrapper: the sampler, and again for the rest after each hand-over that asks for it."""
         call = first = SAMPLER_SAMPLE.bind(executor.class_obj, *args, **kwargs)
         if self.smaller:
             self._begin_small(self.smaller, call)
@@ -143,7 +158,7 @@ class Run:
                 call = begun_anew(first, rest, self.steps.sigmas)
 
     def _begin_small(self, smaller: Smaller, call: inspect.BoundArguments) -> None:
-        """The host has prepared its own model: ranges of steps mean the run's schedule, which the small levels stand for."""
+        """Let ranges of steps mean the run's schedule, which the small levels stand for."""
         smaller.begin(call)
         schedule = smaller.schedule(self._schedules_model().get_model_object("model_sampling"))
         for of_role in call.arguments["model_wrap"].conds.values():
@@ -216,8 +231,10 @@ class Run:
         self.smaller, self.outside = None, ()
 
     def _begins_step(self, timestep: torch.Tensor) -> bool:
-        """Whether this call begins a step. Reading the noise level waits for the device, so that the seconds before it are the
-        stage's own; it is read only while it can matter: once the route is final, nothing here waits.
+        """Whether this call begins a step.
+
+        Reading the noise level waits for the device, so that the seconds before it are the stage's own; it is read only
+        while it can matter: once the route is final, nothing here waits.
         """
         if self.route.final:
             return False
@@ -248,7 +265,7 @@ class Run:
             raise Rest(x.clone(), step, smaller.call if smaller else None)
 
     def _enlarge(self, smaller: Smaller, x: torch.Tensor, timestep: torch.Tensor, step: int) -> torch.Tensor:
-        """X [B, C, ...] before ``step`` (0-based) at the full size; from here on the run has that and the whole schedule."""
+        """Enlarge x [B, C, ...] before ``step`` (0-based); from here on the run has the full size and schedule."""
         sampler, levels = self.books.report.sampler, list(smaller.levels)
         if x.shape != self.request["latent_image"].shape:
             raise RuntimeError(OTHER_SIZE.format(sampler=sampler))
@@ -264,7 +281,7 @@ class Run:
         return x
 
     def _hand_over(self, x: torch.Tensor, turn: Turn, smaller: Smaller | None) -> None:
-        """X [B, C, ...] of the size from here on; ``smaller``: how the latent was smaller until now."""
+        """``x`` [B, C, ...] has the size from here on; ``smaller``: how it was smaller until now."""
         self.leg.count = 0 if self.steps.padded else self.steps.steps + 1 - self.steps.step
         begin, leaving, coming = time.perf_counter(), self.stages[self.in_charge].model, self.stages[turn.to].model
         models = {name: stage.model for name, stage in self.stages.items()}
@@ -309,7 +326,7 @@ class Run:
         self.books.report.notes.append(ANEW.format(sampler=self.books.report.sampler, step=step))
 
     def _follow(self, levels: list[float]) -> None:
-        """These are the run's levels now, for all steps from the first; a smaller latent has those that stand for them."""
+        """These are the run's levels now, for all steps from the first; a smaller latent has its own for them."""
         self.steps.sigmas = self.books.sigmas = self.books.report.sigmas = levels
         if self.smaller:
             self.smaller.levels, self.steps.sigmas = levels, self.smaller.scale.small_levels(levels)
@@ -334,8 +351,9 @@ class Run:
         return self.stages[SKETCH].model
 
     def _keep_objects(self) -> None:
-        """A model that leaves takes its patched objects along (the noise schedule of ModelSamplingSD3), but the sampler still
-        reads them from the guider's model: they are put back, without weights, for the rest of the run.
+        """Put the patched objects of the sketch's model back, without weights, if it left with them.
+
+        The sampler still reads them from the guider's model (the noise schedule of ModelSamplingSD3).
         """
         model = self._schedules_model()
         gone = not memory.is_loaded(model) and not model.is_clone(self.stages[self.in_charge].model)

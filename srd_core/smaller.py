@@ -1,8 +1,9 @@
-"""A sketch of fewer pixels: the first part of a route runs on a smaller latent, over the same steps of a schedule that fits.
+"""A sketch of fewer pixels: the first part of a route runs on a smaller latent, over the same steps.
 
-The host is given a small call in the place of the whole one (noise, latent, mask, levels, conditioning), so that memory, previews and
-conditioning are those of a small run. At the switch the sampler ends, x is enlarged (enlarge.py), and the sampler begins anew
-on the rest of the whole schedule. The small noise is the low frequencies of the run's own noise; the rest of them comes in there.
+The host is given a small call in place of the whole one (noise, latent, mask, levels, conditioning), so that memory,
+previews and conditioning are those of a small run. At the switch the sampler ends, x is enlarged (enlarge.py), and the
+sampler begins anew on the rest of the whole schedule. The small noise is the low frequencies of the run's own noise;
+the others come in there.
 """
 
 from __future__ import annotations
@@ -40,9 +41,8 @@ class Smaller:
     request: Request  # the run's own, of the full size
     levels: list[float]  # of the whole schedule, for the full size
     from_noise: bool  # the run begins with noise alone: its latent says nothing of what is to come
-    latest: deque[Call] = field(
-        default_factory=lambda: deque(maxlen=2)
-    )  # the first calls of the last two steps, for a fade
+    # the first calls of the last two steps, for a fade
+    latest: deque[Call] = field(default_factory=lambda: deque(maxlen=2))
     call: inspect.BoundArguments | None = None  # of SAMPLER_SAMPLE, as it would be for the full size
     _noise: torch.Tensor | None = None  # [B, C, ...] of the full size, for the new frequencies
     _latent: torch.Tensor | None = None  # the same: what is known of the clean latent
@@ -54,15 +54,14 @@ class Smaller:
         if torch.count_nonzero(latent) > 0:  # an empty latent stays zero, as in the host
             latent = model.process_latent_in(latent)
         own = torch.count_nonzero(noise) > 0
-        self._noise = (
-            noise if own else _drawn(noise, self.request["seed"])
-        )  # a run that adds no noise has some in its latent
+        # a run that adds no noise has some in its latent
+        self._noise = noise if own else _drawn(noise, self.request["seed"])
         self._latent = latent if own and not self.from_noise else torch.zeros_like(latent)
         self.call = SAMPLER_SAMPLE.bind(*small.args, **small.kwargs)
         self.call.arguments.update(noise=noise, latent_image=latent, denoise_mask=self.request["denoise_mask"])
 
     def enlarged(self, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-        """X [B, C, ...] of the small size at ``sigma`` [B] as one of the full size at ``scale.level(sigma)``."""
+        """The small x [B, C, ...] at ``sigma`` [B] as a full one at ``scale.level(sigma)``."""
         assert self.call is not None
         given, level = self.call.arguments, self.scale.level(sigma[:1])
         scaling, mask = given["model_wrap"].inner_model.model_sampling.noise_scaling, given["denoise_mask"]
@@ -76,12 +75,14 @@ class Smaller:
         return [(self.enlarged(x, sigma), self.scale.level(sigma), self.scale.grow(x0)) for x, sigma, x0 in self.latest]
 
     def schedule(self, schedule: Any) -> Any:
-        """What the host asks for a percentage of the run: the level there, of the small latent. ``schedule``: the run's."""
+        """What the host asks for a percentage of the run: the level there, of the small latent.
+
+        ``schedule``: the run's.
+        """
 
         def percent_to_sigma(percent: float) -> float:
-            level = torch.tensor(
-                schedule.percent_to_sigma(percent), dtype=torch.float32
-            )  # as the schedule's own levels are
+            # as the schedule's own levels are
+            level = torch.tensor(schedule.percent_to_sigma(percent), dtype=torch.float32)
             return self.scale.small_levels([float(level)])[0]
 
         return SimpleNamespace(percent_to_sigma=percent_to_sigma)
@@ -91,11 +92,11 @@ def _drawn(like: torch.Tensor, seed: int | None) -> torch.Tensor:
     return torch.randn(like.shape, generator=torch.Generator().manual_seed(seed or 0)).to(like)
 
 
-# --- which size ---------------------------------------------------------------------------------------------------------
+# --- which size ---
 
 
 def enlargement(pair: Pair, latent: torch.Tensor, models: Sequence[ModelPatcher]) -> Enlargement:
-    """From the size of ``pair``'s first part, whose stages have these ``models``, to that of the ``latent`` [B, C, ..., H, W]."""
+    """To the size of the ``latent`` [B, C, ..., H, W], from that of ``pair``'s first part with these ``models``."""
     height, width = latent.shape[-2:]
     small = pair.sketch_size or small_size((height, width), pair.sketch_scale, math.lcm(*map(patch_of, models)))
     flow = kind_of(models[0].get_model_object("model_sampling")) == FLOW
@@ -110,7 +111,7 @@ def patch_of(model: ModelPatcher) -> int:
     return patch if isinstance(patch, int) and patch > 0 else PATCH
 
 
-# --- what is made small -------------------------------------------------------------------------------------------------
+# --- what is made small ---
 
 
 def small_request(request: Request, scale: Enlargement) -> Request:
@@ -126,7 +127,7 @@ def small_request(request: Request, scale: Enlargement) -> Request:
 
 
 def resized(x: torch.Tensor, size: Size) -> torch.Tensor:
-    """X [..., H, W] as the means of areas."""
+    """The means of areas of x [..., H, W]."""
     rows = x.reshape(-1, 1, *x.shape[-2:]).float()
     return torch.nn.functional.interpolate(rows, size, mode="area").reshape(*x.shape[:-2], *size).to(x.dtype)
 
@@ -143,7 +144,9 @@ OF_THE_LATENT = {
 
 
 def small_conds(conds: Conds, scale: Enlargement) -> Conds:
-    """Conditioning for the small size: what has the latent's size is resized, areas too. Raises ValueError for what can't be.
+    """Conditioning for the small size: what has the latent's size is resized, areas too.
+
+    Raises ValueError for what can't be.
 
     What the host resizes by itself stays: masks of prompts, hints of ControlNets, areas in percent.
     """
@@ -181,33 +184,37 @@ def _small_area(area: Sequence[int], scale: Enlargement) -> tuple[int, ...]:
 
 
 def _cant_resize(key: str) -> str:
-    return f"The conditioning has {key!r}, which can't be resized for a smaller sketch. Set sketch_scale to 1, or leave out the node that adds it."
+    return (
+        f"The conditioning has {key!r}, which can't be resized for a smaller sketch. Set sketch_scale to 1, or leave "
+        "out the node that adds it."
+    )
 
 
-# --- what can't be ------------------------------------------------------------------------------------------------------
+# --- what can't be ---
 
 
 def check_smaller(pair: Pair, call: dict[str, Any], sketch: ModelPatcher, sigmas: Sequence[float]) -> None:
-    """Raises ValueError where the first part of ``pair`` can't run on a smaller latent; ``sigmas``: at which the steps begin."""
+    """Raises ValueError where the first part of ``pair`` can't run smaller; the steps begin at ``sigmas``."""
     kind = kind_of(sketch.get_model_object("model_sampling"))
     if kind not in (FLOW, FLOW_COSMOS, VARIANCE_EXPLODING):
         raise ValueError(
-            f"A smaller sketch is not known for the noise schedule of {name_of(sketch)} ({kind}). Set sketch_scale to 1, or put "
-            "CogVideoX Sampling Fix on a CogVideoX model."
+            f"A smaller sketch is not known for the noise schedule of {name_of(sketch)} ({kind}). Set sketch_scale to "
+            "1, or put CogVideoX Sampling Fix on a CogVideoX model."
         )
     if len(call.get("latent_shapes") or []) > 1 or call["latent_image"].ndim < 4:
         raise ValueError(
-            "A smaller sketch needs one latent with height and width, but this one has several parts or is sound. Set sketch_scale to 1."
+            "A smaller sketch needs one latent with height and width, but this one has several parts or is sound. Set "
+            "sketch_scale to 1."
         )
     if is_padded(call["sigmas"].tolist()):
         raise ValueError(
-            "A smaller sketch needs a plain schedule, but the sampler's mode puts a level in front of it and drops it itself. Set the "
-            "mode to standard, or sketch_scale to 1."
+            "A smaller sketch needs a plain schedule, but the sampler's mode puts a level in front of it and drops it "
+            "itself. Set the mode to standard, or sketch_scale to 1."
         )
     if not _hands_over_once(pair.switch, sigmas):
         raise ValueError(
-            "With sketch_scale below 1 the sketch must run first and the render the last step, with one switch between them. Lower "
-            "switch_step, raise switch_sigma, or list the sketch's steps from 1 on."
+            "With sketch_scale below 1 the sketch must run first and the render the last step, with one switch between "
+            "them. Lower switch_step, raise switch_sigma, or list the sketch's steps from 1 on."
         )
 
 

@@ -53,9 +53,8 @@ class RenderSettings:
     fade: float = 0.0  # width of the fade at the hand-over, see fade.py; 0: a cut
     render_steps: int = 0  # steps for the rest of the schedule, see rest.py; 0: its own
     anew: bool = False  # the sampler begins anew on that rest, also where it is known before the run
-    sketch_scale: float = (
-        FULL_SIZE  # share of the latent's height and width that the sketch runs at, see smaller.py; 1: all
-    )
+    # share of the latent's height and width that the sketch runs at, see smaller.py; 1: all
+    sketch_scale: float = FULL_SIZE
     sketch_size: tuple[int, int] | None = None  # height and width that it ran at elsewhere, in place of the share
 
     def __post_init__(self) -> None:
@@ -98,10 +97,12 @@ class GuidersStage:
 
     @property
     def model(self) -> ModelPatcher:
+        """That of the guider."""
         return self.guider.model_patcher
 
     @property
     def options(self) -> dict[str, Any]:
+        """The guider's, in this run."""
         return self.guider.model_options
 
     def load(self, noise: torch.Tensor, request: Request, schedule: Any) -> None:
@@ -109,21 +110,20 @@ class GuidersStage:
         load_again(self.guider, noise)
 
     def predict(self, call: inspect.BoundArguments, executor: WrapperExecutor) -> torch.Tensor:
-        """The guided x0 prediction [B, C, ...] for the arguments of a PREDICT_NOISE ``call``; ``executor``: the host's way on."""
+        """The guided x0 prediction [B, C, ...] for a PREDICT_NOISE ``call``; ``executor``: the host's way on."""
         return executor(*call.args[1:], **call.kwargs)
 
 
 @dataclass
 class Stage(GuidersStage):
-    """Another stage: its guider is a copy of the run's, with this stage's model, options and conds; its wrappers see it."""
+    """Another stage: its guider is a copy of the run's, with this stage's model, options and conds."""
 
     latent_map: LatentMap  # from the run's space, which is the guider's, to this model's
     cfg: float = 0.0  # own guidance scale; 0: the run's
     _models: list[Any] = field(default_factory=list)  # that came along
     _clones: list[ModelPatcher] = field(default_factory=list)  # of the model, on other GPUs
-    _threads: Any = (
-        None  # that run the clones: a wrapper around the run may have put other options in the stage's place
-    )
+    # that run the clones: a wrapper around the run may have put other options in the stage's place
+    _threads: Any = None
     _loaded: bool = False
     _hook_mode: Any = None  # of the patcher before the run; None: not prepared
 
@@ -154,8 +154,9 @@ class Stage(GuidersStage):
         comfy.samplers.filter_registered_hooks_on_conds(own.conds, own.model_options)
 
     def load(self, noise: torch.Tensor, request: Request, schedule: Any) -> None:
-        """What CFGGuider.outer_sample and inner_sample do before the sampler starts; the host decides what leaves. May be
-        called again, also when it failed.
+        """What CFGGuider.outer_sample and inner_sample do before the sampler starts; the host decides what leaves.
+
+        May be called again, also when it failed.
 
         Args: ``noise`` [B, C, ...] of the latent's present size; ``schedule`` the model_sampling that the run follows.
         """
@@ -263,8 +264,9 @@ def _pointed_at(guider: comfy.samplers.CFGGuider, stage: Stage) -> Iterator[None
 
 @contextlib.contextmanager
 def _keyframes_kept(conds: Conds) -> Iterator[None]:
-    """The host starts the keyframes of all hooks on the conds (a LoRA whose strength changes during the run) anew, but this
-    run is on its way: after this block they stand where they stood.
+    """After this block the keyframes of hooks stand where they stood.
+
+    The host starts those of all hooks on the conds (a LoRA whose strength changes during the run) anew, in mid-run.
     """
     hooks = [hook for role in conds.values() for cond in role if "hooks" in cond for hook in cond["hooks"].hooks]
     stood = [(hook.hook_keyframe, hook.hook_keyframe.__dict__.copy()) for hook in hooks]
@@ -288,8 +290,9 @@ def _schedule_in(latent_map: LatentMap, schedule: Any) -> Any:
 
 
 def follow_schedule(conds: list[dict[str, Any]], schedule_of: Any) -> None:
-    """Ranges of steps (start and end percent of prompts, hooks and ControlNets) mean the run's schedule, also where the
-    stage's model has its own shift.
+    """Let ranges of steps mean the run's schedule, also where the stage's model has its own shift.
+
+    Ranges are start and end percent of prompts, hooks and ControlNets.
     """
     comfy.samplers.calculate_start_end_timesteps(schedule_of, conds)
     for cond in conds:

@@ -1,4 +1,4 @@
-"""Which scheduler step a model call belongs to, for any sampler: by the sampler's callbacks, and its noise levels between."""
+"""Which scheduler step a model call belongs to: by the sampler's callbacks, and its noise levels between."""
 
 from __future__ import annotations
 
@@ -49,8 +49,9 @@ def innermost(sampler: Any) -> Any:
 
 
 def is_padded(sigmas: Sequence[float]) -> bool:
-    """Whether a level 0 stands in front, as other packs' resample and unsample modes put it so that the host adds no noise:
-    their samplers drop it.
+    """Whether a level 0 stands in front, which other packs' samplers drop (their resample and unsample modes).
+
+    It keeps the host from adding noise.
     """
     return len(sigmas) > 2 and sigmas[0] == 0 < sigmas[1]
 
@@ -72,18 +73,17 @@ def counter_for(sampler: Any, sigmas: Iterable[Any]) -> StepCounter:
 class StepCounter:
     """Follows a sampler through its steps. A step ends no earlier than its callback, so the next one begins after it.
 
-    The host's samplers call back after a step's first call. What follows until the next step's first call is told from it by
-    the noise level, where that is one of the schedule, else by the number of calls of the step before: nodes around a sampler
-    (Detail Daemon) tell the model other levels. Other packs' samplers (RES4LYF) call back after a step's last call. dpm_fast
-    and dpm_adaptive choose their own levels: there a step is an interval of the schedule.
+    The host's samplers call back after a step's first call. What follows until the next step's first call is told from
+    it by the noise level, where that is one of the schedule, else by the number of calls of the step before: nodes
+    around a sampler (Detail Daemon) tell the model other levels. Other packs' samplers (RES4LYF) call back after a
+    step's last call. dpm_fast and dpm_adaptive choose their own levels: there a step is an interval of the schedule.
     """
 
     sigmas: Sequence[float]  # of the run, falling, length steps + 1
     look_ahead: tuple[int, ...] = ()  # offsets at which every step makes further calls
     own_levels: bool = False  # the sampler takes only the ends of the schedule
-    padded: bool = (
-        False  # a level in front was dropped: the run may begin at a later step, and callbacks are numbered otherwise
-    )
+    # a level in front was dropped: the run may begin at a later step, and callbacks are numbered otherwise
+    padded: bool = False
     step: int = -1  # 0-based, of the newest call; -1 before the first
     needs_sigma: bool = True  # False once every step is known to be one call: callbacks then count the steps
     callbacks: int = 0
@@ -94,13 +94,13 @@ class StepCounter:
     _first_calls: int = 0  # before the first callback
     _at_end: bool = False  # the sampler calls back after a step's last call
     _single: int = 0  # intervals in a row that were one call
-    _silent: bool = (
-        False  # the sampler has come two levels further without a callback: the levels alone count its steps
-    )
+    # the sampler has come two levels further without a callback: the levels alone count its steps
+    _silent: bool = False
     _expected: list[int] = field(default_factory=list)  # look_ahead calls that this step has still to make
 
     @property
     def steps(self) -> int:
+        """Of the schedule."""
         return len(self.sigmas) - 1
 
     @property
@@ -109,9 +109,7 @@ class StepCounter:
         return self.own_levels or (self.callbacks not in (0, self.steps) and not self.padded)
 
     def on_call(self, sigma: float | None) -> bool:
-        """Note a model call at ``sigma`` (None where ``needs_sigma`` is False); True when it begins a new step (then
-        ``step`` is its index).
-        """
+        """Note a model call at ``sigma`` (None unless ``needs_sigma``); True when it begins a new ``step``."""
         place = (self.step, False) if sigma is None else self._locate(sigma)
         self._calls.append(place)
         if self.step < 0:

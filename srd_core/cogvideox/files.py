@@ -43,8 +43,8 @@ def is_cogvideox(path: Path) -> bool:
 def identify(path: Path) -> Layout:
     """The layout of the CogVideoX in ``path`` (file or folder of shards), read from headers and config.json alone.
 
-    Raises ValueError with a sentence naming the file and the next step for a file that is not a text-to-video CogVideoX, is
-    incomplete or unknown.
+    Raises ValueError with a sentence naming the file and the next step for a file that is not a text-to-video
+    CogVideoX, is incomplete or unknown.
     """
     header, metadata = read_headers(weight_files(path))
     prefix = _prefix(header)
@@ -59,8 +59,10 @@ def identify(path: Path) -> Layout:
 
 
 def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """(state dict under the host's keys, metadata). The loader empties the state dict while it builds: the caller must
-    not keep a copy, or the weights are in memory twice.
+    """(state dict under the host's keys, metadata).
+
+    The loader empties the state dict while it builds: the caller must not keep a copy, or the weights are in memory
+    twice.
     """
     state_dict: dict[str, torch.Tensor] = {}
     metadata: dict[str, str] = {}
@@ -78,8 +80,9 @@ def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 
 
 def rename(state_dict: dict[str, torch.Tensor]) -> None:
-    """Bring the transformer's keys into the host's layout, in place and tensor by tensor. What does not belong to it
-    (a VAE in the same file) and a table of positions (made new for every size) are dropped.
+    """Bring the transformer's keys into the host's layout, in place and tensor by tensor.
+
+    What does not belong to it (a VAE in the same file) and a table of positions (made new for every size) are dropped.
     """
     prefix = _prefix(state_dict) or ""
     for key in list(state_dict):

@@ -52,8 +52,10 @@ def facts_of_weights(shapes: Mapping[str, Any]) -> Facts:
 
 
 def layout_from(name: str, facts: Facts, config: Mapping[str, Any] | None) -> Layout:
-    """``config``: the transformer's config.json; without one the width says which member it is. Raises ValueError with a
-    sentence that begins with ``name`` for a file that is not a text-to-video CogVideoX, or is an unknown one.
+    """``config``: the transformer's config.json; without one the width says which member it is.
+
+    Raises ValueError with a sentence that begins with ``name`` for a file that is not a text-to-video CogVideoX, or is
+    an unknown one.
     """
     if facts.in_channels != CHANNELS or facts.has_ofs:
         raise ValueError(
@@ -98,7 +100,7 @@ def _number(name: str, config: Mapping[str, Any], key: str, default: float, leas
 
 
 def config_of(path: Path, metadata: Mapping[str, str], facts: Facts) -> Mapping[str, Any] | None:
-    """The transformer's config.json: from the file's metadata ("config"), else from beside it; None where there is none.
+    """The transformer's config.json: from the file's metadata ("config"), else from beside it, else None.
 
     One that does not describe these weights belongs to another file of the folder and is passed over.
     """

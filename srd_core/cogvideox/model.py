@@ -85,8 +85,9 @@ def _file_of(model: ModelPatcher) -> Path | None:
 
 
 def _apply(model: ModelPatcher, layout: Layout) -> None:
-    """Put the corrections on ``model`` itself. No patch holds a module: the host copies patches to clones of the MODEL
-    that have their own weights (multi-GPU).
+    """Put the corrections on ``model`` itself.
+
+    No patch holds a module: the host copies patches to clones of the MODEL that have their own weights (multi-GPU).
     """
     network = model.model.diffusion_model
     member = layout.member

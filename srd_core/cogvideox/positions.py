@@ -30,8 +30,9 @@ def position_patches(network: Any, layout: Layout) -> dict[str, Any]:
 
 
 def resized_crop(rows: int, columns: int, base_rows: int, base_columns: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Where a video of rows x columns patches lies when it is resized to fit into the training size and centred:
-    ((top, left), (bottom, right)) in patches of the training size.
+    """Where rows x columns patches lie when they are resized to fit into the training size and centred.
+
+    Returns ((top, left), (bottom, right)) in patches of the training size.
     """
     if rows / columns > base_rows / base_columns:
         height, width = base_rows, round(base_rows / rows * columns)
@@ -46,7 +47,8 @@ def rotary_embedding(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(cosines, sines), each [frames * rows * columns, 64] float32, as the host's block wants them (pairs of channels).
 
-    A quarter of the channels turns with time, three eighths with height and with width. rows, columns, frames: in patches.
+    A quarter of the channels turns with time, three eighths with height and with width. rows, columns, frames: in
+    patches.
     """
     (top, left), (bottom, right) = resized_crop(rows, columns, layout.rows, layout.columns)
     angles = []
@@ -88,7 +90,7 @@ def _add_positions(
 
 @functools.lru_cache(maxsize=32)  # on the device: a copy in every forward would wait for it
 def _sines(length: int, channels: int, scale: float, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    """[length, channels], computed in float64 on the CPU: sines, then cosines, of the positions divided by ``scale``."""
+    """[length, channels]: sines, then cosines, of the positions divided by ``scale``; float64 on the CPU."""
     rates = 1.0 / 10000 ** (torch.arange(channels // 2, dtype=torch.float64) / (channels / 2))
     # Positions are divided in float32, as the authors do.
     angles = torch.outer((torch.arange(length, dtype=torch.float32) / scale).double(), rates)

@@ -18,10 +18,10 @@ FRAMES_PER_LATENT = 4
 
 
 class CogVideoXSampling(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampling.V_PREDICTION):
-    """The host's discrete schedule with v-prediction, the SNR shift of CogVideoX and then a terminal SNR of (nearly) zero.
+    """The host's discrete schedule with v-prediction, CogVideoX's SNR shift and a terminal SNR near zero.
 
-    ``snr_shift`` s takes alpha to alpha / (s + (1 - s) alpha), which is sigma times the root of s. The last alpha is the
-    host's 4.9e-8 in place of diffusers' 0: a sigma of 4519 in place of an infinite one.
+    ``snr_shift`` s takes alpha to alpha / (s + (1 - s) alpha), which is sigma times the root of s. The last alpha is
+    the host's 4.9e-8 in place of diffusers' 0: a sigma of 4519 in place of an infinite one.
     """
 
     def __init__(self, model_config: Any = None, zsnr: bool | None = None, snr_shift: float = 1.0) -> None:
@@ -59,7 +59,7 @@ def guide_dynamically(args: dict[str, Any]) -> torch.Tensor:
     return args["input"] - denoised
 
 
-# --- what a run may ask for ---------------------------------------------------------------------------------------------
+# --- what a run may ask for ---
 
 
 def check_run(
@@ -89,7 +89,7 @@ def _frames(latent_frames: int) -> int:
 
 
 def cut_prompts(conds: Mapping[str, list[dict[str, Any]]]) -> None:
-    """Cut the text embeddings of a run's ``conds`` (role -> the host's conditioning, changed in place) to TEXT_TOKENS."""
+    """Cut the text embeddings of a run's ``conds`` (by role, changed in place) to TEXT_TOKENS."""
     too_long = []
     for role, entries in conds.items():
         for cond in entries:

@@ -31,7 +31,7 @@ HEADER_LIMIT = 20_000_000  # bytes; a run of 10000 steps stays below
 FLOATS = ("F32", "F16", "BF16", "F64")  # the kinds of numbers that a hand-over may hold
 
 
-# --- writing ------------------------------------------------------------------------------------------------------------
+# --- writing ---
 
 
 def write(record: SketchRecord, path: Path) -> None:
@@ -92,12 +92,13 @@ def _facts(record: SketchRecord) -> dict[str, Any]:
     }
 
 
-# --- reading ------------------------------------------------------------------------------------------------------------
+# --- reading ---
 
 
 def check(path: Path) -> dict[str, Any]:
-    """The facts of a hand-over file, from its header alone. Raises ValueError with a sentence that names the file, what is
-    wrong with it and what to do.
+    """The facts of a hand-over file, from its header alone.
+
+    Raises ValueError with a sentence that names the file, what is wrong with it and what to do.
     """
     header = read_header(path, HEADER_LIMIT)
     metadata = header.pop("__metadata__", None)
@@ -107,8 +108,8 @@ def check(path: Path) -> dict[str, Any]:
         )
     if metadata[MARK] not in READS:
         raise ValueError(
-            f"{path.name} is a hand-over of version {metadata[MARK][:20]!r}; this ComfyUI-SRDiffusion reads versions {READS[0]} to {READS[-1]}. "
-            "Update the pack where the file is used, or sketch again."
+            f"{path.name} is a hand-over of version {metadata[MARK][:20]!r}; this ComfyUI-SRDiffusion reads versions "
+            f"{READS[0]} to {READS[-1]}. Update the pack where the file is used, or sketch again."
         )
     strange = [
         name for name, facts in header.items() if not isinstance(facts, dict) or facts.get("dtype") not in FLOATS

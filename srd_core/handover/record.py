@@ -2,8 +2,8 @@
 
 What a sampler does follows from the noise, the latent, the noise levels, the seed and what its model calls return. So a
 sketch is kept as the predictions that its calls returned, one after the other, beside the settings of the run. Whoever
-continues lets the sampler run over all steps, answers the sketch's calls from here and the rest by the render: history of
-multistep samplers and noise of stochastic ones need nothing extra, and the result is that of one run, bit for bit.
+continues lets the sampler run over all steps, answers the sketch's calls from here and the rest by the render: history
+of multistep samplers and noise of stochastic ones need nothing extra, and the result is that of one run, bit for bit.
 """
 
 from __future__ import annotations
@@ -31,9 +31,8 @@ class Settings:
     steps: int
     cfg: float
     denoise: float
-    batch_index: list[int] | None = (
-        None  # which noise of the seed each latent of a batch gets; None: one after the other
-    )
+    # which noise of the seed each latent of a batch gets; None: one after the other
+    batch_index: list[int] | None = None
     sketch_scale: float = FULL_SIZE  # share of the latent's height and width that the sketch ran at; 1: all
 
 
@@ -69,9 +68,8 @@ class SketchRecord:
     x: torch.Tensor | None = None  # the latent at the hand-over, in the sketch's space; None: the sketch ran to the end
     calls: list[Call] = field(default_factory=list)
     latent_facts: dict[str, Any] = field(default_factory=dict)  # see latent.latent_facts
-    extra: dict[str, Any] = field(
-        default_factory=dict
-    )  # what else the LATENT has; in memory only, a file does not hold it
+    # what else the LATENT has; in memory only, a file does not hold it
+    extra: dict[str, Any] = field(default_factory=dict)
     schedule: Schedule = field(default_factory=lambda: Schedule([], {}, {}))
     host: str = ""  # version of the ComfyUI that sketched
 
@@ -100,7 +98,7 @@ def difference(samples: torch.Tensor, others: torch.Tensor) -> float:
 
 
 def merge_reports(sketched: Report, report: Report) -> None:
-    """Put what the sketch's own run reported into the ``report`` of the run that continued from it; may be done again."""
+    """Put what the sketch's own run reported into the ``report`` of the run that continued; may be repeated."""
     ran = [replace(step) for step in sketched.steps if step.stage == SKETCH]
     report.steps[: len(ran)] = ran
     for name in ("switch", "earliest", "latest"):

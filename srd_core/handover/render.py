@@ -1,6 +1,7 @@
 """SR Render: a whole run of the host's sampler that continues from a record of the sketch.
 
-It is a run like any other (run.py), in which a model without weights, which answers from the record, stands for the sketch.
+It is a run like any other (run.py), in which a model without weights, which answers from the record, stands for the
+sketch.
 """
 
 from __future__ import annotations
@@ -35,12 +36,12 @@ from .sketch import POST_CFG, latent_format_of, layout_of, schedule_of, what_to_
 SAME_LEVEL = 1e-4  # relative difference of two noise levels, by rounding
 NOISE_DIFFERS = "The noise differs from that of the sketch's run, so the video is not exactly that of one run."
 NOISE_AT_THE_START = (
-    f"{NOISE_DIFFERS} A node on the sketch changed the noise (context windows with freenoise) and this hand-over does not hold it, "
-    "or another version of torch drew it. Sketch again with this version of the pack."
+    f"{NOISE_DIFFERS} A node on the sketch changed the noise (context windows with freenoise) and this hand-over does "
+    "not hold it, or another version of torch drew it. Sketch again with this version of the pack."
 )
 NOISE_OF_THE_SAMPLER = (
-    f"{NOISE_DIFFERS} {{sampler}} draws noise in its steps, and another device or version of torch draws other noise. Use a "
-    "sampler that adds no noise (euler, uni_pc, dpmpp_2m), or render where you sketched."
+    f"{NOISE_DIFFERS} {{sampler}} draws noise in its steps, and another device or version of torch draws other noise. "
+    "Use a sampler that adds no noise (euler, uni_pc, dpmpp_2m), or render where you sketched."
 )
 SAME_NOISE = 0.02  # relative difference of x up to which another machine's rounding explains it
 
@@ -103,7 +104,7 @@ def render_from(record: SketchRecord, render: ModelPatcher, settings: RenderSett
 
 
 def _tell_merged(sketched: Report, watch: Callable[[Report], None] | None, merged: list[bool], report: Report) -> None:
-    """Watcher of a run that continues: from the hand-over on, those who look see the sketch's own seconds and reason."""
+    """Watcher of a run that continues: from the hand-over on, the report has the sketch's seconds and reason."""
     if report.hand_overs and not merged:
         merged.append(True)
         merge_reports(sketched, report)  # tells again
@@ -152,8 +153,9 @@ class Replay:
     def predict(
         self, executor: WrapperExecutor, x: torch.Tensor, timestep: torch.Tensor, *args: Any, **kwargs: Any
     ) -> torch.Tensor:
-        """PREDICT_NOISE wrapper: x [B, C, ...], timestep [B]; returns the recorded x0 like x. Raises RuntimeError when the
-        sampler makes other calls than it made for the sketch.
+        """PREDICT_NOISE wrapper: x [B, C, ...], timestep [B]; returns the recorded x0 like x.
+
+        Raises RuntimeError when the sampler makes other calls than it made for the sketch.
         """
         guider, call = executor.class_obj, next(self._calls, None)
         sigma = float(timestep[0])
@@ -210,8 +212,9 @@ class Replay:
 
 
 def _stand_in(record: SketchRecord, render: ModelPatcher) -> ModelPatcher:
-    """A MODEL without weights that is, to the host's samplers and to the pair's check, the sketch of ``record``: of the
-    render's class, for its ways of masking, with the sketch's latent and schedule.
+    """A MODEL without weights that is the sketch of ``record`` to the host's samplers and the pair's check.
+
+    It is of the render's class, for its ways of masking, with the sketch's latent and schedule.
     """
     known = render.model.model_config
     config = type(known)({**known.unet_config, "disable_unet_model_creation": True})
@@ -247,21 +250,24 @@ def _check_family(record: SketchRecord, latent_format: Any, render: ModelPatcher
     ours, theirs = type(latent_format), type(render.get_model_object("latent_format"))
     if not (issubclass(ours, theirs) or issubclass(theirs, ours)):
         raise ValueError(
-            f"The hand-over holds a latent of {ours.__name__} (sketched by {record.report.stage(SKETCH).model}), but the render "
-            f"{name_of(render)} works on {theirs.__name__}. Choose a render of the sketch's family."
+            f"The hand-over holds a latent of {ours.__name__} (sketched by {record.report.stage(SKETCH).model}), but "
+            f"the render {name_of(render)} works on {theirs.__name__}. Choose a render of the sketch's family."
         )
 
 
 def _sampling(record: SketchRecord, render: ModelPatcher) -> Any:
-    """The sketch's noise schedule: the render's object with the record's values. Raises ValueError if it is another kind."""
+    """The sketch's noise schedule: the render's object with the record's values.
+
+    Raises ValueError if it is another kind.
+    """
     sampling, schedule = copy.deepcopy(render.get_model_object("model_sampling")), record.schedule
     own = schedule_of(sampling)
     ours, theirs = _name_of_schedule(schedule), _name_of_schedule(own)
     if ours != theirs:
         raise ValueError(
-            f"The hand-over was sketched by {record.report.stage(SKETCH).model} with the noise schedule {ours[:120]}, but the render "
-            f"{name_of(render)} has {theirs}. Put the same sampling node (ModelSamplingSD3, CogVideoX Sampling Fix ...) on the "
-            "render as on the sketch."
+            f"The hand-over was sketched by {record.report.stage(SKETCH).model} with the noise schedule {ours[:120]}, "
+            f"but the render {name_of(render)} has {theirs}. Put the same sampling node (ModelSamplingSD3, CogVideoX "
+            "Sampling Fix ...) on the render as on the sketch."
         )
     for name, value in schedule.values.items():
         if type(own.values.get(name)) in (int, float, bool):

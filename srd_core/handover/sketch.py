@@ -38,15 +38,15 @@ class HandedOver(BaseException):
 
 
 def sketch_alone(sketch: ModelPatcher, switch: Switch, record: SketchRecord) -> ModelPatcher:
-    """A MODEL that samples as ``sketch`` until ``switch`` hands over and then ends the run with the x0 prediction for the
-    latent; ``record`` is filled meanwhile. Raises ValueError for a MODEL that already cooperates.
+    """A MODEL that samples as ``sketch`` until ``switch`` hands over, then ends with the x0 prediction.
+
+    ``record`` is filled meanwhile. Raises ValueError for a MODEL that already cooperates.
     """
     check_plain(SKETCH, sketch)
     model = sketch.clone()
     model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, partial(_sample, switch=switch, record=record))
-    model.add_wrapper_with_key(
-        WrappersMP.SAMPLER_SAMPLE, KEY, partial(_note_noise, record=record)
-    )  # inside those it has
+    # inside those it has
+    model.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, partial(_note_noise, record=record))
     return model
 
 
@@ -59,8 +59,9 @@ def _note_noise(executor: WrapperExecutor, *args: Any, record: SketchRecord, **k
 
 
 def _noise_of(started: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor | None:
-    """The noise of a run whose sampler was given ``started``; None: it is as ``drawn``. Of a smaller sketch it is the low
-    frequencies.
+    """The noise of a run whose sampler was given ``started``; None: it is as ``drawn``.
+
+    Of a smaller sketch it is the low frequencies.
     """
     if started.shape == drawn.shape:
         return None if torch.equal(started, drawn) else started
@@ -144,8 +145,10 @@ def _on_the_cpu(tensor: torch.Tensor) -> torch.Tensor:
 def noting(
     guider: Any, call: inspect.BoundArguments, only_beside_others: bool = False, keep: Keep = _on_the_cpu
 ) -> tuple[inspect.BoundArguments, dict[str, torch.Tensor]]:
-    """(a PREDICT_NOISE ``call`` that notes what functions added to the guidance are given, those tensors by NOTED once it is
-    made). ``only_beside_others``: where the sampler added such functions itself. ``keep``: what becomes of a tensor.
+    """A PREDICT_NOISE ``call`` that notes what functions added to the guidance are given, and those tensors.
+
+    The tensors come by NOTED, once the call is made. ``only_beside_others``: where the sampler added such functions
+    itself. ``keep``: what becomes of a tensor.
     """
     noted: dict[str, torch.Tensor] = {}
     options = call.arguments.get("model_options", {})
@@ -165,8 +168,9 @@ def _note(noted: dict[str, torch.Tensor], keep: Keep, args: dict[str, Any]) -> t
 
 
 def preview_of(record: SketchRecord) -> torch.Tensor:
-    """The sketch's last x0 prediction as the host's LATENT holds it [B, C, ...], for VAE Decode. Raises ValueError for a
-    latent that this host does not know.
+    """The sketch's last x0 prediction as the host's LATENT holds it [B, C, ...], for VAE Decode.
+
+    Raises ValueError for a latent that this host does not know.
     """
     latent_format, last, mask = latent_format_of(record), record.calls[-1].prediction.float(), record.noise_mask
     if mask is not None and record.latent_image.shape == last.shape:
@@ -191,8 +195,8 @@ def latent_format_of(record: SketchRecord) -> Any:
     )
     if theirs != ours:
         raise ValueError(
-            f"The hand-over's latent has {theirs[0]} channels and {theirs[1]} dimensions, but {name[:40]} has {ours[0]} and "
-            f"{ours[1]}. {what_to_do(record)}"
+            f"The hand-over's latent has {theirs[0]} channels and {theirs[1]} dimensions, but {name[:40]} has "
+            f"{ours[0]} and {ours[1]}. {what_to_do(record)}"
         )
     if latent_format.scale_factor != record.latent_facts["scale"]:
         latent_format.scale_factor = record.latent_facts["scale"]
@@ -232,7 +236,7 @@ def what_to_do(record: SketchRecord) -> str:
     here = comfyui_version.__version__
     if record.host == here:
         return (
-            f"Both are ComfyUI {here}: the hand-over is damaged, or was made with other nodes or on another kind of machine. "
-            "Sketch again here."
+            f"Both are ComfyUI {here}: the hand-over is damaged, or was made with other nodes or on another kind of "
+            "machine. Sketch again here."
         )
     return f"The sketch is from ComfyUI {record.host[:20]}, this is {here}: use one version for both."

@@ -1,6 +1,7 @@
 """What the velocities of two models on one trajectory say of a hand-over. Torch only.
 
-All errors are relative to the sketch's guided velocity at the same step, so that 0.3 at one step means what it means at another.
+All errors are relative to the sketch's guided velocity at the same step, so that 0.3 at one step means what it means at
+another.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ KEPT = ("guided", "cond", "uncond")  # of a prediction
 
 @dataclass(frozen=True)
 class Pull:
-    """One step i after one step j: with e = v_render,i - v_sketch,i and d = v_sketch,j - v_render,i, holding the share a of v_j
-    has the squared error |e|^2 + 2 a e.d + a^2 |d|^2, over |v_sketch,i|^2.
+    """One step i after one step j.
+
+    With e = v_render,i - v_sketch,i and d = v_sketch,j - v_render,i, holding the share a of v_j has the squared error
+    |e|^2 + 2 a e.d + a^2 |d|^2, over |v_sketch,i|^2.
     """
 
     j: int  # 0-based steps
@@ -61,8 +64,9 @@ def difference(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def step_for(speed_up: float, steps: int, sketch: float, render: float) -> int:
-    """After which step a hand-over makes the run so many times as fast as the sketch alone, at these seconds per step; at
-    least 1, at most ``steps``.
+    """After which step, 1 to ``steps``, a hand-over makes the run so many times as fast as the sketch alone.
+
+    ``sketch``, ``render``: seconds per step.
     """
     if sketch <= render:
         return steps

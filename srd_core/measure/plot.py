@@ -1,4 +1,4 @@
-"""The measurement as a picture: how far the render is from the sketch at each step, and after the suggested hand-over."""
+"""The measurement as a picture: the render's distance from the sketch at each step, and after the switch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ def draw(measured: Measured, advice: Advice) -> Image.Image:
     canvas.text((LEFT, 24), f"{measured.sketch}  ->  {measured.render}"[:110], fill=INK, font=font(18))
     canvas.text(
         (LEFT, 50),
-        f"fade {advice.fade:g}, switch_step {advice.switch_step} of {measured.steps}: {advice.speed_up:.2f}x (reckoned)",
+        f"fade {advice.fade:g}, switch_step {advice.switch_step} of {measured.steps}: {advice.speed_up:.2f}x "
+        "(reckoned)",
         fill=INK,
         font=font(15),
     )

@@ -1,4 +1,4 @@
-"""A run of the sketch alone that keeps some of its calls, and the render beside it at those, after the sampler has ended.
+"""A run of the sketch alone that keeps some of its calls; afterwards the render answers them too.
 
 So each model is loaded once, and the measurement takes about the time of one sketch run.
 """
@@ -69,6 +69,7 @@ class Kept:
     predictions: dict[str, torch.Tensor]  # x0 by KEPT
 
     def velocity(self, name: str = "guided") -> torch.Tensor:
+        """[B, C, ...], of the prediction of that name."""
         return velocity(self.x, self.sigma, self.predictions[name])
 
 
@@ -80,7 +81,10 @@ def measuring(
     measured: Measured,
     report: Report,
 ) -> ModelPatcher:
-    """A MODEL that samples as ``sketch``; ``measured`` is filled at the end of its run. Raises ValueError as ``cooperate``."""
+    """A MODEL that samples as ``sketch``; ``measured`` is filled at the end of its run.
+
+    Raises ValueError as ``cooperate``.
+    """
     for role, model in ((SKETCH, sketch), (RENDER, render)):
         check_plain(role, model)
     check_together(sketch, render, settings)
@@ -166,7 +170,8 @@ def _compare(recorder: Recorder, stage: Stage, measured: Measured) -> None:
     flow = kind_of(run.stages[SKETCH].model.get_model_object("model_sampling")) == FLOW
     if len(recorder.kept) < 2:
         raise ValueError(
-            f"{run.books.report.sampler} took too few of the schedule's steps to measure. Choose another sampler or more steps."
+            f"{run.books.report.sampler} took too few of the schedule's steps to measure. Choose another sampler or "
+            "more steps."
         )
     memory.end_malloc_graph()
     run.load(RENDER, recorder.kept[0].x)

@@ -48,9 +48,8 @@ class Step:
     step: Count  # 1-based
     sigma: Number  # noise level at which the step starts
     stage: str
-    seconds: Number | None = (
-        None  # wall time from the step before to this one (the last: to the run's end), without loading
-    )
+    # wall time from the step before to this one (the last: to the run's end), without loading
+    seconds: Number | None = None
     d: Number | None = None  # Eq. 3, where a rule saw the step; of a batch the largest
     fall: Number | None = None  # of D, in 50ths of the timesteps; of a batch the largest
     fall_low: Number | None = None  # of a batch the smallest: the rule holds when all are in (0, delta)
@@ -70,14 +69,13 @@ class HandOver:
     d: Number | None = None
     fall: Number | None = None
     seconds: Number = 0.0  # to load and prepare the model that takes over
-    # before, at (what is to leave has left) and after -> free on the new stage's device, and each stage on its own; bytes
+    # before, at (what is to leave has left) and after -> free on the new stage's device, and each stage on its own;
+    # bytes
     memory: dict[str, dict[str, int]] = field(default_factory=dict)
-    rule: dict[str, Any] = field(
-        default_factory=dict
-    )  # the settings of the switch that made it; empty: those of the report
-    fade: list[Number] = field(
-        default_factory=list
-    )  # share of the velocity that is held, in each step from here on; empty: a cut
+    # the settings of the switch that made it; empty: those of the report
+    rule: dict[str, Any] = field(default_factory=dict)
+    # share of the velocity that is held, in each step from here on; empty: a cut
+    fade: list[Number] = field(default_factory=list)
 
 
 @dataclass
@@ -93,9 +91,8 @@ class Report:
     sampler: str = ""
     sampler_node: str = ""  # id of the node that sampled
     shape: list[Size] = field(default_factory=list)  # of the latent
-    small_shape: list[Size] = field(
-        default_factory=list
-    )  # of the latent while the sketch ran it smaller; empty: it did not
+    # of the latent while the sketch ran it smaller; empty: it did not
+    small_shape: list[Size] = field(default_factory=list)
     device_bytes: Size = 0  # that the first stage's device has; 0: not known
     render_steps: Count = 0  # as set, 0: the schedule's own
     given_steps: Count = 0  # of the schedule that the sampler was given; 0: as many as ``sigmas`` has
@@ -108,7 +105,8 @@ class Report:
     version: int = VERSION
 
     def __post_init__(self) -> None:
-        # No part of the data: who wants to know of changes, which node samples, and the newest runs of other such nodes.
+        # No part of the data: who wants to know of changes, which node samples, and the newest runs of other such
+        # nodes.
         self.watch: Callable[[Report], None] | None = None
         self.ask_node: Callable[[], str] | None = None
         self.others: dict[str, Report] = {}
@@ -163,7 +161,9 @@ class Report:
 
     @classmethod
     def from_json(cls, text: str) -> Report:
-        """Read what ``to_json`` wrote, of this version or the first. Raises ValueError with a sentence for anything else.
+        """Read what ``to_json`` wrote, of this version or the first.
+
+        Raises ValueError with a sentence for anything else.
 
         ``figures`` beside the fields, which saved files have for the page, are left out: they follow from the fields.
         """

@@ -37,7 +37,7 @@ def medians(report: Report) -> Medians:
 
 
 def step_seconds(report: Report, stage: str, reused: bool = False) -> float | None:
-    """Median seconds of a step that ``stage`` computed (``reused``: of one that TeaCache reused); None where there was none."""
+    """Median seconds of a step that ``stage`` computed, or reused by TeaCache; None where there was none."""
     return medians(report).get((stage, reused))
 
 
@@ -90,10 +90,10 @@ def _to_come(report: Report, present: str) -> dict[str, int]:
 
 
 def speed_up(report: Report) -> float | None:
-    """How many times as fast as its first stage alone, estimated from the run's own steps; of a running run what it will be.
+    """How many times as fast as its first stage alone, from the run's own steps; while it runs: will be.
 
-    None while only one stage has run, or more than the last one is still to come, and where the first one ran on fewer pixels: its
-    steps at the full size are not known.
+    None while only one stage has run, or more than the last one is still to come, and where the first one ran on fewer
+    pixels: its steps at the full size are not known.
     """
     ran = {s.stage for s in report.steps if s.seconds is not None}
     alone = step_seconds(report, report.stages[0].name) if report.stages else None
@@ -118,7 +118,7 @@ def _given(report: Report, steps: int) -> float:
 
 
 def planned_reuses(report: Report, stage: StageReport) -> set[int]:
-    """The steps (1-based) that TeaCache will reuse or has reused in ``stage``; none where the run does not follow its plan."""
+    """The steps (1-based) that TeaCache will reuse or has reused in ``stage``; none if its plan is not followed."""
     plan = stage.teacache
     if not plan.get("table"):
         return set()
@@ -145,8 +145,9 @@ def still_reused(report: Report) -> list[int]:
 def what_if(report: Report) -> list[dict[str, Any]]:
     """Where an adaptive run would have handed over with another delta, as far as its curve tells.
 
-    Rows by falling delta, each for deltas above its ``delta``: {delta, after, reason, seconds}. ``after`` is None where the
-    first stage would run on past the recorded curve; ``seconds``, of the whole run, is None where they are not known.
+    Rows by falling delta, each for deltas above its ``delta``: {delta, after, reason, seconds}. ``after`` is None where
+    the first stage would run on past the recorded curve; ``seconds``, of the whole run, is None where they are not
+    known.
     """
     if report.switch.get("mode") != "adaptive" or len(report.stages) < 2 or not report.steps:
         return []
@@ -185,8 +186,9 @@ def what_if(report: Report) -> list[dict[str, Any]]:
 
 
 def _cost(report: Report, each: Medians, first_steps: int) -> float | None:
-    """Seconds of a run whose first stage runs so many steps and the second the rest; None where a stage has not shown them,
-    or a third took part.
+    """Seconds of a run whose first stage runs so many steps and the second the rest; None if not known.
+
+    That is so where a stage has not shown them, or a third took part.
     """
     if len(report.stages) > 2 or len(report.hand_overs) > 1:
         return None
@@ -207,8 +209,9 @@ def _cost(report: Report, each: Medians, first_steps: int) -> float | None:
 
 
 def _plan_for(report: Report, stage: StageReport, begin: int, end: int) -> list[bool] | None:
-    """Which of the steps ``begin`` to ``end`` - 1 (0-based) TeaCache would reuse, if ``stage`` ran from ``begin`` on; the last
-    ones may be missing where it reuses none. None: the run is too long to plan it again.
+    """Which of the steps ``begin`` to ``end`` - 1 (0-based) TeaCache would reuse in a ``stage`` from ``begin`` on.
+
+    The last ones may be missing where it reuses none. None: the run is too long to plan it again.
     """
     plan, total = stage.teacache, total_steps(report)
     growth = plan.get("growth") or []

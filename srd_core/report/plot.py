@@ -197,4 +197,5 @@ def _scale(low: float, high: float, bottom: int, top: int) -> Scale:
 
 
 def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Pillow's own, of so many pixels."""
     return ImageFont.load_default(size)

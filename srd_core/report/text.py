@@ -6,8 +6,8 @@ from .data import HandOver, Report
 from .figures import medians, speed_up
 
 NOT_RUN = (
-    "No run yet, or one without steps (denoise 0). With Sketch-Render Model, connect the sampler's latent to the Inspector's "
-    "`after`, so that it waits for the run."
+    "No run yet, or one without steps (denoise 0). With Sketch-Render Model, connect the sampler's latent to the "
+    "Inspector's `after`, so that it waits for the run."
 )
 
 
@@ -38,7 +38,10 @@ def describe_fade(hand_over: HandOver) -> str:
     if not hand_over.fade:
         return ""
     half = next((i for i, share in enumerate(hand_over.fade) if share < 0.5), len(hand_over.fade))
-    return f"; fade: from {100 * hand_over.fade[0]:.0f} % of the last step's velocity, below half after {half} step{'s' * (half != 1)}"
+    return (
+        f"; fade: from {100 * hand_over.fade[0]:.0f} % of the last step's velocity, below half after {half} "
+        f"step{'s' * (half != 1)}"
+    )
 
 
 def describe_rest(report: Report) -> str:

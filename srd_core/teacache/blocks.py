@@ -1,4 +1,4 @@
-"""What stands in the place of a network's transformer blocks during a cached call, and what a family has to say for it."""
+"""What stands in the place of a network's transformer blocks during a cached call."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import torch
 from .plan import Table
 
 Keep = Callable[[torch.Tensor], None]
-# (what goes into the block, {"original_block": the block}) -> what comes out: the host's block replacement. "img" [B, tokens,
-# dim] is what is cached.
+# (what goes into the block, {"original_block": the block}) -> what comes out: the host's block replacement. "img" [B,
+# tokens, dim] is what is cached.
 Replacement = Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]
 Replacements = dict[tuple[str, int], Replacement]
 
@@ -36,8 +36,9 @@ class Adapter:
 
 
 def replacements(blocks: int, others: Replacements, residual: torch.Tensor | None, keep: Keep) -> Replacements:
-    """For one call of a network of so many blocks: with a ``residual`` [B, tokens, dim] no block runs; without, all do,
-    through the replacements that ``others`` have put there, and ``keep`` gets what they add up to.
+    """For one call of a network of so many blocks: run no block and add ``residual`` [B, tokens, dim], or run all.
+
+    Without a residual the ``others``' replacements run too, and ``keep`` gets what the blocks add up to.
     """
     return _computing(blocks, others, keep) if residual is None else _reusing(blocks, residual)
 
@@ -73,15 +74,16 @@ def _computing(blocks: int, others: Replacements, keep: Keep) -> Replacements:
 
 
 def pause_malloc_graph() -> contextlib.AbstractContextManager[Any]:
-    """Newer hosts record what a forward allocates and give the same memory out at the next one. What is allocated in this
-    block lives longer.
+    """Newer hosts record what a forward allocates and give the same memory out at the next one.
+
+    What is allocated in this block lives longer.
     """
     pause = getattr(comfy.model_prefetch, "pause_malloc_graph", None)
     return pause() if pause else contextlib.nullcontext()
 
 
 def through_in_float32(layers: Sequence[Any], x: torch.Tensor) -> torch.Tensor:
-    """X [n, ...] float32 through the layers, in float32: half precision rounds by as much as two neighbouring steps differ.
+    """The layers on x [n, ...], all in float32: half precision rounds by as much as two steps differ.
 
     The host's layers cast their weights (with LoRA, from any storage) to the input's type by this method; those that
     multiply in fp8 (weight_dtype fp8_e4m3fn_fast) would cast the input instead, and get the plain layers' one.

@@ -1,9 +1,10 @@
 """TeaCache on CogVideoX.
 
-The host's network asks for no replacement of its blocks, and torch's hooks can't keep a block from running. A `forward` of
-each block's own could, but inside what torch compiles of a block, where a decision is taken once. So while a cached MODEL is
-loaded its blocks are in a list, with the same modules under the same names, that asks for replacements during a cached call.
-The host puts it there and takes it away again (PatcherInjection), on every network that it loads for the MODEL.
+The host's network asks for no replacement of its blocks, and torch's hooks can't keep a block from running. A `forward`
+of each block's own could, but inside what torch compiles of a block, where a decision is taken once. So while a cached
+MODEL is loaded its blocks are in a list, with the same modules under the same names, that asks for replacements during
+a cached call. The host puts it there and takes it away again (PatcherInjection), on every network that it loads for the
+MODEL.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A MODEL that TeaCache works on: a clone with wrappers, which the host carries from clone to clone.
 
-OUTER_SAMPLE begins a run (see run), whether a plain sampler node runs the MODEL or a Sketch-Render run does, as one of its
-stages. PREPARE_SAMPLING asks the host for the memory that the run will take.
+OUTER_SAMPLE begins a run (see run), whether a plain sampler node runs the MODEL or a Sketch-Render run does, as one of
+its stages. PREPARE_SAMPLING asks the host for the memory that the run will take.
 """
 
 from __future__ import annotations
@@ -24,11 +24,14 @@ COMPILE_KEY = "torch.compile"  # of the host's wrapper that puts compiled module
 COMPILE_MODULE = "comfy_api.torch_helpers.torch_compile"
 
 
-# --- the MODEL ----------------------------------------------------------------------------------------------------------
+# --- the MODEL ---
 
 
 def with_teacache(model: ModelPatcher, settings: TeaCache) -> ModelPatcher:
-    """A clone of ``model`` that reuses steps when it samples; with threshold 0 a plain clone. The newest settings win."""
+    """A clone of ``model`` that reuses steps when it samples; with threshold 0 a plain clone.
+
+    The newest settings win.
+    """
     model = model.clone()
     for kind in (WrappersMP.OUTER_SAMPLE, WrappersMP.PREPARE_SAMPLING):
         model.remove_wrappers_with_key(kind, KEY)
@@ -82,12 +85,13 @@ def _eject(model: ModelPatcher) -> None:
         adapter.restore(model.model.diffusion_model)
 
 
-# --- memory -------------------------------------------------------------------------------------------------------------
+# --- memory ---
 
 
 def held_bytes(model: ModelPatcher, noise_shape: Sequence[int], conds: Mapping[str, Sized] | int) -> int:
-    """What a run of ``model`` over a latent [B, C, T, H, W] keeps on the device besides: 0 for a MODEL that is not cached, or
-    keeps it in main memory. ``conds`` the host's by role, or how many there are.
+    """What a run of ``model`` over a latent [B, C, T, H, W] keeps on the device besides.
+
+    0 for a MODEL that is not cached, or keeps it in main memory. ``conds``: the host's by role, or how many there are.
     """
     settings, network = model.get_attachment(KEY), model.get_model_object("diffusion_model")
     adapter = adapter_of(network)
@@ -107,8 +111,10 @@ def held_bytes(model: ModelPatcher, noise_shape: Sequence[int], conds: Mapping[s
 def _prepare_sampling(
     executor: WrapperExecutor, model: ModelPatcher, noise_shape: Sequence[int], conds: Any, *args: Any, **kwargs: Any
 ) -> Any:
-    """PREPARE_SAMPLING wrapper. The host reckons the memory that a run takes from the shape of its noise, and for these
-    families in proportion to the batch: twice the batch for what it would like to have, the batch for what it needs.
+    """PREPARE_SAMPLING wrapper.
+
+    The host reckons the memory that a run takes from the shape of its noise, and for these families in proportion to
+    the batch: twice the batch for what it would like to have, the batch for what it needs.
     """
     of_one = model.model.memory_required([1, *noise_shape[1:]])
     if of_one > 0:
@@ -117,7 +123,7 @@ def _prepare_sampling(
     return executor(model, noise_shape, conds, *args, **kwargs)
 
 
-# --- a run --------------------------------------------------------------------------------------------------------------
+# --- a run ---
 
 
 def _sample(executor: WrapperExecutor, *args: Any, settings: TeaCache, **kwargs: Any) -> torch.Tensor:

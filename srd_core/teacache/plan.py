@@ -20,15 +20,15 @@ import torch
 FORMS = ("e", "e0")
 RET_STEPS = 5  # the e0 form computes this many steps at the start of a run ("ret steps")
 MIN_STEPS = 5  # shorter stages compute all steps
-MAX_REUSES = (
-    5  # in a row; outside the range that it was fitted on a polynomial may fall to zero and would skip for ever
-)
+# in a row; outside the range that it was fitted on a polynomial may fall to zero and would skip for ever
+MAX_REUSES = 5
 
 
 @dataclass(frozen=True)
 class Table:
-    """Published coefficients for one model, highest power first (ali-vilab/TeaCache, TeaCache4Wan2.1 and
-    eval/teacache/experiments/cogvideox.py, TeaCache4CogVideoX1.5).
+    """Published coefficients for one model, highest power first.
+
+    From ali-vilab/TeaCache: TeaCache4Wan2.1, eval/teacache/experiments/cogvideox.py, TeaCache4CogVideoX1.5.
     """
 
     name: str
@@ -71,9 +71,8 @@ class Plan:
     first_step: int = 0  # 0-based index in the run of the first planned step
     reuse: list[bool] = field(default_factory=list)  # for every step from the first to the run's last
     note: str = ""  # what the artist should know
-    growth: list[float] = field(
-        default_factory=list
-    )  # what every step of the run adds to the sum; report/figures.py plans with it
+    # what every step of the run adds to the sum; report/figures.py plans with it
+    growth: list[float] = field(default_factory=list)
 
     def reuses(self, step: int) -> bool:
         """Whether a step of the run (0-based) is to be reused."""
@@ -134,8 +133,9 @@ def wan_table(dim: int, image_to_video: bool, latent_pixels: int) -> tuple[Table
 
 
 def cogvideox_table(dim: int, frame_patch: int) -> tuple[Table, str]:
-    """The table nearest to a CogVideoX of width ``dim`` (1.5: two latent frames in a patch), and a sentence when the
-    model is not the one it was fitted on.
+    """The table nearest to a CogVideoX of width ``dim``, and a sentence when it was fitted on another model.
+
+    1.5 has two latent frames in a patch.
     """
     nearest = min(COGVIDEOX, key=lambda table: abs(math.log(table.dim / dim)))
     nearest = COGVIDEOX_1_5 if frame_patch > 1 else nearest
@@ -194,8 +194,9 @@ def reuse_plan(growth: Sequence[float], threshold: float, computed_first: int = 
 
 
 def fill(plan: Plan, table: Table, m: torch.Tensor) -> None:
-    """Decide the steps ``plan.first_step`` ... last of a run from ``m`` [steps, ...], the embeddings of all its steps in the
-    plan's form. Where none can be reused, only the note is set.
+    """Decide the steps ``plan.first_step`` ... last; where none can be reused, only the note is set.
+
+    ``m`` [steps, ...]: the embeddings of all steps of the run in the plan's form.
     """
     steps = len(m) - plan.first_step
     d, coefficients = distances(m), table.coefficients(plan.form)

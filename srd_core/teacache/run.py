@@ -1,8 +1,9 @@
-"""One run of a cached MODEL: counts its steps, makes the plan at the first model call (the noise levels that remain are known
-then, and the model is loaded), skips the blocks of the steps that the plan reuses, and frees everything at the end.
+"""One run of a cached MODEL: makes the plan at the first model call, and skips the blocks of reused steps.
 
-A PREDICT_NOISE wrapper says which step a call belongs to, a DIFFUSION_MODEL wrapper takes the blocks' place for the time of
-the call, around whatever others have put there.
+By then the noise levels that remain are known, and the model is loaded. At the end everything is freed.
+
+A PREDICT_NOISE wrapper says which step a call belongs to, a DIFFUSION_MODEL wrapper takes the blocks' place for the
+time of the call, around whatever others have put there.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import logging
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import comfy.model_patcher
@@ -26,14 +28,10 @@ from .plan import Plan, TeaCache, describe, fill
 
 KEY = "srdiffusion_teacache"
 # Others of Wan's family (VACE, S2V, HuMo, Animate, SCAIL ...) work between their blocks or after them.
-ADAPTERS = {
-    "WanModel": wan.ADAPTER,
-    "CameraWanModel": wan.ADAPTER,
-    "CogVideoXTransformer3DModel": cogvideox.ADAPTER,
-}
+ADAPTERS = {"WanModel": wan.ADAPTER, "CameraWanModel": wan.ADAPTER, "CogVideoXTransformer3DModel": cogvideox.ADAPTER}
 COMPILED = (
-    "TeaCache can skip nothing in a network that is compiled as a whole; it ran without. Compile the transformer blocks only, "
-    "as KJNodes' TorchCompileModelAdvanced and TorchCompileModelWanVideoV2 can."
+    "TeaCache can skip nothing in a network that is compiled as a whole; it ran without. Compile the transformer "
+    "blocks only, as KJNodes' TorchCompileModelAdvanced and TorchCompileModelWanVideoV2 can."
 )
 
 
@@ -63,7 +61,7 @@ class Residuals:
         self._kept.update(zip(keys, residual.chunk(len(keys))))
 
     def recall(self, keys: Sequence[Hashable], rows: int) -> torch.Tensor | None:
-        """The residual [rows, tokens, dim] of these conds, in their order; None when one is missing or of another batch."""
+        """The residual [rows, tokens, dim] of these conds in order; None if one is missing or of another batch."""
         parts = [self._kept[key] for key in keys if key in self._kept]
         if len(parts) < len(keys) or sum(part.shape[0] for part in parts) != rows:
             return None
@@ -140,7 +138,8 @@ class CachedRun:
 
     def forward(self, executor: WrapperExecutor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """DIFFUSION_MODEL wrapper: one forward of the network, for one or more conds at once."""
-        # What is compiled in holds for all calls: in a network that somebody compiled in a way not known here, nothing is.
+        # What is compiled in holds for all calls: in a network that somebody compiled in a way not known here, nothing
+        # is.
         if torch.compiler.is_compiling() or not self._is_planned():
             return executor(*args, **kwargs)
         call = inspect.signature(executor.original).bind(*args, **kwargs)
@@ -198,8 +197,9 @@ class CachedRun:
         return False
 
     def _keys(self, options: dict[str, Any]) -> list[Hashable]:
-        """One key a cond: the host's uuid, the context window, and how often that came in this step already (guidance
-        that skips layers asks again for the same prompt).
+        """One key a cond: the host's uuid, the context window, and how often that came in this step.
+
+        Guidance that skips layers asks again for the same prompt.
         """
         window = getattr(options.get("context_window"), "index_list", None)
         keys: list[Hashable] = []
@@ -211,14 +211,14 @@ class CachedRun:
 
 
 def make_plan(inner_model: Any, settings: TeaCache, sigmas: Sequence[float], first: int, x: torch.Tensor) -> Plan:
-    """The skip plan for steps ``first`` (0-based) ... last of a run over ``sigmas``; ``x`` [B, C, T, H, W] its latent."""
+    """The skip plan for steps ``first`` (0-based) ... last over ``sigmas``; ``x`` [B, C, T, H, W] the latent."""
     plan = Plan(settings.threshold, settings.form, first_step=first)
     network, levels = inner_model.diffusion_model, list(sigmas[:-1])
     adapter = adapter_of(network)
     if adapter is None:
         plan.note = f"TeaCache does not know {type(network).__name__}; it ran without."
         return plan
-    if any(b > a for a, b in zip(sigmas, sigmas[1:])):
+    if any(b > a for a, b in pairwise(sigmas)):
         plan.note = "TeaCache needs a schedule whose noise level never rises; it ran without."
         return plan
     table, plan.note = adapter.table(network, x)

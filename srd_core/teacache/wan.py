@@ -1,4 +1,4 @@
-"""TeaCache on Wan: the network asks for a replacement in front of every block, so a call brings its own in its options."""
+"""TeaCache on Wan: the network asks for a replacement in front of every block, and a call brings its own."""
 
 from __future__ import annotations
 
