@@ -1,20 +1,19 @@
-"""Start a measurement in the host's Python, and keep its result with machine, versions, command and date."""
+"""Start a measurement in the host's Python; say of each result when, how, where and with what it was measured."""
 
 from __future__ import annotations
 
 import datetime
+import functools
 import importlib.util
-import json
 import os
 import platform
 import re
 import shlex
-import statistics
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = REPOSITORY / "bench" / "results"
@@ -33,7 +32,7 @@ def load_by_path(name: str, path: Path) -> ModuleType:
 
 
 def run_in_host() -> None:
-    """Go on in the host's Python, with tests/ (tiny models, the host in this process) on sys.path."""
+    """Continue in the host's Python, with tests/ (tiny models, the host in this process) on sys.path."""
     host_module = load_by_path("srd_host", REPOSITORY / "demo" / "host.py")
     if os.environ.get(IN_HOST) != "1":
         host = host_module.find_or_make()
@@ -42,19 +41,15 @@ def run_in_host() -> None:
     sys.path.append(str(REPOSITORY / "tests"))
 
 
-def spread(values: list[float]) -> dict[str, float]:
-    """Minimum, median and maximum."""
-    return {"min": min(values), "median": statistics.median(values), "max": max(values)}
-
-
 def facts() -> dict[str, str]:
-    """When, how, where and with what something is measured."""
+    """When, how, where and with what something is measured: for every line of results."""
     import comfyui_version
     import torch
 
     return {
         "date": datetime.date.today().isoformat(),
         "command": command(),
+        "commit": commit(),
         "machine": f"{os.cpu_count()} CPU cores, {platform.machine()}, {platform.system()}",
         "host": f"ComfyUI {comfyui_version.__version__}",
         "versions": f"Python {platform.python_version()}, torch {torch.__version__}",
@@ -67,12 +62,18 @@ def command() -> str:
     return f"python3 bench/{Path(sys.argv[0]).name} {shlex.join(words)}".strip()
 
 
-def keep(name: str, result: dict[str, Any]) -> None:
-    """Print ``result`` and write it to bench/results/<name>.json."""
-    text = json.dumps(facts() | result, indent=1)
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(text + "\n", encoding="utf-8")
-    print(text)
+@functools.cache
+def commit() -> str:
+    """The checkout's, with a + where code was changed since; SRD_COMMIT where git does not know it."""
+    asked = ["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain", "-uno", "--", ":!bench/results", ":!*.md"]
+    try:
+        head, changed = (
+            subprocess.check_output(["git", *words], cwd=REPOSITORY, text=True, stderr=subprocess.DEVNULL).strip()
+            for words in asked
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return os.environ.get("SRD_COMMIT", "unknown")
+    return head + "+" * bool(changed)
 
 
 def update_readme(path: Path, marks: tuple[str, str], section: Sequence[str]) -> bool:

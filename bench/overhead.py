@@ -1,19 +1,23 @@
-"""What the cooperation itself costs: time of a sketch-render run over k t_sketch + (N - k) t_render.
+"""What the pack costs: the time of a run beyond its models' steps, and the time that it adds to the host's start.
 
-t_sketch and t_render come from plain runs of the host's KSampler right before and right after the mixed run of a round
-(their mean), so a slow drift of the machine cancels; each round keeps how far the two differed. The models are random
-Wan DiTs, large enough that a sketch step takes 0.2 s or more on a CPU. One thread and processor time, which a neighbour
-on the machine does not stretch as it does wall time; wall_ratio is the same by wall time. Target: at most 1.02.
+    python3 bench/overhead.py [--rounds 3]
 
-guard_share is the look at every prediction for values that are not finite, over a render step. Target: at most 0.001.
-
-    python3 bench/overhead.py [--rounds 5] [--steps 10] [--switch-step 4]
+Line "run": a sketch-render run over k t_sketch + (N - k) t_render; the target is at most 1.02. The step times come from
+plain runs of the host's KSampler right before and right after (their mean), so a slow drift of the machine cancels; how
+far the two differ is kept as drift. The models are random Wan DiTs. Line "import": seconds to import the pack and list
+its nodes where the host has imported its own modules, in a fresh process; the target is at most 0.1. All in processor
+time of one thread, which a neighbour on the machine does not stretch. Results: bench/results/overhead.jsonl.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import statistics
+import subprocess
+import sys
 import time
+from typing import Any
 
 import common
 
@@ -24,78 +28,88 @@ import hosting  # noqa: E402  (first: it makes `import comfy` mean the host)
 # isort: split
 import comfy.sd  # noqa: E402
 import helpers  # noqa: E402
-import numpy  # noqa: E402
-import torch  # noqa: E402
 
-SKETCH = {"dim": 768, "layers": 8, "seed": 0}
-RENDER = {"dim": 384, "layers": 4, "seed": 1}
-LATENT = {"frames": 3, "side": 32}  # 768 tokens
+SKETCH, RENDER = {"dim": 768, "layers": 8, "seed": 0}, {"dim": 384, "layers": 4, "seed": 1}
+LATENT = {"frames": 3, "side": 16}  # 192 tokens
+STEPS, SWITCH_STEP = 10, 4
+IMPORT = """
+import asyncio, sys, time
+sys.path[:0] = sys.argv[1:]
+from comfy.cli_args import args
+args.cpu = True
+import nodes, server, comfy_api.latest  # what the host's start has imported before its custom nodes
+import common
+begin = time.process_time()
+pack = common.load_by_path("pack", common.REPOSITORY / "__init__.py")
+async def schemas():
+    for node in await (await pack.comfy_entrypoint()).get_node_list():
+        node.GET_SCHEMA()
+asyncio.run(schemas())
+print(time.process_time() - begin)
+"""
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--switch-step", type=int, default=4)
-    options = parser.parse_args()
-    torch.set_num_threads(1)
+    """Measure both and keep them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    rounds = parser.parse_args().rounds
+    kept = [{"what": "import", "seconds": spread([import_seconds() for _ in range(rounds)])}]
+    models = load_models()
+    for warm in models:
+        seconds(warm, 2)
+    runs = [one_round(*models) for _ in range(rounds)]
+    kept.append({"what": "run", **{key: spread([run[key] for run in runs]) for key in runs[0]}})
+    lines = [json.dumps(common.facts() | {"rounds": rounds} | line) for line in kept]
+    (common.RESULTS / "overhead.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
+    print("\n".join(lines))
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Minimum, median and maximum."""
+    return {name: round(of(values), 5) for name, of in (("min", min), ("median", statistics.median), ("max", max))}
+
+
+def import_seconds() -> float:
+    """Of a fresh process."""
+    folders = str(sys.modules["srd_host"].find_or_make().path), str(common.REPOSITORY / "bench")
+    said = subprocess.check_output([sys.executable, "-c", IMPORT, *folders], text=True, stderr=subprocess.DEVNULL)
+    return float(said.splitlines()[-1])
+
+
+def load_models() -> tuple[Any, Any, Any]:
+    """Sketch, render, and both as one MODEL that switches after SWITCH_STEP steps."""
     sketch, render = (
         comfy.sd.load_diffusion_model_state_dict(helpers.wan_state_dict(**how)) for how in (SKETCH, RENDER)
     )
-    cooperation, criterion = hosting.module("srd_core.pair"), hosting.module("srd_core.route")
-    switch = criterion.Switch(mode="step", switch_step=options.switch_step)
-    report = hosting.module("srd_core.report.data").Report()
-    model = cooperation.cooperate(sketch, render, switch, cooperation.RenderSettings(), report)
-    for warm in (sketch, render, model):
-        seconds(warm, 2)
-    rounds = [one_round(sketch, render, model, options.steps, options.switch_step) for _ in range(options.rounds)]
-    common.keep(
-        "overhead",
-        {
-            "steps": options.steps,
-            "switch_step": options.switch_step,
-            "tokens": LATENT["frames"] * (LATENT["side"] // 2) ** 2,
-            "threads": torch.get_num_threads(),
-            "rounds": options.rounds,
-            "guard_share": guard_seconds() / common.spread([r["render_step"] for r in rounds])["median"],
-            **{key: common.spread([r[key] for r in rounds]) for key in rounds[0]},
-        },
+    pair, route = hosting.module("srd_core.pair"), hosting.module("srd_core.route")
+    switch, report = (
+        route.Switch(mode="step", switch_step=SWITCH_STEP),
+        hosting.module("srd_core.report.data").Report(),
     )
+    return sketch, render, pair.cooperate(sketch, render, switch, pair.RenderSettings(), report)
 
 
-def one_round(sketch: object, render: object, model: object, steps: int, switch_step: int) -> dict[str, float]:
-    """What a mixed run took beside the plain ones around it; seconds are processor time."""
-    order = (sketch, render, model, render, sketch)
-    before_sketch, before_render, mixed, after_render, after_sketch = (seconds(m, steps) for m in order)
-    t_sketch, t_render = (before_sketch + after_sketch) / 2, (before_render + after_render) / 2
-    share = switch_step / steps
-    ratio, wall_ratio = mixed / (share * t_sketch + (1 - share) * t_render)
-    drift, _ = after_sketch / before_sketch
+def one_round(sketch: Any, render: Any, both: Any) -> dict[str, float]:
+    """A mixed run beside the plain ones around it."""
+    before_sketch, before_render, mixed, after_render, after_sketch = (
+        seconds(model, STEPS) for model in (sketch, render, both, render, sketch)
+    )
+    sketch_step = (before_sketch + after_sketch) / 2 / STEPS
+    render_step = (before_render + after_render) / 2 / STEPS
     return {
-        "ratio": ratio,
-        "wall_ratio": wall_ratio,
-        "drift": drift,
-        "sketch_step": t_sketch[0] / steps,
-        "render_step": t_render[0] / steps,
+        "ratio": mixed / (SWITCH_STEP * sketch_step + (STEPS - SWITCH_STEP) * render_step),
+        "drift": after_sketch / before_sketch,
+        "sketch_step": sketch_step,
+        "render_step": render_step,
     }
 
 
-def guard_seconds(times: int = 200) -> float:
-    """The mean cost of the check that every prediction of a run gets, at this bench's latent size."""
-    prediction = torch.randn(1, 16, LATENT["frames"], LATENT["side"], LATENT["side"])
-    guard = hosting.module("srd_core.finite").FiniteGuard()
-    begin = time.perf_counter()
-    for _ in range(times):
-        guard.watch(prediction, str)
-        guard.check()
-    return (time.perf_counter() - begin) / times
-
-
-def seconds(model: object, steps: int) -> numpy.ndarray:
-    """Processor time and wall time of one run of the host's KSampler."""
-    begin = time.process_time(), time.perf_counter()
+def seconds(model: Any, steps: int) -> float:
+    """Processor time of one run of the host's KSampler; hosting.py has set one thread."""
+    begin = time.process_time()
     helpers.ksampler(model, steps, latent=helpers.empty_latent(**LATENT))
-    return numpy.array([time.process_time(), time.perf_counter()]) - begin
+    return time.process_time() - begin
 
 
 if __name__ == "__main__":
