@@ -1,14 +1,13 @@
-"""The machine, a pair of models on it, and sampling with them by the host's own call: what the rows of gpu_rows.py stand on."""
+"""The machine, a pair of models on it, and sampling with them by the host's own call: what gpu_rows.py stands on."""
 
 from __future__ import annotations
 
 import contextlib
 import gc
 import os
-import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,9 +32,9 @@ STEPS = 10  # of a whole run
 PAPER_STEPS = 50
 SKETCH_STEPS = {cost.WAN: 10, cost.COGVIDEOX: 15}  # of 50: the paper's mean at delta 0.01
 CFG = {cost.WAN: 5.0, cost.COGVIDEOX: 6.0}
-# The share of its steps that TeaCache reuses on the render with real weights, from the seconds of the paper's Tables 2 and 3:
-# those saved at threshold 0.14 and 0.1, over those of a step. Random weights change otherwise, so here the threshold is chosen
-# to reuse as many.
+# The share of its steps that TeaCache reuses on the render with real weights, from the seconds of the paper's Tables 2
+# and 3: those saved at threshold 0.14 and 0.1, over those of a step. Random weights change otherwise, so here the
+# threshold is chosen to reuse as many.
 REUSED = {cost.WAN: (296 - 215) / 158 * 50 / 40, cost.COGVIDEOX: (117 - 107) / 75 * 50 / 35}
 SEED, SAMPLER, SCHEDULER = 0, "euler", "simple"
 ROOM = 1.2  # main memory that must be free for a byte of weights
@@ -58,7 +57,7 @@ class Variant:
 PLAIN = Variant()
 
 
-# --- the machine -------------------------------------------------------------------------------------------------------
+# --- the machine ------------------------------------------------------------------------------------------------------
 
 
 def device() -> torch.device:
@@ -66,41 +65,13 @@ def device() -> torch.device:
     return comfy.model_management.get_torch_device()
 
 
-def facts() -> dict[str, Any]:
-    """Machine, host, versions, and what the device reaches: operations and bytes a second."""
-    found: dict[str, Any] = {**common.facts(), "card": f"{os.cpu_count()} CPU cores"}
-    del found["command"]
+def facts() -> dict[str, str]:
+    """Of machine, card, host and versions."""
+    found = common.facts() | {"card": f"{os.cpu_count()} CPU cores"}
     if device().type == "cuda":
         found["card"] = torch.cuda.get_device_name(device())
-        found["versions"] += f", CUDA {torch.version.cuda}, driver {_driver()}"
-        found["memory"] = torch.cuda.get_device_properties(device()).total_memory
-    side, length = (8192, 2 * GIB) if device().type == "cuda" else (512, 1 << 24)
-    a, b = (torch.randn(side, side, device=device(), dtype=gpu_models.compute_dtype(device())) for _ in range(2))
-    found["flops"] = 2 * side**3 / _best(lambda: a @ b)
-    pinned = torch.empty(length, dtype=torch.uint8, pin_memory=device().type == "cuda")
-    there, also = (torch.empty(length, dtype=torch.uint8, device=device()) for _ in range(2))
-    found["copy"] = 2 * length / _best(lambda: also.copy_(there))
-    found["bus"] = length / _best(lambda: there.copy_(pinned, non_blocking=True))
+        found["versions"] += f", CUDA {torch.version.cuda}"
     return found
-
-
-def _driver() -> str:
-    with contextlib.suppress(OSError, subprocess.CalledProcessError):
-        words = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-        return subprocess.check_output(words, text=True).splitlines()[0].strip()
-    return "unknown"
-
-
-def _best(work: Callable[[], Any], rounds: int = 5) -> float:
-    """Seconds of the fastest of some rounds, after one that warms up."""
-    found = []
-    for _ in range(rounds + 1):
-        wait()
-        begin = time.perf_counter()
-        work()
-        wait()
-        found.append(time.perf_counter() - begin)
-    return min(found[1:])
 
 
 def wait() -> None:
@@ -139,7 +110,24 @@ def _watch(found: dict[str, Any], over: threading.Event) -> None:
         found["peak"] = max(found.get("peak", 0), total - free)
 
 
-# --- models and sampling -----------------------------------------------------------------------------------------------
+class StepClock:
+    """A step callback that takes down the seconds from each step's end to the next one's."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    def __call__(self, *_: Any) -> None:
+        """At the end of a step."""
+        wait()
+        self.ends.append(time.perf_counter())
+
+    @property
+    def seconds(self) -> list[float]:
+        """Of every step but the first."""
+        return [after - before for before, after in zip(self.ends, self.ends[1:])]
+
+
+# --- models and sampling ----------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -159,22 +147,17 @@ class Bench:
         return cls(sketch, render, size if size and shapes == "real" else usual)
 
     @property
-    def family(self) -> str:
-        return self.sketch.family
-
-    @property
     def cfg(self) -> float:
-        return CFG[self.family]
+        """The paper's guidance scale."""
+        return CFG[self.sketch.family]
 
     @property
     def k(self) -> int:
         """Steps of the sketch in a whole run."""
-        return max(round(STEPS * SKETCH_STEPS[self.family] / PAPER_STEPS), 1)
+        return max(round(STEPS * SKETCH_STEPS[self.sketch.family] / PAPER_STEPS), 1)
 
     def pair(self, variant: Variant) -> tuple[Any, Any]:
-        """(sketch, render) MODELs; weights are built at their first use, and those of another precision leave main memory where
-        it is too small. Raises Unavailable for what does not work here.
-        """
+        """(sketch, render) MODELs, built at their first use. Raises Unavailable for what does not work here."""
         if variant not in self._variants:
             if why := unavailable(variant, self.render):
                 raise Unavailable(why)
@@ -190,6 +173,7 @@ class Bench:
         return self._variants[variant]
 
     def _make_room(self, weights: str) -> None:
+        """Weights of another precision leave main memory where it is too small for both."""
         needed = ROOM * gpu_models.bytes_of((self.sketch, self.render), weights, device())
         if psutil.virtual_memory().available < needed:
             self._pairs.clear()
@@ -197,21 +181,16 @@ class Bench:
             unload()
             gc.collect()
         if (free := psutil.virtual_memory().available) < needed:
-            raise Unavailable(
-                f"{needed / 1e9:.0f} GB of weights don't fit into main memory: {free / 1e9:.0f} GB are free."
-            )
+            raise Unavailable(f"Weights need {needed / 1e9:.0f} GB of main memory: {free / 1e9:.0f} GB are free.")
 
     def put_on_device(self, *models: Any) -> None:
-        """As a run finds the device after one of the same kind: these models are there as far as they fit, the first before the
-        others, and no others of the pair.
-        """
+        """As a run finds the device after one of its kind: with these models alone, the first before the others."""
         memory = module("srd_core.memory")
         for model in [model for pair in self._pairs.values() for model in pair]:
             if not any(model.is_clone(mine) for mine in models):
                 memory.release(model)
-        conds = dict(
-            zip(("positive", "negative"), map(comfy.sampler_helpers.convert_cond, gpu_models.conditioning(self.sketch)))
-        )
+        both = map(comfy.sampler_helpers.convert_cond, gpu_models.conditioning(self.sketch))
+        conds = dict(zip(("positive", "negative"), both))
         for model in reversed(models):
             comfy.sampler_helpers.prepare_sampling(model, self.latent().shape, conds, model.model_options)
 
@@ -221,24 +200,11 @@ class Bench:
 
     def sample(self, model: Any, cfg: float, callback: Any = None, steps: int = STEPS, **how: Any) -> torch.Tensor:
         """The host's sampling call over the schedule, or over a part of it."""
-        positive, negative = gpu_models.conditioning(self.sketch)
         latent = how.pop("latent", self.latent())
         noise = torch.zeros_like(latent) if how.get("disable_noise") else comfy.sample.prepare_noise(latent, SEED)
-        return comfy.sample.sample(
-            model,
-            noise,
-            steps,
-            cfg,
-            SAMPLER,
-            SCHEDULER,
-            positive,
-            negative,
-            latent,
-            callback=callback,
-            disable_pbar=True,
-            seed=SEED,
-            **how,
-        )
+        positive, negative = gpu_models.conditioning(self.sketch)
+        how |= {"callback": callback, "disable_pbar": True, "seed": SEED}
+        return comfy.sample.sample(model, noise, steps, cfg, SAMPLER, SCHEDULER, positive, negative, latent, **how)
 
 
 def compiled(model: Any) -> Any:
@@ -248,9 +214,8 @@ def compiled(model: Any) -> Any:
 
     model = model.clone()
     blocks = [f"diffusion_model.blocks.{i}" for i in range(len(model.model.diffusion_model.blocks))]
-    set_torch_compile_wrapper(
-        model, backend="inductor", keys=blocks, options={"guard_filter_fn": skip_torch_compile_dict}
-    )
+    options = {"guard_filter_fn": skip_torch_compile_dict}
+    set_torch_compile_wrapper(model, backend="inductor", keys=blocks, options=options)
     return model
 
 
@@ -260,10 +225,8 @@ def unavailable(variant: Variant, network: cost.Network) -> str:
     if (wanted := variant.attention) not in attention.backends():
         return f"ComfyUI has not registered {wanted} attention: pip install {attention.PACKAGES.get(wanted, wanted)}."
     if wanted != "auto":  # the host turns to pytorch's where one fails
-        q, k, v = (
-            torch.randn(1, 512, network.dim, device=device(), dtype=gpu_models.compute_dtype(device()))
-            for _ in range(3)
-        )
+        shape, dtype = (1, 512, network.dim), gpu_models.compute_dtype(device())
+        q, k, v = (torch.randn(shape, device=device(), dtype=dtype) for _ in range(3))
         if torch.equal(*(get_attention_function(name)(q, k, v, network.heads) for name in (wanted, "pytorch"))):
             return f"{wanted} attention does not work here: ComfyUI takes pytorch's instead."
     if variant.compiled:
@@ -283,13 +246,12 @@ def unload() -> None:
 def cooperating(sketch: Any, render: Any, k: int, **settings: Any) -> tuple[Any, Any]:
     """(the pair as one MODEL that switches after ``k`` steps, its report)."""
     pair, route, report = module("srd_core.pair"), module("srd_core.route"), module("srd_core.report.data").Report()
-    return pair.cooperate(
-        sketch, render, route.Switch(mode="step", switch_step=k), pair.RenderSettings(**settings), report
-    ), report
+    switch = route.Switch(mode="step", switch_step=k)
+    return pair.cooperate(sketch, render, switch, pair.RenderSettings(**settings), report), report
 
 
 def moved(report: Any) -> dict[str, float]:
-    """Seconds of the hand-over of a run, and bytes of weights that came (the render's) and left (the sketch's)."""
+    """Seconds of a run's switch, and bytes of weights that came (the render's) and left (the sketch's)."""
     (hand_over,) = report.hand_overs
     before, after = hand_over.memory["before"], hand_over.memory["after"]
     on_gpu = device().type != "cpu"  # on the CPU the host counts them too, and nothing moves
@@ -305,32 +267,16 @@ def threshold_for(render: Any, sketch: Any, bench: Bench) -> float:
     plan, wan, cogvideox = (module(f"srd_core.teacache.{name}") for name in ("plan", "wan", "cogvideox"))
     sigmas = comfy.samplers.calculate_sigmas(sketch.get_model_object("model_sampling"), SCHEDULER, STEPS)[bench.k : -1]
     sigmas = module("srd_core.latent").check_pair(sketch, render).sigmas(sigmas)
-    wanted = round(REUSED[bench.family] * len(sigmas))
-    kind, table = (
-        (wan, plan.wan_table(bench.render.dim, False, 0)[0])
-        if bench.family == cost.WAN
-        else (cogvideox, plan.cogvideox_table(bench.render.dim, 1)[0])
-    )
+    if bench.render.family == cost.WAN:
+        kind, table = wan, plan.wan_table(bench.render.dim, False, 0)[0]
+    else:
+        kind, table = cogvideox, plan.cogvideox_table(bench.render.dim, 1)[0]
     times = render.get_model_object("model_sampling").timestep(sigmas).float()
     distances = plan.distances(kind.modulation(render.model.diffusion_model, times, "e"))
+    wanted = round(REUSED[bench.render.family] * len(sigmas))
     low, high = 1e-6, 100.0
     for _ in range(50):
         middle = (low * high) ** 0.5
         enough = sum(plan.skip_plan(distances, table.coefficients("e"), middle)) >= wanted
         low, high = (low, middle) if enough else (middle, high)
     return high * 1.001  # off the edge: the run computes the same distances on another device
-
-
-class StepClock:
-    """A step callback that takes down the seconds from each step's end to the next one's."""
-
-    def __init__(self) -> None:
-        self.ends: list[float] = []
-
-    def __call__(self, *_: Any) -> None:
-        wait()
-        self.ends.append(time.perf_counter())
-
-    @property
-    def seconds(self) -> list[float]:
-        return [after - before for before, after in zip(self.ends, self.ends[1:])]

@@ -1,9 +1,10 @@
-"""What a lent GPU machine without a network lacks, in folders that travel with the checkout: the host's tree, and wheels.
+"""What a lent GPU machine without a network lacks, in folders that travel with the checkout: the host, and packages.
 
     make gpu-kit        or: python3 bench/gpu_kit.py
 
-Made for a machine with x86-64 Linux, Python 3.12, torch and what IMAGE lists, and for a call that carries LIMIT bytes, checkout
-included. Each folder has run.sh, which unpacks what is there; with all folders unpacked it starts bench/gpu.py. Needs pip.
+Made for x86-64 Linux with Python 3.12, torch and the packages that the host shares with transformers. The whole is one
+archive, in as many parts as calls of LIMIT bytes, checkout included, can carry. Each folder has a part and run.sh,
+which keeps the part there; with all parts there it unpacks them and starts bench/gpu.py. Needs pip.
 """
 
 from __future__ import annotations
@@ -14,144 +15,78 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import common
-import gpu
 
-FOLDER = common.REPOSITORY / ".gpu-kit"
-LIMIT, ROOM = 63 << 20, 60 << 20  # bytes: of all that a call carries, with a little to spare; of a folder at most
+FOLDER = ".gpu-kit"  # the next ones are .gpu-kit-2 and so on
+LIMIT = 62 << 20  # bytes of all that a call carries, with a little to spare
 PYTHON = "3.12"
-PLATFORMS = [
-    "manylinux_2_28_x86_64",
-    "manylinux_2_27_x86_64",
-    "manylinux_2_17_x86_64",
-    "manylinux2014_x86_64",
-    "manylinux1_x86_64",
-]
-# Of what the host requires or those need: there already, in versions that will do.
-IMAGE = {
-    "torch",
-    "torchvision",
-    "torchaudio",
-    "numpy",
-    "scipy",
-    "einops",
-    "transformers",
-    "tokenizers",
-    "sentencepiece",
-    "safetensors",
-    "aiohttp",
-    "yarl",
-    "pyyaml",
-    "pillow",
-    "tqdm",
-    "psutil",
-    "filelock",
-    "requests",
-    "markupsafe",
-}
-# For the host's page and server, and for nodes that are not used.
-UNUSED = {
-    "comfyui-frontend-package",
-    "comfyui-workflow-templates",
-    "comfyui-embedded-docs",
-    "comfy-angle",
-    "alembic",
-    "sqlalchemy",
-    "blake3",
-    "kornia",
-    "pyopengl",
-}
-MORE = ("sageattention",)  # for rows of bench/gpu.py
-# Of the host's tree, by the beginning of a path or its end.
+PLATFORMS = [f"manylinux{version}_x86_64" for version in ("_2_28", "_2_27", "_2_17", "2014", "1")]
+# What the host, and sage attention for rows of bench/gpu.py, need beyond the image. The first ones need torch, which is
+# there; the second ones come with what they need. Left out: what the host's page, server and unused nodes need.
+BESIDE_TORCH = ("comfy-aimdo", "comfy-kitchen", "sageattention", "spandrel", "torchsde", "trampoline")
+WHOLE = ("av", "pydantic", "pydantic-settings", "simpleeval")
+# Of the archive, by a path's beginning or end; hip is for other makes of cards.
 LEFT_OUT = re.compile(
-    r"(blueprints|tests|tests-unit|script_examples|alembic_db|models|input|output|temp|user|custom_nodes|comfy_api_nodes|\.git|web)(/|$)"
-    r"|.*(__pycache__|\.pyc|\.md|openapi\.yaml|text_encoders/.*\.(json|model|txt))$"
+    r"host/(blueprints|tests|tests-unit|script_examples|alembic_db|models|input|output|temp|user|custom_nodes"
+    r"|comfy_api_nodes|\.git|web)(/|$)"
+    r"|host/.*(\.md|openapi\.yaml|text_encoders/.*\.(json|model|txt))$"
+    r"|.*(__pycache__|\.pyc|backends/hip)$"
 )
-TIGHTER = 40 << 20  # wheels above this many bytes are packed by xz
-OTHER_CARDS = "backends/hip/"  # in comfy-kitchen
 RUN = """#!/usr/bin/env bash
-# Unpack this kit; then, unless --unpack is all that is asked for, measure: bash .gpu-kit/run.sh [options of bench/gpu.py]
+# Keep this part; then, unless --keep is all that is asked for, measure: bash .gpu-kit/run.sh [options of bench/gpu.py]
 set -eo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 base=${SRD_KIT_BASE:-${TMPDIR:-/tmp}/srd-gpu-kit}
-mkdir -p "$base/site"
-for kit in .gpu-kit .gpu-kit-*; do
-    if [ ! -d "$kit" ] || [ -e "$base/$kit.unpacked" ]; then continue; fi
-    for wheel in "$kit"/*.whl; do if [ -e "$wheel" ]; then python3 -m zipfile -e "$wheel" "$base/site"; fi; done
-    for archive in "$kit"/*.tar.xz; do if [ -e "$archive" ]; then tar xJf "$archive" -C "$base"; fi; done
-    touch "$base/$kit.unpacked"
-done
-if [ "$1" = --unpack ]; then exit; fi
-for kit in @KITS@; do
-    if [ ! -e "$base/$kit.unpacked" ]; then echo "$kit is not unpacked here: carry it, and run bash $kit/run.sh --unpack." >&2; exit 2; fi
-done
+mkdir -p "$base"
+cp .gpu-kit*/part-* "$base"
+if [ "$1" = --keep ]; then exit; fi
+if [ ! -d "$base/host" ]; then
+    parts=("$base"/part-*)
+    if [ ${#parts[@]} -lt @PARTS@ ]; then
+        echo "${#parts[@]} of @PARTS@ parts are here: carry the other folders first, bash FOLDER/run.sh --keep." >&2
+        exit 2
+    fi
+    cat "${parts[@]}" | tar xJ -C "$base"
+fi
 export PYTHONPATH="$base/site${PYTHONPATH:+:$PYTHONPATH}" COMFYUI_PATH="$base/host" SRD_COMMIT=@COMMIT@
 export COMFYUI_PYTHON=${COMFYUI_PYTHON:-$(command -v python3)} HF_HUB_OFFLINE=1
 results=${OUT:-bench/results}
-for earlier in bench/results/gpu-*.json "$base"/gpu-*.json; do if [ -e "$earlier" ]; then cp -u "$earlier" "$results" || true; fi; done
+for earlier in bench/results/gpu-*.jsonl "$base"/gpu-*.jsonl; do
+    if [ -e "$earlier" ]; then cp -u "$earlier" "$results" || true; fi
+done
 "$COMFYUI_PYTHON" bench/gpu.py --results "$results" "$@"
-cp -u "$results"/gpu-*.json "$base"
+cp -u "$results"/gpu-*.jsonl "$base"
 """
 
 
-def wheels(requirements: Path, folder: Path) -> None:
-    """Put the wheels of what is required, and of what those need, into ``folder``. Raises CalledProcessError where pip can't."""
-    wanted, seen = [*MORE, *_needs(requirements.read_text("utf-8").splitlines())], IMAGE | UNUSED
-    while wanted:
-        names = {re.split(r"[^\w.-]", need)[0].lower().replace("_", "-"): need for need in wanted}
-        new = {name: need for name, need in names.items() if name not in seen}
-        seen = seen | new.keys()
-        before = set(folder.glob("*.whl"))
-        if new:
-            options = ["--no-deps", "--only-binary=:all:", "--python-version", PYTHON, "--implementation", "cp"]
-            options += [word for platform in PLATFORMS for word in ("--platform", platform)]
-            subprocess.run(
-                [sys.executable, "-m", "pip", "download", "-q", *options, "-d", str(folder), *new.values()], check=True
-            )
-        wanted = [need for wheel in set(folder.glob("*.whl")) - before for need in _needs(_metadata(wheel))]
+def install(requirements: Path, site: Path) -> None:
+    """Put the packages into ``site``, in the host's versions. Raises CalledProcessError where pip can't."""
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--no-compile",
+        "--no-warn-conflicts",
+        "--target",
+        str(site),
+        "-c",
+        str(requirements),
+    ]
+    pip += ["--only-binary=:all:", "--implementation", "cp", "--python-version", PYTHON]
+    pip += [word for platform in PLATFORMS for word in ("--platform", platform)]
+    subprocess.run([*pip, *WHOLE], check=True)
+    subprocess.run([*pip, "--no-deps", *BESIDE_TORCH], check=True)
 
 
-def _metadata(wheel: Path) -> list[str]:
-    with zipfile.ZipFile(wheel) as content:
-        name = next(name for name in content.namelist() if name.endswith(".dist-info/METADATA"))
-        lines = content.read(name).decode("utf-8").splitlines()
-    return [line.removeprefix("Requires-Dist: ") for line in lines if line.startswith("Requires-Dist: ")]
-
-
-def _needs(lines: list[str]) -> Iterator[str]:
-    """The requirements among these lines, without extras and those of older Pythons."""
-    for line in lines:
-        need, _, marker = (part.strip() for part in line.partition(";"))
-        if (
-            need
-            and not need.startswith("#")
-            and not re.search(r"extra|python_(full_)?version *<|win32|Windows", marker)
-        ):
-            yield re.sub(r"[\s()]", "", need)
-
-
-def pack_host(host: Path, archive: Path) -> None:
-    """The host's tree, without LEFT_OUT, as host/."""
+def pack(archive: Path, **folders: Path) -> None:
+    """The folders under their names in one archive, without LEFT_OUT."""
     with tarfile.open(archive, "w:xz") as tar:
-        for path in sorted(host.rglob("*")):
-            name = path.relative_to(host).as_posix()
-            if path.is_file() and not LEFT_OUT.match(name):
-                tar.add(path, f"host/{name}")
-
-
-def tighter(wheel: Path) -> Path:
-    """The wheel's content as site/ in an archive that is smaller, without what other makes of cards need."""
-    archive = wheel.with_suffix(".tar.xz")
-    with tempfile.TemporaryDirectory() as name, tarfile.open(archive, "w:xz") as tar:
-        with zipfile.ZipFile(wheel) as content:
-            content.extractall(name, [member for member in content.namelist() if OTHER_CARDS not in member])
-        tar.add(name, "site")
-    wheel.unlink()
-    return archive
+        for name, folder in folders.items():
+            tar.add(folder, name, filter=lambda member: None if LEFT_OUT.match(member.name) else member)
 
 
 def carried() -> int:
@@ -162,62 +97,37 @@ def carried() -> int:
     return sum(path.stat().st_size for name in listed.split("\0") if (path := common.REPOSITORY / name).is_file())
 
 
-def distributed(files: list[Path], room: int) -> list[list[Path]]:
-    """The files in as few folders as the largest-first rule finds. Raises ValueError for a file that fits nowhere."""
-    folders: list[list[Path]] = []
-    for file in sorted(files, key=lambda file: -file.stat().st_size):
-        size = file.stat().st_size
-        if size > room:
-            raise ValueError(
-                f"{file.name} has {size >> 20} MiB, and a call has room for {room >> 20}. Make the checkout smaller."
-            )
-        fits = (folder for folder in folders if sum(each.stat().st_size for each in folder) + size <= room)
-        folder = next(fits, None)
-        if folder is None:
-            folders.append(folder := [])
-        folder.append(file)
-    return folders
+def distribute(archive: Path, root: Path, room: int) -> list[str]:
+    """Cut the archive into equal parts of at most ``room`` bytes, each in a folder in ``root``; their names."""
+    content = archive.read_bytes()
+    count = -(-len(content) // room)
+    size = -(-len(content) // count)
+    names = [FOLDER, *(f"{FOLDER}-{number}" for number in range(2, count + 1))]
+    for number, name in enumerate(names):
+        (root / name).mkdir()
+        (root / name / f"part-{number}").write_bytes(content[number * size : (number + 1) * size])
+        script = RUN.replace("@PARTS@", str(count)).replace("@COMMIT@", common.commit())
+        (root / name / "run.sh").write_text(script, "utf-8")
+    return names
 
 
-def main() -> int:
+def main() -> None:
+    """Make the kit, and say what to call with it: in terms of the device machine's tool."""
     host = common.load_by_path("srd_host", common.REPOSITORY / "demo" / "host.py").find_or_make()
-    for old in common.REPOSITORY.glob(f"{FOLDER.name}*"):
+    for old in common.REPOSITORY.glob(f"{FOLDER}*"):
         shutil.rmtree(old)
     with tempfile.TemporaryDirectory() as name:
-        there = Path(name)
-        pack_host(host.path, there / "host.tar.xz")
-        wheels(host.path / "requirements.txt", there)
-        for wheel in there.glob("*.whl"):
-            if wheel.stat().st_size > TIGHTER:
-                tighter(wheel)
-        room = min(ROOM, LIMIT - carried())
-        folders = distributed(list(there.iterdir()), room)
-        names = [FOLDER.name + (f"-{number + 1}" if number else "") for number in range(len(folders))]
-        for folder, files in zip(names, folders):
-            target = common.REPOSITORY / folder
-            target.mkdir()
-            for file in files:
-                shutil.move(file, target)
-            script = RUN.replace("@KITS@", " ".join(names)).replace("@COMMIT@", gpu.commit())
-            (target / "run.sh").write_text(script, "utf-8")
-            print(
-                f"{folder}: {sum(path.stat().st_size for path in target.iterdir()) / (1 << 20):.1f} MiB of at most {room / (1 << 20):.1f}"
-            )
-    print("\n".join(["", "On the machine, each call while it is still warm after the one before:", *calls(names)]))
-    return 0
-
-
-def calls(names: list[str]) -> list[str]:
-    """What to call, with what the device machine's tool is given."""
-    first, *others = names
-    out = [f'run(command="bash {name}/run.sh --unpack", carry=["{name}"])' for name in others]
-    out.append(f'run(command="bash {first}/run.sh --minutes 9.3", carry=["{first}"], timeout_s=600)')
-    return [
-        *out,
-        "Copy the gpu-*.json that come back into bench/results; the last call again measures what is missing.",
-        "At the end, here: python3 bench/gpu.py --table",
-    ]
+        site, archive = Path(name) / "site", Path(name) / "kit.tar.xz"
+        install(host.path / "requirements.txt", site)
+        pack(archive, site=site, host=host.path)
+        first, *others = distribute(archive, common.REPOSITORY, LIMIT - carried())
+        print(f"{archive.stat().st_size / (1 << 20):.1f} MiB. On the machine, each call while it is still warm:")
+    for name in others:
+        print(f'run(command="bash {name}/run.sh --keep", carry=["{name}"])')
+    print(f'run(command="bash {first}/run.sh --minutes 9.3", carry=["{first}"], timeout_s=600)')
+    print("Copy the gpu-*.jsonl that come back into bench/results; the last call again measures what is missing.")
+    print("At the end, here: python3 bench/gpu.py --table")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,10 +1,8 @@
-"""Sketch and render at their real shapes with random weights, built by the host without a file; speed does not depend on
-what the weights say. (What a cache reuses does: gpu_rows.py.)
-"""
+"""Sketch and render at their real shapes with random weights, built by the host without a file."""
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import comfy.ldm.cogvideo.model
@@ -14,62 +12,58 @@ import comfy.ops
 import comfy.sd
 import cost
 import torch
+from cost import COGVIDEOX, WAN, Network, Size
 from hosting import module
-
-Network, Size = cost.Network, cost.Size
 
 # (sketch, render, size) by family. tiny: for the rehearsal and the tests.
 SHAPES = {
     "real": {
-        cost.WAN: (cost.WAN_14B, cost.WAN_1_3B, Size(832, 480, 81)),
-        cost.COGVIDEOX: (cost.COGVIDEOX_5B, cost.COGVIDEOX_2B, Size(720, 480, 49)),
+        WAN: (cost.WAN_14B, cost.WAN_1_3B, Size(832, 480, 81)),
+        COGVIDEOX: (cost.COGVIDEOX_5B, cost.COGVIDEOX_2B, Size(720, 480, 49)),
     },
     "tiny": {
-        cost.WAN: (
-            Network("tiny Wan sketch", cost.WAN, 256, 512, 2, 2),
-            Network("tiny Wan render", cost.WAN, 128, 256, 1, 1),
+        WAN: (
+            Network("tiny Wan sketch", WAN, 256, 512, 2, 2),
+            Network("tiny Wan render", WAN, 128, 256, 1, 1),
             Size(64, 64, 5),
         ),
-        cost.COGVIDEOX: (
-            Network("tiny CogVideoX sketch", cost.COGVIDEOX, 128, 512, 2, 2),
-            Network("tiny CogVideoX render", cost.COGVIDEOX, 64, 256, 1, 1),
+        COGVIDEOX: (
+            Network("tiny CogVideoX sketch", COGVIDEOX, 128, 512, 2, 2),
+            Network("tiny CogVideoX render", COGVIDEOX, 64, 256, 1, 1),
             Size(64, 64, 5),
         ),
     },
 }
 DEFAULT, FP8 = "default", "fp8"  # weights: bf16 on a GPU and float32 on the CPU; as fp8_scaled files have them
-POOL = 1 << 22  # random values; larger tensors repeat them
+POOL = 1 << 22  # random values; larger tensors repeat them, for 14 billion draws take minutes
 SPREAD = 0.02  # of random weights
-# A trained time embedding changes a little from step to step, in the range that TeaCache's coefficients were fitted on. So
-# does one whose first layer is a constant plus a little; for Wan 14B that range lies higher.
+# A trained time embedding changes a little from step to step, in the range that TeaCache's coefficients were fitted on.
+# So does one whose first layer is a constant plus a little; for Wan 14B that range lies higher.
 TIME_LAYERS = ("time_embedding.0", "time_embedding_linear_1")
 TIME_SHARE, TIME_SHARE_14B = 0.3, 1.0
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:
-    """That of the models without fp8."""
+    """That of the models without fp8. On a GPU the paper's, in which random values can't overflow."""
     return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
-def build(network: Any, weights: str, device: torch.device) -> Any:
-    """A MODEL of the host with random weights, which are held once. weights: DEFAULT or FP8.
+def build(network: Network, weights: str, device: torch.device) -> Any:
+    """A MODEL of the host with random weights, which are held once.
 
-    Raises ValueError where the host has no such network.
+    weights: DEFAULT or FP8. Raises ValueError where the host has no such network.
     """
     dtype = compute_dtype(device)
     shapes = dict(_empty(network, dtype).named_parameters())
-    # With dynamic VRAM, and for quantised weights, the host keeps the tensors that it is given. Else it copies them: one value
-    # seen through every shape is enough, and the copies are filled.
+    # With dynamic VRAM, and for quantised weights, the host keeps the tensors that it gets. Else it copies them: one
+    # value seen through every shape is enough, and the copies are filled.
     kept = weights == FP8 or comfy.memory_management.aimdo_enabled
-    state_dict = (
-        _filled(shapes, network, weights == FP8)
-        if kept
-        else {key: torch.zeros((), dtype=dtype).expand(value.shape) for key, value in shapes.items()}
-    )
-    # Said, not left to the host, which takes fp16 for Wan: bf16 is the paper's, and random values can't overflow in it.
-    model = comfy.sd.load_diffusion_model_state_dict(
-        state_dict, model_options={} if weights == FP8 else {"dtype": dtype}
-    )
+    if kept:
+        state_dict = _filled(shapes, network, weights == FP8)
+    else:
+        state_dict = {key: torch.zeros((), dtype=dtype).expand(value.shape) for key, value in shapes.items()}
+    options = {} if weights == FP8 else {"dtype": dtype}  # said, for the host takes fp16 for Wan
+    model = comfy.sd.load_diffusion_model_state_dict(state_dict, model_options=options)
     if model is None:
         raise ValueError(f"This ComfyUI can't build {network.name}. Update ComfyUI.")
     if not kept:
@@ -78,27 +72,25 @@ def build(network: Any, weights: str, device: torch.device) -> Any:
     return _corrected(model, network)
 
 
-def bytes_of(networks: tuple[Any, ...], weights: str, device: torch.device) -> int:
+def bytes_of(networks: tuple[Network, ...], weights: str, device: torch.device) -> int:
     """Main memory that these networks take."""
     each = 1 if weights == FP8 else compute_dtype(device).itemsize
     return each * sum(map(cost.weights, networks))
 
 
-def _empty(network: Any, dtype: torch.dtype) -> Any:
+def _empty(network: Network, dtype: torch.dtype) -> Any:
     """The host's network, without data."""
-    built_in = {"device": "meta", "dtype": dtype, "operations": comfy.ops.disable_weight_init}
-    if network.family == cost.WAN:
-        return comfy.ldm.wan.model.WanModel(
-            dim=network.dim, ffn_dim=network.ffn, num_heads=network.heads, num_layers=network.layers, **built_in
-        )
+    how = {"device": "meta", "dtype": dtype, "operations": comfy.ops.disable_weight_init, "num_layers": network.layers}
+    if network.family == WAN:
+        return comfy.ldm.wan.model.WanModel(dim=network.dim, ffn_dim=network.ffn, num_heads=network.heads, **how)
     return comfy.ldm.cogvideo.model.CogVideoXTransformer3DModel(
-        num_attention_heads=network.heads, num_layers=network.layers, use_rotary_positional_embeddings=True, **built_in
+        num_attention_heads=network.heads, use_rotary_positional_embeddings=True, **how
     )
 
 
-def _corrected(model: Any, network: Any) -> Any:
+def _corrected(model: Any, network: Network) -> Any:
     """A CogVideoX as the pack's loaders give it: positions, schedule, latent scale. Any other as it is."""
-    if network.family != cost.COGVIDEOX:
+    if network.family != COGVIDEOX:
         return model
     layout, families = module("srd_core.cogvideox.layout"), module("srd_core.families")
     positions = families.SINCOS if "2B" in network.name or "render" in network.name else families.ROTARY
@@ -107,8 +99,8 @@ def _corrected(model: Any, network: Any) -> Any:
     return module("srd_core.cogvideox").correct(model)
 
 
-def _filled(shapes: dict[str, Any], network: Any, fp8: bool) -> dict[str, torch.Tensor]:
-    """A state dict with random values. fp8: as fp8_scaled files have it, the blocks' matrices in fp8, each with a scale."""
+def _filled(shapes: dict[str, Any], network: Network, fp8: bool) -> dict[str, torch.Tensor]:
+    """A state dict with random values. fp8: the blocks' matrices in fp8, each with a scale, as fp8_scaled files are."""
     state_dict = {"scaled_fp8": torch.zeros(0, dtype=torch.float8_e4m3fn)} if fp8 else {}
     for key, value in shapes.items():
         scaled = fp8 and key.startswith("blocks.") and key.endswith(".weight") and value.ndim == 2
@@ -119,33 +111,30 @@ def _filled(shapes: dict[str, Any], network: Any, fp8: bool) -> dict[str, torch.
     return state_dict
 
 
-def _fill(key: str, tensor: torch.Tensor, network: Any) -> None:
-    """Random values in place: a normal pool again and again, for 14 billion draws take minutes."""
+def _fill(key: str, tensor: torch.Tensor, network: Network) -> None:
+    """Random values in place, around 1 for the scales of norms."""
     if key.startswith(TIME_LAYERS):
         share = TIME_SHARE_14B if network.dim == cost.WAN_14B.dim else TIME_SHARE
         values = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(0)) * SPREAD * share
         tensor.copy_(torch.ones(()) if key.endswith("bias") else values)
         return
-    one = 1.0 if "norm" in key and key.endswith(".weight") and tensor.ndim == 1 else 0.0
-    flat = tensor.view(-1)
-    pool = _pool(torch.float32).add(one).to(tensor.dtype) if one else _pool(tensor.dtype)
+    norm = "norm" in key and key.endswith(".weight") and tensor.ndim == 1
+    pool, flat = _pool(tensor.dtype, float(norm)), tensor.view(-1)
     for start in range(0, flat.numel(), POOL):
         part = flat[start : start + POOL]
         part.copy_(pool[: part.numel()])
 
 
-_pools: dict[torch.dtype, torch.Tensor] = {}
+@cache
+def _pool(dtype: torch.dtype, mean: float) -> torch.Tensor:
+    return (torch.randn(POOL, generator=torch.Generator().manual_seed(0)) * SPREAD + mean).to(dtype)
 
 
-def _pool(dtype: torch.dtype) -> torch.Tensor:
-    if dtype not in _pools:
-        values = torch.randn(POOL, generator=torch.Generator().manual_seed(0)) * SPREAD
-        _pools[dtype] = values.to(dtype)
-    return _pools[dtype]
-
-
-@lru_cache
-def conditioning(network: Any) -> tuple[list[Any], list[Any]]:
+@cache
+def conditioning(network: Network) -> tuple[list[Any], list[Any]]:
     """A random positive and negative prompt in the host's form, as long as real ones are padded."""
     generator = torch.Generator().manual_seed(1)
-    return tuple([[torch.randn(1, network.text_tokens, cost.TEXT_DIM, generator=generator), {}]] for _ in range(2))  # type: ignore[return-value]
+    positive, negative = (
+        [[torch.randn(1, network.text_tokens, cost.TEXT_DIM, generator=generator), {}]] for _ in range(2)
+    )
+    return positive, negative

@@ -1,10 +1,11 @@
-"""The pack's tests of what has to hold on a GPU, each a row of the results. The host is started by the tests' own conftest.py."""
+"""The pack's tests of what has to hold on a GPU, each a row. The tests' own conftest.py starts the host."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
 import sys
+from dataclasses import dataclass
 from typing import Any
 
 import common
@@ -12,16 +13,19 @@ import common
 FILES = ("tests/test_gpu.py", "tests/test_finite.py::test_a_gpu_is_asked_and_answers_without_anybody_waiting")
 
 
+@dataclass(eq=False)
 class Recorder:
     """A plugin of pytest that leaves out what passed before, and keeps each test's outcome as soon as it is there."""
 
-    def __init__(self, results: Any, part: dict[str, Any]) -> None:
-        self.results, self.part = results, part
+    results: Any  # gpu.Results
+    part: dict[str, Any]
 
     def pytest_collection_modifyitems(self, items: list[Any]) -> None:
+        """Pytest's hook."""
         items[:] = [item for item in items if not self.results.has(**self.part, row=item.nodeid)]
 
     def pytest_runtest_logreport(self, report: Any) -> None:
+        """Pytest's hook."""
         if report.when == "call" or report.outcome != "passed":
             row = {**self.part, "row": report.nodeid, "outcome": report.outcome, "seconds": round(report.duration, 3)}
             self.results.add(row | ({"error": report.longreprtext[-2000:]} if report.failed else {}))

@@ -1,5 +1,6 @@
-"""What has to hold on a GPU too: on the CPU these are tests like any other, on a GPU `python3 bench/gpu.py` runs them, with the
-host's dynamic VRAM and without it. Nothing here asks where the models are, but by the host's own books.
+"""What has to hold on a GPU too: there `python3 bench/gpu.py` runs these tests, with dynamic VRAM and without it.
+
+Nothing here asks where the models are, but by the host's own books.
 """
 
 from __future__ import annotations

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
+import os
+import shutil
 import subprocess
 import sys
-import tarfile
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hosting import REPOSITORY, host_module, module
+from hosting import REPOSITORY, module
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 sys.path.append(str(REPOSITORY / "bench"))
@@ -28,35 +29,31 @@ import gpu_rows
 import gpu_table
 
 CPU = torch.device("cpu")
-SESSION = {
+FACTS = {
     "card": "a card",
     "host": "ComfyUI 0.30.0",
     "versions": "torch",
     "commit": "abc",
     "rehearsal": False,
     "date": "2026-01-01",
-    "flops": 8e14,
-    "copy": 3e12,
-    "bus": 5e10,
 }
+STEPS = gpu.Stage("steps", 5, (("wan_steps", gpu.CLASSIC), ("wan_runs", gpu.CLASSIC)))
 
 
 @pytest.fixture
 def results(tmp_path: Path) -> Any:
-    found = gpu.Results(tmp_path / "gpu-a-card-2026-01-01.json")
-    found.begin(SESSION)
-    return found
+    return gpu.Results(tmp_path / "gpu-a-card.jsonl", FACTS | {"rehearsal": True})
 
 
 def rehearse(folder: Path, stages: str) -> tuple[str, list[dict[str, Any]]]:
     """(what it prints, the rows) of a rehearsal of these stages."""
-    words = [sys.executable, "bench/gpu.py", "--rehearse", "--stages", stages, "--results", str(folder / "gpu.json")]
+    words = [sys.executable, "bench/gpu.py", "--rehearse", "--stages", stages, "--results", str(folder / "gpu.jsonl")]
     done = subprocess.run(words, check=False, cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return done.stdout, gpu.Results(folder / "gpu.json").rows()
+    return done.stdout, gpu.Results(folder / "gpu.jsonl").lines()
 
 
-# --- rows and time limits -----------------------------------------------------------------------------------------------
+# --- rows and time limits ---------------------------------------------------------------------------------------------
 
 
 def test_a_row_that_is_there_is_not_measured_again_but_one_that_failed_is(results: Any) -> None:
@@ -75,45 +72,40 @@ def test_a_row_that_is_there_is_not_measured_again_but_one_that_failed_is(result
 
 def test_rows_of_another_commit_or_card_do_not_count(results: Any) -> None:
     results.add({"stage": "b", "row": "sketch step"})
-    results.begin(SESSION)
-    assert results.has(stage="b", row="sketch step")
+    assert gpu.Results.of_newest(results.path).has(stage="b", row="sketch step")
     for other in ({"commit": "def"}, {"card": "another"}):
-        results.begin(SESSION | other)
-        assert not results.has(stage="b", row="sketch step")
+        assert not gpu.Results(results.path, results.facts | other).has(stage="b", row="sketch step")
 
 
-def test_a_time_limit_ends_a_stage_and_says_so(results: Any) -> None:
-    stage = gpu.Stage("b", "steps", 2 / 60, (("wan_steps", gpu.CLASSIC), ("wan_runs", gpu.CLASSIC)))
+def test_a_time_limit_ends_a_stage_and_says_so(results: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(gpu.STAGES, "b", dataclasses.replace(STEPS, minutes=2 / 60))
     begin = time.monotonic()
-    gpu.Command(results, float("inf"), rehearsal=True, fresh=False).run(stage)
+    gpu.run_stage("b", results, float("inf"), fresh=False)
     assert time.monotonic() - begin < 20
     first, second = (row["why"] for row in results.rows() if row["row"] == gpu.END)
     assert first == "ended by the time limit, after 2 s" and second == "not begun: the stage's time limit was used up"
-    text = "\n".join(gpu_table.table(SESSION, results.rows()))
-    assert f"- b, wan_steps, classic: {first}" in text
+    assert f"- b, wan_steps, classic: {first}" in gpu_table.table(FACTS, results.rows())
 
 
 def test_a_stage_for_which_the_command_has_too_few_minutes_is_left_to_the_next_one(results: Any) -> None:
-    stage = gpu.Stage("b", "steps", 5, (("wan_steps", gpu.CLASSIC),))
-    gpu.Command(results, time.monotonic() + 100, rehearsal=True, fresh=False).run(stage)
+    gpu.run_stage("b", results, time.monotonic() + 100, fresh=False)
     (row,) = results.rows()
     assert row["why"] == "not begun: the minutes of the command were used up" and row["seconds"] == 0
 
 
 def test_a_stage_that_is_whole_is_not_begun_again(results: Any) -> None:
-    stage = gpu.Stage("b", "steps", 0, (("wan_steps", gpu.CLASSIC),))
     results.add({"stage": "b", "part": "wan_steps, classic", "row": gpu.END, "why": gpu.WHOLE, "seconds": 1.0})
-    gpu.Command(results, float("inf"), rehearsal=True, fresh=True).run(stage)
+    gpu.run_stage("b", results, float("inf"), fresh=True)
     assert len(results.rows()) == 1
 
 
 def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "other.json").write_text('{"lines": []}', "utf-8")
-    with pytest.raises(ValueError, match="other.json does not hold results"):
-        gpu.Results(tmp_path / "other.json").read()
+    (tmp_path / "other.jsonl").write_text('{"rows": []}', "utf-8")
+    with pytest.raises(ValueError, match=r"other.jsonl does not hold results"):
+        gpu.Results(tmp_path / "other.jsonl").lines()
 
 
-# --- the table ------------------------------------------------------------------------------------------------------------
+# --- the table --------------------------------------------------------------------------------------------------------
 
 
 def rows_of_a_card() -> list[dict[str, Any]]:
@@ -147,7 +139,7 @@ def rows_of_a_card() -> list[dict[str, Any]]:
 
 
 def test_the_table_says_which_promises_hold_from_measured_rows_alone() -> None:
-    lines = gpu_table.table(SESSION, rows_of_a_card())
+    lines = gpu_table.table(FACTS, rows_of_a_card())
     promises = {
         line.split(" | ")[0].strip("| "): [cell.strip(" |") for cell in line.split(" | ")[1:]]
         for line in lines
@@ -157,7 +149,7 @@ def test_the_table_says_which_promises_hold_from_measured_rows_alone() -> None:
     assert promises["Wan 480p, SR, k = 10 of 50, by steps: at least 2.84x"] == [f"{by_steps:.3g}", "held"]
     assert promises["Wan 480p, SR, whole run: at least 2.84x"] == [f"{80 / 28.5:.3g}", "**not held**"]
     assert promises["Wan 480p, SR with TeaCache: at least 3.91x"] == [f"{80 / 21:.3g}", "**not held**"]
-    assert promises["hand-over from main memory: at most 1.1x the render's bytes"] == ["1.2", "**not held**"]
+    assert promises["switch from main memory: at most 1.1x the render's bytes"] == ["1.2", "**not held**"]
     assert promises["Wan 720p, SR, k = 10 of 50, by steps: at least 2.84x"] == ["", "not measured"]
     text = "\n".join(lines)
     assert f"| {(2 * 80 + 8 * 15) / 10 / 28.5:.3g} |" in text  # of the ideal
@@ -174,11 +166,11 @@ def test_the_evidence_holds_the_newest_table_or_says_that_there_is_none() -> Non
     start, end = gpu_table.MARKS
     text = common.EVIDENCE.read_text("utf-8")
     newest = gpu.newest(common.RESULTS)
-    expected = "\n".join(gpu.table(newest) if newest else gpu_table.NOTHING)
+    expected = "\n".join(gpu.table(newest))
     assert text.split(start)[1].split(end)[0].strip() == expected.strip()
 
 
-# --- what is measured -----------------------------------------------------------------------------------------------------
+# --- what is measured -------------------------------------------------------------------------------------------------
 
 
 def test_the_rehearsal_of_a_stage_keeps_its_rows_and_ends_with_a_table(tmp_path: Path) -> None:
@@ -189,11 +181,10 @@ def test_the_rehearsal_of_a_stage_keeps_its_rows_and_ends_with_a_table(tmp_path:
         ((place, times),) = profiles[name]["own_waits"].items()
         assert times == 1 and place.startswith("is_nonzero, srd_core/finite.py:")
         assert 0 < profiles[name]["busy"] <= 1.01
-    assert "A rehearsal on the CPU" in said and "- a render step, SR:" in said
-    session = json.loads((tmp_path / "gpu.json").read_text("utf-8"))["sessions"][0]
-    assert (
-        session["rehearsal"] and session["command"].startswith("python3 bench/gpu.py --rehearse") and session["commit"]
-    )
+    assert "A rehearsal on the CPU" in said and "\n- SR:" in said
+    for row in rows:
+        assert row["date"] and row["machine"] and row["host"] and row["commit"] and row["rehearsal"]
+        assert row["command"].startswith("python3 bench/gpu.py --rehearse")
 
 
 @pytest.mark.long
@@ -260,39 +251,43 @@ def test_waits_for_a_gpu_are_seen_and_copies_in_passing_are_none(mode: Any) -> N
     assert sum(waits.places.values()) == 1 and waits.of_pack() == {}
 
 
-# --- the kit --------------------------------------------------------------------------------------------------------------
+# --- the kit ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_kit_has_the_host_without_what_the_run_does_not_need(tmp_path: Path) -> None:
-    gpu_kit.pack_host(host_module.find_or_make().path, tmp_path / "host.tar.xz")
-    with tarfile.open(tmp_path / "host.tar.xz") as tar:
-        names = tar.getnames()
-    assert {"host/main.py", "host/nodes.py", "host/comfy/sd.py", "host/comfy/text_encoders/wan.py"} <= set(names)
-    assert not [
-        name
-        for name in names
-        if name.startswith(("host/tests", "host/blueprints", "host/models")) or "__pycache__" in name
-    ]
-    assert (tmp_path / "host.tar.xz").stat().st_size < 4 << 20
+def test_the_kit_comes_together_on_the_other_machine_from_all_its_parts_alone(tmp_path: Path) -> None:
+    kept = "host/main.py", "host/comfy/sd.py", "host/comfy/text_encoders/wan.py", "site/torchsde/__init__.py"
+    left = (
+        "host/tests/a.py",
+        "host/models/x",
+        "host/comfy/text_encoders/t5/t5.json",
+        "site/comfy_kitchen/backends/hip/a",
+    )
+    for name in (*kept, *left, "host/comfy/__pycache__/sd.pyc"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name, "utf-8")
+    archive = tmp_path / "kit.tar.xz"
+    gpu_kit.pack(archive, site=tmp_path / "site", host=tmp_path / "host")
+    first, second = gpu_kit.distribute(archive, tmp_path, archive.stat().st_size - 1)
+    there = tmp_path / "there"
+    environment = os.environ | {"SRD_KIT_BASE": str(there), "OUT": str(tmp_path), "COMFYUI_PYTHON": "echo"}
+
+    def run(folder: str, word: str) -> subprocess.CompletedProcess[str]:
+        (tmp_path / "gpu-a-card.jsonl").write_text("", "utf-8")
+        words = ["bash", str(tmp_path / folder / "run.sh"), word]
+        done = subprocess.run(words, env=environment, check=False, capture_output=True, text=True)
+        shutil.rmtree(tmp_path / folder)  # each call carries its own
+        return done
+
+    assert run(second, "--keep").returncode == 0
+    assert run(first, "--stages=a").stdout.split() == ["bench/gpu.py", "--results", str(tmp_path), "--stages=a"]
+    assert {str(path.relative_to(there)) for path in there.glob("*/**/*") if path.is_file()} == set(kept)
 
 
-def test_what_is_required_is_read_without_extras_and_older_pythons() -> None:
-    lines = [
-        "torch",
-        "",
-        "# optional:",
-        'tomli; python_version < "3.11"',
-        "sphinx; extra == 'docs'",
-        "scipy (>=1.5)",
-        "pydantic~=2.0",
-    ]
-    assert list(gpu_kit._needs(lines)) == ["torch", "scipy>=1.5", "pydantic~=2.0"]
-
-
-def test_files_are_put_into_few_folders_and_one_that_fits_nowhere_is_refused(tmp_path: Path) -> None:
-    for name, size in (("a", 35), ("b", 20), ("c", 4), ("d", 3)):
-        (tmp_path / name).write_bytes(bytes(size))
-    folders = gpu_kit.distributed(list(tmp_path.iterdir()), 40)
-    assert [[file.name for file in folder] for folder in folders] == [["a", "c"], ["b", "d"]]
-    with pytest.raises(ValueError, match="a has 0 MiB"):
-        gpu_kit.distributed(list(tmp_path.iterdir()), 30)
+def test_a_part_of_the_kit_alone_names_what_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "kit.tar.xz").write_bytes(bytes(10))
+    first, *_ = gpu_kit.distribute(tmp_path / "kit.tar.xz", tmp_path, 4)
+    shutil.rmtree(tmp_path / ".gpu-kit-2")
+    environment = os.environ | {"SRD_KIT_BASE": str(tmp_path / "there")}
+    words = ["bash", str(tmp_path / first / "run.sh")]
+    done = subprocess.run(words, env=environment, check=False, capture_output=True, text=True)
+    assert done.returncode == 2 and "2 of 3 parts are here" in done.stderr
