@@ -1,4 +1,4 @@
-"""Fixtures: an idle host around every test, and tiny random Wan models."""
+"""Fixtures: an idle host around every test, tiny random models, a real server and a browser."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import gc
 import importlib
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,11 @@ from hosting import REPOSITORY, load_by_path
 # isort: split
 import comfy.model_management
 import comfy.sd
+import folder_paths
 import helpers
+import server_files
+import serving
+from PIL import Image
 
 PAGE = load_by_path("srd_page", REPOSITORY / "demo" / "page.py")
 PAGE_TESTS = "browser"  # the fixture that all tests of the page use
@@ -50,7 +54,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_collection_finish() -> None:
-    """The host and torch are half a million objects that stay: no garbage collection looks at them again."""
+    """What is imported stays: without this, each of the collections between tests walks through all of torch (0.3 s)."""
     gc.collect()
     gc.freeze()
 
@@ -77,6 +81,9 @@ def idle_host() -> Iterator[None]:
     gc.collect()
 
 
+# --- models -----------------------------------------------------------------------------------------------------------
+
+
 @pytest.fixture(scope="session")
 def tiny_file(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """tiny_file(seed=..., layers=..., kind=...): a tiny random Wan DiT with the real key layout, written once."""
@@ -88,3 +95,60 @@ def tiny_file(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 def wan(tiny_file: Callable[..., Path]) -> Callable[..., Any]:
     """wan(seed=..., layers=..., kind=...): that file as a MODEL, by the host's own loader; every call loads anew."""
     return lambda **how: comfy.sd.load_diffusion_model(str(tiny_file(**how)))
+
+
+@pytest.fixture(scope="session")
+def networks() -> dict[str, Any]:
+    """A tiny CogVideoX transformer of diffusers for each kind: 5b, 2b."""
+    import cogvideox_oracle as oracle  # needs diffusers, which older hosts' other packages may not suit
+
+    return {kind: oracle.transformer(kind, seed) for seed, kind in enumerate(("2b", "5b", "1.5"))}
+
+
+@pytest.fixture(scope="session")
+def folders(networks: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The official repositories' transformer folders, in tiny."""
+    import cogvideox_oracle as oracle
+
+    root = tmp_path_factory.mktemp("diffusion_models")
+    return {kind: oracle.write(network, root / kind) for kind, network in networks.items()}
+
+
+@pytest.fixture
+def models_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty models/diffusion_models of the host."""
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "diffusion_models", ([str(tmp_path)], {".safetensors"}))
+    folder_paths.filename_list_cache.clear()
+    yield tmp_path
+    folder_paths.filename_list_cache.clear()
+
+
+# --- a server and a browser -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A real server, one a worker, with the pack, the demo's and the tests' nodes and all of the tests' tiny files."""
+    base = tmp_path_factory.mktemp("server")
+    PAGE.settings(base)
+    (base / "input").mkdir()
+    picture = Image.effect_noise((96, 64), 90).convert("RGB")
+    picture.save(base / "input" / "example.png")  # every ComfyUI has one of this name
+    with serving.serving(base, server_files.all_files(tmp_path_factory.mktemp("files"))) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def info(server: Any) -> Mapping[str, Any]:
+    """What the server says of its nodes."""
+    return server.object_info()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        running = PAGE.launch(playwright)
+        yield running
+        running.close()

@@ -18,26 +18,30 @@ DIM, TEXT_DIM, FRAMES, SIDE = 128, 4096, 2, 8
 IN_CHANNELS = {"t2v": 16, "i2v": 36}
 
 
+def randomised(model: torch.nn.Module, seed: int) -> dict[str, torch.Tensor]:
+    """Small random weights under the keys of a model; scales around one."""
+    generator, scales = torch.Generator().manual_seed(seed), ("norm_q.weight", "norm_k.weight", "gamma")
+    return {
+        key: float(key.endswith(scales)) + torch.randn(value.shape, generator=generator) * 0.05
+        for key, value in model.state_dict().items()
+    }
+
+
+def random_model(kind: type[torch.nn.Module], seed: int, **layout: Any) -> dict[str, torch.Tensor]:
+    """A random model of the host's own class."""
+    how = {"device": "cpu", "dtype": torch.float32, "operations": comfy.ops.disable_weight_init}
+    return randomised(kind(**layout, **how), seed)
+
+
+def wan_layout(layers: int = 1, dim: int = DIM) -> dict[str, Any]:
+    """What WanModel takes for a tiny Wan 2.1 with the real width of text."""
+    return {"dim": dim, "ffn_dim": 2 * dim, "num_heads": dim // DIM, "num_layers": layers, "text_dim": TEXT_DIM}
+
+
 def wan_state_dict(seed: int = 0, layers: int = 1, kind: str = "t2v", dim: int = DIM) -> dict[str, torch.Tensor]:
     """Random weights under the key layout of Wan 2.1 (i2v: the Fun layout, 36 input channels, no CLIP image branch)."""
-    model = comfy.ldm.wan.model.WanModel(
-        model_type="t2v",
-        dim=dim,
-        ffn_dim=2 * dim,
-        num_heads=dim // DIM,
-        num_layers=layers,
-        in_dim=IN_CHANNELS[kind],
-        text_dim=TEXT_DIM,
-        device="cpu",
-        dtype=torch.float32,
-        operations=comfy.ops.disable_weight_init,
-    )
-    generator = torch.Generator().manual_seed(seed)
-    state_dict = {}
-    for key, value in model.state_dict().items():
-        scale = 1.0 if key.endswith(("norm_q.weight", "norm_k.weight")) else 0.0
-        state_dict[key] = scale + torch.randn(value.shape, generator=generator) * 0.05
-    return state_dict
+    layout = wan_layout(layers, dim) | {"model_type": "t2v", "in_dim": IN_CHANNELS[kind]}
+    return random_model(comfy.ldm.wan.model.WanModel, seed, **layout)
 
 
 def wan_file(folder: Path, **how: Any) -> Path:

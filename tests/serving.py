@@ -11,7 +11,7 @@ import helpers
 from hosting import REPOSITORY, host_module
 
 Graph = dict[str, dict[str, Any]]
-PACKS = {"ComfyUI-SRDiffusion": REPOSITORY, "0_srd_test": REPOSITORY / "tests" / "server_pack"}
+PACKS = {**host_module.DEMO_PACKS, "0_srd_test": REPOSITORY / "tests" / "server_pack"}
 SAMPLING: dict[str, Any] = {
     "seed": 7,
     "steps": 6,

@@ -13,7 +13,7 @@ import pytest
 import torch
 from hosting import module
 from test_cooperation import sr_model
-from test_faults import load, models_folder  # noqa: F401
+from test_faults import load
 
 attention, loaders = module("srd_core.attention"), module("nodes.loaders")
 node = module("nodes.attention").SRAttention
@@ -52,7 +52,7 @@ def test_every_backend_of_this_host_computes_the_same_picture(backend: str, wan:
     assert torch.allclose(out, helpers.ksampler(model, STEPS), atol=1e-3)
 
 
-def test_each_stage_has_its_own_backend(models_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_each_stage_has_its_own_backend(models_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = helpers.wan_file(models_folder, seed=0, layers=2).name
     sketch_calls, render_calls = count_calls_of("one", monkeypatch), count_calls_of("two", monkeypatch)
     sketch = load(name, loaders.SRLoadSketchDiT, attention="one")
@@ -103,7 +103,7 @@ def test_a_backend_that_takes_containers_still_does(wan: Any, monkeypatch: pytes
 
 
 def test_a_backend_that_is_missing_here_warns_and_runs_with_the_default(
-    models_folder: Path,  # noqa: F811
+    models_folder: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     name = helpers.wan_file(models_folder, seed=0).name
@@ -119,7 +119,7 @@ def test_a_saved_value_of_any_kind_gets_the_warning(value: Any) -> None:
     assert "is not available here" in attention.missing(value)
 
 
-def test_the_warning_is_shown_on_the_node(models_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_the_warning_is_shown_on_the_node(models_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the host's own message for texts on nodes; the page itself is not part of this test."""
     from server import PromptServer
 
@@ -163,7 +163,7 @@ def test_set_attention_has_the_loaders_choice() -> None:
 
 
 def test_the_chosen_attention_runs_on_a_model_of_the_hosts_loader(
-    models_folder: Path,  # noqa: F811
+    models_folder: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = of_the_host(helpers.wan_file(models_folder, seed=0, layers=2))
@@ -178,7 +178,7 @@ def test_the_chosen_attention_runs_on_a_model_of_the_hosts_loader(
 
 
 def test_set_attention_after_our_loader_is_the_backend_that_runs_and_an_override_is_chained(
-    models_folder: Path,  # noqa: F811
+    models_folder: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Of two choices the later one holds; another node's override stays around it."""

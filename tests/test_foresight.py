@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import struct
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ import serving
 import torch
 from hosting import host_module, module
 from test_families import FAMILIES, weights
-from test_faults import models_folder  # noqa: F401
 
 foresight, before_run, plan = module("srd_core.foresight"), module("nodes.before_run"), module("nodes.plan")
 checks, stage, latent = module("srd_core.checks"), module("srd_core.stage"), module("srd_core.latent")
@@ -33,6 +31,7 @@ SETTINGS: dict[str, Any] = {
     "switch_step": 10,
     "switch_sigma": 0.875,
 }
+MISFIT = "ltxv.safetensors"  # of the server's files, for a Wan sketch
 KINDS = ("LTX-Video", "Kandinsky 5", "SD3.5", "Flux.2", "Wan2.1 VACE")
 
 
@@ -148,7 +147,7 @@ def loader(kind: str, path: Path) -> dict[str, Any]:
 
 
 @pytest.fixture
-def offered(models_folder: Path, files: dict[str, Path]) -> dict[str, Path]:  # noqa: F811
+def offered(models_folder: Path, files: dict[str, Path]) -> dict[str, Path]:
     """The same files in models/diffusion_models."""
     return {
         name: Path((models_folder / path.name).write_bytes(path.read_bytes()) and models_folder / path.name)
@@ -199,17 +198,6 @@ def test_the_line_says_nothing_of_models_through_nodes_that_it_does_not_know(off
 # --- when it is queued ---------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, files: dict[str, Path]) -> Iterator[Any]:
-    base = tmp_path_factory.mktemp("foresight")
-    models = serving.wan_files(base / "files")
-    ltxv = base / "files" / "ltxv.safetensors"
-    ltxv.write_bytes(files["LTX-Video render"].read_bytes())
-    models["diffusion_models"].append(ltxv)
-    with serving.serving(base / "base", models) as running:
-        yield running
-
-
 def refused(server: Any, graph: dict[str, Any]) -> tuple[str, str]:
     """(node, what the server says): there must be one error."""
     with pytest.raises(host_module.HostError) as error:
@@ -224,8 +212,8 @@ def refused(server: Any, graph: dict[str, Any]) -> tuple[str, str]:
 def test_a_pair_that_does_not_fit_is_refused_when_it_is_queued_in_one_sentence_on_the_render_s_file(
     node: str, server: Any
 ) -> None:
-    where, said = refused(server, serving.cooperating(node=node, render_file="ltxv.safetensors"))
-    assert where == "render" and "Sketch sketch.safetensors (" in said and "and render ltxv.safetensors (" in said
+    where, said = refused(server, serving.cooperating(node=node, render_file=MISFIT))
+    assert where == "render" and "Sketch sketch.safetensors (" in said and f"and render {MISFIT} (" in said
     assert (
         "use different VAEs (16 and 128 channels), so they do not fit together. Pairs that fit this sketch: Wan2.1 T2V 14B"
         in said
@@ -236,7 +224,7 @@ def test_where_another_loader_has_the_render_the_sketch_s_loader_says_it(server:
     graph = serving.cooperating()
     graph["render"] = {
         "class_type": "UNETLoader",
-        "inputs": {"unet_name": "ltxv.safetensors", "weight_dtype": "default"},
+        "inputs": {"unet_name": MISFIT, "weight_dtype": "default"},
     }
     where, said = refused(server, graph)
     assert where == "sketch" and "use different VAEs" in said
@@ -244,11 +232,11 @@ def test_where_another_loader_has_the_render_the_sketch_s_loader_says_it(server:
 
 def test_what_is_not_needed_or_not_known_is_not_refused(server: Any) -> None:
     beside = serving.cooperating(run=1)
-    beside["misfit"] = serving.loaded("render", "ltxv.safetensors")
+    beside["misfit"] = serving.loaded("render", MISFIT)
     beside["unused"] = {"class_type": "SRModel", "inputs": {"sketch": ["sketch", 0], "render": ["misfit", 0]}}
     assert server.run(beside, timeout=120)["status"]["status_str"] == "success"
     unknown = serving.cooperating(
-        run=2, render_file="ltxv.safetensors", stage="render", fault={"place": "none", "act": "error", "at": 1}
+        run=2, render_file=MISFIT, stage="render", fault={"place": "none", "act": "error", "at": 1}
     )
     with pytest.raises(host_module.HostError, match="use different VAEs"):  # by the run, as before
         server.run(unknown, timeout=120)
@@ -288,7 +276,7 @@ def test_prompts_that_are_queued_at_the_same_time_do_not_mix(server: Any) -> Non
         try:
             server.queue(
                 serving.cooperating(
-                    run=100 + i, sampling={"steps": 4}, render_file="ltxv.safetensors" if bad else "render.safetensors"
+                    run=100 + i, sampling={"steps": 4}, render_file=MISFIT if bad else "render.safetensors"
                 )
             )
         except host_module.HostError:

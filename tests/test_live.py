@@ -6,9 +6,8 @@ import copy
 import io
 import json
 import logging
-import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,19 +29,10 @@ report_module, figures = module("srd_core.report.data"), module("srd_core.report
 STEPS = 8
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    host = host_module.find_or_make(os.environ.get("SRD_HOST_VERSION"))
-    with host_module.serve(
-        host, tmp_path_factory.mktemp("base"), host_module.DEMO_PACKS, host_module.tiny_family()
-    ) as running:
-        yield running
-
-
 @pytest.fixture
-def graph(server: Any) -> dict[str, Any]:
+def graph(info: Mapping[str, Any]) -> dict[str, Any]:
     """The demo's graph, short."""
-    graph = workflow.to_api(workflow.load(REPOSITORY / "demo" / "demo.json"), server.object_info())
+    graph = workflow.to_api(workflow.load(REPOSITORY / "demo" / "demo.json"), info)
     return workflow.set_inputs(graph, workflow.find(graph, "SRSampler"), steps=STEPS, switch_mode="step", switch_step=3)
 
 
@@ -107,7 +97,8 @@ def test_a_client_is_told_which_prompts_are_its_own_and_which_runs_nobody_waits_
         timeout=300,
     )
     assert told[-1][prompt_id] == (server.client_id, False)
-    assert all(run["left"] for run in server.get(live.ROUTE)["runs"])  # nobody is connected
+    runs = {run["prompt_id"]: run for run in server.get(live.ROUTE)["runs"]}
+    assert runs[prompt_id]["left"]  # nobody is connected
 
 
 def test_a_sampler_that_comes_from_the_cache_does_not_begin_a_new_run(server: Any, graph: dict[str, Any]) -> None:

@@ -103,29 +103,6 @@ TWIN = """() => {
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    base = tmp_path_factory.mktemp("base")
-    page_module.settings(base)
-    with host_module.serve(
-        host_module.find_or_make(os.environ.get("SRD_HOST_VERSION")),
-        base,
-        host_module.DEMO_PACKS,
-        host_module.tiny_family(),
-    ) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = page_module.launch(playwright)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture(scope="module")
 def artefacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = Path(os.environ.get("SRD_ARTEFACTS") or tmp_path_factory.mktemp("screenshots"))
     folder.mkdir(parents=True, exist_ok=True)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import helpers
@@ -125,13 +124,6 @@ def test_a_preset_is_checked_and_planned_by_its_own_values(run: Callable[..., An
 def test_a_preset_that_is_not_there_gets_a_sentence(run: Callable[..., Any]) -> None:
     with pytest.raises(ValueError, match="preset is 'best'; choose one of custom, paper, quality"):
         run(**OTHERS, preset="best")
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    base: Path = tmp_path_factory.mktemp("presets")
-    with serving.serving(base / "base", serving.wan_files(base / "files")) as running:
-        yield running
 
 
 def test_an_input_that_is_connected_keeps_what_its_link_gives(server: Any) -> None:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-import comfy.utils
-import helpers
 import pytest
 import safetensors.torch
 import torch
@@ -32,33 +29,8 @@ LATER = (
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Files in models/diffusion_models that are no video DiT, each in its own way."""
-    folder = tmp_path_factory.mktemp("files")
-    wan = helpers.wan_file(folder)
-    cut, text, vae = (folder / name for name in ("cut.safetensors", "page.safetensors", "vae.safetensors"))
-    cut.write_bytes(wan.read_bytes()[:-1000])
-    text.write_text("<!doctype html><title>Access denied</title>", "utf-8")
-    comfy.utils.save_torch_file({"decoder.conv1.weight": torch.zeros(4, 4)}, str(vae))
-    part = folder / "part-00001-of-00002.safetensors"
-    part.write_bytes(wan.read_bytes())
-    (folder / "sub").mkdir()
-    (folder / "sub" / "deep.safetensors").write_bytes(cut.read_bytes())
-    return [cut, text, vae, part, folder / "sub"]
-
-
-@pytest.fixture(scope="module")
-def server(files: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    models = host_module.tiny_family()
-    models["diffusion_models"] += files
-    base = tmp_path_factory.mktemp("base")
-    with host_module.serve(host_module.find_or_make(), base, host_module.DEMO_PACKS, models) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def saved(server: Any) -> dict[str, Any]:
-    return workflow.to_api(workflow.load(REPOSITORY / "demo" / "demo.json"), server.object_info())
+def saved(info: Mapping[str, Any]) -> dict[str, Any]:
+    return workflow.to_api(workflow.load(REPOSITORY / "demo" / "demo.json"), info)
 
 
 def refused(server: Any, saved: Any, node: str, **values: Any) -> tuple[str, str]:

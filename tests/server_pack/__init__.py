@@ -10,11 +10,15 @@ import os
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import comfy.model_base
 import comfy.model_management
 import comfy.model_patcher
+import comfy.sd
+import folder_paths
+import safetensors.torch
 import torch
 from aiohttp import web
 from comfy.patcher_extension import WrappersMP
@@ -82,6 +86,10 @@ def writes(mode: Any, flags: Any) -> bool:
 sys.addaudithook(watch)
 
 
+def random(seed: int, *shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
 class Prompt:
     CATEGORY, FUNCTION, RETURN_TYPES = "test", "run", ("CONDITIONING",)
 
@@ -90,7 +98,64 @@ class Prompt:
         return {"required": {"seed": ("INT", {})}}
 
     def run(self, seed: int) -> tuple[Any]:
-        return ([[torch.randn(1, 4, 4096, generator=torch.Generator().manual_seed(seed)), {}]],)
+        return ([[random(seed, 1, 4, 4096), {}]],)
+
+
+class Text:
+    """Made-up embeddings of a text encoder's width."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = "test", "run", ("CONDITIONING",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"text": ("STRING", {}), "width": ("INT", {"default": 4096, "max": 99999})}}
+
+    def run(self, text: str, width: int) -> tuple[Any]:
+        return ([[random(len(text), 1, 8, width), {}]],)
+
+
+class Vision:
+    """What CLIP vision would see, made up."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = "test", "run", ("CLIP_VISION_OUTPUT",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"image": ("IMAGE",)}}
+
+    def run(self, image: torch.Tensor) -> tuple[Any]:
+        return (SimpleNamespace(penultimate_hidden_states=random(1, 1, 257, 1280)),)
+
+
+class Decode:
+    """The first three channels of a latent as a picture, for a family whose VAE cannot be tiny."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = "test", "run", ("IMAGE",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"samples": ("LATENT",)}}
+
+    def run(self, samples: Any) -> tuple[Any]:
+        return (samples["samples"][:, :3].movedim(1, -1).sigmoid(),)
+
+
+class UnetLoaderGGUF:
+    """Stands in for ComfyUI-GGUF's node of this name: the same inputs and output, and a file that holds plain tensors."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = "test", "run", ("MODEL",)
+
+    @staticmethod
+    def files() -> dict[str, Path]:
+        folders = map(Path, folder_paths.get_folder_paths("diffusion_models"))
+        return {path.name: path for folder in folders for path in folder.glob("*.gguf")}
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"unet_name": (list(cls.files()),)}}
+
+    def run(self, unet_name: str) -> tuple[Any]:
+        return (comfy.sd.load_diffusion_model_state_dict(safetensors.torch.load_file(self.files()[unet_name])),)
 
 
 class Fault:
@@ -163,7 +228,8 @@ class Sink:
         return {"ui": {"digest": ["image"]}}
 
 
-NODE_CLASS_MAPPINGS = {f"SRTest{c.__name__}": c for c in (Prompt, Fault, FaultyVAE, Digest, Sink)}
+NODE_CLASS_MAPPINGS = {f"SRTest{c.__name__}": c for c in (Prompt, Text, Vision, Decode, Fault, FaultyVAE, Digest, Sink)}
+NODE_CLASS_MAPPINGS["UnetLoaderGGUF"] = UnetLoaderGGUF
 
 
 @PromptServer.instance.routes.get("/srd_test/census")
