@@ -7,7 +7,7 @@ from comfy_api.latest import io
 
 from ..srd_core.attention import AUTO, backends, missing, with_attention
 from ..srd_core.checks import check_plain
-from .common import CATEGORY, SEARCH_ALIASES, optional, show_on_node
+from .common import optional, schema, show_on_node
 
 
 class _AnyOther(list[str]):
@@ -19,14 +19,7 @@ class _AnyOther(list[str]):
 
 def attention_input() -> io.Input:
     """The choice of a backend, for one MODEL."""
-    return io.Combo.Input(
-        "attention",
-        options=_AnyOther(backends()),
-        default=AUTO,
-        tooltip="Attention backend of this model alone. auto: what ComfyUI chose at its start. sage and flash are "
-        "faster and are listed once installed. A workflow may name one that is missing here: the model then runs "
-        "with auto and says so.",
-    )
+    return io.Combo.Input("attention", options=_AnyOther(backends()), default=AUTO)
 
 
 def set_attention(node: type[io.ComfyNode], model: ModelPatcher, backend: str) -> ModelPatcher:
@@ -39,26 +32,12 @@ def set_attention(node: type[io.ComfyNode], model: ModelPatcher, backend: str) -
 class SRAttention(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="SRAttention",
-            display_name="Set Attention",
-            category=CATEGORY,
-            search_aliases=[
-                *SEARCH_ALIASES,
-                "attention backend",
-                "sage attention",
-                "flash attention",
-                "xformers",
-                "GGUF attention",
-            ],
-            description="Sets the attention backend of one MODEL, whatever loaded it (GGUF, Load Diffusion Model). "
-            "Load Sketch DiT and Load Render DiT have the same choice.",
-            inputs=[
-                io.Model.Input("model", tooltip="Any MODEL, before it goes into SR Sampler or Sketch-Render Model."),
-                *optional(attention_input()),
-            ],
+        return schema(
+            "SRAttention",
+            [io.Model.Input("model"), *optional(attention_input())],
+            [io.Model.Output(display_name="model")],
+            ["attention backend", "sage attention", "flash attention", "xformers", "GGUF attention"],
             hidden=[io.Hidden.unique_id],
-            outputs=[io.Model.Output(display_name="model")],
         )
 
     @classmethod

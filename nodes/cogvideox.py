@@ -6,30 +6,17 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ..srd_core.cogvideox import correct
-from .common import CATEGORY, SEARCH_ALIASES
+from .common import optional, schema
 
 
 class SRCogVideoXFix(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="SRCogVideoXFix",
-            display_name="CogVideoX Sampling Fix",
-            category=CATEGORY,
-            search_aliases=[*SEARCH_ALIASES, "CogVideoX 5B 2B", "dynamic CFG", "v prediction"],
-            description="Makes a CogVideoX MODEL sample as the official pipelines do, whatever loaded it. "
-            "Load Sketch DiT and Load Render DiT have done so already: after them it only adds dynamic CFG.",
-            inputs=[
-                io.Model.Input("model", tooltip="A text-to-video CogVideoX: 2B, 5B or 1.5 5B."),
-                io.Boolean.Input(
-                    "dynamic_cfg",
-                    default=False,
-                    optional=True,
-                    tooltip="Guidance as in the official 5B pipeline: a wave between 1 and 1 + cfg of the sampler, "
-                    "which it uses at cfg 6. Replaces other nodes' guidance (RescaleCFG).",
-                ),
-            ],
-            outputs=[io.Model.Output(display_name="MODEL")],
+        return schema(
+            "SRCogVideoXFix",
+            [io.Model.Input("model"), *optional(io.Boolean.Input("dynamic_cfg", default=False))],
+            [io.Model.Output(display_name="MODEL")],
+            ["CogVideoX 5B 2B", "dynamic CFG", "v prediction"],
         )
 
     @classmethod

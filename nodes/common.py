@@ -1,9 +1,12 @@
 """What several nodes share."""
 
+import json
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import folder_paths
@@ -12,12 +15,40 @@ import torch
 from comfy_api.latest import io, ui
 from PIL import Image
 
-CATEGORY = "SRDiffusion"
-SEARCH_ALIASES = ["SRDiffusion"]  # of every node; each has its own beside it
-
 SRReport = io.Custom("SR_REPORT")
+TEXTS = Path(__file__).parents[1] / "locales" / "en" / "nodeDefs.json"
 
 said: set[tuple[str, str]] = set()  # (what does not work, kind of fault) that the log has already
+
+
+@lru_cache(maxsize=1)
+def _texts() -> dict[str, Any]:
+    texts: dict[str, Any] = json.loads(TEXTS.read_text("utf-8"))
+    return texts
+
+
+def schema(
+    node_id: str, inputs: Sequence[io.Input], outputs: Sequence[io.Output], aliases: Sequence[str] = (), **more: Any
+) -> io.Schema:
+    """A node's schema; its name, its description and its tooltips come from TEXTS.
+
+    ``aliases``: what people search for beside the pack's name; ``more``: as in io.Schema.
+    """
+    said = _texts()[node_id]
+    for i in inputs:
+        i.tooltip = said["inputs"][i.id]["tooltip"]
+    for place, output in enumerate(outputs):
+        output.tooltip = said["outputs"][str(place)].get("tooltip")
+    return io.Schema(
+        node_id,
+        said["display_name"],
+        category="SRDiffusion",
+        inputs=list(inputs),
+        outputs=list(outputs),
+        description=said["description"],
+        search_aliases=["SRDiffusion", *aliases],
+        **more,
+    )
 
 
 def optional(*inputs: io.Input) -> list[io.Input]:

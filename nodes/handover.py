@@ -18,74 +18,47 @@ from ..srd_core.handover.sketch import preview_of, sketch_alone
 from ..srd_core.report.data import Report
 from ..srd_core.stage import RenderSettings, check_scale
 from . import live
-from .common import CATEGORY, SEARCH_ALIASES, SRReport, defaults, place_of, unsavable
-from .sampler import SRSampler, check_sampling, switch_of
+from .common import SRReport, defaults, place_of, schema, unsavable
+from .sampler import SAMPLING, as_in_sr_sampler, check_sampling, switch_of
 
 SRHandOver = io.Custom("SR_HAND_OVER")
-ALIASES = [*SEARCH_ALIASES, "hand-over", "sketch once render many", "draft once", "two machines"]
+SEARCHES = ["hand-over", "sketch once render many", "draft once", "two machines"]
 FOLDER = "srdiffusion"  # of hand-over files, in the host's output folder and in its input folder
-SAMPLING = ("positive", "negative", "latent", "seed", "steps", "cfg", "sampler_name", "scheduler", "denoise")
+PREFIX = f"{FOLDER}/sketch"
 SWITCHING = ("switch_mode", "delta", "fix_step", "max_step", "switch_step", "switch_sigma", "sketch_scale")
 RENDERING = ("render_cfg", "teacache", "fade", "render_steps")
-
-
-def as_in_sr_sampler(*names: str) -> list[io.Input]:
-    """These inputs, as SR Sampler has them."""
-    known = {i.id: i for i in SRSampler.define_schema().inputs}
-    return [known[name] for name in names]
 
 
 class SRSketch(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="SRSketch",
-            display_name="SR Sketch",
-            category=CATEGORY,
-            search_aliases=ALIASES,
-            description="The first half of SR Sampler: runs the sketch until the switch, and gives what SR Render "
-            "needs to continue, now or later, here or on another machine. The preview shows what the video will be "
-            "like.",
-            inputs=as_in_sr_sampler("sketch", *SAMPLING, *SWITCHING),
-            outputs=[
+        return schema(
+            "SRSketch",
+            as_in_sr_sampler("sketch", *SAMPLING, *SWITCHING),
+            [
                 SRHandOver.Output(display_name="hand_over"),
                 io.Latent.Output(display_name="preview"),
                 SRReport.Output(display_name="report"),
             ],
+            SEARCHES,
             hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
         )
 
     @classmethod
-    def execute(
-        cls,
-        sketch: ModelPatcher,
-        positive: list[Any],
-        negative: list[Any],
-        latent: dict[str, Any],
-        seed: int,
-        steps: int,
-        cfg: float,
-        sampler_name: str,
-        scheduler: str,
-        denoise: float,
-        **switching: Any,
-    ) -> io.NodeOutput:
-        rule = defaults(as_in_sr_sampler(*SWITCHING)) | switching
-        check_sampling(steps, cfg, denoise, rule)
+    def execute(cls, sketch: ModelPatcher, **values: Any) -> io.NodeOutput:
+        rule = defaults(as_in_sr_sampler(*SWITCHING)) | values
+        sampling = {name: values[name] for name in SAMPLING}
+        latent, denoise = sampling["latent"], sampling["denoise"]
+        check_sampling(sampling["steps"], sampling["cfg"], denoise, rule)
         if denoise <= 0:
             raise ValueError("denoise is 0: there is no step to sketch. Set it above 0.")
+        check_scale(rule["sketch_scale"])
         indices = latent.get("batch_index")
-        scale = rule["sketch_scale"]
-        check_scale(scale)
-        settings = Settings(
-            seed, sampler_name, scheduler, steps, cfg, denoise, indices and [int(i) for i in indices], scale
-        )
+        own = {name: sampling[name] for name in ("seed", "sampler_name", "scheduler", "steps", "cfg", "denoise")}
+        settings = Settings(**own, batch_index=indices and list(map(int, indices)), sketch_scale=rule["sketch_scale"])
         record = SketchRecord(settings, noise_mask=latent.get("noise_mask"))
         live.follow(cls, record.report)
-        model = sketch_alone(sketch, switch_of(rule), record)
-        (preview,) = nodes.common_ksampler(
-            model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent, denoise=denoise
-        )
+        (preview,) = nodes.common_ksampler(sketch_alone(sketch, switch_of(rule), record), **sampling)
         record.extra = {k: v for k, v in preview.items() if k not in ("samples", "noise_mask", "batch_index")}
         return io.NodeOutput(record, preview, record.report)
 
@@ -93,18 +66,11 @@ class SRSketch(io.ComfyNode):
 class SRRender(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="SRRender",
-            display_name="SR Render",
-            category=CATEGORY,
-            search_aliases=ALIASES,
-            description="The second half of SR Sampler: continues where SR Sketch stopped. Both together give what SR "
-            "Sampler gives with the same settings, bit for bit; the sketch model is not needed any more.",
-            inputs=[
-                SRHandOver.Input("hand_over", tooltip="From SR Sketch or Load Hand-over."),
-                *as_in_sr_sampler("render", "positive", "negative", *RENDERING),
-            ],
-            outputs=[io.Latent.Output(display_name="latent"), SRReport.Output(display_name="report")],
+        return schema(
+            "SRRender",
+            [SRHandOver.Input("hand_over"), *as_in_sr_sampler("render", "positive", "negative", *RENDERING)],
+            [io.Latent.Output(display_name="latent"), SRReport.Output(display_name="report")],
+            SEARCHES,
             hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
         )
 
@@ -114,42 +80,27 @@ class SRRender(io.ComfyNode):
     ) -> io.NodeOutput:
         report = Report()
         live.follow(cls, report)
-        settings = defaults(as_in_sr_sampler(*RENDERING)) | rendering
-        fade, render_steps = settings["fade"], settings["render_steps"]
-        own = RenderSettings(
-            settings["render_cfg"], positive, negative, settings["teacache"], fade=fade, render_steps=render_steps
-        )
-        latent = render_from(hand_over, render, own, report)
-        return io.NodeOutput(latent, report)
+        own = defaults(as_in_sr_sampler(*RENDERING)) | rendering
+        settings = RenderSettings(own.pop("render_cfg"), positive, negative, **own)
+        return io.NodeOutput(render_from(hand_over, render, settings, report), report)
 
 
 class SRSaveHandOver(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="SRSaveHandOver",
-            display_name="Save Hand-over",
-            category=CATEGORY,
-            search_aliases=ALIASES,
-            description="Saves a hand-over to ComfyUI's output folder, as one safetensors file with all that SR Render "
-            "needs.",
+        return schema(
+            "SRSaveHandOver",
+            [SRHandOver.Input("hand_over"), io.String.Input("filename_prefix", default=PREFIX)],
+            [SRHandOver.Output(display_name="hand_over")],
+            SEARCHES,
             is_output_node=True,
-            inputs=[
-                SRHandOver.Input("hand_over", tooltip="From SR Sketch."),
-                io.String.Input(
-                    "filename_prefix",
-                    default=f"{FOLDER}/sketch",
-                    tooltip="Folder and beginning of the file's name, as in Save Image; a number follows.",
-                ),
-            ],
-            outputs=[SRHandOver.Output(display_name="hand_over")],
         )
 
     @classmethod
     def validate_inputs(cls, filename_prefix: str | None = None) -> bool | str:
         if filename_prefix is None:  # from another node: known when it runs
             return True
-        return unsavable("filename_prefix", filename_prefix, f"{FOLDER}/sketch") or True
+        return unsavable("filename_prefix", filename_prefix, PREFIX) or True
 
     @classmethod
     def execute(cls, hand_over: SketchRecord, filename_prefix: str) -> io.NodeOutput:
@@ -164,26 +115,15 @@ class SRSaveHandOver(io.ComfyNode):
 class SRLoadHandOver(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="SRLoadHandOver",
-            display_name="Load Hand-over",
-            category=CATEGORY,
-            search_aliases=ALIASES,
-            description="Loads a hand-over that Save Hand-over wrote, for SR Render. Its preview shows what was "
-            "sketched.",
-            inputs=[
-                io.Combo.Input(
-                    "hand_over",
-                    options=_files(),
-                    tooltip=f"A file from ComfyUI's input folder, its subfolder {FOLDER}, or (marked [output]) the "
-                    f"output folder's subfolder {FOLDER}. Press R after you have put one there.",
-                )
-            ],
-            outputs=[
+        return schema(
+            "SRLoadHandOver",
+            [io.Combo.Input("hand_over", options=_files())],
+            [
                 SRHandOver.Output(display_name="hand_over"),
                 io.Latent.Output(display_name="preview"),
                 SRReport.Output(display_name="report"),
             ],
+            SEARCHES,
         )
 
     @classmethod

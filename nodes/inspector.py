@@ -12,7 +12,7 @@ from ..srd_core.report.data import Report
 from ..srd_core.report.plot import draw
 from ..srd_core.report.text import summarize
 from . import live
-from .common import CATEGORY, SEARCH_ALIASES, SRReport, as_image, optional, picture, place_of, unsavable
+from .common import SRReport, as_image, optional, picture, place_of, schema, unsavable
 
 PREFIX = "srdiffusion/report"  # what messages give as an example
 NOTHING = (
@@ -27,47 +27,23 @@ NOT_SAVED = (
 class SRSwitchInspector(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="SRSwitchInspector",
-            display_name="Switch Inspector",
-            category=CATEGORY,
-            search_aliases=[*SEARCH_ALIASES, "plot", "report", "when does it switch", "chart"],
-            description="Shows when and why the run switched from sketch to render, and what each step cost: as a live "
-            "chart on this node, and as a picture and a text for other nodes. It also opens an old report.",
-            is_output_node=True,
-            inputs=[
-                SRReport.Input("report", optional=True, tooltip="The report of SR Sampler or Sketch-Render Model."),
-                io.AnyType.Input(
-                    "after",
-                    optional=True,
-                    tooltip="With Sketch-Render Model: connect the sampler's latent here, so that this node waits for "
-                    "it and shows its run.",
-                ),
-                io.String.Input(
-                    "report_json",
-                    optional=True,
-                    force_input=True,
-                    tooltip='An old report as text (what "copy report" copies), shown instead of a connected report. '
-                    "Connect a text node.",
-                ),
+        return schema(
+            "SRSwitchInspector",
+            [
                 *optional(
-                    io.String.Input(
-                        "save_report",
-                        default="",
-                        advanced=True,
-                        tooltip="Saves the report as JSON: folder and beginning of the file's name in ComfyUI's output "
-                        f"folder, such as {PREFIX}; a number follows. Empty: not saved.",
-                    )
-                ),
+                    SRReport.Input("report"),
+                    io.AnyType.Input("after"),
+                    io.String.Input("report_json", force_input=True),
+                    io.String.Input("save_report", default="", advanced=True),
+                )
             ],
-            outputs=[
+            [
                 io.Image.Output(display_name="plot"),
                 io.String.Output(display_name="summary"),
-                io.String.Output(
-                    display_name="report_json",
-                    tooltip="The report as text, for report_json of another Inspector or to save it.",
-                ),
+                io.String.Output(display_name="report_json"),
             ],
+            ["plot", "report", "when does it switch", "chart"],
+            is_output_node=True,
             hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
         )
 
@@ -112,10 +88,7 @@ class SRSwitchInspector(io.ComfyNode):
 
 
 def _saved(text: str, prefix: str, shown: dict[str, Any]) -> str:
-    """Save a report's JSON and note the file in what the node shows.
-
-    Returns why not, or "": a fault costs the file, not the run that is waiting to be saved too.
-    """
+    """Save a report's JSON and note the file in ``shown``; why not, or "": a fault costs the file, not the run."""
     try:
         folder, name, counter, subfolder, _ = place_of(prefix)
         path = Path(folder, f"{name}_{counter:05}_.json")

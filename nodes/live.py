@@ -246,10 +246,7 @@ def _place(running: Any, prompt_id: str, node_id: str, samples: str) -> dict[str
 
 
 def _shows(graph: dict[str, Any], inspector: str, node_id: str, samples: str) -> bool:
-    """Whether an Inspector of the report of ``node_id`` shows the run that the node ``samples`` sampled.
-
-    It shows all runs, unless its input `after` comes from a certain sampler.
-    """
+    """Whether an Inspector shows a run sampled by ``samples``: each, unless `after` comes from a certain sampler."""
     chosen = before(graph, inspector, "after")
     return node_id not in chosen or samples not in graph or samples in chosen or samples == node_id
 

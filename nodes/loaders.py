@@ -13,48 +13,27 @@ from ..srd_core.checkpoint import called, check_video_dit, weight_files
 from ..srd_core.latent import FILE_NAME
 from .attention import attention_input, set_attention
 from .before_run import fault_of
-from .common import CATEGORY, SEARCH_ALIASES, optional
+from .common import optional, schema
 from .model_files import listed, names, path_of
 
 WEIGHT_DTYPES = ["default", "fp8_e4m3fn", "fp8_e4m3fn_fast", "fp8_e5m2"]
 
 
-def _schema(node_id: str, role: str, which: str, hint: str) -> io.Schema:
-    return io.Schema(
-        node_id=node_id,
-        display_name=f"Load {role} DiT",
-        category=CATEGORY,
-        search_aliases=[*SEARCH_ALIASES, "Wan 14B 1.3B", "load video model", "attention", "sage attention"],
-        description=f"Loads the {which} video DiT of a family, the one that {hint}. Any other loader's MODEL works "
-        "too.",
-        inputs=[
-            io.Combo.Input(
-                "model_name",
-                options=names(),
-                tooltip=f"The {which} DiT, from models/diffusion_models: a file, or the folder of a model in several "
-                "files. Sketch and render must share a VAE.",
-            ),
-            *optional(
-                io.Combo.Input(
-                    "weight_dtype",
-                    options=WEIGHT_DTYPES,
-                    default="default",
-                    tooltip="Precision of the weights in memory. default: as in the file. fp8 halves the memory of "
-                    "fp16.",
-                ),
-                attention_input(),
-            ),
+def _schema(node_id: str) -> io.Schema:
+    return schema(
+        node_id,
+        [
+            io.Combo.Input("model_name", options=names()),
+            *optional(io.Combo.Input("weight_dtype", options=WEIGHT_DTYPES, default="default"), attention_input()),
         ],
+        [io.Model.Output(display_name="MODEL")],
+        ["Wan 14B 1.3B", "load video model", "attention", "sage attention"],
         hidden=[io.Hidden.unique_id],
-        outputs=[io.Model.Output(display_name="MODEL")],
     )
 
 
 def _check(path: Path) -> bool:
-    """Whether the model at ``path`` is a CogVideoX, else a video DiT for the host.
-
-    Raises ValueError when it is neither.
-    """
+    """Whether the model is a CogVideoX, else a video DiT for the host. Raises ValueError when it is neither."""
     if cogvideox.is_cogvideox(path):
         cogvideox.identify(path)
         return True
@@ -63,7 +42,7 @@ def _check(path: Path) -> bool:
 
 
 class _LoadDiT(io.ComfyNode):
-    """What both loaders do; they differ in their words."""
+    """What both loaders do; they differ in their words, see common.TEXTS."""
 
     @classmethod
     def validate_inputs(cls, model_name: str | None = None) -> bool | str:
@@ -96,10 +75,10 @@ class _LoadDiT(io.ComfyNode):
 class SRLoadSketchDiT(_LoadDiT):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return _schema("SRLoadSketchDiT", "Sketch", "large", "sketches: it runs the high-noise steps")
+        return _schema("SRLoadSketchDiT")
 
 
 class SRLoadRenderDiT(_LoadDiT):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return _schema("SRLoadRenderDiT", "Render", "small", "renders: it runs the low-noise steps")
+        return _schema("SRLoadRenderDiT")

@@ -13,52 +13,29 @@ from ..srd_core.measure.run import Measured, measuring
 from ..srd_core.measure.text import advise, describe
 from ..srd_core.report.data import Report
 from ..srd_core.stage import RenderSettings
-from .common import CATEGORY, SEARCH_ALIASES, as_image, preview
-from .handover import SAMPLING, as_in_sr_sampler
-from .sampler import check_numbers
+from .common import as_image, preview, schema
+from .sampler import SAMPLING, as_in_sr_sampler, check_numbers
 
 
 class SRMeasurePair(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="SRMeasurePair",
-            display_name="Measure Pair",
-            category=CATEGORY,
-            search_aliases=[*SEARCH_ALIASES, "measure", "calibrate", "fade"],
-            description="Runs the sketch alone on your prompt and the render beside it at some steps, and says how far "
-            "apart they are: which fade fits, where to switch for a wished speed-up, and what the render without "
-            "guidance costs. Takes about as long as one run of the sketch; it makes no video.",
-            is_output_node=True,
-            inputs=[
+        return schema(
+            "SRMeasurePair",
+            [
                 *as_in_sr_sampler("sketch", "render", *SAMPLING),
-                io.Float.Input(
-                    "speed_up",
-                    default=2.5,
-                    min=1.0,
-                    max=100.0,
-                    step=0.1,
-                    round=0.01,
-                    tooltip="How many times as fast as the sketch alone the run should be: switch_step is reckoned for "
-                    "it.",
-                ),
-                io.Int.Input(
-                    "points",
-                    default=12,
-                    min=2,
-                    max=100,
-                    advanced=True,
-                    tooltip="At so many steps the render is compared. Each costs one step of the render, and main "
-                    "memory for a few latents.",
-                ),
+                io.Float.Input("speed_up", default=2.5, min=1.0, max=100.0, step=0.1, round=0.01),
+                io.Int.Input("points", default=12, min=2, max=100, advanced=True),
                 *as_in_sr_sampler("render_positive", "render_negative"),
             ],
-            outputs=[
+            [
                 io.Float.Output(display_name="fade"),
                 io.Int.Output(display_name="switch_step"),
                 io.Image.Output(display_name="plot"),
                 io.String.Output(display_name="summary"),
             ],
+            ["measure", "calibrate", "fade"],
+            is_output_node=True,
             hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
         )
 

@@ -35,11 +35,7 @@ def add_route() -> None:
 
 
 def answer(asked: dict[str, Any]) -> dict[str, Any]:
-    """The plan for a node's settings; with ``problem`` where sketch and render do not fit, and ``note``.
-
-    The sketch comes through the nodes ``models``, the render through ``render``. own_prompts: it has its own
-    conditioning.
-    """
+    """The plan for a node's settings; with ``problem`` where sketch and render do not fit, and ``note``."""
     models = asked.get("models", [])
     found = plan(asked["settings"], models)
     with page_only("the page is not told whether two models fit"):
@@ -90,10 +86,7 @@ def shift_of(models: list[dict[str, Any]]) -> float | None:
 
 
 def schedule(settings: dict[str, Any], shift: float) -> tuple[list[float], list[float]]:
-    """What the host's KSampler does with these settings on a flow model of that shift.
-
-    Returns the noise levels [steps + 1], and where the steps begin in uniform timesteps.
-    """
+    """(noise levels [steps + 1], where the steps begin) of the host's KSampler on a flow model of that shift."""
 
     class Sampling(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.CONST):
         """As the node SHIFTS makes it."""
