@@ -2,9 +2,9 @@
 
     python3 bench/cards.py
 
-A stage needs its weights and what one call takes beside them. The first is counted on the host's own network, the second is
-the estimate by which the host decides how much of a model it loads (comfy/model_base.py, BaseModel.memory_required). What
-does not fit is streamed from main memory in every step: it works, but slower.
+A stage needs its weights and what one call takes beside them. The first is counted on the host's own network, the
+second is the estimate by which the host decides how much of a model it loads (comfy/model_base.py,
+BaseModel.memory_required). What does not fit is streamed from main memory in every step: it works, but slower.
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ def section() -> list[str]:
     ram = {kind: (weights(cost.WAN_14B, kind) + weights(cost.WAN_1_3B, "fp16") + TEXT_BYTES) / 1e9 for kind in kinds}
     main = ", ".join(f"{size:.0f} GB with {kind}" for kind, size in ram.items())
     return [
-        "How much of the 14B model stays on the card, **reckoned** by ComfyUI's own estimate for 81 frames. The rest is streamed from "
-        "main memory in every step, which is slower.",
+        "How much of the 14B model stays on the card, **reckoned** by ComfyUI's own estimate for 81 frames. The rest "
+        "is streamed from main memory in every step, which is slower.",
         "",
         *out,
         "",
@@ -96,6 +96,7 @@ def section() -> list[str]:
 
 
 def main() -> None:
+    """Write the table."""
     table = section()
     print("\n".join(table))
     if not common.update_readme(common.REPOSITORY / "README.md", MARKS, table):

@@ -1,15 +1,19 @@
-"""A list of prompts over several ComfyUI servers: some sketch, some render, hand-over files go between them.
+r"""A list of prompts over several ComfyUI servers: some sketch, some render, hand-over files go between them.
 
     pip install ray
-    python3 bench/spread.py --workflow workflows/wan2.1_t2v_14B_to_1.3B.json --prompts prompts.txt --output out \\
-        --sketch http://big1:8188 http://big2:8188 --render http://small1:8188 http://small2:8188
+    python3 bench/spread.py --workflow workflows/wan2.1_t2v_14B_to_1.3B.json --prompts prompts.txt --output out \
+        --sketch http://big1:8188 http://big2:8188 --render http://small1:8188
 
-The workflow is any with SR Sampler: it is taken apart into SR Sketch and SR Render here. A prompt a line. A server may be
-in both pools; every one needs this pack, its models and a way in for files larger than a hand-over (ComfyUI's
---max-upload-size). A server that dies loses no prompt: others take over, and only what it was at is done again. A prompt
-that fails three times, by an error, by its time (--timeout) or with a server that then answers again, is given up. What is
-done lies in the output folder: hand-overs/, a folder a prompt, and results.jsonl. The same command continues where a killed
-one stopped. Ray runs the tasks, on this machine or, with --ray ADDRESS, on a cluster that can reach the servers.
+Start: the workflow is any with SR Sampler (it is taken apart into SR Sketch and SR Render), a prompt is a line. A
+server may be in both pools. Each needs this pack and its models, and --max-upload-size 2000 for the hand-overs.
+
+See: each task that ends says so here. What is done lies in the output folder: hand-overs/, a folder a prompt, and
+results.jsonl. A server that dies loses no prompt: others take over, and only what it was at is done again. A prompt
+that fails three times, by an error, by its time (--timeout) or with a server that then answers again, is given up.
+
+Stop: Ctrl-C ends the work on the servers too. The same command continues where a stopped or killed one was.
+
+Ray runs the tasks, on this machine or, with --ray ADDRESS, on a cluster that can reach the servers.
 """
 
 from __future__ import annotations
@@ -28,42 +32,14 @@ from pathlib import Path
 from typing import Any
 
 import common
+from spread_graph import OWN, Graph, render_graph, sketch_graph, to_api, with_prompt
 
 client = common.load_by_path("srd_demo_client", common.REPOSITORY / "demo" / "client.py")
-workflow = common.load_by_path("srd_demo_workflow", common.REPOSITORY / "demo" / "workflow.py")
 
 SKETCH, RENDER = "sketch", "render"
 SUFFIX = ".sketch.safetensors"
 ATTEMPTS = 3  # of a prompt at a stage, before it is given up
 PATIENCE = 120.0  # seconds without any server of a pool, before the command gives up
-OWN = ("hand_over", "save_hand_over")  # ids of the nodes that are added to a graph
-SKETCH_INPUTS = (
-    "sketch",
-    "positive",
-    "negative",
-    "latent",
-    "seed",
-    "steps",
-    "cfg",
-    "sampler_name",
-    "scheduler",
-    "denoise",
-    "switch_mode",
-    "delta",
-    "fix_step",
-    "max_step",
-    "switch_step",
-    "switch_sigma",
-)
-RENDER_INPUTS = (
-    "render",
-    "render_cfg",
-    "teacache",
-    "fade",
-    "render_steps",
-)  # a graph of the first release has not all of them
-
-Graph = dict[str, dict[str, Any]]
 Outcome = tuple[str, Any]  # ("done", what was made), ("failed", why: the prompt's fault), ("lost", why: the server's)
 
 
@@ -78,6 +54,7 @@ class Job:
     facts: dict[str, Any] = field(default_factory=dict)  # for the results: who ran it, seconds
 
     def hand_over(self, output: Path) -> Path:
+        """Its file."""
         return output / "hand-overs" / f"{self.number:04}_{self.key}{SUFFIX}"
 
     def stage(self, output: Path) -> str:
@@ -85,49 +62,7 @@ class Job:
         return RENDER if self.hand_over(output).is_file() else SKETCH
 
 
-# --- graphs -------------------------------------------------------------------------------------------------------------
-
-
-def with_prompt(graph: Graph, prompt: str) -> Graph:
-    """The graph with these words in the text node that SR Sampler's positive prompt comes from."""
-    node_id = graph[workflow.find(graph, "SRSampler")]["inputs"]["positive"][0]
-    while not isinstance(graph[node_id]["inputs"].get("text"), str):
-        before = [value[0] for value in graph[node_id]["inputs"].values() if isinstance(value, list)]
-        if len(before) != 1:
-            raise workflow.WorkflowError(
-                f"No text node was found that leads to SR Sampler's positive prompt (at {node_id})."
-            )
-        node_id = before[0]
-    return dict(workflow.set_inputs(graph, node_id, text=prompt))
-
-
-def sketch_graph(graph: Graph, prefix: str) -> Graph:
-    """The graph that only sketches, and saves its hand-over under this prefix in the server's output folder."""
-    sampler = workflow.find(graph, "SRSampler")
-    inputs = graph[sampler]["inputs"]
-    if inputs.get("sketch_steps"):
-        raise workflow.WorkflowError(
-            "SR Sampler has sketch_steps: the sketch may come back, so the run can't be taken apart."
-        )
-    sketch = {"class_type": "SRSketch", "inputs": {name: inputs[name] for name in SKETCH_INPUTS}}
-    save = {"class_type": "SRSaveHandOver", "inputs": {"hand_over": [sampler, 0], "filename_prefix": prefix}}
-    return dict(workflow.needed_for(graph | {sampler: sketch, OWN[1]: save}, OWN[1]))
-
-
-def render_graph(graph: Graph, file: str) -> Graph:
-    """The graph that continues from a hand-over in the server's input folder, with all that followed SR Sampler."""
-    sampler = workflow.find(graph, "SRSampler")
-    inputs = graph[sampler]["inputs"]
-    own = {name: inputs.get(f"render_{name}", inputs[name]) for name in ("positive", "negative")}
-    own |= {name: inputs[name] for name in RENDER_INPUTS if name in inputs} | {"hand_over": [OWN[0], 0]}
-    render = {"class_type": "SRRender", "inputs": own}
-    load = {"class_type": "SRLoadHandOver", "inputs": {"hand_over": file}}
-    used = {value[0] for node in graph.values() for value in node["inputs"].values() if isinstance(value, list)}
-    ends = [node_id for node_id in graph if node_id not in used]
-    return dict(workflow.needed_for(graph | {sampler: render, OWN[0]: load}, *ends))
-
-
-# --- what a task does, on whatever machine it runs ---------------------------------------------------------------------
+# --- what a task does, on whatever machine it runs --------------------------------------------------------------------
 
 
 def sketch_on(url: str, graph: Graph, timeout: float) -> Outcome:
@@ -163,27 +98,45 @@ def outcome_of(url: str, run: Callable[[Any], Any]) -> Outcome:
 
 
 def finished(server: Any, graph: Graph, timeout: float) -> dict[str, Any]:
-    """Queue a graph and wait; its history entry. Raises HostError: with details for a fault of the graph, which its time is
-    too; without when the server does not answer or has forgotten the graph.
+    """Queue a graph and wait; its history entry. Whoever stops waiting takes the graph off the server.
+
+    Raises HostError: with details for a fault of the graph, which its time is too; without when the server does not
+    answer or has forgotten the graph.
     """
-    prompt_id, until, missed = server.queue(graph), time.monotonic() + timeout, 0
+    prompt_id = server.queue(graph)
+    try:
+        entry = _entry(server, prompt_id, time.monotonic() + timeout)
+    except KeyboardInterrupt:  # ray.cancel
+        _take_off(server, prompt_id)
+        raise
+    if entry is None:
+        _take_off(server, prompt_id)
+        raise client.HostError(f"{server.url} did not finish within {timeout:.0f} s.", {"timeout": timeout})
+    checked: dict[str, Any] = client.checked(entry)
+    return checked
+
+
+def _entry(server: Any, prompt_id: str, until: float) -> dict[str, Any] | None:
+    missed = 0
     while time.monotonic() < until:
         queue = server.get("/queue")
-        entry = server.get(f"/history/{prompt_id}").get(prompt_id)
+        entry: dict[str, Any] | None = server.get(f"/history/{prompt_id}").get(prompt_id)
         if entry is not None:
-            checked: dict[str, Any] = client.checked(entry)
-            return checked
+            return entry
         known = any(item[1] == prompt_id for items in queue.values() for item in items)
         missed = 0 if known else missed + 1
         if missed > 5:  # it was between queue and history once; now it is gone
             raise client.HostError(f"{server.url} was started anew and has forgotten its work.")
         time.sleep(0.3)
+    return None
+
+
+def _take_off(server: Any, prompt_id: str) -> None:
     server.post("/queue", {"delete": [prompt_id]})  # it may wait behind another's work, which continues
     server.post("/interrupt", {"prompt_id": prompt_id})
-    raise client.HostError(f"{server.url} did not finish within {timeout:.0f} s.", {"timeout": timeout})
 
 
-# --- the list -----------------------------------------------------------------------------------------------------------
+# --- the list ---------------------------------------------------------------------------------------------------------
 
 
 def jobs_of(prompts: Sequence[str], graph: Graph) -> list[Job]:
@@ -223,13 +176,10 @@ class Spread:
     output: Path
     timeout: float
     waiting: dict[str, deque[Job]] = field(default_factory=lambda: {SKETCH: deque(), RENDER: deque()})
-    running: dict[Any, tuple[str, Job, str, float]] = field(
-        default_factory=dict
-    )  # Ray's reference -> stage, job, url, start
+    # Ray's reference -> stage, job, url, start
+    running: dict[Any, tuple[str, Job, str, float]] = field(default_factory=dict)
     lost: dict[str, float] = field(default_factory=dict)  # servers that did not answer -> when to ask again
-    suspects: dict[str, tuple[str, Job, str]] = field(
-        default_factory=dict
-    )  # such a server -> stage, what it was at, why
+    suspects: dict[str, tuple[str, Job, str]] = field(default_factory=dict)  # such a server -> stage, job, why
     failed: int = 0
     _alone_since: float = 0.0  # since when no server of a needed pool answers; 0: some do
 
@@ -240,12 +190,11 @@ class Spread:
 
     def work(self, ray: Any) -> None:
         """Run all jobs. Raises SystemExit when no server of a pool that is needed answers any more."""
-        tasks = {
-            stage: ray.remote(num_cpus=0, max_retries=2)(do) for stage, do in ((SKETCH, sketch_on), (RENDER, render_on))
-        }
+        tasks = {SKETCH: sketch_on, RENDER: render_on}
+        remote = {stage: ray.remote(num_cpus=0, max_retries=2)(task) for stage, task in tasks.items()}
         while self.running or any(self.waiting.values()):
             for stage, job, url in self._pairs():
-                self.running[tasks[stage].remote(*self._call(stage, job, url))] = (stage, job, url, time.monotonic())
+                self.running[remote[stage].remote(*self._call(stage, job, url))] = (stage, job, url, time.monotonic())
             if not self.running:
                 self._wait_for_a_server()
                 continue
@@ -257,6 +206,12 @@ class Spread:
                 except ray.exceptions.RayError as error:  # Ray's own process for the task died, more than twice
                     what, made = "failed", str(error).splitlines()[0]
                 self._take(stage, job, url, what, made, time.monotonic() - began)
+
+    def stop(self, ray: Any) -> None:
+        """Take what runs off the servers."""
+        for reference in self.running:
+            ray.cancel(reference)
+        ray.wait(list(self.running), num_returns=len(self.running), timeout=10)
 
     def _pairs(self) -> Iterator[tuple[str, Job, str]]:
         """(stage, job, server) to start now. Renders first, so that videos come early."""
@@ -293,8 +248,8 @@ class Spread:
         if time.monotonic() - self._alone_since > PATIENCE:
             needed = next(stage for stage in (SKETCH, RENDER) if self.waiting[stage])
             raise SystemExit(
-                f"spread: no {needed} server has answered for {PATIENCE:.0f} s: {', '.join(self.pools[needed])}. What is done "
-                f"lies in {self.output}; start the servers and give the same command to go on."
+                f"spread: no {needed} server has answered for {PATIENCE:.0f} s: {', '.join(self.pools[needed])}. What "
+                f"is done lies in {self.output}; start the servers and give the same command to go on."
             )
         time.sleep(1)
 
@@ -317,8 +272,9 @@ class Spread:
             self._blame(stage, job, made)
 
     def _blame(self, stage: str, job: Job, why: str) -> None:
-        """Count a failure of a job. A lost server's only counts once that server answers again: one that is gone for good
-        may have died of anything, one that comes back may die of this job for ever.
+        """Count a failure of a job. A lost server's only counts once that server answers again.
+
+        One that is gone for good may have died of anything, one that comes back may die of this job for ever.
         """
         if job.stage(self.output) != stage:  # another server has done it meanwhile
             return
@@ -350,17 +306,18 @@ def cut_off(path: Path) -> bool:
 
 
 def say(line: str) -> None:
+    """Tell the person at the terminal."""
     print(line, file=sys.stderr, flush=True)
 
 
 def api_graph(path: Path, urls: Sequence[str]) -> Graph:
-    """The graph of a workflow file, as the page saves it (a server is then asked for its nodes) or exported for the API."""
+    """The graph of a workflow file, as the page saves it (a server then tells its nodes) or exported for the API."""
     saved = json.loads(path.read_text("utf-8"))
     if "nodes" not in saved:
         return dict(saved)
     for url in urls:
         try:
-            return dict(workflow.to_api(saved, client.Server(url).object_info()))
+            return dict(to_api(saved, client.Server(url).object_info()))
         except client.HostError as error:
             say(f"{url} does not answer: {error}")
     raise SystemExit("spread: none of the servers answers.")
@@ -383,26 +340,27 @@ def start_ray(address: str | None) -> Any:
     return ray
 
 
+def arguments() -> argparse.Namespace:
+    """The command's options."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--workflow", type=Path, required=True, help="with SR Sampler, as saved or exported for the API")
+    add("--prompts", type=Path, required=True, help="text file, a prompt a line")
+    add("--sketch", nargs="+", required=True, metavar="URL", help="servers that sketch")
+    add("--render", nargs="+", required=True, metavar="URL", help="servers that render")
+    add("--output", type=Path, required=True, help="folder for results; a started one is gone on with")
+    add("--timeout", type=float, default=7200, help="seconds for one stage of one prompt")
+    add("--ray", metavar="ADDRESS", help="of a Ray cluster; default: Ray is started on this machine")
+    return parser.parse_args()
+
+
 def main() -> int:
     """The command; returns the exit status: 0 when every prompt is done."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--workflow", type=Path, required=True, help="with SR Sampler, as saved or exported for the API"
-    )
-    parser.add_argument("--prompts", type=Path, required=True, help="text file, a prompt a line")
-    parser.add_argument("--sketch", nargs="+", required=True, metavar="URL", help="servers that sketch")
-    parser.add_argument("--render", nargs="+", required=True, metavar="URL", help="servers that render")
-    parser.add_argument("--output", type=Path, required=True, help="folder for results; a started one is gone on with")
-    parser.add_argument("--timeout", type=float, default=7200, help="seconds for one stage of one prompt")
-    parser.add_argument("--ray", metavar="ADDRESS", help="of a Ray cluster; default: Ray is started on this machine")
-    asked = parser.parse_args()
+    asked = arguments()
     pools = {stage: [url.rstrip("/") for url in getattr(asked, stage)] for stage in (SKETCH, RENDER)}
     asked.output.mkdir(parents=True, exist_ok=True)
-    graph = api_graph(asked.workflow, [*pools[RENDER], *pools[SKETCH]])
-    jobs, done = (
-        jobs_of(asked.prompts.read_text("utf-8").splitlines(), graph),
-        done_keys(asked.output / "results.jsonl"),
-    )
+    graph, results = api_graph(asked.workflow, [*pools[RENDER], *pools[SKETCH]]), asked.output / "results.jsonl"
+    jobs, done = jobs_of(asked.prompts.read_text("utf-8").splitlines(), graph), done_keys(results)
     todo = [job for job in jobs if (job.number, job.key) not in done]
     say(f"{len(jobs)} prompts, {len(jobs) - len(todo)} done already")
     spread = Spread(graph, pools, asked.output, asked.timeout)
@@ -411,9 +369,13 @@ def main() -> int:
         ray = start_ray(asked.ray)
         try:
             spread.work(ray)
+        except KeyboardInterrupt:
+            spread.stop(ray)
+            say("spread: stopped; the same command continues from here.")
+            return 130
         finally:
             ray.shutdown()
-    say(f"{len(jobs) - spread.failed} of {len(jobs)} prompts done; {asked.output / 'results.jsonl'}")
+    say(f"{len(jobs) - spread.failed} of {len(jobs)} prompts done; {results}")
     return 1 if spread.failed else 0
 
 

@@ -1,15 +1,15 @@
-"""Videos for VBench: every prompt of a list, several times, through a workflow, named as the public tool reads them.
+r"""Videos for VBench: every prompt of a list, several times, through a workflow, named as the public tool reads them.
 
     python3 bench/vbench_export.py --prompts prompts.txt --output videos/sr
     python3 bench/vbench_export.py --prompts all_dimension.txt --output videos/sr --url http://127.0.0.1:8188 \\
         --workflow workflows/wan2.1_t2v_14B_to_1.3B.json
 
-Files are <prompt>-<index>.mp4, index from 0. What is there is not made again, so the same command continues after a stop.
---prompts: one prompt a line, or VBench_full_info.json. --url: a ComfyUI that runs and has the models and this pack;
-without it, one is started with the tiny family (a workflow of the tiny family only). VBench asks for 5 videos of every
-prompt, 25 for its dimension "temporal flickering" (--videos 25). For Table 2 of the paper: the whole list with sketch
-only (--alone sketch), then with the hand-over, into two folders, both with the extended prompts (--texts; the paper lets
-a language model extend them); then `vbench evaluate --videos_path videos/sr ...`.
+Files are <prompt>-<index>.mp4, index from 0. What is there is not made again, so the same command continues after a
+stop. --prompts: one prompt a line, or VBench_full_info.json. --url: a ComfyUI that runs and has the models and this
+pack; without it, one is started with the tiny family (a workflow of the tiny family only). VBench asks for 5 videos of
+every prompt, 25 for its dimension "temporal flickering" (--videos 25). For Table 2 of the paper: the whole list with
+sketch only (--alone sketch), then with the switch, into two folders, both with the extended prompts (--texts; the paper
+lets a language model extend them); then `vbench evaluate --videos_path videos/sr ...`.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def frame_rate(graph: workflow.Graph) -> float:
 
 
 def video_graph(graph: workflow.Graph, fps: float) -> workflow.Graph:
-    """The graph with a node that saves a video: its own, or one behind what it decodes, with ``fps`` frames a second."""
+    """The graph with a node that saves a video: its own, or one behind what it decodes, ``fps`` frames a second."""
     if any(node["class_type"] == "SaveVideo" for node in graph.values()):
         return graph
     decoded: dict[str, Any] = {"images": [workflow.find(graph, "VAEDecode"), 0], "fps": fps}
@@ -129,7 +129,7 @@ def video_graph(graph: workflow.Graph, fps: float) -> workflow.Graph:
 def export(
     running: Server, graph: workflow.Graph, prompts: Sequence[tuple[str, str]], options: argparse.Namespace
 ) -> None:
-    """Make the videos of the (prompt, text) that are not there. Raises ValueError for a folder with another workflow's videos."""
+    """Make the videos of the (prompt, text) that are not there. Raises ValueError for a folder of another workflow."""
     if options.steps is not None:
         for node_id in samplers(graph):
             graph = workflow.set_inputs(graph, node_id, steps=options.steps)
@@ -168,8 +168,8 @@ def same_workflow_as_before(graph: workflow.Graph, options: argparse.Namespace) 
         note.write_text(json.dumps(facts, indent=1) + "\n", "utf-8")
     elif json.loads(note.read_text("utf-8")) != facts:
         raise ValueError(
-            f"{options.output} holds videos of other settings ({note.name} says which). Choose another folder, or delete "
-            "both to make them anew."
+            f"{options.output} holds videos of other settings ({note.name} says which). Choose another folder, or "
+            "delete both to make them anew."
         )
 
 

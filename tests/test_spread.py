@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import torch
 from hosting import REPOSITORY, host_module, load_by_path
 
 sys.path.append(str(REPOSITORY / "bench"))
+import spread_graph
 
 spread = load_by_path("srd_spread", REPOSITORY / "bench" / "spread.py")
 
@@ -72,7 +73,7 @@ def graph(sketch_steps: int = 6) -> dict[str, Any]:
     }
 
 
-# --- the workflow in two ------------------------------------------------------------------------------------------------
+# --- the workflow in two ----------------------------------------------------------------------------------------------
 
 
 def test_the_sketch_half_needs_no_render_and_the_render_half_no_sketch() -> None:
@@ -95,13 +96,14 @@ def test_the_sketch_half_needs_no_render_and_the_render_half_no_sketch() -> None
     assert second["8"]["inputs"]["render_cfg"] == 2.0 and first["8"]["inputs"]["switch_step"] == 6
 
 
-def test_the_newest_settings_of_the_render_go_to_its_half_and_a_list_of_steps_is_refused() -> None:
+def test_each_half_gets_its_newest_settings_and_a_list_of_steps_is_refused() -> None:
     both = graph()
-    both["8"]["inputs"] |= {"fade": 1.1, "render_steps": 4, "sketch_steps": ""}
-    assert "fade" not in spread.sketch_graph(both, "x")["8"]["inputs"]
+    both["8"]["inputs"] |= {"fade": 1.1, "render_steps": 4, "sketch_steps": "", "sketch_scale": 0.5, "preset": "custom"}
+    first = spread.sketch_graph(both, "x")["8"]["inputs"]
+    assert first["sketch_scale"] == 0.5 and not {"fade", "offload_sketch", "preset"} & first.keys()
     assert {"fade": 1.1, "render_steps": 4}.items() <= spread.render_graph(both, "x")["8"]["inputs"].items()
     both["8"]["inputs"]["sketch_steps"] = "1-3, 6"
-    with pytest.raises(spread.workflow.WorkflowError, match="sketch_steps"):
+    with pytest.raises(spread_graph.workflow.WorkflowError, match="sketch_steps"):
         spread.sketch_graph(both, "x")
 
 
@@ -119,10 +121,10 @@ def test_the_prompt_goes_into_the_text_node_also_behind_another_node() -> None:
     assert changed["4"]["inputs"]["text"] == "a star" and behind["4"]["inputs"]["text"] == "to be replaced"
 
 
-# --- the list -----------------------------------------------------------------------------------------------------------
+# --- the list ---------------------------------------------------------------------------------------------------------
 
 
-def test_results_of_another_prompt_or_workflow_a_failure_and_a_cut_line_do_not_count_as_done(tmp_path: Path) -> None:
+def test_results_of_another_prompt_or_workflow_failures_and_cut_lines_are_not_done(tmp_path: Path) -> None:
     jobs = spread.jobs_of(["one", "", "three"], graph())
     assert [job.number for job in jobs] == [1, 3]
     other = spread.jobs_of(["one"], graph(sketch_steps=2))[0]
@@ -179,7 +181,7 @@ def test_a_server_that_stays_away_costs_its_prompt_nothing_but_its_place(tmp_pat
     assert list(work.waiting[spread.SKETCH]) == [first, second] and not work.failed and first.attempts == 0
 
 
-# --- three real servers ---------------------------------------------------------------------------------------------------
+# --- three real servers -----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -196,12 +198,12 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Any]]:
         yield list(threads.map(start, range(3)))
 
 
-def run_spread(folder: Path, servers: list[Any]) -> subprocess.Popen[str]:
-    """The command, with two servers that sketch and one that renders."""
-    (folder / "graph.json").write_text(json.dumps(graph()), "utf-8")
+def run_spread(folder: Path, servers: list[Any], workflow: dict[str, Any]) -> subprocess.Popen[str]:
+    """The command, with all servers but the last one to sketch, and that to render."""
+    (folder / "graph.json").write_text(json.dumps(workflow), "utf-8")
     (folder / "prompts.txt").write_text("\n".join(PROMPTS), "utf-8")
     host = host_module.find_or_make()
-    first, second, third = (server.url for server in servers)
+    *sketching, rendering = (server.url for server in servers)
     command = [
         str(host.python),
         str(REPOSITORY / "bench" / "spread.py"),
@@ -210,10 +212,9 @@ def run_spread(folder: Path, servers: list[Any]) -> subprocess.Popen[str]:
         "--prompts",
         str(folder / "prompts.txt"),
         "--sketch",
-        first,
-        second,
+        *sketching,
         "--render",
-        third,
+        rendering,
         "--output",
         str(folder / "out"),
     ]
@@ -221,16 +222,18 @@ def run_spread(folder: Path, servers: list[Any]) -> subprocess.Popen[str]:
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
 
-def kill_at_work(server: Any) -> None:
-    """Kill -9 while it is at a graph."""
-    until = time.monotonic() + 240
-    while not server.get("/queue")["queue_running"]:
-        assert time.monotonic() < until, "it never got to work"
+def wait_for(condition: Callable[[], Any], what: str, seconds: float = 240) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, what
         time.sleep(0.05)
-    os.killpg(server._process.pid, signal.SIGKILL)
 
 
-def test_a_prompt_that_is_lost_three_times_on_a_server_that_answers_again_is_given_up(
+def at_work(server: Any) -> bool:
+    return bool(server.get("/queue")["queue_running"])
+
+
+def test_a_prompt_lost_three_times_on_a_server_that_answers_again_is_given_up(
     servers: list[Any], tmp_path: Path
 ) -> None:
     url = servers[2].url
@@ -266,22 +269,30 @@ def test_time_that_is_over_is_a_failure_of_the_prompt_and_ends_nobody_else_s_wor
             }
         }
     )
-    until = time.monotonic() + 60
-    while not server.get("/queue")["queue_running"]:
-        assert time.monotonic() < until, "it never got to work"
-        time.sleep(0.05)
+    wait_for(lambda: at_work(server), "it never got to work")
     what, why = spread.sketch_on(server.url, graph(), 0.0)
     assert what == "failed" and "did not finish within 0 s" in why
     assert all(item[1] == other for items in server.get("/queue").values() for item in items)
-    while other not in server.get("/history"):
-        assert time.monotonic() < until, "it was never done"
-        time.sleep(0.2)
+    wait_for(lambda: other in server.get("/history"), "it was never done")
     spread.client.checked(server.get(f"/history/{other}")[other])
 
 
+def test_a_stopped_command_takes_its_work_off_the_servers(servers: list[Any], tmp_path: Path) -> None:
+    long = graph(sketch_steps=600)
+    long["8"]["inputs"]["steps"] = 800
+    running = run_spread(tmp_path, servers[1:], long)
+    wait_for(lambda: at_work(servers[1]), "it never got to work")
+    running.send_signal(signal.SIGINT)
+    _, said = running.communicate(timeout=60)
+    assert running.returncode == 130 and "the same command continues" in said, said
+    wait_for(lambda: not at_work(servers[1]), "it is still at work", seconds=5)
+    assert {entry["status"]["status_str"] for entry in servers[1].get("/history?max_items=1").values()} == {"error"}
+
+
 def test_a_killed_server_loses_no_prompt_and_only_its_own_is_done_again(servers: list[Any], tmp_path: Path) -> None:
-    running = run_spread(tmp_path, servers)
-    kill_at_work(servers[0])
+    running = run_spread(tmp_path, servers, graph())
+    wait_for(lambda: at_work(servers[0]), "it never got to work")
+    os.killpg(servers[0]._process.pid, signal.SIGKILL)
     _, said = running.communicate(timeout=400)
     assert running.returncode == 0, said
     results = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text("utf-8").splitlines()]
@@ -299,5 +310,5 @@ def test_a_killed_server_loses_no_prompt_and_only_its_own_is_done_again(servers:
     ours, theirs = (safetensors.torch.load_file(path)["latent_tensor"] for path in (tmp_path / "out" / file, whole))
     assert torch.equal(ours, theirs)
 
-    again = run_spread(tmp_path, servers)  # everything is done: no server is asked, nothing is done twice
+    again = run_spread(tmp_path, servers, graph())  # everything is done: no server is asked, nothing is done twice
     assert "4 done already" in again.communicate(timeout=60)[1] and again.returncode == 0
