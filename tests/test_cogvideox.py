@@ -77,7 +77,7 @@ def sample(
     )
 
 
-# --- one forward --------------------------------------------------------------------------------------------------------
+# --- one forward ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("height, width, frames", [(60, 90, 1), (40, 56, 2), (20, 64, 3)])
@@ -136,7 +136,7 @@ def test_the_host_s_own_model_is_back_once_the_model_is_unloaded(folders: dict[s
     assert (network.use_rotary_positional_embeddings, dict(network.patch_embed._forward_hooks)) == before == (True, {})
 
 
-# --- sampling -----------------------------------------------------------------------------------------------------------
+# --- sampling ---------------------------------------------------------------------------------------------------------
 
 
 def reference_sample(network: Any, kind: str, noise: torch.Tensor, steps: int, cfg: float, **how: Any) -> torch.Tensor:
@@ -184,7 +184,7 @@ def test_the_schedule_is_the_official_one(folders: dict[str, Path]) -> None:
         assert torch.allclose(sigmas.double(), ((1 - alphas) / alphas) ** 0.5, rtol=2e-7)
 
 
-# --- the forms of a checkpoint ------------------------------------------------------------------------------------------
+# --- the forms of a checkpoint ----------------------------------------------------------------------------------------
 
 
 def same_as(reference: Any, model: Any) -> bool:
@@ -344,7 +344,7 @@ def test_the_weights_are_not_in_memory_twice(folders: dict[str, Path]) -> None:
     assert not state_dict  # the host has taken them all: none missing, none unexpected, none kept
 
 
-# --- what is refused ----------------------------------------------------------------------------------------------------
+# --- what is refused --------------------------------------------------------------------------------------------------
 
 
 def refused(path: Path, *words: str) -> None:
@@ -429,7 +429,7 @@ def test_the_loader_offers_one_name_for_the_shards_of_a_model() -> None:
     )
 
 
-# --- the fix for MODELs of other loaders --------------------------------------------------------------------------------
+# --- the fix for MODELs of other loaders ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -467,7 +467,7 @@ def test_a_clone_with_weights_of_its_own_computes_with_those(folders: dict[str, 
     assert torch.equal(forward(twin, x, prompt, 5), expected)
 
 
-# --- what a run may ask for ---------------------------------------------------------------------------------------------
+# --- what a run may ask for -------------------------------------------------------------------------------------------
 
 
 def run(model: Any, frames: int, **how: Any) -> torch.Tensor:
@@ -549,7 +549,7 @@ def test_odd_sizes_run_and_keep_their_size(folders: dict[str, Path]) -> None:
         assert sample(cogvideox.load(folders[kind]), random(1, 16, 1, 7, 9), 1).shape == (1, 16, 1, 7, 9)
 
 
-# --- between the latents of 5B and 2B (its runs: test_cogvideox_hand_over.py) --------------------------------------------
+# --- between the latents of 5B and 2B (its runs: test_cogvideox_hand_over.py) -----------------------------------------
 
 
 @pytest.mark.parametrize("kind", [latent.FLOW, latent.VARIANCE_EXPLODING])

@@ -158,7 +158,7 @@ def test_a_2b_as_loaded_by_the_host_does_not_fit_a_corrected_5b_and_the_message_
         sr_model(cogvideox.load(folders["5b"]), uncorrected, 3)
 
 
-# --- TeaCache -----------------------------------------------------------------------------------------------------------
+# --- TeaCache ---------------------------------------------------------------------------------------------------------
 
 
 def slow(model: Any) -> tuple[Any, list[int]]:

@@ -12,24 +12,18 @@ import helpers
 import pytest
 import torch
 from hosting import module
-from test_cogvideox import cogvideox, folders, networks, text  # noqa: F401
+from runs import Report, Switch, a_video, broken_from, distance, rendered, right_half, sketched, sr_model
+from test_cogvideox import cogvideox, text
 
-fade_module, pair, route = module("srd_core.fade"), module("srd_core.pair"), module("srd_core.route")
-reports, handover_nodes = module("srd_core.report.data"), module("nodes.handover")
-Fade, Switch, RenderSettings, Report = fade_module.Fade, route.Switch, pair.RenderSettings, reports.Report
-WIDTH = 1.1
-
-
-def faded(sketch: Any, render: Any, step: int = 4, report: Any = None, switch: Any = None, **settings: Any) -> Any:
-    switch = switch or Switch("step", switch_step=step)
-    return pair.cooperate(sketch, render, switch, RenderSettings(**{"fade": WIDTH, **settings}), report or Report())
+fade_module = module("srd_core.fade")
+Fade, WIDTH = fade_module.Fade, 1.1
 
 
-def distance(a: torch.Tensor, b: torch.Tensor) -> float:
-    return float((a - b).norm() / b.norm())
+def faded(sketch: Any, render: Any, switch: Any = 4, report: Any = None, **settings: Any) -> Any:
+    return sr_model(sketch, render, switch, report, **{"fade": WIDTH, **settings})
 
 
-# --- the formula --------------------------------------------------------------------------------------------------------
+# --- the formula ------------------------------------------------------------------------------------------------------
 
 
 def test_the_weight_is_one_at_the_hand_over_and_a_half_one_width_away() -> None:
@@ -87,7 +81,7 @@ def test_one_step_is_too_few_to_fade_from() -> None:
     assert fade.begin(WIDTH) == [] and fade.blend(torch.ones(1, 3), torch.ones(1), denoised) is denoised
 
 
-# --- against a loop written by hand -------------------------------------------------------------------------------------
+# --- against a loop written by hand -----------------------------------------------------------------------------------
 
 
 def by_hand(sketch: Any, render: Any, after: int, flow: bool, sigmas: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -151,7 +145,7 @@ def test_a_flow_model_fades_as_a_loop_by_hand(steps: int, wan: Any) -> None:
 @pytest.mark.parametrize("render_of", ["5b", "2b"])
 def test_cogvideox_fades_as_a_loop_by_hand_also_into_another_latent_space(
     render_of: str, folders: dict[str, Path]
-) -> None:  # noqa: F811
+) -> None:
     conds = ([[text(1), {}]], [[text(2), {}]])
     sketch, render = cogvideox.load(folders["5b"]), cogvideox.load(folders[render_of])
     sigmas = comfy.samplers.calculate_sigmas(sketch.get_model_object("model_sampling"), "simple", 10)
@@ -167,21 +161,21 @@ def test_cogvideox_fades_as_a_loop_by_hand_also_into_another_latent_space(
     assert distance(run(faded(sketch, render), conds, sigmas, noise), expected) < 2e-6
 
 
-# --- in every kind of run -----------------------------------------------------------------------------------------------
+# --- in every kind of run ---------------------------------------------------------------------------------------------
 
-SAMPLERS = comfy.samplers.KSampler.SAMPLERS
+# Once and twice a step, with and without a history, with noise, with the unguided prediction, with levels of its own.
+SAMPLERS = ["euler", "heun", "dpmpp_2m", "uni_pc", "dpmpp_sde", "euler_ancestral_cfg_pp", "dpm_adaptive"]
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_every_sampler_runs_with_a_fade_and_it_changes_the_render_alone(sampler: str, wan: Any) -> None:
+def test_a_fade_changes_the_render_alone(sampler: str, wan: Any) -> None:
     cut, soft = Report(), Report()
     sketch, render = wan(), wan(seed=1)
     hard = helpers.ksampler(faded(sketch, render, report=cut, fade=0.0), 8, sampler_name=sampler)
     latent = helpers.ksampler(faded(sketch, render, report=soft), 8, sampler_name=sampler)
     assert torch.isfinite(latent).all() and not torch.equal(latent, hard)
-    assert [(s.stage, s.d) for s in cut.steps if s.stage == "sketch"] == [
-        (s.stage, s.d) for s in soft.steps if s.stage == "sketch"
-    ]
+    before = [[(s.stage, s.d) for s in report.steps if s.stage == "sketch"] for report in (cut, soft)]
+    assert before[0] == before[1]
     assert cut.hand_overs[0].fade == [] and len(soft.hand_overs[0].fade) == 4
 
 
@@ -193,7 +187,6 @@ def test_the_report_tells_the_share_of_every_step(wan: Any) -> None:
     expected = [1 / (1 + ((x - lambdas[0]) / WIDTH) ** 2) for x in lambdas[1:]]
     guard = hand_over.fade[0] / expected[0]
     assert 0 < guard <= 1 and hand_over.fade == pytest.approx([guard * a for a in expected], rel=1e-5)
-    assert "fade: from" in module("srd_core.report.text").summarize(report)
     assert Report.from_json(report.to_json()).hand_overs[0].fade == hand_over.fade
 
 
@@ -213,18 +206,14 @@ def test_a_hand_over_after_one_step_is_a_cut_and_says_so(wan: Any) -> None:
 
 
 def test_a_masked_and_a_batched_run_fade(wan: Any) -> None:
-    mask = torch.zeros(1, 1, 2, 8, 8)
-    mask[..., 4:] = 1
-    given = torch.randn(1, 16, 2, 8, 8, generator=torch.Generator().manual_seed(5))
-    soft = helpers.ksampler(faded(wan(), wan(seed=1)), 8, latent={"samples": given, "noise_mask": mask})
+    given = a_video()
+    soft = helpers.ksampler(faded(wan(), wan(seed=1)), 8, latent={"samples": given, "noise_mask": right_half()})
     assert torch.allclose(soft[..., :4], given[..., :4], atol=1e-4)
     batch = helpers.ksampler(faded(wan(), wan(seed=1)), 8, latent=helpers.empty_latent(batch=2))
     assert torch.isfinite(batch).all() and not torch.equal(batch[0], batch[1])
 
 
 def test_the_two_halves_fade_as_one_run(wan: Any) -> None:
-    from test_handover import rendered, sketched
-
     for sampler in ("euler", "uni_pc", "dpmpp_2m_sde", "heun"):
         how = {"steps": 8, "switch_mode": "step", "switch_step": 4, "sampler_name": sampler}
         one = helpers.ksampler(faded(wan(), wan(seed=1)), 8, sampler_name=sampler)
@@ -234,8 +223,7 @@ def test_the_two_halves_fade_as_one_run(wan: Any) -> None:
 
 def test_a_stage_that_comes_back_starts_with_its_own_predictions(wan: Any) -> None:
     report = Report()
-    switch = Switch("listed", sketch_steps="1-3, 6-7")
-    helpers.ksampler(faded(wan(), wan(seed=1), report=report, switch=switch), 10)
+    helpers.ksampler(faded(wan(), wan(seed=1), "1-3, 6-7", report), 10)
     assert [(h.to, len(h.fade)) for h in report.hand_overs] == [("render", 2), ("sketch", 0), ("render", 3)]
 
 
@@ -244,13 +232,11 @@ def test_the_rule_sees_the_same_with_and_without_a_fade(wan: Any) -> None:
     reports_of = []
     for width in (0.0, WIDTH):
         reports_of.append(Report())
-        helpers.ksampler(faded(wan(), wan(seed=1), report=reports_of[-1], switch=Switch(), fade=width), 20)
+        helpers.ksampler(faded(wan(), wan(seed=1), Switch(), reports_of[-1], fade=width), 20)
     assert reports_of[0].hand_overs[0].after_step == reports_of[1].hand_overs[0].after_step
 
 
 def test_after_an_interrupt_or_a_fault_nothing_is_held(wan: Any) -> None:
-    from test_faults import broken_from
-
     sketch = wan()
     plain = helpers.ksampler(sketch)
     broken, _ = broken_from(wan(seed=1), 2, float("nan"))
@@ -262,4 +248,4 @@ def test_after_an_interrupt_or_a_fault_nothing_is_held(wan: Any) -> None:
 @pytest.mark.parametrize("width", [-1.0, float("nan"), float("inf")])
 def test_a_width_that_is_no_width_is_refused(width: float) -> None:
     with pytest.raises(ValueError, match="fade is"):
-        RenderSettings(fade=width)
+        sr_model(None, None, fade=width)

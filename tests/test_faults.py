@@ -153,7 +153,7 @@ def test_nothing_keeps_a_model_or_a_latent_alive_after_a_run(fault: Any, wan: An
     assert [ref() for ref in held] == [None] * len(held)
 
 
-# --- bad input ----------------------------------------------------------------------------------------------------------
+# --- bad input --------------------------------------------------------------------------------------------------------
 
 
 def sample_with(guider: Any, sigmas: torch.Tensor | None = None) -> None:
@@ -408,7 +408,7 @@ def test_switch_step_beyond_the_steps_is_refused_by_sr_sampler_and_means_never_w
     assert torch.equal(helpers.ksampler(sr_model(sketch, wan(seed=1), 99), STEPS), helpers.ksampler(sketch, STEPS))
 
 
-# --- files --------------------------------------------------------------------------------------------------------------
+# --- files ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

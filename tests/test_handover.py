@@ -81,7 +81,7 @@ def a_file(wan: Any, tmp_path: Path) -> Path:
     return path
 
 
-# --- the two halves are the whole -----------------------------------------------------------------------------------------
+# --- the two halves are the whole -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -280,7 +280,7 @@ def test_every_family_goes_through_a_file_as_in_sr_sampler(
     assert torch.equal(latent["samples"], whole)
 
 
-# --- what the artist sees -----------------------------------------------------------------------------------------------
+# --- what the artist sees ---------------------------------------------------------------------------------------------
 
 
 def test_the_preview_is_the_sketchs_last_x0_prediction_with_the_masked_part_kept(wan: Any, monkeypatch: Any) -> None:
@@ -369,7 +369,7 @@ def test_noise_that_only_the_sampler_draws_otherwise_is_said_to_be_the_sampler_s
     assert "euler_ancestral draws noise in its steps" in note and "another device" in note
 
 
-# --- refused with a sentence, before anything is loaded ------------------------------------------------------------------
+# --- refused with a sentence, before anything is loaded ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -511,7 +511,7 @@ def test_an_interrupt_while_sketching_gives_no_hand_over(wan: Any) -> None:
         sketched(sketch)
 
 
-# --- the file -----------------------------------------------------------------------------------------------------------
+# --- the file ---------------------------------------------------------------------------------------------------------
 
 
 def rewritten(path: Path, change: Callable[[dict[str, Any], dict[str, torch.Tensor]], None]) -> Path:
@@ -734,7 +734,7 @@ def test_the_next_hand_over_removes_what_a_killed_server_left_there_and_nothing_
     assert {p.name for p in tmp_path.iterdir()} == {being_written.name, others.name, f"a{handover.SUFFIX}"}
 
 
-# --- the nodes that save and load -----------------------------------------------------------------------------------------
+# --- the nodes that save and load -------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -8,20 +8,13 @@ import helpers
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
-from hosting import module
+from runs import ADAPTIVE, Report, Switch, sr_model, wrapped
 
-pair, route, reports = module("srd_core.pair"), module("srd_core.route"), module("srd_core.report.data")
-Switch, RenderSettings, Report = route.Switch, pair.RenderSettings, reports.Report
 STEPS = 8
 
 
-def cooperating(sketch: Any, render: Any, report: Any = None, steps: str = "", **settings: Any) -> Any:
-    switch = Switch("listed", sketch_steps=steps) if steps else Switch("step", switch_step=3)
-    return pair.cooperate(sketch, render, switch, RenderSettings(**settings), report or Report())
-
-
 def told(model: Any, place: str) -> tuple[Any, list[tuple[float, list[float]]]]:
-    """(clone of model, list of (sigma, the levels that stand in the options) of every call, as somebody at ``place`` sees it)."""
+    """(clone of model, list of (sigma, the levels in the options) of every call, as somebody at ``place`` sees them)."""
     seen: list[tuple[float, list[float]]] = []
 
     def look(options: dict[str, Any]) -> None:
@@ -35,18 +28,17 @@ def told(model: Any, place: str) -> tuple[Any, list[tuple[float, list[float]]]]:
         look(kwargs.get("transformer_options") or args[5])
         return executor(*args, **kwargs)
 
+    if place == "wrapper":
+        return wrapped(model, wrapper, WrappersMP.APPLY_MODEL), seen
     model = model.clone()
-    if place == "function":
-        model.set_model_unet_function_wrapper(function)
-    else:
-        model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "look", wrapper)
+    model.set_model_unet_function_wrapper(function)
     return model, seen
 
 
 @pytest.mark.parametrize("place", ["function", "wrapper"])
 def test_the_renders_network_is_told_the_levels_of_its_own_leg(place: str, wan: Any) -> None:
     report, (sketch, at_sketch), (render, at_render) = Report(), told(wan(), place), told(wan(seed=1), place)
-    helpers.ksampler(cooperating(sketch, render, report), STEPS)
+    helpers.ksampler(sr_model(sketch, render, 3, report), STEPS)
     levels = pytest.approx(report.sigmas)
     assert [(sigma, seen == levels) for sigma, seen in at_sketch] == [
         (pytest.approx(s), True) for s in report.sigmas[:3]
@@ -57,14 +49,14 @@ def test_the_renders_network_is_told_the_levels_of_its_own_leg(place: str, wan: 
 
 def test_a_sketch_that_comes_back_is_told_its_new_leg(wan: Any) -> None:
     report, (sketch, at_sketch) = Report(), told(wan(), "function")
-    helpers.ksampler(cooperating(sketch, wan(seed=1), report, steps="1-2, 5"), STEPS)
+    helpers.ksampler(sr_model(sketch, wan(seed=1), "1-2, 5", report), STEPS)
     assert [len(seen) for _, seen in at_sketch] == [STEPS + 1, STEPS + 1, STEPS + 1 - 4]
 
 
-@pytest.mark.parametrize("rule", [Switch("step", switch_step=3), Switch("adaptive", delta=1e9, switch_sigma=0.0)])
+@pytest.mark.parametrize("rule", [Switch("step", switch_step=3), ADAPTIVE], ids=lambda rule: rule.mode)
 def test_with_steps_of_its_own_the_render_is_told_those(rule: Any, wan: Any) -> None:
     report, (render, at_render) = Report(), told(wan(seed=1), "wrapper")
-    helpers.ksampler(pair.cooperate(wan(), render, rule, RenderSettings(render_steps=4), report), 20)
+    helpers.ksampler(sr_model(wan(), render, rule, report, render_steps=4), 20)
     k = report.hand_overs[0].after_step
     assert all(seen == pytest.approx(report.sigmas[k:]) for _, seen in at_render) and len(at_render) == 4
 
@@ -89,7 +81,7 @@ def cached(model: Any) -> Any:
 
 
 def test_a_step_cache_on_the_render_gives_the_same_video_twice_and_takes_another_size(wan: Any) -> None:
-    model = cooperating(wan(), cached(wan(seed=1)))
+    model = sr_model(wan(), cached(wan(seed=1)))
     first = helpers.ksampler(model, STEPS)
     assert torch.equal(helpers.ksampler(model, STEPS), first)
     assert helpers.ksampler(model, STEPS, latent=helpers.empty_latent(side=12)).shape[-1] == 12

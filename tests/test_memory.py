@@ -64,7 +64,7 @@ def around(report: Any, stage: str) -> list[bool]:
     return [hand_over.memory[moment][stage] > 0 for moment in ("before", "at", "after")]
 
 
-# --- the decision -------------------------------------------------------------------------------------------------------
+# --- the decision -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -98,7 +98,7 @@ def test_a_model_that_is_loaded_in_part_leaves_whole(wan: Any) -> None:
     assert torch.equal(helpers.ksampler(model, 2), plain)
 
 
-# --- the books ----------------------------------------------------------------------------------------------------------
+# --- the books --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_a_run_of_any_policy_after_any_other_gives_the_same_bits(no_room: None, 
     assert torch.equal(helpers.ksampler(sketch, STEPS), helpers.ksampler(wan(), STEPS))
 
 
-# --- nothing else changes -----------------------------------------------------------------------------------------------
+# --- nothing else changes ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sampler", READERS)
@@ -244,7 +244,7 @@ def test_a_lora_on_the_sketch_is_the_same_in_the_next_run(policy: str, wan: Any)
     assert torch.equal(first, second)
 
 
-# --- too little memory --------------------------------------------------------------------------------------------------
+# --- too little memory ------------------------------------------------------------------------------------------------
 
 
 def short_of_memory(model: Any, times: int, wrapper: Any = WrappersMP.DIFFUSION_MODEL) -> Any:
@@ -432,7 +432,7 @@ def test_sr_render_speaks_of_no_sketch_and_no_setting_that_it_does_not_have(wan:
     assert "offload_sketch" not in str(error.value)
 
 
-# --- the report ---------------------------------------------------------------------------------------------------------
+# --- the report -------------------------------------------------------------------------------------------------------
 
 
 def test_the_report_has_loading_seconds_and_memory_of_both_stages(wan: Any) -> None:
@@ -468,7 +468,7 @@ def test_a_report_of_before_there_was_memory_in_it_is_still_read() -> None:
     assert report.hand_overs[0].memory == {} and "Memory" not in module("srd_core.report.text").summarize(report)
 
 
-# --- in a server, started as users start it ------------------------------------------------------------------------------
+# --- in a server, started as users start it ---------------------------------------------------------------------------
 
 
 @pytest.fixture(

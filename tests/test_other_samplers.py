@@ -1,4 +1,4 @@
-"""Samplers of other packs: a hand-over comes between two steps, after the one that was asked for, whatever they tell us."""
+"""Samplers of other packs: the switch comes between two steps, after the one asked for, whatever they tell us."""
 
 from __future__ import annotations
 
@@ -11,48 +11,48 @@ import pytest
 import torch
 from comfy.samplers import KSAMPLER
 from comfy_extras.nodes_custom_sampler import BasicScheduler, CFGGuider, RandomNoise, SamplerCustomAdvanced
-from hosting import module
+from runs import OWN_LEVELS, Report, Switch, sr_model
 
-run_module, route, report_data = module("srd_core.pair"), module("srd_core.route"), module("srd_core.report.data")
 STEPS = 12
 
 
-def sampled(model: Any, sampler: Any, scheduler: str = "simple", padded: bool = False) -> torch.Tensor:
-    guider = CFGGuider.execute(model, helpers.prompt(1), helpers.prompt(2), 3.0).args[0]
-    sigmas = BasicScheduler.execute(model, scheduler, STEPS, 1.0).args[0]
+@pytest.fixture(scope="module")
+def models(wan: Callable[..., Any]) -> tuple[Any, Any, Any]:
+    """A sketch, another model of the same weights, a render."""
+    return wan(), wan(), wan(seed=1)
+
+
+def sampled(model: Any, sampler: Any, padded: bool = False, rising: bool = False) -> torch.Tensor:
+    """SamplerCustomAdvanced without guidance. padded: with a level 0 in front; rising: with levels that rise."""
+    guider = CFGGuider.execute(model, helpers.prompt(1), helpers.prompt(2), 1.0).args[0]
+    sigmas = BasicScheduler.execute(model, "simple", STEPS, 1.0).args[0]
     if padded:
         sigmas = torch.cat([torch.zeros(1), sigmas, torch.zeros(1)])
+    if rising:
+        sigmas = torch.cat([sigmas.flip(0), torch.zeros(1)])
     return SamplerCustomAdvanced.execute(
         RandomNoise.execute(7).args[0], guider, sampler, sigmas, helpers.empty_latent()
     ).args[0]["samples"]
 
 
-def handed_over(sampler: Any, after: int, wan: Any, **how: Any) -> Any:
-    """The report of a run that is to hand over after so many steps."""
-    report = report_data.Report()
-    switch = route.Switch(mode="step", switch_step=after)
-    model = run_module.cooperate(wan(), wan(seed=1), switch, run_module.RenderSettings(), report)
-    sampled(model, sampler, **how)
+def handed_over(sampler: Any, after: int, models: Any, **how: Any) -> Any:
+    """The report of a run that is to switch after so many steps."""
+    report = Report()
+    sampled(sr_model(models[0], models[2], after, report), sampler, **how)
     return report
 
 
-# --- another noise level than the schedule's ----------------------------------------------------------------------------
+# --- another noise level than the schedule's --------------------------------------------------------------------------
 
 
-def lying(inner: Any, factor: float, window: tuple[int, int], told: bool) -> KSAMPLER:
-    """As Detail Daemon and Lying Sigma do: in steps window[0] to window[1] - 1 the model is told sigma times ``factor``.
-    ``told``: the wrapped sampler stands among the options, as there; else nobody can know it.
+def lying(name: str, factor: float, window: tuple[int, int], told: bool = True) -> KSAMPLER:
+    """As Detail Daemon and Lying Sigma do: in the window's steps the model is told sigma times ``factor``.
+
+    told: the wrapped sampler stands among the options, as there; else nobody can know it.
     """
+    inner = comfy.samplers.sampler_object(name)
 
-    def sample(
-        model: Any,
-        x: Any,
-        sigmas: Any,
-        extra_args: Any = None,
-        callback: Any = None,
-        disable: Any = None,
-        **options: Any,
-    ):
+    def sample(model: Any, x: Any, sigmas: Any, extra_args: Any = None, callback: Any = None, **_: Any) -> torch.Tensor:
         high, low = float(sigmas[window[0]]), float(sigmas[window[1]])
 
         def lie(x: torch.Tensor, sigma: torch.Tensor, **kwargs: Any) -> torch.Tensor:
@@ -62,76 +62,62 @@ def lying(inner: Any, factor: float, window: tuple[int, int], told: bool) -> KSA
         lie.inner_model = model.inner_model  # type: ignore[attr-defined]
         lie.__dict__.update({"model_patcher": getattr(model, "model_patcher", None)})
         return inner.sampler_function(
-            lie, x, sigmas, extra_args=extra_args, callback=callback, disable=disable, **inner.extra_options
+            lie, x, sigmas, extra_args=extra_args, callback=callback, disable=True, **inner.extra_options
         )
 
     return KSAMPLER(sample, {"dds_wrapped_sampler": inner} if told else {})
 
 
-WINDOWS = {"early": (0, 4), "middle": (4, 8), "late": (8, 12), "all": (0, 12)}
+WINDOWS = [(0, 4), (4, 8), (8, 12), (0, 12)]
+FACTORS = [0.9, 0.98, 1.02, 1.1]
+NAMES = ["euler", "heun", "dpmpp_2m", "uni_pc"]
+# Every name with every window and with every factor, every window with every factor.
+SQUARE = [(NAMES[i], WINDOWS[j], FACTORS[(i + j) % 4]) for i in range(4) for j in range(4)]
 
 
-@pytest.mark.parametrize("factor", [0.9, 0.98, 1.02, 1.1])
-@pytest.mark.parametrize("window", WINDOWS)
-@pytest.mark.parametrize("name", ["euler", "heun", "dpmpp_2m", "uni_pc"])
-def test_a_sampler_that_tells_other_levels_hands_over_after_the_step_that_was_asked_for(
-    name: str, window: str, factor: float, wan: Any
+@pytest.mark.parametrize(("name", "window", "factor"), SQUARE, ids=lambda value: str(value).replace(", ", "-"))
+def test_a_sampler_that_tells_other_levels_switches_after_the_step_asked_for(
+    name: str, window: tuple[int, int], factor: float, models: Any
 ) -> None:
     calls = 2 if name == "heun" else 1
     for after in (3, 6, 10):
-        report = handed_over(lying(comfy.samplers.sampler_object(name), factor, WINDOWS[window], told=True), after, wan)
+        report = handed_over(lying(name, factor, window), after, models)
         assert (report.count("sketch"), report.count("render")) == (after, STEPS - after)
         assert report.stage("sketch").calls == after * calls
         assert report.notes == []
 
 
-@pytest.mark.parametrize("factor", [0.9, 1.1])
-@pytest.mark.parametrize("name", ["euler", "heun"])
-def test_the_same_for_a_wrapper_that_does_not_tell_what_it_wraps(name: str, factor: float, wan: Any) -> None:
-    report = handed_over(lying(comfy.samplers.sampler_object(name), factor, WINDOWS["middle"], told=False), 6, wan)
+@pytest.mark.parametrize(("name", "factor"), [("euler", 0.9), ("heun", 1.1)])
+def test_the_same_for_a_wrapper_that_does_not_tell_what_it_wraps(name: str, factor: float, models: Any) -> None:
+    report = handed_over(lying(name, factor, (4, 8), told=False), 6, models)
     assert (report.count("sketch"), report.stage("sketch").calls) == (6, 6 * (2 if name == "heun" else 1))
 
 
-def test_with_other_levels_the_hand_over_itself_changes_nothing(wan: Any) -> None:
-    sampler = lying(comfy.samplers.sampler_object("dpmpp_2m"), 0.9, (2, 8), told=True)
-    sketch = wan()
-    plain = sampled(sketch, sampler)
-    for after in (0, 4, 99):
-        switch = route.Switch(mode="step", switch_step=after)
-        model = run_module.cooperate(sketch, wan(), switch, run_module.RenderSettings(), report_data.Report())
-        assert torch.equal(sampled(model, sampler), plain), f"after {after}"
-
-
-@pytest.mark.parametrize("name", [s for s in comfy.samplers.KSampler.SAMPLERS if s not in ("dpm_fast", "dpm_adaptive")])
-def test_for_every_sampler_with_other_levels_the_invariants_hold(name: str, wan: Any) -> None:
+@pytest.mark.parametrize("name", [s for s in comfy.samplers.KSampler.SAMPLERS if s not in OWN_LEVELS])
+def test_for_every_sampler_with_other_levels_the_invariants_hold(name: str, models: Any) -> None:
     """The same weights in both stages give the plain run, and the sketch runs the steps that were asked for."""
-    sampler, sketch = lying(comfy.samplers.sampler_object(name), 0.95, (3, 9), told=True), wan()
+    sampler, (sketch, same, _), report = lying(name, 0.95, (3, 9)), models, Report()
     plain = sampled(sketch, sampler)
-    for after in (0, 6):
-        report = report_data.Report()
-        switch = route.Switch(mode="step", switch_step=after)
-        model = run_module.cooperate(sketch, wan(), switch, run_module.RenderSettings(), report)
-        assert torch.equal(sampled(model, sampler), plain), f"after {after}"
-        assert report.count("sketch") == after and report.notes == []
+    assert torch.equal(sampled(sr_model(sketch, same, 6, report), sampler), plain)
+    assert report.count("sketch") == 6 and report.notes == []
 
 
-def test_with_other_levels_the_rule_sees_every_step(wan: Any) -> None:
-    report = report_data.Report()
-    never = route.Switch(switch_sigma=0.0, delta=1e-9)
-    model = run_module.cooperate(wan(), wan(seed=1), never, run_module.RenderSettings(), report)
-    sampled(model, lying(comfy.samplers.sampler_object("euler"), 0.9, (0, 12), told=True))
+def test_with_other_levels_the_rule_sees_every_step(models: Any) -> None:
+    report, never = Report(), Switch(switch_sigma=0.0, delta=1e-9)
+    sampled(sr_model(models[0], models[2], never, report), lying("euler", 0.9, (0, 12)))
     assert [step.d is not None for step in report.steps] == [False] + [True] * (STEPS - 1)
 
 
-# --- callbacks at the end of a step -------------------------------------------------------------------------------------
+# --- callbacks at the end of a step -----------------------------------------------------------------------------------
 
 
 def at_end(fractions: Sequence[float], warm: int = 0) -> KSAMPLER:
-    """A sampler as RES4LYF's: a call at the step's level, one at each of these fractions of the step (1: the next level),
-    then the callback. ``warm``: so many steps at the start have the first call alone.
+    """A sampler as RES4LYF's: several calls a step, then the callback.
+
+    fractions: where in the step each further call lies (1: the next level). warm: so many steps have the first alone.
     """
 
-    def sample(model: Any, x: Any, sigmas: Any, extra_args: Any = None, callback: Any = None, disable: Any = None):
+    def sample(model: Any, x: Any, sigmas: Any, extra_args: Any = None, callback: Any = None, **_: Any) -> torch.Tensor:
         ones = x.new_ones([x.shape[0]])
         for i in range(len(sigmas) - 1):
             now, following = sigmas[i], sigmas[i + 1]
@@ -149,21 +135,23 @@ def at_end(fractions: Sequence[float], warm: int = 0) -> KSAMPLER:
 
 
 @pytest.mark.parametrize("warm", [0, 2])
-@pytest.mark.parametrize("fractions", [(), (0.5,), (1.0,), (2 / 3,), (1 / 3, 2 / 3), (0.5, 1.0), (0.2, 0.8)], ids=str)
-def test_a_sampler_that_calls_back_after_its_step_hands_over_between_steps(fractions: Any, warm: int, wan: Any) -> None:
-    for after in (1, 2, 5, 11):
-        report = handed_over(at_end(fractions, warm), after, wan)
+@pytest.mark.parametrize("fractions", [(), (0.5,), (1.0,), (0.67,), (0.33, 0.67), (0.5, 1.0), (0.2, 0.8)], ids=str)
+def test_a_sampler_that_calls_back_after_its_step_hands_over_between_steps(
+    fractions: Any, warm: int, models: Any
+) -> None:
+    for after in (1, 5, 11):
+        report = handed_over(at_end(fractions, warm), after, models)
         assert [step.stage for step in report.steps] == ["sketch"] * after + ["render"] * (STEPS - after)
         each = [1 + (len(fractions) if warm <= i < STEPS - 1 else 0) for i in range(STEPS)]
         assert report.stage("sketch").calls == sum(each[:after])
         assert report.notes == []
 
 
-# --- no callbacks, and calls outside the steps --------------------------------------------------------------------------
+# --- no callbacks, and calls outside the steps ------------------------------------------------------------------------
 
 
 def euler_with(before_step: Callable[[Any, Any, Any], None], calls_back: bool = True) -> KSAMPLER:
-    def sample(model: Any, x: Any, sigmas: Any, extra_args: Any = None, callback: Any = None, disable: Any = None):
+    def sample(model: Any, x: Any, sigmas: Any, extra_args: Any = None, callback: Any = None, **_: Any) -> torch.Tensor:
         ones = x.new_ones([x.shape[0]])
         for i in range(len(sigmas) - 1):
             denoised = model(x, sigmas[i] * ones, **extra_args)
@@ -176,42 +164,41 @@ def euler_with(before_step: Callable[[Any, Any, Any], None], calls_back: bool = 
     return KSAMPLER(sample)
 
 
-def test_a_sampler_without_callbacks_is_counted_by_its_levels(wan: Any) -> None:
-    report = handed_over(euler_with(lambda *_: None, calls_back=False), 5, wan)
+def test_a_sampler_without_callbacks_is_counted_by_its_levels(models: Any) -> None:
+    report = handed_over(euler_with(lambda *_: None, calls_back=False), 5, models)
     assert report.stage("sketch").calls == 5
 
 
 @pytest.mark.parametrize("where", [0.3, 0.97], ids=["in the step", "beside its level"])
-def test_calls_outside_the_steps_begin_none(where: float, wan: Any) -> None:
+def test_calls_outside_the_steps_begin_none(where: float, models: Any) -> None:
     def more(call: Any, now: Any, following: Any) -> None:
         call(now + where * (following - now))
 
     for after in (1, 4, 9):
-        report = handed_over(euler_with(more), after, wan)
+        report = handed_over(euler_with(more), after, models)
         assert (report.count("sketch"), report.stage("sketch").calls) == (after, 2 * after)
 
 
-def test_only_a_sampler_with_steps_of_its_own_is_said_to_choose_them(wan: Any) -> None:
-    def half_as_many(
-        model: Any, x: Any, sigmas: Any, extra_args: Any = None, callback: Any = None, disable: Any = None
-    ):
-        euler = comfy.samplers.sampler_object("euler").sampler_function
-        return euler(model, x, sigmas[::2], extra_args=extra_args, callback=callback, disable=disable)
+def test_only_a_sampler_with_steps_of_its_own_is_said_to_choose_them(models: Any) -> None:
+    def half_as_many(model: Any, x: Any, sigmas: Any, **how: Any) -> torch.Tensor:
+        return comfy.samplers.sampler_object("euler").sampler_function(model, x, sigmas[::2], **how)
 
-    report = handed_over(KSAMPLER(half_as_many), 3, wan)
+    report = handed_over(KSAMPLER(half_as_many), 3, models)
     (note,) = report.notes
     assert "its own noise levels" in note
 
 
-# --- a level 0 in front -------------------------------------------------------------------------------------------------
+# --- a level 0 in front -----------------------------------------------------------------------------------------------
 
 
 def resampling(start: int = 0) -> KSAMPLER:
-    """As RES4LYF's samplers in resample mode: the schedule has a 0 at each end, so that the host adds no noise; they are
-    dropped. ``start``: the step at which a chain's next sampler continues. Callbacks count along the padded schedule.
+    """As RES4LYF's samplers in resample mode: they drop the 0 at each end of the schedule.
+
+    The first 0 keeps the host from adding noise. start: the step at which a chain's next sampler continues. Callbacks
+    count along the padded schedule.
     """
 
-    def sample(model: Any, x: Any, sigmas: Any, extra_args: Any = None, callback: Any = None, disable: Any = None):
+    def sample(model: Any, x: Any, sigmas: Any, extra_args: Any = None, callback: Any = None, **_: Any) -> torch.Tensor:
         assert float(sigmas[0]) == float(sigmas[-1]) == 0
         inner, ones = sigmas[1:-1], x.new_ones([x.shape[0]])
         for i in range(start, len(inner) - 1):
@@ -225,43 +212,30 @@ def resampling(start: int = 0) -> KSAMPLER:
 
 
 @pytest.mark.parametrize("after", [1, 5, 11])
-def test_a_level_0_in_front_that_the_sampler_drops_is_no_step(after: int, wan: Any) -> None:
-    report = handed_over(resampling(), after, wan, padded=True)
+def test_a_level_0_in_front_that_the_sampler_drops_is_no_step(after: int, models: Any) -> None:
+    report = handed_over(resampling(), after, models, padded=True)
     assert [step.stage for step in report.steps] == ["sketch"] * after + ["render"] * (STEPS - after)
     assert report.stage("sketch").calls == after and report.notes == []
     assert len(report.sigmas) == STEPS + 1 and report.sigmas[0] == 1.0
-    sketch = wan()
-    same = run_module.cooperate(
-        sketch, wan(), route.Switch(mode="step", switch_step=after), run_module.RenderSettings(), report_data.Report()
-    )
-    assert torch.equal(sampled(same, resampling(), padded=True), sampled(sketch, resampling(), padded=True))
+    same = sr_model(models[0], models[1], after)
+    assert torch.equal(sampled(same, resampling(), padded=True), sampled(models[0], resampling(), padded=True))
 
 
 @pytest.mark.parametrize(("start", "after"), [(3, 6), (8, 6)])
-def test_a_sampler_that_continues_a_chain_counts_from_where_it_starts(start: int, after: int, wan: Any) -> None:
-    report = handed_over(resampling(start), after, wan, padded=True)
+def test_a_sampler_that_continues_a_chain_counts_from_where_it_starts(start: int, after: int, models: Any) -> None:
+    report = handed_over(resampling(start), after, models, padded=True)
     assert [step.step for step in report.steps] == list(range(start + 1, STEPS + 1))
     assert report.count("sketch") == max(after - start, 0) and report.notes == []
 
 
-def test_a_level_0_in_front_of_a_sampler_that_starts_there_is_refused_by_what_makes_it(wan: Any) -> None:
-    inner = comfy.samplers.sampler_object("euler")
-    for sampler in (inner, lying(inner, 0.9, (0, 4), told=True)):
+def test_a_level_0_in_front_of_a_sampler_that_starts_there_is_refused_by_what_makes_it(models: Any) -> None:
+    for sampler in (comfy.samplers.sampler_object("euler"), lying("euler", 0.9, (0, 4))):
         with pytest.raises(ValueError, match="begins at noise level 0.*resample") as error:
-            handed_over(sampler, 6, wan, padded=True)
+            handed_over(sampler, 6, models, padded=True)
         assert "0.9" not in str(error.value) and len(str(error.value)) < 300
 
 
-def test_levels_that_rise_are_refused_by_what_makes_them(wan: Any) -> None:
-    def sampled_up() -> None:
-        guider = CFGGuider.execute(pair, helpers.prompt(1), helpers.prompt(2), 3.0).args[0]
-        sigmas = torch.cat([BasicScheduler.execute(pair, "simple", STEPS, 1.0).args[0].flip(0), torch.zeros(1)])
-        SamplerCustomAdvanced.execute(
-            RandomNoise.execute(7).args[0], guider, resampling(), sigmas, helpers.empty_latent()
-        )
-
-    settings = route.Switch(mode="step", switch_step=3), run_module.RenderSettings(), report_data.Report()
-    pair = run_module.cooperate(wan(), wan(seed=1), *settings)
+def test_levels_that_rise_are_refused_by_what_makes_them(models: Any) -> None:
     with pytest.raises(ValueError, match="rises.*unsample") as error:
-        sampled_up()
+        handed_over(resampling(), 3, models, rising=True)
     assert len(str(error.value)) < 300

@@ -72,7 +72,7 @@ def predictions(draw: st.DrawFn, count: int | None = None, values: Any = None) -
     return list(torch.tensor(numbers, dtype=torch.float64).to(dtype).reshape(count, batch, width))
 
 
-# --- the rule -----------------------------------------------------------------------------------------------------------
+# --- the rule ---------------------------------------------------------------------------------------------------------
 
 
 @cases(2500)
@@ -257,7 +257,7 @@ def two_models(wan: Callable[..., Any]) -> tuple[Any, Any]:
     return wan(), wan(seed=1)
 
 
-# --- steps --------------------------------------------------------------------------------------------------------------
+# --- steps ------------------------------------------------------------------------------------------------------------
 
 
 @cases(1000)
@@ -285,7 +285,7 @@ def test_every_noise_level_belongs_to_a_step_of_the_run(levels: list[float], sig
     assert 0 <= counter.step < counter.steps
 
 
-# --- TeaCache -----------------------------------------------------------------------------------------------------------
+# --- TeaCache ---------------------------------------------------------------------------------------------------------
 
 changes = st.lists(st.one_of(st.floats(0, 2), wild), max_size=60)
 coefficients = st.lists(st.one_of(finite(-1e4, 1e4), wild), min_size=1, max_size=5)
@@ -335,7 +335,7 @@ def test_residuals_are_given_back_to_the_conds_they_were_kept_for(rows: list[int
         assert found is None
 
 
-# --- the report ---------------------------------------------------------------------------------------------------------
+# --- the report -------------------------------------------------------------------------------------------------------
 
 NAMES = [SKETCH, RENDER, "third"]
 named = st.sampled_from(NAMES)
@@ -532,7 +532,7 @@ def test_every_field_of_a_report_is_drawn_from() -> None:
     assert {f.name for f in fields(Report)} == told
 
 
-# --- another delta --------------------------------------------------------------------------------------------------------
+# --- another delta ----------------------------------------------------------------------------------------------------
 
 
 @st.composite
@@ -656,7 +656,7 @@ def test_what_if_s_seconds_are_those_of_the_plan_that_teacache_would_make(data: 
             assert row["seconds"] == pytest.approx(3 * row["after"] + 0.25 * reused + steps - row["after"] - reused)
 
 
-# --- the hand-over's file -----------------------------------------------------------------------------------------------
+# --- the hand-over's file ---------------------------------------------------------------------------------------------
 
 
 @st.composite

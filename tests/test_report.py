@@ -84,7 +84,7 @@ def test_a_report_holds_only_plain_data() -> None:
     json.loads(run_of("sr").to_json())  # raises on anything else
 
 
-# --- figures --------------------------------------------------------------------------------------------------------------
+# --- figures ----------------------------------------------------------------------------------------------------------
 
 
 def test_speed_up_compares_with_the_first_stage_alone_at_its_own_seconds_a_step() -> None:
@@ -208,7 +208,7 @@ def test_figures_are_plain_data_of_any_report() -> None:
     json.dumps(figures.figures(Report()), allow_nan=False)
 
 
-# --- version 1 ------------------------------------------------------------------------------------------------------------
+# --- version 1 --------------------------------------------------------------------------------------------------------
 
 
 def test_a_report_of_version_1_is_read_with_the_right_numbers() -> None:
@@ -279,7 +279,7 @@ def test_a_damaged_report_of_version_1_is_refused_with_a_sentence(damage: dict[s
         Report.from_json(json.dumps(VERSION_1 | damage))
 
 
-# --- in words and as a picture --------------------------------------------------------------------------------------------
+# --- in words and as a picture ----------------------------------------------------------------------------------------
 
 
 def test_the_summary_names_step_sigma_percent_reason_and_seconds() -> None:

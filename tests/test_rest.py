@@ -39,7 +39,7 @@ def shortened(sketch: Any, render: Any, steps: int, switch: Any, report: Any = N
     return pair.cooperate(sketch, render, switch, RenderSettings(render_steps=steps, **settings), report or Report())
 
 
-# --- the levels ---------------------------------------------------------------------------------------------------------
+# --- the levels -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_an_outer_rule_counts_the_steps_that_really_run() -> None:
     assert found == pytest.approx([1.0, 0.9, 0.8, 0.6, 0.4, 0.2, 0.0])
 
 
-# --- runs ---------------------------------------------------------------------------------------------------------------
+# --- runs -------------------------------------------------------------------------------------------------------------
 
 
 def over(model: Any, sigmas: torch.Tensor, sampler: str = "euler") -> torch.Tensor:

@@ -50,7 +50,7 @@ STEEP = [1.0] * 100  # never settled
 NO_LIMIT = {"switch_sigma": 0.0}
 
 
-# --- adaptive: the earliest moment --------------------------------------------------------------------------------------
+# --- adaptive: the earliest moment ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("fix_step", "first"), [(0, 1), (3, 4), (5, 6), (10, 11)])
@@ -86,7 +86,7 @@ def test_a_rule_that_holds_for_the_first_time_says_criterion() -> None:
     assert hands_over([0.001] * 3 + [1.0] * 6 + [0.001], uniform(50)) == (10, "criterion")
 
 
-# --- adaptive: the latest moment ----------------------------------------------------------------------------------------
+# --- adaptive: the latest moment --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("steps", [8, 20, 50, 100])
@@ -114,7 +114,7 @@ def test_a_switch_sigma_of_zero_sets_no_limit() -> None:
     assert hands_over(STEEP, uniform(50), **NO_LIMIT) is None
 
 
-# --- the other modes ----------------------------------------------------------------------------------------------------
+# --- the other modes --------------------------------------------------------------------------------------------------
 
 
 def test_mode_step_hands_over_after_switch_step() -> None:
@@ -149,7 +149,7 @@ def test_negative_steps_are_refused() -> None:
         Switch(fix_step=-1)
 
 
-# --- legs ---------------------------------------------------------------------------------------------------------------
+# --- legs -------------------------------------------------------------------------------------------------------------
 
 
 SIX = [1.0, 0.9, 0.8, 0.6, 0.4, 0.2]
@@ -259,7 +259,7 @@ def test_a_schedule_without_a_step_has_a_route(mode: str) -> None:
     assert Route(two_legs(Switch(mode)), [], []).start() == (SKETCH, True)
 
 
-# --- where noise levels lie ---------------------------------------------------------------------------------------------
+# --- where noise levels lie -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shift", [2.0, 3.0, 5.0, 8.0])

@@ -70,7 +70,7 @@ def watched(model: Any) -> tuple[Any, list[tuple[int, ...]]]:
     return model, shapes
 
 
-# --- the algebra --------------------------------------------------------------------------------------------------------
+# --- the algebra ------------------------------------------------------------------------------------------------------
 
 SIZES = [((16, 16), (8, 8)), ((90, 160), (60, 106)), ((12, 20), (8, 14)), ((9, 15), (6, 10))]
 KINDS = [True, False]
@@ -187,7 +187,7 @@ def test_sizes_are_whole_patches_nearest_to_the_share_and_the_aspect(
     assert enlarge.small_size(large, share, patch) == expected
 
 
-# --- an exact denoiser --------------------------------------------------------------------------------------------------
+# --- an exact denoiser ------------------------------------------------------------------------------------------------
 
 
 class Exact(torch.nn.Module):
@@ -262,7 +262,7 @@ def test_an_exact_denoiser_gives_the_spectrum_of_the_full_size_run(
         assert distance(small, full) < 0.03
 
 
-# --- every kind of run --------------------------------------------------------------------------------------------------
+# --- every kind of run ------------------------------------------------------------------------------------------------
 
 
 def test_off_is_todays_run_bit_for_bit_and_by_todays_code(wan: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -575,7 +575,7 @@ def test_an_interrupted_or_failing_run_leaves_nothing(how: str, wan: Any) -> Non
     assert torch.equal(helpers.ksampler(scaled(sketch, render), 8), before)
 
 
-# --- what has the latent's size -----------------------------------------------------------------------------------------
+# --- what has the latent's size ---------------------------------------------------------------------------------------
 
 
 def test_the_image_of_an_image_to_video_model_comes_at_each_stages_own_size(wan: Any) -> None:
@@ -672,7 +672,7 @@ def test_memory_is_asked_for_at_the_small_size_and_the_report_says_so(
     assert set(asked) == {(True, (1, 16, 2, 4, 4)), (False, (1, 16, 2, 8, 8))}
 
 
-# --- three models, two halves -------------------------------------------------------------------------------------------
+# --- three models, two halves -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("inner_settings", [{}, {"fade": 1.1}, {"render_steps": 5}])
@@ -790,7 +790,7 @@ def test_a_file_whose_sketch_is_larger_than_its_latent_is_damaged(
         through_a_file(record, tmp_path)
 
 
-# --- CogVideoX, and what is refused -------------------------------------------------------------------------------------
+# --- CogVideoX, and what is refused -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m", "uni_pc"])

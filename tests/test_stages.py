@@ -32,7 +32,7 @@ def helpers_render(sketch: Any) -> Any:
     return sketch.clone()
 
 
-# --- wrappers of a stage ------------------------------------------------------------------------------------------------
+# --- wrappers of a stage ----------------------------------------------------------------------------------------------
 
 
 def test_a_wrapper_around_a_whole_run_of_the_render_gets_a_guider_with_everything_a_guider_has(wan: Any) -> None:
@@ -92,7 +92,7 @@ def test_the_parts_of_a_latent_are_told_to_every_stages_model(wan: Any) -> None:
     assert [list(shape) for shape in seen[-1]] == [[1, 16, 2, 8, 8]]
 
 
-# --- clones on other GPUs -----------------------------------------------------------------------------------------------
+# --- clones on other GPUs ---------------------------------------------------------------------------------------------
 
 
 def test_clones_of_the_render_on_other_devices_are_prepared_used_and_cleaned_up(
@@ -156,7 +156,7 @@ def test_the_threads_of_clones_end_with_the_run(cache: str, wan: Any) -> None:
     assert threading.active_count() == before
 
 
-# --- what the rule sees -------------------------------------------------------------------------------------------------
+# --- what the rule sees -----------------------------------------------------------------------------------------------
 
 
 def masked_latent(kept: float) -> dict[str, Any]:
@@ -234,7 +234,7 @@ def test_a_step_that_our_teacache_reuses_on_the_sketch_is_not_observed() -> None
     assert observed == [step.step for step in report.steps[1:] if not step.reused]
 
 
-# --- the settings -------------------------------------------------------------------------------------------------------
+# --- the settings -----------------------------------------------------------------------------------------------------
 
 
 def test_guidance_of_zero_can_be_had_with_the_negative_prompt_as_the_renders_positive(wan: Any) -> None:

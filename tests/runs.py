@@ -1,0 +1,201 @@
+"""Sketch-Render runs for the tests: pairs, both halves, models that fail at a call, and a Wan that TeaCache reuses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management
+import comfy.sd
+import helpers
+import torch
+from comfy.patcher_extension import WrappersMP
+from hosting import module
+
+pair, route = module("srd_core.pair"), module("srd_core.route")
+handover, half_render = module("srd_core.handover.file"), module("srd_core.handover.render")
+sampler_nodes, handover_nodes = module("nodes.sampler"), module("nodes.handover")
+reuse = module("srd_core.teacache.host")
+RenderSettings, Switch = pair.RenderSettings, route.Switch
+Report = module("srd_core.report.data").Report
+
+STEPS = 6
+OWN_LEVELS = ("dpm_fast", "dpm_adaptive")  # they take only the first and the last level of the schedule
+RULE: dict[str, Any] = {
+    "switch_mode": "step",
+    "delta": 0.01,
+    "fix_step": 5,
+    "max_step": 0,
+    "switch_step": 3,
+    "switch_sigma": 0.875,
+}
+SWITCHING: dict[str, Any] = {**RULE, "render_cfg": 0.0, "teacache": 0.0, "offload_sketch": "auto"}
+ADAPTIVE = Switch("adaptive", delta=1e9, fix_step=5, switch_sigma=0.0, max_step=9)  # settles where D falls
+
+
+def sr_model(sketch: Any, render: Any, switch: Any = 3, report: Any = None, **settings: Any) -> Any:
+    """A Sketch-Render MODEL. switch: so many steps, the list of the sketch's steps, or a Switch."""
+    if isinstance(switch, int):
+        switch = Switch("step", switch_step=switch)
+    elif isinstance(switch, str):
+        switch = Switch("listed", sketch_steps=switch)
+    return pair.cooperate(sketch, render, switch, RenderSettings(**settings), report or Report())
+
+
+def sampling_inputs(**how: Any) -> dict[str, Any]:
+    """The inputs that SR Sampler and SR Sketch share."""
+    return {
+        "positive": helpers.prompt(1),
+        "negative": helpers.prompt(2),
+        "latent": helpers.empty_latent(),
+        "seed": 7,
+        "steps": STEPS,
+        "cfg": 3.0,
+        "sampler_name": "euler",
+        "scheduler": "simple",
+        "denoise": 1.0,
+        **how,
+    }
+
+
+def sr_outputs(sketch: Any, render: Any, **how: Any) -> Any:
+    """SR Sampler's outputs: LATENT, report."""
+    return sampler_nodes.SRSampler.execute(sketch, render, **sampling_inputs(**SWITCHING | how)).args
+
+
+def sr_sampler(sketch: Any, render: Any, steps: int = STEPS, **how: Any) -> torch.Tensor:
+    """What SR Sampler samples."""
+    return sr_outputs(sketch, render, steps=steps, **how)[0]["samples"]
+
+
+def sketched(sketch: Any, **how: Any) -> Any:
+    """SR Sketch's outputs: hand-over, preview, report."""
+    return handover_nodes.SRSketch.execute(sketch, **sampling_inputs(**RULE | how)).args
+
+
+def rendered(record: Any, render: Any, **how: Any) -> Any:
+    """SR Render's outputs: LATENT, report."""
+    inputs = {"positive": helpers.prompt(1), "negative": helpers.prompt(2), "render_cfg": 0.0, "teacache": 0.0}
+    return handover_nodes.SRRender.execute(record, render, **inputs | how).args
+
+
+def through_a_file(record: Any, folder: Path) -> Any:
+    path = folder / f"a{handover.SUFFIX}"
+    handover.write(record, path)
+    return half_render.load(path)
+
+
+def a_video(batch: int = 1, side: int = 8) -> torch.Tensor:
+    """An encoded video [B, 16, 2, side, side]."""
+    return torch.randn(batch, 16, 2, side, side, generator=torch.Generator().manual_seed(3))
+
+
+def right_half(share: float = 1.0) -> torch.Tensor:
+    """A noise mask that generates the right half."""
+    return (torch.arange(8) >= 4).float().expand(1, 1, 2, 8, 8) * share
+
+
+def distance(a: torch.Tensor, b: torch.Tensor) -> float:
+    """The relative L2 distance."""
+    return float((a - b).norm() / b.norm())
+
+
+# --- models that do something at a call -------------------------------------------------------------------------------
+
+
+class Broken(RuntimeError):
+    """What the tests' models raise."""
+
+
+def wrapped(model: Any, wrapper: Callable[..., Any], kind: Any = WrappersMP.DIFFUSION_MODEL) -> Any:
+    """A clone with wrapper(executor, *args, **kwargs) around its transformer, or what ``kind`` says."""
+    model = model.clone()
+    model.add_wrapper_with_key(kind, f"test {id(wrapper)}", wrapper)
+    return model
+
+
+def before(model: Any, act: Callable[[int], None], kind: Any = WrappersMP.DIFFUSION_MODEL) -> Any:
+    """A clone that calls act(number) before its call of that number; the first is 1."""
+    calls = [0]
+
+    def wrapper(executor: Any, *args: Any, **kwargs: Any) -> Any:
+        calls[0] += 1
+        act(calls[0])
+        return executor(*args, **kwargs)
+
+    return wrapped(model, wrapper, kind)
+
+
+def failing(model: Any, at: int | Collection[int], error: Any = Broken, kind: Any = WrappersMP.DIFFUSION_MODEL) -> Any:
+    """A clone that raises at these calls."""
+    numbers = {at} if isinstance(at, int) else at
+
+    def act(number: int) -> None:
+        if number in numbers:
+            raise error(f"call {number}")
+
+    return before(model, act, kind)
+
+
+def interrupting(model: Any, at: int) -> Any:
+    """A clone during whose call of that number the artist presses Cancel."""
+    interrupt = comfy.model_management.interrupt_current_processing
+    return before(model, lambda number: interrupt() if number == at else None)
+
+
+def out_of_memory(model: Any, at: int | Collection[int] = 1, kind: Any = WrappersMP.DIFFUSION_MODEL) -> Any:
+    """A clone that raises what the host takes for an out-of-memory error."""
+    return failing(model, at, lambda _: comfy.model_management.OOM_EXCEPTION("Allocation on device"), kind)
+
+
+def shapes_of(model: Any, kind: Any = WrappersMP.APPLY_MODEL) -> tuple[Any, list[tuple[int, ...]]]:
+    """(clone of model, list that gets the shape of x at every call)."""
+    shapes: list[tuple[int, ...]] = []
+
+    def wrapper(executor: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        shapes.append(tuple(x.shape))
+        return executor(x, *args, **kwargs)
+
+    return wrapped(model, wrapper, kind), shapes
+
+
+def broken_from(model: Any, call: int, bad: float) -> tuple[Any, list[int]]:
+    """(clone whose transformer gives one bad value from its call number ``call`` on, list of the calls)."""
+    calls: list[int] = []
+
+    def spoil(executor: Any, *args: Any, **kwargs: Any) -> Any:
+        out = executor(*args, **kwargs)
+        calls.append(1)
+        if len(calls) >= call:
+            out[0, 3, 0, 2, 1] = bad
+        return out
+
+    return wrapped(model, spoil), calls
+
+
+def state_of(model: Any) -> tuple[Any, ...]:
+    """What a run could leave on a MODEL."""
+    options = {k: repr(v) for k, v in model.model_options.items()}
+    return options, repr(model.wrappers), repr(model.callbacks), model.hook_mode, model.model.current_patcher
+
+
+# --- TeaCache ---------------------------------------------------------------------------------------------------------
+
+LAYERS, THRESHOLD = 3, 0.2
+
+
+def slow_state_dict(seed: int = 0, build: Any = None) -> dict[str, torch.Tensor]:
+    """A Wan whose time embedding changes as little from step to step as a trained one's, so that a plan reuses some."""
+    state_dict = build(seed) if build else helpers.wan_state_dict(seed=seed, layers=LAYERS)
+    state_dict["time_embedding.0.weight"] *= 0.02
+    state_dict["time_embedding.0.bias"] = torch.ones_like(state_dict["time_embedding.0.bias"])
+    return state_dict
+
+
+def slow_wan(seed: int = 0) -> Any:
+    return comfy.sd.load_diffusion_model_state_dict(slow_state_dict(seed))
+
+
+def cached(model: Any, threshold: float = THRESHOLD, **settings: Any) -> Any:
+    return reuse.with_teacache(model, reuse.TeaCache(threshold, **settings))
