@@ -107,9 +107,8 @@ class SRSaveHandOver(io.ComfyNode):
         folder, name, counter, subfolder, _ = place_of(filename_prefix)
         path = Path(folder, f"{name}_{counter:05}_{file.SUFFIX}")
         file.write(hand_over, path)
-        return io.NodeOutput(
-            hand_over, ui={"hand_overs": [{"filename": path.name, "subfolder": subfolder, "type": "output"}]}
-        )
+        saved = {"filename": path.name, "subfolder": subfolder, "type": "output"}
+        return io.NodeOutput(hand_over, ui={"hand_overs": [saved]})
 
 
 class SRLoadHandOver(io.ComfyNode):

@@ -212,8 +212,8 @@ def _begin(running: Any, prompt_id: str, node_id: str, report: Report | str, sam
         "node_id": node_id,
         "samples": samples,
         "sampler": sampler,
-        **place,
         "report": report,
+        **place,
     }
     _runs.pop(_key(run), None)
     _runs[_key(run)] = run

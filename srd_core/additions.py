@@ -41,22 +41,21 @@ def bring_over(
 ) -> None:
     """For a model on its own device or in its own latent space: bring the run's sigmas there.
 
-    The sampler's functions (those from index ``added_from`` on) get tensors of the sampler's device and space.
+    The sampler's functions (from index ``added_from`` on) get tensors of the sampler's device and space.
     """
     transformer_options = options["transformer_options"]
     transformer_options["sample_sigmas"] = latent_map.sigmas(transformer_options["sample_sigmas"].to(device))
     functions = options.get("sampler_post_cfg_function", [])
-    functions[added_from:] = [
-        partial(_call_there, function, device, latent_map, x, sigma) for function in functions[added_from:]
-    ]
+    there = partial(_call_there, device, latent_map, x, sigma)
+    functions[added_from:] = [partial(there, function) for function in functions[added_from:]]
 
 
 def _call_there(
-    function: Callable[[dict[str, Any]], torch.Tensor],
     device: torch.device,
     latent_map: LatentMap,
     x: torch.Tensor,
     sigma: torch.Tensor,
+    function: Callable[[dict[str, Any]], torch.Tensor],
     args: dict[str, Any],
 ) -> torch.Tensor:
     predictions = {

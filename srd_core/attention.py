@@ -35,9 +35,7 @@ def missing(backend: str) -> str:
 
 
 def with_attention(model: ModelPatcher, backend: str) -> ModelPatcher:
-    """A clone of ``model`` that computes attention with ``backend``; auto means the host's default.
-
-    So does one that can't be had, with a warning.
+    """A clone of ``model`` that computes attention with ``backend``; auto, or one that is missing: the host's default.
 
     Another node's override that is there already is called with this backend in place of the host's default. One that
     this function set earlier is replaced: of two choices the later one holds.

@@ -39,10 +39,8 @@ def begin_run(
 ) -> Run:
     """The state of a sampling run of the host with the arguments ``call``, over the route ``whole``.
 
-    The guider's own model is the sketch, the ``others`` come by name; ``report`` starts anew. Raises ValueError for a
-    schedule that is not finite.
-
-    The call's sigmas become those of the route, where it walks a part of them in its own steps.
+    The guider's model is the sketch; ``report`` starts anew. The call's sigmas become those of the route, where it
+    walks a part of them in its own steps. Raises ValueError for a schedule that is not finite.
     """
     given = [float(sigma) for sigma in call["sigmas"]]
     check_levels(given)  # before they go into the report, whose JSON holds numbers only
@@ -88,9 +86,8 @@ def make_small(run: Run, guider: comfy.samplers.CFGGuider, call: dict[str, Any],
     if run.route.start()[0] not in stages:
         return
     check_smaller(whole, call, guider.model_patcher, run.route.sigmas)
-    scale = enlargement(
-        whole, call["latent_image"], [stage.model for name, stage in run.stages.items() if name in stages]
-    )
+    models = [stage.model for name, stage in run.stages.items() if name in stages]
+    scale = enlargement(whole, call["latent_image"], models)
     if scale.small == scale.large:
         run.books.report.notes.append(AS_LARGE)
         return

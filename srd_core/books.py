@@ -69,21 +69,10 @@ class Books:
         self._clock += seconds
         self._step_clock += seconds
         last = self.report.steps[-1] if self.report.steps else None
-        steps = len(self.sigmas) - 1
         d, fall = (last.d, last.fall) if last else (None, None)
-        hand_over = HandOver(
-            step,
-            turn.to,
-            turn.reason,
-            self.sigmas[step],
-            100 * step / steps,
-            d,
-            fall,
-            seconds,
-            memory,
-            rule=turn.pair.switch.settings(),
-            fade=fade,
-        )
+        sigma, percent = self.sigmas[step], 100 * step / (len(self.sigmas) - 1)
+        rule = turn.pair.switch.settings()
+        hand_over = HandOver(step, turn.to, turn.reason, sigma, percent, d, fall, seconds, memory, rule, fade)
         for before in self.report.hand_overs:  # what was to fade longer ends here
             before.fade = before.fade[: step - before.after_step]
         self.report.hand_overs.append(hand_over)

@@ -103,9 +103,7 @@ def weight_files(path: Path) -> list[Path]:
 
 
 def check_video_dit(path: Path) -> None:
-    """Raises ValueError if the host can't load ``path`` as a video DiT: the file, the fault, the next step.
-
-    ``path``: a file, or a folder with one (see weight_files).
+    """Raises ValueError if the host can't load ``path``, a file or a folder, as a video DiT.
 
     Only safetensors files are looked into; other formats (.gguf, .pt) are left to the host's loader.
     """
@@ -238,10 +236,7 @@ def model_config(state_dict: dict[str, torch.Tensor], metadata: dict[str, str]) 
 
 
 def _check_numbers(described: dict[str, Any], largest: int) -> None:
-    """Raises OddNumber for numbers of layers and widths that the weights can't have.
-
-    They come from the file's metadata, and the host would build a model of that size.
-    """
+    """Raises OddNumber for a size in the metadata that the weights can't have: the host would build it."""
     for name, value in described.items():
         if (
             isinstance(value, int)

@@ -14,7 +14,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from . import likeness
-from .report.plot import FAINT, INK, PAPER, font
+from .report.plot import FAINT, INK, PAPER, axis, curve, fitting, font
 
 LAYOUTS = ("side by side", "wipe", "moving wipe", "difference")
 TONES = {"PSNR, dB": "#2f6bd8", "SSIM": "#2e9e5b", "LPIPS": "#e08423"}
@@ -141,8 +141,7 @@ def plot(found: Comparison) -> Image.Image:
     image = Image.new("RGB", (WIDTH, HEAD + (PANEL + 70) * len(measures) + 20), PAPER)
     canvas = ImageDraw.Draw(image)
     title = f"{found.labels[1]} compared with {found.labels[0]}"
-    size = next((s for s in range(22, 10, -1) if canvas.textlength(title, font=font(s)) <= WIDTH - LEFT - RIGHT), 10)
-    canvas.text((LEFT, 38), title, fill=INK, font=font(size), anchor="ls")
+    canvas.text((LEFT, 38), title, fill=INK, font=font(fitting(canvas, title, WIDTH - LEFT - RIGHT)), anchor="ls")
     for i, (name, values) in enumerate(measures.items()):
         _panel(canvas, HEAD + 30 + (PANEL + 70) * i, name, values)
     return image
@@ -157,14 +156,9 @@ def _panel(canvas: ImageDraw.ImageDraw, top: int, name: str, values: Sequence[fl
     bottom, step = top + PANEL, (WIDTH - LEFT - RIGHT) / max(len(known), 1)
     points = [(LEFT + (i + 0.5) * step, bottom - (value - low) / (high - low) * PANEL) for i, value in enumerate(known)]
     canvas.rectangle((LEFT, top, WIDTH - RIGHT, bottom), fill="#f6f7f9")
-    if len(points) > 1:
-        canvas.line(points, fill=TONES[name], width=2)
-    for x, y in points:
-        canvas.ellipse((x - 3, y - 3, x + 3, y + 3), fill=TONES[name])
+    curve(canvas, points, TONES[name])
     better = "lower is nearer" if name == "LPIPS" else "higher is nearer"
-    canvas.text((LEFT, top - 22), f"{name} per frame ({better})", fill=INK, font=font(15))
-    canvas.text((LEFT - 8, top), f"{high:.3g}", fill=FAINT, font=font(14), anchor="ra")
-    canvas.text((LEFT - 8, bottom), f"{low:.3g}", fill=FAINT, font=font(14), anchor="rs")
+    axis(canvas, LEFT, (top, bottom), f"{name} per frame ({better})", f"{low:.3g}", f"{high:.3g}")
     every = max(1, round(len(known) / 10))
     for i in range(0, len(known), every):
         canvas.text((points[i][0], bottom + 6), str(i + 1), fill=FAINT, font=font(14), anchor="ma")

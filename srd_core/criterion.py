@@ -22,11 +22,10 @@ NEAREST = 0.9  # 50ths of the timesteps: nearer predictions are not compared, so
 
 
 def relative_change(p: torch.Tensor, p_previous: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-    """D of Eq. 3 for every sample of a batch.
+    """D of Eq. 3 for every sample: [B] in [0, 1); 0 where both are zero, 1 where only the previous one is.
 
-    Args: two predictions of one shape [B, ...], any float dtype, computed in float32; ``mask`` of a shape that
-    broadcasts to theirs: 1 where the latent is generated, 0 where it is kept and does not count. Returns: [B] in [0,
-    1); 0 where both are zero, 1 where only the previous one is.
+    Two predictions of one shape [B, ...], any float dtype, computed in float32; ``mask`` broadcasts to them: 1 where
+    the latent is generated, 0 where it is kept and does not count.
     """
     change, size = (p.float() - p_previous.float()).abs(), p_previous.float().abs()
     if mask is not None:

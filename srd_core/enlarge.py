@@ -41,10 +41,7 @@ def small_size(large: Size, share: float, patch: int) -> Size:
 
 @lru_cache(maxsize=16)  # a fade asks for it in every call, and a copy to a GPU would wait for it
 def _frequencies(small: int, large: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """[small, large]: takes a row of ``large`` values to the ``small`` ones that have its lowest frequencies.
-
-    Its transpose takes them back.
-    """
+    """[small, large]: from a row of ``large`` values to the ``small`` ones of its lowest frequencies. .mT: back."""
     of_small, of_large = (scipy.fft.dct(np.eye(n), norm="ortho", axis=0) for n in (small, large))
     with torch.inference_mode(False):  # it outlives the host's block
         return torch.from_numpy(of_small.T @ of_large[:small]).to(dtype).to(device)
@@ -119,10 +116,7 @@ class Enlargement:
         return x0 if self.large == self.small else self.back(x0) * self.r
 
     def enlarge(self, x: torch.Tensor, sigma: torch.Tensor, fill: torch.Tensor) -> torch.Tensor:
-        """A small x at ``sigma`` [] or [B] as a large one at ``level(sigma)``.
-
-        ``fill``: a large x at that level, for the new frequencies.
-        """
+        """A small x at ``sigma`` [] or [B] at ``level(sigma)``; ``fill``: a large x there, for the new frequencies."""
         if self.large == self.small:
             return x
         factor = self.factor(sigma).to(x.dtype)

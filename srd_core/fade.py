@@ -38,10 +38,7 @@ def weight(lambdas: torch.Tensor, lambda_j: torch.Tensor, fade: float | torch.Te
 
 
 def guard(v: torch.Tensor, v_before: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-    """The guard g [B] in 0..1, from the last two velocities [B, ...].
-
-    ``mask`` broadcasts to them: 1 where the latent is generated.
-    """
+    """The guard g [B] in 0..1, from the last two velocities; ``mask``: 1 where the latent is generated."""
     change = v - v_before
     if mask is not None:
         v, change = v * mask, change * mask

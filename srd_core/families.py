@@ -68,24 +68,12 @@ FIRST = dict.fromkeys(
 
 
 def advice(latent_format: str, model: str, render_format: str) -> str:
-    """What to use with this sketch instead of a render of that format, in one or two sentences.
-
-    Names are those of the host's classes.
-    """
-    alone = next(
-        (
-            f"{ALONE[name]} cannot be paired with any model. "
-            for name in (latent_format, render_format)
-            if name in ALONE
-        ),
-        "",
-    )
+    """What to use instead of a render of that format, in one or two sentences. Names are the host's classes."""
+    unpaired = [ALONE[name] for name in (latent_format, render_format) if name in ALONE]
+    alone = f"{unpaired[0]} cannot be paired with any model. " if unpaired else ""
     if latent_format in ALONE:
         return f"{alone}Use it alone."
-    pairs = [
-        f"{p.sketch} -> {p.render}" for p in PAIRS if p.latent_format == latent_format and model.startswith(p.model)
-    ]
-    fitting = (
-        f"Pairs that fit this sketch: {'; '.join(pairs[:SHOWN])}." if pairs else "Take both models from one family."
-    )
+    fit = [p for p in PAIRS if p.latent_format == latent_format and model.startswith(p.model)]
+    shown = "; ".join(f"{p.sketch} -> {p.render}" for p in fit[:SHOWN])
+    fitting = f"Pairs that fit this sketch: {shown}." if fit else "Take both models from one family."
     return alone + fitting + FIRST.get(latent_format, "")

@@ -69,7 +69,7 @@ def is_flow(file: ModelFile) -> bool:
 def empty_model(file: ModelFile) -> ModelPatcher | None:
     """The MODEL that the host's loader would make of ``file``, without weights; None where the header can't tell.
 
-    That is so for other formats, CogVideoX (whose loading changes it), and what would be refused anyway.
+    So it is for other formats, CogVideoX (whose loading changes it), and what would be refused anyway.
     """
     try:
         (path,) = weight_files(file.path)
@@ -83,9 +83,8 @@ def empty_model(file: ModelFile) -> ModelPatcher | None:
             return None
         network = config.get_model(weights, "", device=torch.device("meta"))
     except Exception as error:  # noqa: BLE001  (detection raises anything; the loader says what is wrong with a file)
-        logging.info(
-            "SRDiffusion: %s can't be judged by its header (%s: %s).", file.path.name, type(error).__name__, error
-        )
+        why = f"{type(error).__name__}: {error}"
+        logging.info("SRDiffusion: %s can't be judged by its header (%s).", file.path.name, why)
         return None
     model = ModelPatcher(network, load_device=torch.device("cpu"), offload_device=torch.device("cpu"))
     model.set_attachments(FILE_NAME, called(file.path))

@@ -53,9 +53,7 @@ HOOKS = {
 
 def complaint() -> str | None:
     """None if the host has everything; else a sentence that says what it lacks and what to update."""
-    lacking = [
-        f"{module}.{path}" for module, paths in HOOKS.items() for path in paths.split() if not _has(module, path)
-    ]
+    lacking = [f"{module}.{path}" for module, paths in HOOKS.items() for path in paths.split() if _lacks(module, path)]
     return sentence(_version(), lacking) if lacking else None
 
 
@@ -75,15 +73,15 @@ def sentence(version: str, lacking: list[str]) -> str:
     )
 
 
-def _has(module: str, path: str) -> bool:
-    """Whether the host has this module, and in it this attribute or field, such as "KSampler.SAMPLERS"."""
+def _lacks(module: str, path: str) -> bool:
+    """Whether the host has not this module, or in it not this attribute or field, such as "KSampler.SAMPLERS"."""
     try:
         found = importlib.import_module(module)
         for name in path.split("."):
             found = getattr(found, "__dataclass_fields__", {}).get(name) or getattr(found, name)
     except (ImportError, AttributeError):
-        return False
-    return True
+        return True
+    return False
 
 
 def _version() -> str:

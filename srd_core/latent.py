@@ -51,10 +51,7 @@ def parameters_of(model: ModelPatcher) -> int:
 
 
 def latent_facts(model: ModelPatcher) -> list[tuple[str, Any]]:
-    """What a latent of ``model`` is, as plain data: (what, value).
-
-    Two models whose facts are equal share their latents.
-    """
+    """What a latent of ``model`` is: (what, value). Two models whose facts are equal share their latents."""
     latent_format = model.get_model_object("latent_format")
     sampling = model.get_model_object("model_sampling")
     return [
@@ -110,9 +107,8 @@ def check_latent(latent: torch.Tensor, model: ModelPatcher, any_shape: bool = Fa
 def check_pair(sketch: ModelPatcher, render: ModelPatcher) -> LatentMap:
     """How latents of the sketch become latents of the render: unchanged, or by a scale (CogVideoX 5B -> 2B).
 
-    Raises ValueError naming both models, what differs and what to use instead, when a latent of the sketch means
-    something else to the render: another format, channels, statistics, compression or kind of noise schedule. The
-    numbers go into the log.
+    Raises ValueError where a latent means something else to the render: another format, channels, statistics,
+    compression or kind of noise schedule. The numbers go into the log.
     """
     ours, theirs = (dict(latent_facts(model)) for model in (sketch, render))
     ratio, kind = theirs["scale"] / ours["scale"], ours["noise schedule"]
@@ -157,10 +153,7 @@ def _next_step(ours: dict[str, Any], theirs: dict[str, Any], sketch: type, rende
 
 
 def check_same_prompts(sketch: ModelPatcher, render: ModelPatcher, role: str) -> None:
-    """Raises ValueError when a prompt encoded for the sketch means nothing to the render.
-
-    That is so in another family, or with another width of the text input. ``role``: positive or negative.
-    """
+    """Raises ValueError when the sketch's ``role`` prompt means nothing to the render, by family or text width."""
     of_all = set(comfy.model_base.BaseModel.__mro__)
     related = (set(type(sketch.model).__mro__) & set(type(render.model).__mro__)) - of_all
     if not related or _text_widths(sketch) != _text_widths(render):

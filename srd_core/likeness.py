@@ -92,10 +92,7 @@ def _window(planes: torch.Tensor) -> torch.Tensor:
 
 
 def flicker(video: torch.Tensor) -> float:
-    """Mean absolute change of a value from one frame to the next, 0..1; 0 for a single frame.
-
-    Motion counts too, so it only means something beside another video of the same prompt.
-    """
+    """Mean change of a value from frame to frame, 0..1; motion counts, so compare two videos of one prompt."""
     if len(video) < 2:
         return 0.0
     return float(torch.stack([(y - x).abs().double().mean() for x, y in pairwise(video)]).mean())
@@ -107,9 +104,7 @@ def lpips(a: torch.Tensor, b: torch.Tensor, net: str = "alex") -> torch.Tensor:
         raise Unavailable(f"LPIPS needs frames of at least {LPIPS_SMALLEST} x {LPIPS_SMALLEST} pixels.")
     measure = _lpips_network(net, str(lpips_weights(net)))
     pairs = zip(a[..., :3], b[..., :3])
-    planes = (
-        (x.float().clamp(0, 1).movedim(-1, 0)[None], y.float().clamp(0, 1).movedim(-1, 0)[None]) for x, y in pairs
-    )
+    planes = ([video.float().clamp(0, 1).movedim(-1, 0)[None] for video in pair] for pair in pairs)
     return torch.stack([measure(x, y).double().reshape(()) for x, y in planes])
 
 

@@ -69,10 +69,7 @@ def beside(model: ModelPatcher) -> list[ModelPatcher]:
 
 
 def with_beside(model: ModelPatcher, other: ModelPatcher) -> ModelPatcher:
-    """A clone of ``model`` that the host loads together with ``other``, so that neither makes the other leave.
-
-    What does not fit is loaded in part, as with any two models.
-    """
+    """A clone of ``model`` that is loaded together with ``other``, in part if need be, so that neither leaves."""
     if other.is_clone(model):
         return model
     model = model.clone()
@@ -87,10 +84,7 @@ def snapshot(coming: ModelPatcher, models: Mapping[str, ModelPatcher]) -> dict[s
 
 
 def reckon(model: ModelPatcher, noise_shape: Sequence[int], conds: Mapping[str, Any]) -> tuple[int, int]:
-    """(bytes of the weights, bytes beside them for one step), as the host asks for when it loads ``model``.
-
-    ``noise_shape`` [B, C, ...] of the latent.
-    """
+    """(bytes of the weights, bytes beside them for one step) that the host asks for at ``noise_shape`` [B, C, ...]."""
     step, _ = comfy.sampler_helpers.estimate_memory(model, list(noise_shape), conds)
     return int(model.model_size()), int(step)
 
@@ -101,10 +95,7 @@ def size_of_device(model: ModelPatcher) -> int:
 
 
 def reload_note(models: Mapping[str, ModelPatcher], noise_shape: Sequence[int], offload: str, changes: int) -> str:
-    """What to say before a run each of whose ``changes`` of stage loads a model again; "" if all models fit.
-
-    ``noise_shape`` [B, C, ...] of the latent; reckoned by the host's own estimates.
-    """
+    """What to say before a run that loads a model at each of ``changes``; "" if all fit, by the host's estimates."""
     first, *others = models.values()
     sizes = [first.model_size(), *(other.model_size() for other in others if not other.is_clone(first))]
     if changes < 2 or len(sizes) < 2 or offload == NEVER or stays_anyway(first):
@@ -125,10 +116,7 @@ def reload_note(models: Mapping[str, ModelPatcher], noise_shape: Sequence[int], 
 
 
 def make_room(stage: str, model: ModelPatcher, others: Mapping[str, ModelPatcher]) -> tuple[str, str]:
-    """After ``model`` of ``stage`` ran out of memory: the models of the other stages leave its device.
-
-    Returns (what to note of the second attempt, what to say if that runs out of memory too).
-    """
+    """After ``model`` ran out of memory, the others leave: (note on the second attempt, what to say if it fails)."""
     for each in (model, *others.values()):
         each.remove_additional_models(BESIDE)
     freed = [name for name, other in others.items() if _release(other, model)]
@@ -167,8 +155,7 @@ def _give_up(stage: str, smaller: str, lighter: str, without: str = "") -> str:
 def try_twice(attempt: Callable[[], Result], room: Callable[[], str]) -> Result:
     """What ``attempt`` returns. When the device runs out of memory: ``room``, then one more attempt.
 
-    Raises the host's own out-of-memory exception, with the sentence that ``room`` returned, when that runs out of
-    memory too.
+    Raises the host's own out-of-memory exception with the sentence that ``room`` returned.
     """
     try:
         return attempt()

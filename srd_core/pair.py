@@ -32,6 +32,7 @@ INNER = (
     "A Sketch-Render Model whose sketch_scale is below 1 is connected to another one. Set it to 1 there; the last "
     "node's sketch_scale is for all that is connected as its sketch."
 )
+SHARED = ("fade", "render_steps", "anew", "sketch_scale", "sketch_size")  # of RenderSettings and Pair
 LARGER = "The render is larger than the sketch. Are the two swapped?"
 
 
@@ -84,17 +85,8 @@ def _plan(sketch: ModelPatcher, render: ModelPatcher, switch: Switch, settings: 
         name, member = next(iter(theirs.items()))
         theirs[name] = replace(member, model=_cached(member.model, settings.teacache))
     theirs = {name: replace(member, settings=member.settings.within(settings)) for name, member in theirs.items()}
-    pair = Pair(
-        first,
-        then,
-        switch,
-        settings.fade,
-        settings.render_steps,
-        settings.anew,
-        settings.offload_sketch,
-        settings.sketch_scale,
-        settings.sketch_size,
-    )
+    shared = {name: getattr(settings, name) for name in SHARED}
+    pair = Pair(first, then, switch, offload=settings.offload_sketch, **shared)
     if small_stages(pair):  # the sampler begins anew anyway, so the sketch's steps stay those of the schedule
         pair = replace(pair, anew=True)
     if any(small_stages(inner) for inner in pairs_of(pair) if inner is not pair):

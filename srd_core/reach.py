@@ -80,9 +80,8 @@ def things_on(model: ModelPatcher) -> Things:
     """What nodes have put on a MODEL that acts on that model alone."""
     found: Things = {(WEIGHTS, _changes(model))} | {(name, id(one)) for name, one in model.object_patches.items()}
     wrappers = {kind: known for kind, known in model.wrappers.items() if kind not in WHOLE_RUN}
-    return {
-        one for one in found | set(_leaves(model.model_options)) | set(_leaves(wrappers)) if one[0] not in WHOLE_RUN
-    }
+    found |= set(_leaves(model.model_options)) | set(_leaves(wrappers))
+    return {one for one in found if one[0] not in WHOLE_RUN}
 
 
 def _leaves(options: dict[Any, Any]) -> Iterator[tuple[str, Any]]:

@@ -17,10 +17,7 @@ from .route import Pair, Part, Route, pairs_of
 
 
 class Rest(BaseException):
-    """Ends the sampler at a hand-over, to begin it anew.
-
-    No Exception, so that nobody on the way takes it for an error.
-    """
+    """Ends the sampler at a hand-over, to begin it anew. No Exception: nobody on the way takes it for an error."""
 
     def __init__(self, x: torch.Tensor, step: int, call: inspect.BoundArguments | None = None) -> None:
         super().__init__()
@@ -82,10 +79,8 @@ def begun_anew(call: inspect.BoundArguments, rest: Rest, levels: Sequence[float]
 
 def _noise_of(call: inspect.BoundArguments, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
     """The noise from which the host makes x at ``sigma``: its scaling is linear in the noise."""
-    scaling, latent = (
-        call.arguments["model_wrap"].inner_model.model_sampling.noise_scaling,
-        call.arguments["latent_image"],
-    )
+    latent = call.arguments["latent_image"]
+    scaling = call.arguments["model_wrap"].inner_model.model_sampling.noise_scaling
     without = scaling(sigma, torch.zeros_like(x), latent, False)
     return (x - without) / (scaling(sigma, torch.ones_like(x), latent, False) - without)
 

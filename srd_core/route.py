@@ -75,11 +75,8 @@ class Switch:
 
     def settings(self) -> dict[str, Any]:
         """As plain data, for the report."""
-        return {
-            field.name: getattr(self, field.name)
-            for field in fields(self)
-            if field.name != "sketch_steps" or self.sketch_steps
-        }
+        set_to = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in set_to.items() if name != "sketch_steps" or value}
 
     def earliest(self, places: Sequence[float]) -> int:
         """adaptive: after this many steps the rule may end the leg, in a run whose steps begin at ``places``.

@@ -19,7 +19,6 @@ import contextlib
 import inspect
 import logging
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -37,19 +36,18 @@ from . import memory
 from .attention import backend_of
 from .books import Books
 from .calls import KEY, PREDICT_NOISE, SAMPLER_SAMPLE
+from .computed import Computed
 from .fade import Fade
 from .finite import FiniteGuard, complaint
 from .latent import name_of
 from .leg import LegsLevels
 from .levels import places_of
-from .report.data import Step
 from .rest import Rest, begun_anew, resampled
 from .route import SKETCH, Pair, Route, Turn
 from .smaller import Smaller
 from .stage import GuidersStage, Stage, follow_schedule
 from .steps import StepCounter
-from .teacache.host import COMPILE_KEY, CachedRun, run_of
-from .teacache.run import KEY as TEACACHE
+from .teacache.host import run_of
 
 AtHandOver = Callable[[torch.Tensor, Turn], None]  # (x, the change), before the stage that takes over is loaded
 
@@ -93,12 +91,10 @@ class Run:
     in_charge: str = SKETCH
     leg: LegsLevels = field(default_factory=LegsLevels)  # of the present leg
     finite: FiniteGuard = field(default_factory=FiniteGuard)
+    computed: Computed = field(default_factory=Computed)
     outside: Sequence[Callable[..., torch.Tensor]] = ()  # PREDICT_NOISE wrappers around every call of the run
     at_hand_over: AtHandOver | None = None
     at_end: Callable[[], None] | None = None  # when the sampler has ended, while all models are prepared
-    # of a stage's network, where another pack may answer in its place
-    _forwards: Counter[str] = field(default_factory=Counter)
-    _caches: dict[str, CachedRun] = field(default_factory=dict)  # of the stages that TeaCache works on
     _left: list[ModelPatcher] = field(default_factory=list)  # off the device, with patched objects that had to stay
 
     def shape_of(self, stage: str) -> torch.Size:
@@ -113,17 +109,15 @@ class Run:
     def options_for(self, guider: comfy.samplers.CFGGuider) -> dict[str, Any]:
         """The run's options: the guider's, with our PREDICT_NOISE wrapper outermost.
 
-        So another stage's call meets no wrapper of the guider's model. A run that one other stage does alone has that
-        one's options around the sampler too.
+        So another stage meets no wrapper of the guider's model. A run of one other stage alone has that one's options.
         """
-        name, alone = self.route.start()
-        alone = alone and isinstance(self.stages[name], Stage)
-        options = comfy.model_patcher.create_model_options_clone(
-            self.stages[name].options if alone else guider.model_options
-        )
-        for each in (options, *(stage.options for stage in self.others())):
-            if _has_cache(each):
-                add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, self.count, each, is_model_options=True)
+        first, alone = self.route.start()
+        alone = alone and isinstance(self.stages[first], Stage)
+        name = first if alone else SKETCH
+        options = comfy.model_patcher.create_model_options_clone(self.stages[name].options)
+        others = [(name, stage.options) for name, stage in self.stages.items() if isinstance(stage, Stage)]
+        for stage, each in ((name, options), *others):
+            self.computed.watch(stage, each)
             self.leg.tell(each)
         wrappers = options.setdefault("transformer_options", {}).setdefault("wrappers", {})
         calls = [*self.outside, self.predict]
@@ -134,11 +128,6 @@ class Run:
             own = guider.model_options.get("transformer_options", {}).get("wrappers", {})
             wrappers[WrappersMP.PREPARE_SAMPLING] = own.get(WrappersMP.PREPARE_SAMPLING, {})
         return options
-
-    def count(self, executor: WrapperExecutor, *args: Any, **kwargs: Any) -> Any:
-        """DIFFUSION_MODEL wrapper, inside all others: this call reached the network."""
-        self._forwards[self.in_charge] += 1
-        return executor(*args, **kwargs)
 
     def sample(self, executor: WrapperExecutor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """SAMPLER_SAMPLE wrapper: the sampler, and again for the rest after each hand-over that asks for it."""
@@ -174,12 +163,13 @@ class Run:
         self.books.tick(self.in_charge)
         if begins:
             self._choose_stage(x, timestep)
-        name, stage, forwards = self.in_charge, self.stages[self.in_charge], self._forwards[self.in_charge]
+        name, stage, forwards = self.in_charge, self.stages[self.in_charge], self.computed.forwards(self.in_charge)
         self.books.report.stage(name).calls += 1
         prediction = memory.try_twice(partial(stage.predict, call, executor), self.make_room)
-        self._note_teacache(name)
+        if plan := self.computed.new_plan(name, stage.options):
+            self.books.report.stage(name).teacache = asdict(plan)
         self.finite.watch(prediction, partial(self.not_finite, name, self._known_step(), timestep))
-        if begins and not self.route.final and self._was_computed(forwards):
+        if begins and not self.route.final and self.computed.is_new(name, self.steps.step, forwards):
             self._observe(prediction)
         if self.fade:
             prediction = self.fade.blend(x, timestep, prediction)
@@ -193,7 +183,7 @@ class Run:
     def callback(self, step: int, *args: Any, **kwargs: Any) -> Any:
         """The sampler's step callback: the host's own (progress, preview), with the step noted."""
         self.steps.on_callback(step)
-        self.books.end_step(self.steps.step, self.in_charge, self._reused)
+        self.books.end_step(self.steps.step, self.in_charge, self.computed.is_reused)
         return self.host_callback(step, *args, **kwargs) if self.host_callback else None
 
     def close(self) -> None:
@@ -213,15 +203,15 @@ class Run:
                 f"{report.sampler} chooses its own noise levels: its steps are not those of the schedule."
             )
         for step in report.steps:
-            step.reused = self._reused(step)
-        report.notes += [cached.plan.note for cached in self._caches.values() if cached.plan and cached.plan.note]
+            step.reused = self.computed.is_reused(step)
+        report.notes += self.computed.notes()
 
     def _forget(self) -> None:
         for model in self._left:
             if not memory.is_loaded(model):
                 model.unpatch_model(unpatch_weights=False)
         self._left.clear()
-        self._caches.clear()
+        self.computed.forget()
         self.finite.forget()
         self.route.criterion.forget()
         if self.fade:
@@ -292,9 +282,8 @@ class Run:
         bytes_at["at"] = memory.snapshot(coming, models)
         self.load(turn.to, x)
         bytes_at["after"] = memory.snapshot(coming, models)
-        self.books.hand_over(
-            self.steps.step, turn, self._fade_shares(x, turn, smaller), time.perf_counter() - begin, bytes_at
-        )
+        shares = self._fade_shares(x, turn, smaller)
+        self.books.hand_over(self.steps.step, turn, shares, time.perf_counter() - begin, bytes_at)
 
     def load(self, stage: str, x: torch.Tensor) -> None:
         """``stage`` is in charge and loaded, for a latent of the size of x [B, C, ...]."""
@@ -330,9 +319,8 @@ class Run:
         self.steps.sigmas = self.books.sigmas = self.books.report.sigmas = levels
         if self.smaller:
             self.smaller.levels, self.steps.sigmas = levels, self.smaller.scale.small_levels(levels)
-        self.route.follow(
-            levels[:-1], places_of(self._schedules_model().get_model_object("model_sampling"), levels)[:-1]
-        )
+        schedule = self._schedules_model().get_model_object("model_sampling")
+        self.route.follow(levels[:-1], places_of(schedule, levels)[:-1])
         for stage in self.others():
             if cached := run_of(stage.options):
                 cached.follow(self.steps.sigmas)
@@ -361,14 +349,6 @@ class Run:
             model.patch_model(load_weights=False)
             self._left.append(model)
 
-    def _was_computed(self, forwards_before: int) -> bool:
-        """Whether the newest prediction is one that the network made: a cache repeats what it has."""
-        cached = self._caches.get(self.in_charge)
-        if cached is not None and self.steps.step in cached.reused:
-            return False
-        forwards = self._forwards[self.in_charge]
-        return forwards == 0 or forwards > forwards_before
-
     def _observe(self, prediction: torch.Tensor) -> None:
         if self.route.observe(self.steps.step, prediction, self._mask_for(prediction)):
             self.books.observed(self.route.criterion.d, self.route.criterion.fall)
@@ -377,17 +357,6 @@ class Run:
         """The run's mask where it fits x [B, ...]: 1 where the latent is generated."""
         mask = self.request["denoise_mask"]
         return mask.to(x.device) if mask is not None and mask.shape[2:] == x.shape[2:] else None
-
-    def _note_teacache(self, name: str) -> None:
-        """A skip plan goes into the report once it is made."""
-        cached = run_of(self.stages[name].options)
-        if cached and cached.plan and name not in self._caches:
-            self._caches[name] = cached
-            self.books.report.stage(name).teacache = asdict(cached.plan)
-
-    def _reused(self, step: Step) -> bool:
-        cached = self._caches.get(step.stage)
-        return cached is not None and step.step - 1 in cached.reused
 
     def _known_step(self) -> int | None:
         """The present step (0-based); None where calls are not counted any more."""
@@ -400,13 +369,3 @@ class Run:
         weights = str(stage.model.model_dtype()).removeprefix("torch.")
         place = f"step {step + 1} of {self.steps.steps} (sigma {sigma:.4g})"
         return complaint(name, place, name_of(stage.model), backend_of(stage.options), weights)
-
-
-def _has_cache(options: dict[str, Any]) -> bool:
-    """Whether something of another pack stands between the sampler and the network that may answer in its place."""
-    wrappers = options.get("transformer_options", {}).get("wrappers", {})
-    kinds = (WrappersMP.PREDICT_NOISE, WrappersMP.CALC_COND_BATCH, WrappersMP.APPLY_MODEL, WrappersMP.DIFFUSION_MODEL)
-    known = (KEY, TEACACHE, COMPILE_KEY)
-    return "model_function_wrapper" in options or any(
-        key not in known and found for kind in kinds for key, found in wrappers.get(kind, {}).items()
-    )

@@ -75,10 +75,7 @@ class Smaller:
         return [(self.enlarged(x, sigma), self.scale.level(sigma), self.scale.grow(x0)) for x, sigma, x0 in self.latest]
 
     def schedule(self, schedule: Any) -> Any:
-        """What the host asks for a percentage of the run: the level there, of the small latent.
-
-        ``schedule``: the run's.
-        """
+        """What the host asks for a percentage of the run's ``schedule``: the level there, of the small latent."""
 
         def percent_to_sigma(percent: float) -> float:
             # as the schedule's own levels are
@@ -116,11 +113,8 @@ def patch_of(model: ModelPatcher) -> int:
 
 def small_request(request: Request, scale: Enlargement) -> Request:
     """The run's noise, latent, mask and shapes for the small size."""
-    latent, mask, shapes = (
-        scale.shrink(request["latent_image"].float()),
-        request["denoise_mask"],
-        request["latent_shapes"],
-    )
+    latent = scale.shrink(request["latent_image"].float())
+    mask, shapes = request["denoise_mask"], request["latent_shapes"]
     small = {"noise": scale.low(request["noise"].float()), "latent_image": latent}
     mask = mask if mask is None else resized(mask, scale.small)
     return {**request, **small, "denoise_mask": mask, "latent_shapes": shapes if shapes is None else [latent.shape]}
@@ -144,9 +138,7 @@ OF_THE_LATENT = {
 
 
 def small_conds(conds: Conds, scale: Enlargement) -> Conds:
-    """Conditioning for the small size: what has the latent's size is resized, areas too.
-
-    Raises ValueError for what can't be.
+    """Conditioning for the small size: what has the latent's size is resized, areas too; else ValueError.
 
     What the host resizes by itself stays: masks of prompts, hints of ControlNets, areas in percent.
     """

@@ -154,11 +154,9 @@ class Stage(GuidersStage):
         comfy.samplers.filter_registered_hooks_on_conds(own.conds, own.model_options)
 
     def load(self, noise: torch.Tensor, request: Request, schedule: Any) -> None:
-        """What CFGGuider.outer_sample and inner_sample do before the sampler starts; the host decides what leaves.
+        """What CFGGuider.outer_sample and inner_sample do before the sampler starts; may be called again.
 
-        May be called again, also when it failed.
-
-        Args: ``noise`` [B, C, ...] of the latent's present size; ``schedule`` the model_sampling that the run follows.
+        ``noise`` [B, C, ...] of the latent's present size; ``schedule``: the model_sampling that the run follows.
         """
         if self._loaded:
             load_again(self.guider, noise)
@@ -166,9 +164,8 @@ class Stage(GuidersStage):
                 clone.pre_run()
             return
         own = self.guider
-        own.inner_model, conds, models = comfy.sampler_helpers.prepare_sampling(
-            self.model, noise.shape, own.conds, self.options
-        )
+        prepared = comfy.sampler_helpers.prepare_sampling(self.model, noise.shape, own.conds, self.options)
+        own.inner_model, conds, models = prepared
         self._models = [model for model in models if model not in memory.beside(self.model)]  # the others to clean up
         comfy.samplers.cast_to_load_options(self.options, device=self.model.load_device, dtype=self.model.model_dtype())
         self._start_clones()
@@ -213,9 +210,8 @@ class Stage(GuidersStage):
 
     def _start_clones(self) -> None:
         """Clones on other GPUs (MultiGPU CFG Split) and the threads that run them."""
-        self._clones = comfy.sampler_helpers.prepare_model_patcher_multigpu_clones(
-            self.model, self._models, self.options
-        )
+        start = comfy.sampler_helpers.prepare_model_patcher_multigpu_clones
+        self._clones = start(self.model, self._models, self.options)
         if self._clones and self._threads is None:
             devices = [self.model.load_device, *(clone.load_device for clone in self._clones)]
             self._threads = self.options[THREADS] = MultiGPUThreadPool(devices)
@@ -290,10 +286,7 @@ def _schedule_in(latent_map: LatentMap, schedule: Any) -> Any:
 
 
 def follow_schedule(conds: list[dict[str, Any]], schedule_of: Any) -> None:
-    """Let ranges of steps mean the run's schedule, also where the stage's model has its own shift.
-
-    Ranges are start and end percent of prompts, hooks and ControlNets.
-    """
+    """Let start and end percent of prompts, hooks and ControlNets mean the run's schedule, not the stage's shift."""
     comfy.samplers.calculate_start_end_timesteps(schedule_of, conds)
     for cond in conds:
         for hook in cond["hooks"].hooks if "hooks" in cond else ():

@@ -49,10 +49,7 @@ def innermost(sampler: Any) -> Any:
 
 
 def is_padded(sigmas: Sequence[float]) -> bool:
-    """Whether a level 0 stands in front, which other packs' samplers drop (their resample and unsample modes).
-
-    It keeps the host from adding noise.
-    """
+    """Whether a level 0 stands in front: other packs' samplers drop it, and it keeps the host from adding noise."""
     return len(sigmas) > 2 and sigmas[0] == 0 < sigmas[1]
 
 

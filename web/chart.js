@@ -29,47 +29,39 @@ export function draw(svg, { report, figures }, width, height, whatIf) {
   const bottom = height - LINE
   const room = bottom - TOP - 2 * GAP
   let top = TOP
-  for (const [name, share] of Object.entries(SHARES)) {
-    panel({ ...plot, name, top, bottom: top + room * share })
-    top += room * share + GAP
-  }
+  const panels = figures.panels.map((shown) => {
+    const place = { ...plot, ...shown, top, bottom: top + room * SHARES[shown.field] }
+    top = place.bottom + GAP
+    return place
+  })
+  panels.forEach(panel)
   ticks(plot, height - 5)
   handOvers(plot, bottom)
-  top = TOP
-  for (const [name, share] of Object.entries(SHARES)) {
-    text(svg, LEFT, top - 6, say(TITLES[name]), 'srd-title') // over the switches' lines
-    top += room * share + GAP
-  }
+  for (const { field, top } of panels) text(svg, LEFT, top - 6, say(TITLES[field]), 'srd-title') // over the switches' lines
   hints(plot, bottom)
 }
 
 function panel(plot) {
-  const { svg, report, x, name, top, bottom, right } = plot
+  const { svg, report, x, field, low, high, earliest, top, bottom, right } = plot
   for (const step of report.steps) {
     add(svg, 'rect', { class: `srd-tint ${toneOf(report, step.stage)}`, x: x(step.step), y: top, width: x(step.step + 1) - x(step.step), height: bottom - top })
   }
-  const adaptive = report.switch.mode === 'adaptive'
-  if (adaptive && name !== 'seconds' && report.earliest > 1) {
-    const end = Math.min(x(report.earliest), right) // in the steps before it the rule could not switch
+  if (earliest > 1) {
+    const end = Math.min(x(earliest), right) // in the steps before it the rule could not switch
     add(svg, 'rect', { class: 'srd-fixed', x: LEFT, y: top, width: end - LEFT, height: bottom - top })
-    if (name === 'd') text(svg, LEFT + 4, bottom - 5, 'fix_step', 'srd-faint') // the curve is high there
+    if (field === 'd') text(svg, LEFT + 4, bottom - 5, 'fix_step', 'srd-faint') // the curve is high there
   }
-  const [low, high] = name === 'seconds' ? seconds(plot) : curve(plot, adaptive ? report.switch.delta : null)
+  if (field === 'seconds') seconds(plot)
+  else curve(plot)
   add(svg, 'line', { class: 'srd-axis', x1: LEFT, y1: bottom, x2: right, y2: bottom })
   text(svg, LEFT - 6, top + 11, short(high, 2), 'srd-end')
   text(svg, LEFT - 6, bottom, short(low, 2), 'srd-end')
 }
 
-function curve({ svg, report, x, name, top, bottom, right, whatIf }, delta) {
-  const points = report.steps.filter((step) => step[name] !== null).map((step) => [step.step, step[name]])
-  let low = Math.min(0, ...points.map((point) => point[1]))
-  let high = Math.max(1e-6, ...points.map((point) => point[1]))
-  if (name === 'fall' && delta !== null) {
-    // The band decides: keep it readable beside the first steps' large values.
-    ;[high, low] = [Math.min(Math.max(high, 2 * delta), 8 * delta), Math.max(Math.min(low, -delta), -4 * delta)]
-  }
+function curve({ svg, report, x, field, low, high, delta, top, bottom, right, whatIf }) {
+  const points = report.steps.filter((step) => step[field] !== null).map((step) => [step.step, step[field]])
   const y = (value) => Math.min(Math.max(bottom - ((value - low) / (high - low)) * (bottom - top), top), bottom)
-  if (name === 'fall' && delta !== null) {
+  if (delta) {
     add(svg, 'rect', { class: 'srd-band', x: LEFT, y: y(delta), width: right - LEFT, height: y(0) - y(delta) })
     text(svg, right - 4, y(delta) - 4, `delta ${delta}`, 'srd-end')
     if (whatIf && whatIf.delta !== delta) {
@@ -77,12 +69,11 @@ function curve({ svg, report, x, name, top, bottom, right, whatIf }, delta) {
       add(svg, 'line', { class: 'srd-what-if', x1: LEFT, y1: other, x2: right, y2: other })
     }
   }
-  if (name === 'd') fades({ svg, report, x, top, bottom })
+  if (field === 'd') fades({ svg, report, x, top, bottom })
   const middle = (x(2) - x(1)) / 2
   const dots = points.map(([step, value]) => [x(step) + middle, y(value)])
   add(svg, 'polyline', { class: 'srd-line', points: dots.map((dot) => dot.join(',')).join(' ') })
   for (const [cx, cy] of dots) add(svg, 'circle', { class: 'srd-dot', cx, cy, r: Math.min(3, middle) })
-  return [low, high]
 }
 
 /** How much of a stage's last velocity is held in each step after it: a slope in that stage's colour, of the panel's height. */
@@ -97,8 +88,7 @@ function fades({ svg, report, x, top, bottom }) {
   }
 }
 
-function seconds({ svg, report, figures, x, top, bottom }) {
-  const high = Math.max(1e-9, ...report.steps.map((step) => step.seconds ?? 0))
+function seconds({ svg, report, figures, x, high, top, bottom }) {
   const column = (step, name, height) => {
     const width = x(step + 1) - x(step)
     const gap = Math.min(1, width / 4)
@@ -111,7 +101,6 @@ function seconds({ svg, report, figures, x, top, bottom }) {
   }
   const charged = toneOf(report, report.hand_overs.at(-1)?.to)
   for (const step of figures.planned) hatched(column(step, 'srd-reused srd-planned', bottom - top), svg, charged)
-  return [0, high]
 }
 
 function hatched(rect, svg, tone) {

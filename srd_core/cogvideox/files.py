@@ -33,18 +33,14 @@ ENDS = ("norm_final.weight", "norm_out.linear.weight", "proj_out.weight")  # wha
 
 
 def is_cogvideox(path: Path) -> bool:
-    """Does ``path``, a safetensors file or a folder of shards, hold a CogVideoX transformer (any variant)?
-
-    Raises ValueError with a sentence for files that are damaged or missing (see checkpoint.weight_files).
-    """
+    """Whether a CogVideoX transformer is in there. Raises ValueError for files that are damaged or missing."""
     return path.exists() and _prefix(read_headers(weight_files(path))[0]) is not None
 
 
 def identify(path: Path) -> Layout:
-    """The layout of the CogVideoX in ``path`` (file or folder of shards), read from headers and config.json alone.
+    """The layout of the CogVideoX in ``path``, a file or a folder of shards, by headers and config.json alone.
 
-    Raises ValueError with a sentence naming the file and the next step for a file that is not a text-to-video
-    CogVideoX, is incomplete or unknown.
+    Raises ValueError for a file that is not a text-to-video CogVideoX, is incomplete or unknown.
     """
     header, metadata = read_headers(weight_files(path))
     prefix = _prefix(header)
@@ -59,11 +55,7 @@ def identify(path: Path) -> Layout:
 
 
 def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """(state dict under the host's keys, metadata).
-
-    The loader empties the state dict while it builds: the caller must not keep a copy, or the weights are in memory
-    twice.
-    """
+    """(state dict under the host's keys, metadata). The loader empties the first: a copy would be held twice."""
     state_dict: dict[str, torch.Tensor] = {}
     metadata: dict[str, str] = {}
     for file in weight_files(path):

@@ -52,10 +52,9 @@ def facts_of_weights(shapes: Mapping[str, Any]) -> Facts:
 
 
 def layout_from(name: str, facts: Facts, config: Mapping[str, Any] | None) -> Layout:
-    """``config``: the transformer's config.json; without one the width says which member it is.
+    """Without a ``config``, the transformer's config.json, the width says which member of the family it is.
 
-    Raises ValueError with a sentence that begins with ``name`` for a file that is not a text-to-video CogVideoX, or is
-    an unknown one.
+    Raises ValueError for a file that is not a text-to-video CogVideoX, or is an unknown one.
     """
     if facts.in_channels != CHANNELS or facts.has_ofs:
         raise ValueError(

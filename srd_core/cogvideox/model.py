@@ -85,10 +85,7 @@ def _file_of(model: ModelPatcher) -> Path | None:
 
 
 def _apply(model: ModelPatcher, layout: Layout) -> None:
-    """Put the corrections on ``model`` itself.
-
-    No patch holds a module: the host copies patches to clones of the MODEL that have their own weights (multi-GPU).
-    """
+    """Put the corrections on ``model``. No patch holds a module: the host copies patches to clones on other GPUs."""
     network = model.model.diffusion_model
     member = layout.member
     for name, value in position_patches(network, layout).items():

@@ -30,10 +30,7 @@ def position_patches(network: Any, layout: Layout) -> dict[str, Any]:
 
 
 def resized_crop(rows: int, columns: int, base_rows: int, base_columns: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Where rows x columns patches lie when they are resized to fit into the training size and centred.
-
-    Returns ((top, left), (bottom, right)) in patches of the training size.
-    """
+    """((top, left), (bottom, right)) of a video of rows x columns, fitted into the training size and centred."""
     if rows / columns > base_rows / base_columns:
         height, width = base_rows, round(base_rows / rows * columns)
     else:
@@ -47,8 +44,7 @@ def rotary_embedding(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(cosines, sines), each [frames * rows * columns, 64] float32, as the host's block wants them (pairs of channels).
 
-    A quarter of the channels turns with time, three eighths with height and with width. rows, columns, frames: in
-    patches.
+    A quarter of the channels turns with time, three eighths with height and with width. Sizes are in patches.
     """
     (top, left), (bottom, right) = resized_crop(rows, columns, layout.rows, layout.columns)
     angles = []

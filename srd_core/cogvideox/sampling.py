@@ -31,9 +31,8 @@ class CogVideoXSampling(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_
 
     def _register_schedule(self, *args: Any, **kwargs: Any) -> None:
         super()._register_schedule(*args, **kwargs)
-        betas = (
-            torch.linspace(self.linear_start**0.5, self.linear_end**0.5, self.num_timesteps, dtype=torch.float64) ** 2
-        )
+        ends = self.linear_start**0.5, self.linear_end**0.5
+        betas = torch.linspace(*ends, self.num_timesteps, dtype=torch.float64) ** 2
         alphas = (1 - betas).cumprod(dim=0)
         sigmas = (self._snr_shift * (1 - alphas) / alphas) ** 0.5
         self.set_sigmas(comfy.model_sampling.rescale_zero_terminal_snr_sigmas(sigmas))

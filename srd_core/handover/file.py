@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import time
-from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import safetensors
 import safetensors.torch
 import torch
+from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
 
 from ..checkpoint import read_header
-from ..report.data import Report
-from ..route import FULL_SIZE, RENDER, SKETCH, SMALLEST
-from .record import NOTED, SAMPLES, Call, Schedule, Settings, SketchRecord
+from ..report.data import Report, fault_of
+from ..route import RENDER, SKETCH
+from .record import NOTED, SAMPLES, STRICT, Call, Schedule, Settings, SketchRecord
 
 VERSION, VERSION_SMALL = 2, 3
 READS = ("1", "2", "3")  # 1: with a report of version 1; 3: of a smaller sketch
@@ -35,10 +34,7 @@ FLOATS = ("F32", "F16", "BF16", "F64")  # the kinds of numbers that a hand-over 
 
 
 def write(record: SketchRecord, path: Path) -> None:
-    """Write a complete record to ``path``: first under another name, so that no half-written file has this one.
-
-    About one latent in float32 for every model call of the sketch (a *_cfg_pp sampler: four). Raises OSError.
-    """
+    """Write a complete record, first under another name: no half-written file has this one. Raises OSError."""
     _sweep(path.parent)
     partial = path.with_name(f".{path.name}{PARTIAL}")
     version = VERSION if record.sketch_size is None else VERSION_SMALL  # an older pack would take it for a damaged one
@@ -71,9 +67,7 @@ def _tensors(record: SketchRecord) -> dict[str, torch.Tensor]:
     for i, call in enumerate(record.calls):
         tensors |= {f"prediction.{i}": call.prediction} | {f"{name}.{i}": value for name, value in call.noted.items()}
     tensors |= {f"schedule.{name}": table for name, table in record.schedule.tables.items()}
-    return {
-        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
-    }
+    return {name: each.detach().cpu().clone(memory_format=torch.contiguous_format) for name, each in tensors.items()}
 
 
 def _is_implied(record: SketchRecord) -> bool:
@@ -95,11 +89,30 @@ def _facts(record: SketchRecord) -> dict[str, Any]:
 # --- reading ---
 
 
-def check(path: Path) -> dict[str, Any]:
-    """The facts of a hand-over file, from its header alone.
+def _latent_facts(facts: dict[str, Any]) -> dict[str, Any]:
+    scale: Any = facts.get("scale")
+    _need(type(facts.get("latent format")) is str, "it has no latent format")
+    _need(type(scale) in (int, float) and 1e-6 <= scale <= 1e6, "its scale is not from 1e-6 to 1e6")
+    return facts
 
-    Raises ValueError with a sentence that names the file, what is wrong with it and what to do.
-    """
+
+@dataclass
+class Facts:
+    """All of a file that is not a tensor."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+    settings: Settings
+    latent: Annotated[dict[str, Any], AfterValidator(_latent_facts)]
+    schedule: Schedule
+    host: str
+    report: dict[str, Any]
+
+
+READER: TypeAdapter[Facts] = TypeAdapter(Facts)
+
+
+def check(path: Path) -> Facts:
+    """The facts of a hand-over file, from its header alone. Raises ValueError: what is wrong, and what to do."""
     header = read_header(path, HEADER_LIMIT)
     metadata = header.pop("__metadata__", None)
     if not isinstance(metadata, dict) or not isinstance(metadata.get(MARK), str):
@@ -111,16 +124,13 @@ def check(path: Path) -> dict[str, Any]:
             f"{path.name} is a hand-over of version {metadata[MARK][:20]!r}; this ComfyUI-SRDiffusion reads versions "
             f"{READS[0]} to {READS[-1]}. Update the pack where the file is used, or sketch again."
         )
-    strange = [
-        name for name, facts in header.items() if not isinstance(facts, dict) or facts.get("dtype") not in FLOATS
-    ]
+    strange = [name for name, each in header.items() if not isinstance(each, dict) or each.get("dtype") not in FLOATS]
     if strange:
         raise damaged(path, f"{strange[0][:40]!r} is not a tensor of floating point numbers")
     try:
-        facts = json.loads(metadata[FACTS])
-        return {name: facts[name] for name in ("settings", "latent", "schedule", "host", "report")}
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise damaged(path, "its settings are not readable") from error
+        return READER.validate_json(metadata.get(FACTS, ""))
+    except ValidationError as error:
+        raise damaged(path, f"its {fault_of(error)}") from error
 
 
 def read(path: Path) -> SketchRecord:
@@ -141,7 +151,7 @@ def damaged(path: Path, what: str) -> ValueError:
     return ValueError(f"{path.name} is damaged: {what}. Copy it again, or sketch again.")
 
 
-def _record(facts: dict[str, Any], tensors: dict[str, torch.Tensor]) -> SketchRecord:
+def _record(facts: Facts, tensors: dict[str, torch.Tensor]) -> SketchRecord:
     """Raises ValueError with what is wrong, as a part of a sentence."""
     for name, tensor in tensors.items():
         _need(tensor.numel() > 0 and bool(torch.isfinite(tensor).all()), f"{name[:40]!r} is empty or not finite")
@@ -163,20 +173,21 @@ def _record(facts: dict[str, Any], tensors: dict[str, torch.Tensor]) -> SketchRe
         _need(all(other.shape == prediction.shape for other in others.values()), "its tensors do not fit together")
         _need(len(others) in (0, len(NOTED)), "a prediction has lost a part")
     x, noise_mask, noise = (tensors.pop(name, None) for name in ("x", "noise_mask", "noise"))
-    tables = {name: tensors.pop(name) for name in list(tensors) if name.startswith("schedule.")}
+    prefix = "schedule."
+    tables = {name.removeprefix(prefix): tensors.pop(name) for name in list(tensors) if name.startswith(prefix)}
     _need(not tensors, f"nobody knows what {next(iter(tensors), '')[:40]!r} is")
     record = SketchRecord(
-        settings=_settings(facts["settings"]),
-        report=_report(facts["report"], len(sigmas) - 1),
+        settings=facts.settings,
+        report=_report(facts.report, len(sigmas) - 1),
         noise_mask=noise_mask,
         latent_image=latent,
         noise=noise,
         sigmas=sigmas,
         x=x,
         calls=[Call(*call) for call in zip(levels.tolist(), predictions, call_x, noted)],
-        latent_facts=_latent_facts(facts["latent"]),
-        schedule=_schedule(facts["schedule"], tables),
-        host=_typed(facts, "host", str),
+        latent_facts=facts.latent,
+        schedule=replace(facts.schedule, tables=tables),
+        host=facts.host,
     )
     _need((x is not None) == bool(record.report.hand_overs), "its latent and its report disagree about the hand-over")
     _need(x is None or x.shape[:2] == first.shape[:2], "its tensors do not fit together")
@@ -197,59 +208,13 @@ def _taken(tensors: dict[str, torch.Tensor], name: str, dimensions: int | None =
     return tensor
 
 
-def _typed(facts: Any, name: str, kind: type, holds: Callable[[Any], bool] = lambda value: True) -> Any:
-    """facts[name], if it is of this kind and this holds of it."""
-    value = facts.get(name) if isinstance(facts, dict) else None
-    _need(type(value) is kind and holds(value), f"its {name} is {str(value)[:40]!r}")
-    return value
-
-
-def _number(facts: Any, name: str, low: float, high: float) -> float:
-    value: Any = facts.get(name) if isinstance(facts, dict) else None
-    _need(type(value) in (int, float) and low <= value <= high, f"its {name} is {str(value)[:40]!r}")
-    return float(value)
-
-
-def _settings(facts: Any) -> Settings:
-    indices = facts.get("batch_index") if isinstance(facts, dict) else None
-    whole = isinstance(indices, list) and indices and all(type(i) is int and 0 <= i < 2**63 for i in indices)
-    _need(indices is None or bool(whole), "its batch_index is not a list of numbers")
-    return Settings(
-        seed=_typed(facts, "seed", int, lambda value: 0 <= value < 2**64),
-        sampler_name=_typed(facts, "sampler_name", str),
-        scheduler=_typed(facts, "scheduler", str),
-        steps=_typed(facts, "steps", int, lambda value: 0 < value <= 10_000),
-        cfg=_number(facts, "cfg", 0, 1000),
-        denoise=_number(facts, "denoise", 0, 1),
-        batch_index=indices,
-        sketch_scale=_number({"sketch_scale": FULL_SIZE, **facts}, "sketch_scale", SMALLEST, FULL_SIZE),
-    )
-
-
-def _report(facts: Any, steps: int) -> Report:
+def _report(facts: dict[str, Any], steps: int) -> Report:
     report = Report.from_json(json.dumps(facts))
     _need(len(report.hand_overs) <= 1, "its report tells of more than one hand-over")
     for hand_over in report.hand_overs:
-        _need(
-            type(hand_over.after_step) is int and 0 < hand_over.after_step < steps, "its hand-over lies outside the run"
-        )
+        inside = type(hand_over.after_step) is int and 0 < hand_over.after_step < steps
+        _need(inside, "its hand-over lies outside the run")
         _need(hand_over.to == RENDER, "its report does not hand over to a render")
     _need([stage.name for stage in report.stages] == [SKETCH, RENDER], "its report is not of two stages")
     _need(len(report.steps) <= steps, "its report has more steps than the run")
     return report
-
-
-def _latent_facts(facts: Any) -> dict[str, Any]:
-    _typed(facts, "latent format", str)
-    _number(facts, "scale", 1e-6, 1e6)
-    return dict(facts)
-
-
-def _schedule(facts: Any, tables: dict[str, torch.Tensor]) -> Schedule:
-    kinds = _typed(facts, "kinds", list, lambda value: all(type(kind) is str for kind in value))
-    values = _typed(facts, "values", dict, lambda value: all(map(_is_finite, value.values())))
-    return Schedule(kinds, values, {name.removeprefix("schedule."): table for name, table in tables.items()})
-
-
-def _is_finite(value: Any) -> bool:
-    return type(value) in (bool, int, float) and abs(value) < 2**63 and math.isfinite(value)

@@ -9,31 +9,39 @@ of multistep samplers and noise of stochastic ones need nothing extra, and the r
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import torch
+from pydantic import ConfigDict, Field, FiniteFloat
 
 from ..report.data import Report
-from ..route import FULL_SIZE, SKETCH
+from ..route import FULL_SIZE, SKETCH, SMALLEST
 
 SAMPLES = 256  # values of x that are kept of each call
 # What the functions that *_cfg_pp samplers add to the guidance are given and read.
 NOTED = ("denoised", "cond_denoised", "uncond_denoised")
 
 
+STRICT = ConfigDict(strict=True, arbitrary_types_allowed=True)  # of what is read from a file
+Index = Annotated[int, Field(ge=0, lt=2**63)]
+Value = Annotated[int | FiniteFloat, Field(gt=-(2**63), lt=2**63)]
+
+
 @dataclass(frozen=True)
 class Settings:
     """Of the sampling run, as the artist set them."""
 
-    seed: int
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+    seed: Annotated[int, Field(ge=0, lt=2**64)]
     sampler_name: str
     scheduler: str
-    steps: int
-    cfg: float
-    denoise: float
+    steps: Annotated[int, Field(gt=0, le=10_000)]
+    cfg: Annotated[FiniteFloat, Field(ge=0, le=1000)]
+    denoise: Annotated[FiniteFloat, Field(ge=0, le=1)]
     # which noise of the seed each latent of a batch gets; None: one after the other
-    batch_index: list[int] | None = None
-    sketch_scale: float = FULL_SIZE  # share of the latent's height and width that the sketch ran at; 1: all
+    batch_index: Annotated[list[Index], Field(min_length=1)] | None = None
+    # share of the latent's height and width that the sketch ran at; 1: all
+    sketch_scale: Annotated[FiniteFloat, Field(ge=SMALLEST, le=FULL_SIZE)] = FULL_SIZE
 
 
 @dataclass(frozen=True)
@@ -50,9 +58,10 @@ class Call:
 class Schedule:
     """A model's noise schedule: the host's object as plain data."""
 
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
     kinds: list[str]  # the host's classes that it is made of
-    values: dict[str, float | int | bool]
-    tables: dict[str, torch.Tensor]
+    values: dict[str, bool | Value]
+    tables: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 @dataclass
@@ -70,7 +79,7 @@ class SketchRecord:
     latent_facts: dict[str, Any] = field(default_factory=dict)  # see latent.latent_facts
     # what else the LATENT has; in memory only, a file does not hold it
     extra: dict[str, Any] = field(default_factory=dict)
-    schedule: Schedule = field(default_factory=lambda: Schedule([], {}, {}))
+    schedule: Schedule = field(default_factory=lambda: Schedule([], {}))
     host: str = ""  # version of the ComfyUI that sketched
 
     @property

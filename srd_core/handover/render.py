@@ -256,10 +256,7 @@ def _check_family(record: SketchRecord, latent_format: Any, render: ModelPatcher
 
 
 def _sampling(record: SketchRecord, render: ModelPatcher) -> Any:
-    """The sketch's noise schedule: the render's object with the record's values.
-
-    Raises ValueError if it is another kind.
-    """
+    """The render's noise schedule with the record's values. Raises ValueError if it is of another kind."""
     sampling, schedule = copy.deepcopy(render.get_model_object("model_sampling")), record.schedule
     own = schedule_of(sampling)
     ours, theirs = _name_of_schedule(schedule), _name_of_schedule(own)

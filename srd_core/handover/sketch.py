@@ -59,10 +59,7 @@ def _note_noise(executor: WrapperExecutor, *args: Any, record: SketchRecord, **k
 
 
 def _noise_of(started: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor | None:
-    """The noise of a run whose sampler was given ``started``; None: it is as ``drawn``.
-
-    Of a smaller sketch it is the low frequencies.
-    """
+    """The noise of a run whose sampler got ``started``, low frequencies if the sketch is smaller; None: as drawn."""
     if started.shape == drawn.shape:
         return None if torch.equal(started, drawn) else started
     (height, width), (small_height, small_width) = drawn.shape[-2:], started.shape[-2:]
@@ -102,10 +99,7 @@ def _sample(executor: WrapperExecutor, *args: Any, switch: Switch, record: Sketc
 
 
 def _begin_record(record: SketchRecord, sketch: ModelPatcher, call: dict[str, Any]) -> None:
-    record.sigmas, record.latent_image = (
-        call["sigmas"].detach().cpu().clone(),
-        call["latent_image"].detach().cpu().clone(),
-    )
+    record.sigmas, record.latent_image = (call[name].detach().cpu().clone() for name in ("sigmas", "latent_image"))
     record.calls, record.x = [], None
     record.latent_facts = dict(latent_facts(sketch))
     record.schedule = schedule_of(sketch.get_model_object("model_sampling"))
@@ -147,8 +141,7 @@ def noting(
 ) -> tuple[inspect.BoundArguments, dict[str, torch.Tensor]]:
     """A PREDICT_NOISE ``call`` that notes what functions added to the guidance are given, and those tensors.
 
-    The tensors come by NOTED, once the call is made. ``only_beside_others``: where the sampler added such functions
-    itself. ``keep``: what becomes of a tensor.
+    ``only_beside_others``: where the sampler added such functions itself. ``keep``: what becomes of a tensor.
     """
     noted: dict[str, torch.Tensor] = {}
     options = call.arguments.get("model_options", {})
@@ -168,10 +161,7 @@ def _note(noted: dict[str, torch.Tensor], keep: Keep, args: dict[str, Any]) -> t
 
 
 def preview_of(record: SketchRecord) -> torch.Tensor:
-    """The sketch's last x0 prediction as the host's LATENT holds it [B, C, ...], for VAE Decode.
-
-    Raises ValueError for a latent that this host does not know.
-    """
+    """The sketch's last x0 prediction as the host's LATENT [B, C, ...]. Raises ValueError for an unknown latent."""
     latent_format, last, mask = latent_format_of(record), record.calls[-1].prediction.float(), record.noise_mask
     if mask is not None and record.latent_image.shape == last.shape:
         mask = comfy.utils.reshape_mask(mask.float(), last.shape)
@@ -189,10 +179,8 @@ def latent_format_of(record: SketchRecord) -> Any:
             f"ComfyUI {record.host[:20]})."
         )
     latent_format = kind()
-    theirs, ours = (
-        layout_of(record.calls[0].prediction),
-        (latent_format.latent_channels, latent_format.latent_dimensions),
-    )
+    theirs = layout_of(record.calls[0].prediction)
+    ours = latent_format.latent_channels, latent_format.latent_dimensions
     if theirs != ours:
         raise ValueError(
             f"The hand-over's latent has {theirs[0]} channels and {theirs[1]} dimensions, but {name[:40]} has "

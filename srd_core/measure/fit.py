@@ -49,9 +49,8 @@ def fitted_fade(pulls: Iterable[Pull]) -> float:
     rows = list(pulls)
     if not rows:
         return 0.0
-    away, ee, ed, dd = (
-        torch.tensor([getattr(row, name) for row in rows], dtype=torch.float64) for name in ("away", "ee", "ed", "dd")
-    )
+    columns = torch.tensor([[row.away, row.ee, row.ed, row.dd] for row in rows], dtype=torch.float64)
+    away, ee, ed, dd = columns.unbind(1)
     a = weight(away[None], torch.zeros(1, dtype=torch.float64), WIDTHS[:, None])
     errors = (ee + 2 * a * ed + a.square() * dd).mean(1)
     best = int(errors.argmin())

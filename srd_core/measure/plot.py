@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from PIL import Image, ImageDraw
 
-from ..report.plot import FAINT, INK, MARK, PAPER, TONES, font
+from ..report.plot import FAINT, INK, MARK, PAPER, TONES, axis, curve, font
 from .fit import KEPT, Pull
 from .run import Measured
 from .text import Advice
@@ -22,27 +23,17 @@ def draw(measured: Measured, advice: Advice) -> Image.Image:
     image = Image.new("RGB", (WIDTH, HEIGHT), PAPER)
     canvas = ImageDraw.Draw(image)
     canvas.text((LEFT, 24), f"{measured.sketch}  ->  {measured.render}"[:110], fill=INK, font=font(18))
-    canvas.text(
-        (LEFT, 50),
-        f"fade {advice.fade:g}, switch_step {advice.switch_step} of {measured.steps}: {advice.speed_up:.2f}x "
-        "(reckoned)",
-        fill=INK,
-        font=font(15),
-    )
+    switch = f"switch_step {advice.switch_step} of {measured.steps}"
+    settings = f"fade {advice.fade:g}, {switch}: {advice.speed_up:.2f}x (reckoned)"
+    canvas.text((LEFT, 50), settings, fill=INK, font=font(15))
+    panel = partial(_panel, canvas, measured.steps, advice.switch_step)
     names = [name for name in KEPT if name in measured.points[0].differences]
     far = [(name, [(point.step + 1, point.differences[name]) for point in measured.points]) for name in names]
-    _panel(canvas, measured.steps, PANELS[0], "disagreement of the render with the sketch", far, advice.switch_step)
+    panel(PANELS[0], "disagreement of the render with the sketch", far)
     after = [("cut", _errors(measured.guided, advice, 0.0)), ("fade", _errors(measured.guided, advice, advice.fade))]
     if measured.unguided:
         after.append(("fade, no guidance", _errors(measured.unguided, advice, advice.fade)))
-    _panel(
-        canvas,
-        measured.steps,
-        PANELS[1],
-        f"error after a switch at step {advice.measured_at + 1}",
-        after,
-        advice.switch_step,
-    )
+    panel(PANELS[1], f"error after a switch at step {advice.measured_at + 1}", after)
     canvas.text((RIGHT, HEIGHT - 20), "scheduler step", fill=FAINT, font=font(14), anchor="rs")
     return image
 
@@ -52,7 +43,7 @@ def _errors(pulls: Sequence[Pull], advice: Advice, fade: float) -> list[tuple[in
 
 
 def _panel(
-    canvas: ImageDraw.ImageDraw, steps: int, panel: tuple[int, int], title: str, curves: Sequence[Curve], mark: int
+    canvas: ImageDraw.ImageDraw, steps: int, mark: int, panel: tuple[int, int], title: str, curves: Sequence[Curve]
 ) -> None:
     top, bottom = panel
     high = max([value for _, points in curves for _, value in points] + [1e-6])
@@ -60,10 +51,8 @@ def _panel(
     def x(step: float) -> float:
         return LEFT + (step - 1) * (RIGHT - LEFT) / max(steps - 1, 1)
 
-    canvas.text((LEFT, top - 22), title, fill=INK, font=font(15))
+    axis(canvas, LEFT, panel, title, "0", f"{high:.2g}")
     canvas.line((LEFT, bottom, RIGHT, bottom), fill=FAINT)
-    canvas.text((LEFT - 8, top), f"{high:.2g}", fill=FAINT, font=font(14), anchor="ra")
-    canvas.text((LEFT - 8, bottom), "0", fill=FAINT, font=font(14), anchor="rs")
     at = x(mark + 0.5)
     canvas.line((at, top, at, bottom), fill=MARK, width=2)
     for step in sorted({step for _, points in curves for step, _ in points}):
@@ -73,8 +62,4 @@ def _panel(
         place -= int(canvas.textlength(name, font=font(14))) + 34
         canvas.rectangle((place, top - 18, place + 12, top - 8), fill=tone)
         canvas.text((place + 18, top - 22), name, fill=INK, font=font(14))
-        line = [(x(step), bottom - value / high * (bottom - top)) for step, value in points]
-        if len(line) > 1:
-            canvas.line(line, fill=tone, width=3)
-        for a, b in line:
-            canvas.ellipse((a - 4, b - 4, a + 4, b + 4), fill=tone)
+        curve(canvas, [(x(step), bottom - value / high * (bottom - top)) for step, value in points], tone, 3, 4)

@@ -81,10 +81,7 @@ def measuring(
     measured: Measured,
     report: Report,
 ) -> ModelPatcher:
-    """A MODEL that samples as ``sketch``; ``measured`` is filled at the end of its run.
-
-    Raises ValueError as ``cooperate``.
-    """
+    """A MODEL that samples as ``sketch`` and fills ``measured`` at its end. Raises ValueError as ``cooperate``."""
     for role, model in ((SKETCH, sketch), (RENDER, render)):
         check_plain(role, model)
     check_together(sketch, render, settings)
@@ -161,11 +158,8 @@ def _parts(noted: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def _compare(recorder: Recorder, stage: Stage, measured: Measured) -> None:
     """At the end of the sampler: the render's predictions at what was kept, and how far they are."""
     run = recorder.run
-    measured.steps, measured.sketch, measured.render = (
-        run.steps.steps,
-        name_of(run.stages[SKETCH].model),
-        name_of(stage.model),
-    )
+    measured.steps = run.steps.steps
+    measured.sketch, measured.render = (name_of(run.stages[role].model) for role in (SKETCH, RENDER))
     measured.sketch_seconds = step_seconds(run.books.report, SKETCH) or 0.0
     flow = kind_of(run.stages[SKETCH].model.get_model_object("model_sampling")) == FLOW
     if len(recorder.kept) < 2:

@@ -29,13 +29,10 @@ def advise(measured: Measured, speed_up: float) -> Advice:
     fade = fitted_fade(measured.guided)
     errors = {"cut": _mean(measured.guided, at, 0.0), "fade": _mean(measured.guided, at, fade)}
     if measured.unguided:
-        errors |= {
-            "cut, no guidance": _mean(measured.unguided, at, 0.0),
-            "fade, no guidance": _mean(measured.unguided, at, fade),
-        }
-    return Advice(
-        fade, after, speed_of(after, steps, sketch, render), at, errors, speed_of(after, steps, sketch, render / 2)
-    )
+        for how, width in (("cut, no guidance", 0.0), ("fade, no guidance", fade)):
+            errors[how] = _mean(measured.unguided, at, width)
+    speeds = [speed_of(after, steps, sketch, seconds) for seconds in (render, render / 2)]
+    return Advice(fade, after, speeds[0], at, errors, speeds[1])
 
 
 def _mean(pulls: Sequence[Pull], j: int, fade: float) -> float:
@@ -48,11 +45,8 @@ def describe(measured: Measured, advice: Advice, speed_up: float) -> str:
     most = measured.sketch_seconds / measured.render_seconds
     names = [name for name in KEPT if name in measured.points[0].differences]
     means = {name: sum(point.differences[name] for point in measured.points) / len(measured.points) for name in names}
-    reach = (
-        ""
-        if advice.speed_up >= 0.99 * speed_up
-        else f" {speed_up:g}x is out of reach with this pair and number of steps."
-    )
+    within = advice.speed_up >= 0.99 * speed_up
+    reach = "" if within else f" {speed_up:g}x is out of reach with this pair and number of steps."
     lines = [
         f"Sketch: {measured.sketch}",
         f"Render: {measured.render}",

@@ -161,9 +161,7 @@ class Report:
 
     @classmethod
     def from_json(cls, text: str) -> Report:
-        """Read what ``to_json`` wrote, of this version or the first.
-
-        Raises ValueError with a sentence for anything else.
+        """Read what ``to_json`` wrote, of this version or the first. Raises ValueError with a sentence for all else.
 
         ``figures`` beside the fields, which saved files have for the page, are left out: they follow from the fields.
         """
@@ -178,9 +176,7 @@ class Report:
             data = upgraded(data) if data["version"] == 1 else data
             report: Report = READER.validate_json(json.dumps(data))
         except ValidationError as error:
-            fault = error.errors()[0]
-            place = ".".join(map(str, fault["loc"]))
-            raise ValueError(f"This report is damaged: {place} is {fault['input']!r:.60} ({fault['msg']}).") from error
+            raise ValueError(f"This report is damaged: {fault_of(error)}.") from error
         except (KeyError, TypeError, AttributeError, ArithmeticError) as error:
             raise ValueError(f"This report is damaged: it has not the parts of a report ({error!r:.80}).") from error
         _check_sense(report)
@@ -188,6 +184,13 @@ class Report:
 
 
 READER: TypeAdapter[Report] = TypeAdapter(Report)
+
+
+def fault_of(error: ValidationError) -> str:
+    """What is wrong in data that was read, as a part of a sentence."""
+    fault = error.errors()[0]
+    place = repr(".".join(map(str, fault["loc"])))[1:-1]
+    return f"{place or 'text':.60} is {fault['input']!r:.60} ({fault['msg']})"
 
 
 def _no_number(name: str) -> NoReturn:

@@ -5,6 +5,7 @@ One place for node, chart, picture and demo. Seconds of a step are medians, so t
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -127,11 +128,8 @@ def planned_reuses(report: Report, stage: StageReport) -> set[int]:
         listed = read_steps(report.switch["sketch_steps"])
         planned = planned & listed if stage is report.stages[0] else planned - listed
     before = {s.step + 1: s.stage for s in report.steps}  # after another stage's step there is nothing to reuse
-    ran = {
-        s.step
-        for s in report.steps
-        if s.stage == stage.name == before.get(s.step) and s.seconds is not None and not s.reused
-    }
+    own = [s for s in report.steps if s.stage == stage.name == before.get(s.step)]
+    ran = {s.step for s in own if s.seconds is not None and not s.reused}
     return set() if planned & ran else planned
 
 
@@ -186,10 +184,7 @@ def what_if(report: Report) -> list[dict[str, Any]]:
 
 
 def _cost(report: Report, each: Medians, first_steps: int) -> float | None:
-    """Seconds of a run whose first stage runs so many steps and the second the rest; None if not known.
-
-    That is so where a stage has not shown them, or a third took part.
-    """
+    """Seconds of a run whose first stage runs so many steps and the second the rest; None if not known."""
     if len(report.stages) > 2 or len(report.hand_overs) > 1:
         return None
     rest = report.render_steps or (report.given_steps or total_steps(report)) - first_steps
@@ -223,6 +218,30 @@ def _plan_for(report: Report, stage: StageReport, begin: int, end: int) -> list[
     return reuse_plan(growth[begin + 1 : total], plan["threshold"], computed_first)[: end - begin]
 
 
+@dataclass(frozen=True)
+class Panel:
+    """One of the curves that the chart in the page and the picture show, over the steps."""
+
+    field: str  # of a Step
+    low: float  # what is shown of it
+    high: float
+    delta: float = 0.0  # the rule holds from 0 to it; 0: it is not about this curve
+    earliest: int = 0  # in the steps before this one the rule may not decide yet
+
+
+def panels(report: Report) -> list[Panel]:
+    """All of them, from the top."""
+    adaptive, found = report.switch.get("mode") == "adaptive", []
+    for name in ("d", "fall", "seconds"):
+        values = [value for s in report.steps if math.isfinite(value := getattr(s, name) or 0.0)]
+        low, high = min([*values, 0.0]), max([*values, 1e-9 if name == "seconds" else 1e-6])
+        delta = float(report.switch.get("delta", 0)) if adaptive and name == "fall" else 0.0
+        if delta:  # the band decides: it is kept readable beside the first steps' large values
+            low, high = max(min(low, -delta), -4 * delta), min(max(high, 2 * delta), 8 * delta)
+        found.append(Panel(name, low, high, delta, report.earliest if adaptive and name != "seconds" else 0))
+    return found
+
+
 def figures(report: Report) -> dict[str, Any]:
     """All of these as plain data, for the page."""
     left, each = remaining(report) if report.status == "running" else None, medians(report)
@@ -233,4 +252,5 @@ def figures(report: Report) -> dict[str, Any]:
         "step_seconds": {stage.name: each.get((stage.name, False)) for stage in report.stages},
         "planned": still_reused(report),
         "what_if": what_if(report),
+        "panels": [vars(panel) for panel in panels(report)],
     }

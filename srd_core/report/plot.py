@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
 from ..route import LISTED
 from .data import Report, StageReport
+from .figures import Panel, panels
 from .text import describe_hand_over, describe_speed_up
 
 WIDTH, HEIGHT = 1120, 720
 LEFT, RIGHT = 84, WIDTH - 28  # of all panels
 PANELS = {"d": (136, 310), "fall": (350, 510), "seconds": (550, 664)}  # top and bottom of each
+TITLES = {"d": "D (change of the prediction)", "fall": "fall of D", "seconds": "seconds per step"}
 INK, FAINT, PAPER = "#22252b", "#8a919c", "#ffffff"
 # By the stage's place in the route; further stages begin anew.
 TINTS = ("#e8effb", "#fdf0e3", "#e9f5ec", "#f3e9f7")
@@ -23,8 +25,6 @@ BAND, MARK = "#bfe3c4", "#b3261e"
 
 MOST_LINES = 8  # of labels of hand-overs; the rest is in the summary
 
-Scale = Callable[[float], float]
-
 
 def draw(report: Report) -> Image.Image:
     """An RGB picture of WIDTH x HEIGHT pixels; also of a report without a run."""
@@ -32,21 +32,19 @@ def draw(report: Report) -> Image.Image:
     canvas = ImageDraw.Draw(image)
     _headline(canvas, report)
     if report.steps:
-        for name, panel in PANELS.items():
-            _stages(canvas, report, panel, fixed=name != "seconds")
+        shown = panels(report)
+        for panel in shown:
+            _stages(canvas, report, panel)
         _fades(canvas, report)
-        _curve(canvas, report, "d", "D (change of the prediction)", None)
-        adaptive = report.switch.get("mode") == "adaptive"
-        _curve(canvas, report, "fall", "fall of D", float(report.switch.get("delta", 0)) if adaptive else None)
-        _seconds(canvas, report)
+        for panel in shown:
+            (_seconds if panel.field == "seconds" else _curve)(canvas, report, panel)
         _hand_overs(canvas, report)
     return image
 
 
 def _headline(canvas: ImageDraw.ImageDraw, report: Report) -> None:
     title = _one_line("  ->  ".join(stage.model for stage in report.stages)) or "no run yet"
-    size = next((s for s in range(22, 10, -1) if canvas.textlength(title, font=font(s)) <= RIGHT - LEFT), 10)
-    canvas.text((LEFT, 42), title, fill=INK, font=font(size), anchor="ls")
+    canvas.text((LEFT, 42), title, fill=INK, font=font(fitting(canvas, title, RIGHT - LEFT)), anchor="ls")
     if report.steps:
         lines = [f"switched {describe_hand_over(h, report)}" for h in report.hand_overs] or [
             f"switch: {report.never()}"
@@ -72,13 +70,12 @@ def _legend(report: Report, stage: StageReport) -> str:
     return f"{stage.name}: {report.count(stage.name)} steps{reused}, {stage.seconds:.3g} s"
 
 
-def _stages(canvas: ImageDraw.ImageDraw, report: Report, panel: tuple[int, int], fixed: bool) -> None:
+def _stages(canvas: ImageDraw.ImageDraw, report: Report, panel: Panel) -> None:
     """Every step on the colour of its stage, darker where an adaptive switch may not hand over yet."""
-    top, bottom = panel
-    earliest = report.earliest if fixed and report.switch.get("mode") == "adaptive" else 0
+    top, bottom = PANELS[panel.field]
     for step in report.steps:
         left, right = _column(report, step.step)
-        tints = FIXED if step.step < earliest else TINTS
+        tints = FIXED if step.step < panel.earliest else TINTS
         canvas.rectangle((left, top, right, bottom), fill=colour(report, step.stage, tints))
     canvas.line((LEFT, bottom, RIGHT, bottom), fill=FAINT)
 
@@ -92,53 +89,39 @@ def _fades(canvas: ImageDraw.ImageDraw, report: Report) -> None:
             continue
         for i, share in enumerate(hand_over.fade):
             left, right = _column(report, hand_over.after_step + 1 + i)
-            canvas.rectangle(
-                (left, bottom - share * (bottom - top), right, bottom), fill=colour(report, leaving, FIXED)
-            )
+            held = bottom - share * (bottom - top)
+            canvas.rectangle((left, held, right, bottom), fill=colour(report, leaving, FIXED))
         canvas.text((_column(report, hand_over.after_step + 1)[0] + 6, bottom - 18), "fade", fill=INK, font=font(14))
 
 
-def _curve(canvas: ImageDraw.ImageDraw, report: Report, field: str, title: str, delta: float | None) -> None:
-    top, bottom = PANELS[field]
-    points = [(s.step, getattr(s, field)) for s in report.steps]
-    points = [(step, value) for step, value in points if value is not None and math.isfinite(value)]
-    values = [value for _, value in points]
-    high, low = max([*values, 1e-6]), min([*values, 0.0])
-    if delta:
-        # The band decides: keep it readable beside the first steps' large values.
-        high, low = min(max(high, 2 * delta), 8 * delta), max(min(low, -delta), -4 * delta)
-    y = _scale(low, high, bottom, top)
-    if delta:
-        canvas.rectangle((LEFT, y(delta), RIGHT, y(0)), fill=BAND)
-        canvas.text((RIGHT - 150, y(delta) - 18), f"delta {delta:g}", fill=FAINT, font=font(14))
-        if report.earliest > 1:
+def _curve(canvas: ImageDraw.ImageDraw, report: Report, panel: Panel) -> None:
+    top, bottom = PANELS[panel.field]
+    y = _scale(panel)
+    if panel.delta:
+        canvas.rectangle((LEFT, y(panel.delta), RIGHT, y(0)), fill=BAND)
+        canvas.text((RIGHT - 150, y(panel.delta) - 18), f"delta {panel.delta:g}", fill=FAINT, font=font(14))
+        if panel.earliest > 1:
             canvas.text((LEFT + 4, PANELS["d"][1] - 18), "fix_step", fill=FAINT, font=font(14))
+    points = [(s.step, getattr(s, panel.field)) for s in report.steps]
+    points = [(step, value) for step, value in points if value is not None and math.isfinite(value)]
     line = [(sum(_column(report, step)) / 2, min(max(y(value), top), bottom)) for step, value in points]
-    if len(line) > 1:
-        canvas.line(line, fill=INK, width=2)
-    for x, v in line:
-        canvas.ellipse((x - 3, v - 3, x + 3, v + 3), fill=INK)
-    _axis(canvas, title, (top, bottom), low, high)
+    curve(canvas, line, INK)
+    _axis(canvas, panel)
 
 
-def _seconds(canvas: ImageDraw.ImageDraw, report: Report) -> None:
+def _seconds(canvas: ImageDraw.ImageDraw, report: Report, panel: Panel) -> None:
     top, bottom = PANELS["seconds"]
-    high = max([s.seconds or 0 for s in report.steps] + [1e-9])
-    y = _scale(0, high, bottom, top)
+    y, every = _scale(panel), max(1, round((len(report.sigmas) - 1) / 10))
     for step in report.steps:
         left, right = _column(report, step.step)
+        tone = colour(report, step.stage, TONES)
         if step.seconds:
-            canvas.rectangle(
-                (left + 1, min(y(step.seconds), bottom), right - 1, bottom), fill=colour(report, step.stage, TONES)
-            )
+            canvas.rectangle((left + 1, min(y(step.seconds), bottom), right - 1, bottom), fill=tone)
         if step.reused:  # TeaCache
-            _hatch(canvas, (left + 1, top, right - 1, bottom), colour(report, step.stage, TONES))
-    _axis(canvas, "seconds per step", (top, bottom), 0, high)
-    every = max(1, round((len(report.sigmas) - 1) / 10))
-    for step in report.steps:
+            _hatch(canvas, (left + 1, top, right - 1, bottom), tone)
         if step.step % every == 0 or step.step == 1:
-            left, right = _column(report, step.step)
             canvas.text(((left + right) / 2, bottom + 6), str(step.step), fill=FAINT, font=font(14), anchor="ma")
+    _axis(canvas, panel)
     canvas.text((RIGHT, bottom + 26), "scheduler step", fill=FAINT, font=font(14), anchor="ra")
 
 
@@ -179,11 +162,8 @@ def _one_line(text: str) -> str:
     return " ".join(text.splitlines())
 
 
-def _axis(canvas: ImageDraw.ImageDraw, title: str, panel: tuple[int, int], low: float, high: float) -> None:
-    top, bottom = panel
-    canvas.text((LEFT, top - 20), title, fill=INK, font=font(15))
-    canvas.text((LEFT - 8, top), f"{high:.3g}", fill=FAINT, font=font(14), anchor="ra")
-    canvas.text((LEFT - 8, bottom), f"{low:.3g}", fill=FAINT, font=font(14), anchor="rs")
+def _axis(canvas: ImageDraw.ImageDraw, panel: Panel) -> None:
+    axis(canvas, LEFT, PANELS[panel.field], TITLES[panel.field], f"{panel.low:.3g}", f"{panel.high:.3g}")
 
 
 def _column(report: Report, step: int) -> tuple[float, float]:
@@ -192,10 +172,35 @@ def _column(report: Report, step: int) -> tuple[float, float]:
     return LEFT + (step - 1) * width, LEFT + step * width
 
 
-def _scale(low: float, high: float, bottom: int, top: int) -> Scale:
-    return lambda value: bottom - (value - low) / (high - low) * (bottom - top)
+def _scale(panel: Panel) -> Callable[[float], float]:
+    """From a value to its height in the picture."""
+    top, bottom = PANELS[panel.field]
+    return lambda value: bottom - (value - panel.low) / (panel.high - panel.low) * (bottom - top)
 
 
 def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     """Pillow's own, of so many pixels."""
     return ImageFont.load_default(size)
+
+
+def fitting(canvas: ImageDraw.ImageDraw, title: str, width: float) -> int:
+    """The size of font, 10 to 22 pixels, in which a title is no wider than this."""
+    return next((size for size in range(22, 10, -1) if canvas.textlength(title, font=font(size)) <= width), 10)
+
+
+def axis(canvas: ImageDraw.ImageDraw, left: int, panel: tuple[int, int], title: str, low: str, high: str) -> None:
+    """A panel's title, and the values at its bottom and top; ``panel``: its top and bottom."""
+    top, bottom = panel
+    canvas.text((left, top - 22), title, fill=INK, font=font(15))
+    canvas.text((left - 8, top), high, fill=FAINT, font=font(14), anchor="ra")
+    canvas.text((left - 8, bottom), low, fill=FAINT, font=font(14), anchor="rs")
+
+
+def curve(
+    canvas: ImageDraw.ImageDraw, points: Sequence[tuple[float, float]], tone: str, width: int = 2, radius: int = 3
+) -> None:
+    """Dots, joined."""
+    if len(points) > 1:
+        canvas.line(points, fill=tone, width=width)
+    for x, y in points:
+        canvas.ellipse((x - radius, y - radius, x + radius, y + radius), fill=tone)

@@ -100,10 +100,8 @@ def summarize(report: Report) -> str:
     if need := describe_need(report):
         lines.append(need)
     lines.append(f"Status: {report.status} {report.error}".rstrip())
-    lines += [
-        f"Switched {describe_hand_over(h, report)}, loaded in {h.seconds:.2f} s{describe_fade(h)}"
-        for h in report.hand_overs
-    ]
+    for h in report.hand_overs:
+        lines.append(f"Switched {describe_hand_over(h, report)}, loaded in {h.seconds:.2f} s{describe_fade(h)}")
     if rest := describe_rest(report):
         lines.append(rest)
     first = {h.to: h for h in reversed(report.hand_overs) if h.memory}  # of each stage
@@ -113,10 +111,8 @@ def summarize(report: Report) -> str:
     seconds = medians(report)
     for stage in report.stages:
         count, each = report.count(stage.name), seconds.get((stage.name, False))
-        lines.append(
-            f"{stage.name.capitalize()}: {count} steps, {stage.seconds:.3g} s"
-            + (f", {each:.3g} s a step" if each else "")
-        )
+        cost = f", {each:.3g} s a step" if each else ""
+        lines.append(f"{stage.name.capitalize()}: {count} steps, {stage.seconds:.3g} s{cost}")
         if table := stage.teacache.get("table"):
             lines.append(
                 f"TeaCache on the {stage.name}: {report.reused(stage.name)} of {count} steps reused, "

@@ -7,27 +7,9 @@ from typing import Any
 STAGES = ("sketch", "render")
 RENAMED = {"derivative": "fall", "derivative_low": "fall_low"}
 REASONS = {"max_step": "latest"}
-FIELDS = {
-    "version",
-    "status",
-    *STAGES,
-    "switch",
-    "delta",
-    "fix_step",
-    "limit",
-    "sampler",
-    "shape",
-    "sigmas",
-    "steps",
-    "hand_overs",
-    "teacache",
-    "calls",
-    "seconds",
-    "total_seconds",
-    "notes",
-    "error",
-    "load_seconds",
-}
+KEPT = ("status", "switch", "sampler", "shape", "sigmas", "total_seconds", "notes", "error")
+OF_A_STAGE = ("calls", "seconds", "load_seconds")
+FIELDS = {*KEPT, *STAGES, *OF_A_STAGE, "version", "delta", "fix_step", "limit", "steps", "hand_overs", "teacache"}
 
 
 def upgraded(old: dict[str, Any]) -> dict[str, Any]:
@@ -40,16 +22,13 @@ def upgraded(old: dict[str, Any]) -> dict[str, Any]:
         {
             "name": name,
             "model": old.get(name, ""),
-            "calls": old.get("calls", {}).get(name, 0),
-            "seconds": old.get("seconds", {}).get(name, 0.0),
-            "load_seconds": old.get("load_seconds", {}).get(name, 0.0),
             "teacache": old.get("teacache", {}).get(name, {}),
+            **{key: old.get(key, {}).get(name, 0) for key in OF_A_STAGE},
         }
         for name in STAGES
     ]
-    kept = ("status", "switch", "sampler", "shape", "sigmas", "total_seconds", "notes", "error")
     return {
-        **{name: old[name] for name in kept if name in old},
+        **{name: old[name] for name in KEPT if name in old},
         "version": 2,
         "stages": stages,
         "earliest": old.get("fix_step", 0) + 1,

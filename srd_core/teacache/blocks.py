@@ -74,10 +74,7 @@ def _computing(blocks: int, others: Replacements, keep: Keep) -> Replacements:
 
 
 def pause_malloc_graph() -> contextlib.AbstractContextManager[Any]:
-    """Newer hosts record what a forward allocates and give the same memory out at the next one.
-
-    What is allocated in this block lives longer.
-    """
+    """Newer hosts give what a forward allocates out again at the next one; what this block allocates stays."""
     pause = getattr(comfy.model_prefetch, "pause_malloc_graph", None)
     return pause() if pause else contextlib.nullcontext()
 

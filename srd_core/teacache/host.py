@@ -28,10 +28,7 @@ COMPILE_MODULE = "comfy_api.torch_helpers.torch_compile"
 
 
 def with_teacache(model: ModelPatcher, settings: TeaCache) -> ModelPatcher:
-    """A clone of ``model`` that reuses steps when it samples; with threshold 0 a plain clone.
-
-    The newest settings win.
-    """
+    """A clone of ``model`` that reuses steps; with threshold 0 a plain clone. The newest settings win."""
     model = model.clone()
     for kind in (WrappersMP.OUTER_SAMPLE, WrappersMP.PREPARE_SAMPLING):
         model.remove_wrappers_with_key(kind, KEY)
@@ -111,10 +108,9 @@ def held_bytes(model: ModelPatcher, noise_shape: Sequence[int], conds: Mapping[s
 def _prepare_sampling(
     executor: WrapperExecutor, model: ModelPatcher, noise_shape: Sequence[int], conds: Any, *args: Any, **kwargs: Any
 ) -> Any:
-    """PREPARE_SAMPLING wrapper.
+    """PREPARE_SAMPLING wrapper: asks for what the run keeps, as rows of the noise's batch.
 
-    The host reckons the memory that a run takes from the shape of its noise, and for these families in proportion to
-    the batch: twice the batch for what it would like to have, the batch for what it needs.
+    For these families the host reckons in proportion to the batch: twice for what it would like to have.
     """
     of_one = model.model.memory_required([1, *noise_shape[1:]])
     if of_one > 0:

@@ -133,10 +133,7 @@ def wan_table(dim: int, image_to_video: bool, latent_pixels: int) -> tuple[Table
 
 
 def cogvideox_table(dim: int, frame_patch: int) -> tuple[Table, str]:
-    """The table nearest to a CogVideoX of width ``dim``, and a sentence when it was fitted on another model.
-
-    1.5 has two latent frames in a patch.
-    """
+    """The table nearest to a CogVideoX (1.5: two frames in a patch), and a sentence when it was fitted on another."""
     nearest = min(COGVIDEOX, key=lambda table: abs(math.log(table.dim / dim)))
     nearest = COGVIDEOX_1_5 if frame_patch > 1 else nearest
     if nearest.dim != dim:
@@ -194,10 +191,7 @@ def reuse_plan(growth: Sequence[float], threshold: float, computed_first: int = 
 
 
 def fill(plan: Plan, table: Table, m: torch.Tensor) -> None:
-    """Decide the steps ``plan.first_step`` ... last; where none can be reused, only the note is set.
-
-    ``m`` [steps, ...]: the embeddings of all steps of the run in the plan's form.
-    """
+    """Decide the steps from ``plan.first_step`` on by ``m`` [steps, ...], the run's embeddings; or set a note only."""
     steps = len(m) - plan.first_step
     d, coefficients = distances(m), table.coefficients(plan.form)
     if not all(map(math.isfinite, d)):

@@ -197,10 +197,7 @@ class CachedRun:
         return False
 
     def _keys(self, options: dict[str, Any]) -> list[Hashable]:
-        """One key a cond: the host's uuid, the context window, and how often that came in this step.
-
-        Guidance that skips layers asks again for the same prompt.
-        """
+        """One key a cond: uuid, context window, and which time in this step (guidance that skips layers asks again)."""
         window = getattr(options.get("context_window"), "index_list", None)
         keys: list[Hashable] = []
         for uuid in options["uuids"]:
