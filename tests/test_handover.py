@@ -24,6 +24,7 @@ from test_families import family, load  # noqa: F401
 from test_host_features import windows
 
 handover, apart, node = module("srd_core.handover.file"), module("srd_core.handover.render"), module("nodes.handover")
+SRSampler = module("nodes.sampler").SRSampler
 record_module, sketch_module = module("srd_core.handover.record"), module("srd_core.handover.sketch")
 RULE: dict[str, Any] = {
     "switch_mode": "step",
@@ -125,7 +126,7 @@ def test_the_noise_of_any_place_in_a_batch_goes_through_a_file(wan: Any, tmp_pat
 def test_what_else_a_latent_has_comes_out_as_out_of_sr_sampler(wan: Any) -> None:
     latent = helpers.empty_latent() | {"downscale_ratio_spacial": 8, "type": "video"}
     ours = rendered(sketched(wan(), latent=latent)[0], wan(seed=1))[0]
-    whole = node.SRSampler.execute(
+    whole = SRSampler.execute(
         wan(),
         wan(seed=1),
         positive=helpers.prompt(1),
@@ -304,7 +305,7 @@ def test_the_reports_of_both_halves_together_are_that_of_one_run(wan: Any, tmp_p
     rule = {"switch_mode": "adaptive", "delta": 1.0, "fix_step": 1, "steps": 10}
     record, _, first = sketched(sketch, **rule)
     _, report = rendered(through_a_file(record, tmp_path), render)
-    whole = node.SRSampler.execute(
+    whole = SRSampler.execute(
         sketch,
         render,
         positive=helpers.prompt(1),
@@ -817,7 +818,7 @@ def test_a_damaged_file_is_refused_at_queue_time(host_folders: Path, a_file: Pat
 
 
 def test_the_inputs_of_both_halves_are_those_of_sr_sampler_under_the_same_names() -> None:
-    whole = {i.id: i.as_dict() for i in node.SRSampler.define_schema().inputs}
+    whole = {i.id: i.as_dict() for i in SRSampler.define_schema().inputs}
     halves = [*node.SRSketch.define_schema().inputs, *node.SRRender.define_schema().inputs]
     for i in halves:
         assert i.id == "hand_over" or i.as_dict() == whole[i.id], i.id
