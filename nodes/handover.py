@@ -29,17 +29,19 @@ SWITCHING = ("switch_mode", "delta", "fix_step", "max_step", "switch_step", "swi
 RENDERING = ("render_cfg", "teacache", "fade", "render_steps")
 
 
+def _sketched() -> list[io.Output]:
+    """The outputs of nodes that have a sketch."""
+    shown = io.Latent.Output(display_name="preview"), SRReport.Output(display_name="report")
+    return [SRHandOver.Output(display_name="hand_over"), *shown]
+
+
 class SRSketch(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
             "SRSketch",
             as_in_sr_sampler("sketch", *SAMPLING, *SWITCHING),
-            [
-                SRHandOver.Output(display_name="hand_over"),
-                io.Latent.Output(display_name="preview"),
-                SRReport.Output(display_name="report"),
-            ],
+            _sketched(),
             SEARCHES,
             hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
         )
@@ -117,11 +119,7 @@ class SRLoadHandOver(io.ComfyNode):
         return schema(
             "SRLoadHandOver",
             [io.Combo.Input("hand_over", options=_files())],
-            [
-                SRHandOver.Output(display_name="hand_over"),
-                io.Latent.Output(display_name="preview"),
-                SRReport.Output(display_name="report"),
-            ],
+            _sketched(),
             SEARCHES,
         )
 

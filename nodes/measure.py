@@ -11,7 +11,6 @@ from comfy_api.latest import io
 from ..srd_core.measure.plot import draw
 from ..srd_core.measure.run import Measured, measuring
 from ..srd_core.measure.text import advise, describe
-from ..srd_core.report.data import Report
 from ..srd_core.stage import RenderSettings
 from .common import as_image, preview, schema
 from .sampler import SAMPLING, as_in_sr_sampler, check_numbers
@@ -56,7 +55,7 @@ class SRMeasurePair(io.ComfyNode):
             raise ValueError("denoise is 0: there is no step to measure. Set it above 0.")
         measured = Measured()
         settings = RenderSettings(positive=render_positive, negative=render_negative)
-        model = measuring(sketch, render, settings, points, measured, Report())
+        model = measuring(sketch, render, settings, points, measured)
         nodes.common_ksampler(model, **sampling)
         advice = advise(measured, speed_up)
         plot, summary = as_image(draw(measured, advice)), describe(measured, advice, speed_up)

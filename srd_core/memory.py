@@ -157,18 +157,16 @@ def try_twice(attempt: Callable[[], Result], room: Callable[[], str]) -> Result:
 
     Raises the host's own out-of-memory exception with the sentence that ``room`` returned.
     """
-    try:
-        return attempt()
-    except Exception as error:
-        if not comfy.model_management.is_oom(error):
-            raise
-    give_up = room()  # not in the except block: there the error still holds the failed attempt's tensors
-    try:
-        return attempt()
-    except Exception as error:
-        if not comfy.model_management.is_oom(error):
-            raise
-        raise comfy.model_management.OOM_EXCEPTION(f"{give_up} ({error})") from error
+    give_up = ""
+    while True:
+        try:
+            return attempt()
+        except Exception as error:
+            if not comfy.model_management.is_oom(error):
+                raise
+            if give_up:
+                raise comfy.model_management.OOM_EXCEPTION(f"{give_up} ({error})") from error
+        give_up = room()  # not in the except block: there the error still holds the failed attempt's tensors
 
 
 def end_malloc_graph() -> None:

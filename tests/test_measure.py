@@ -15,7 +15,6 @@ from test_faults import failing, interrupting, state_of
 
 fit, measure_run, text = module("srd_core.measure.fit"), module("srd_core.measure.run"), module("srd_core.measure.text")
 node, RenderSettings = module("nodes.measure").SRMeasurePair, module("srd_core.stage").RenderSettings
-Report = module("srd_core.report.data").Report
 
 
 def executed(sketch: Any, render: Any, **how: Any) -> tuple[Any, ...]:
@@ -37,7 +36,7 @@ def executed(sketch: Any, render: Any, **how: Any) -> tuple[Any, ...]:
 
 def measured(sketch: Any, render: Any, steps: int = 10, points: int = 4, **how: Any) -> Any:
     found = measure_run.Measured()
-    helpers.ksampler(measure_run.measuring(sketch, render, RenderSettings(), points, found, Report()), steps, **how)
+    helpers.ksampler(measure_run.measuring(sketch, render, RenderSettings(), points, found), steps, **how)
     return found
 
 

@@ -38,13 +38,13 @@ class CogVideoXSampling(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_
         self.set_sigmas(comfy.model_sampling.rescale_zero_terminal_snr_sigmas(sigmas))
 
 
-def dynamic_scale(scale: float, timestep: int, steps: int, exponent: float = 5.0) -> float:
+def dynamic_scale(scale: float, timestep: int, steps: int) -> float:
     """The guidance scale at ``timestep`` (0 to 999) of a run of ``steps`` steps: a wave between 1 and 1 + ``scale``.
 
     As the official 5B pipeline has it (use_dynamic_cfg, guidance_scale 6). That it takes the timestep for the number of
     the step is intended: the authors keep the wave because it avoids overexposure (zai-org/CogVideo issue 267).
     """
-    return 1 + scale * (1 - math.cos(math.pi * ((steps - timestep) / steps) ** exponent)) / 2
+    return 1 + scale * (1 - math.cos(math.pi * ((steps - timestep) / steps) ** 5)) / 2
 
 
 def guide_dynamically(args: dict[str, Any]) -> torch.Tensor:

@@ -74,38 +74,32 @@ class Kept:
 
 
 def measuring(
-    sketch: ModelPatcher,
-    render: ModelPatcher,
-    settings: RenderSettings,
-    points: int,
-    measured: Measured,
-    report: Report,
+    sketch: ModelPatcher, render: ModelPatcher, settings: RenderSettings, points: int, measured: Measured
 ) -> ModelPatcher:
     """A MODEL that samples as ``sketch`` and fills ``measured`` at its end. Raises ValueError as ``cooperate``."""
     for role, model in ((SKETCH, sketch), (RENDER, render)):
         check_plain(role, model)
     check_together(sketch, render, settings)
     model = sketch.clone()
-    sample = partial(_sample, render=render, settings=settings, points=points, measured=measured, report=report)
+    sample = partial(_sample, render, settings, points, measured)
     model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, sample)
     return model
 
 
 def _sample(
-    executor: WrapperExecutor,
-    *args: Any,
     render: ModelPatcher,
     settings: RenderSettings,
     points: int,
     measured: Measured,
-    report: Report,
+    executor: WrapperExecutor,
+    *args: Any,
     **kwargs: Any,
 ) -> torch.Tensor:
     """OUTER_SAMPLE wrapper: one sampling run of the host."""
     guider = executor.class_obj
     call = OUTER_SAMPLE.bind(guider, *args, **kwargs)
     stage = Stage.beside(guider, render, settings, check_pair(guider.model_patcher, render))
-    run = begin_run(guider, call.arguments, {RENDER: stage}, Pair(SKETCH, RENDER, NEVER), report)
+    run = begin_run(guider, call.arguments, {RENDER: stage}, Pair(SKETCH, RENDER, NEVER), Report())
     recorder = Recorder(run, chosen(run.steps.steps, points))
     run.outside = [recorder.predict]
     run.at_end = partial(_compare, recorder, stage, measured)

@@ -37,9 +37,9 @@ def medians(report: Report) -> Medians:
     return {kind: median(s[1:] if not kind[1] and len(s) > WARM else s) for kind, s in found.items()}
 
 
-def step_seconds(report: Report, stage: str, reused: bool = False) -> float | None:
-    """Median seconds of a step that ``stage`` computed, or reused by TeaCache; None where there was none."""
-    return medians(report).get((stage, reused))
+def step_seconds(report: Report, stage: str) -> float | None:
+    """Median seconds of a step that ``stage`` computed; None where there was none."""
+    return medians(report).get((stage, False))
 
 
 def run_seconds(report: Report) -> float | None:
