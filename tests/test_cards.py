@@ -1,7 +1,8 @@
-"""The table of cards in the README: made by its command, from the host's own numbers."""
+"""What the README says in figures: of cards, made by its command; of the toy models, as the evidence has it."""
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import Any
 
@@ -14,6 +15,7 @@ from hosting import REPOSITORY
 
 sys.path.append(str(REPOSITORY / "bench"))
 import cards
+import common
 import cost
 
 pytestmark = pytest.mark.one_host
@@ -23,6 +25,15 @@ def test_the_readme_has_the_table_that_the_command_makes() -> None:
     start, end = cards.MARKS
     told = (REPOSITORY / "README.md").read_text("utf-8").partition(f"{start}\n")[2].partition(f"\n{end}")[0]
     assert told == "\n".join(cards.section())
+
+
+@pytest.mark.parametrize("readme", ["README.md", "README.zh.md"])
+def test_the_readme_s_figures_of_toy_models_are_in_the_evidence(readme: str) -> None:
+    told = re.search(r"<!-- toy: .*?-->(.*?)<!-- /toy -->", (REPOSITORY / readme).read_text("utf-8"), re.DOTALL)[1]
+    rows = [line for line in common.EVIDENCE.read_text("utf-8").splitlines() if line.startswith("|")]
+    figures = {f"{int(share) / 100:.2f}" for share in re.findall(r"(\d+) %", told)}
+    figures |= set(re.findall(r"([\d.]+)(?:x| 倍)", told))
+    assert len(figures) == 9 and figures <= set(re.findall(r"\d\.\d\d", "\n".join(rows)))
 
 
 def test_a_call_takes_what_the_host_s_own_estimate_says(monkeypatch: pytest.MonkeyPatch) -> None:
