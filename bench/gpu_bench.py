@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -22,7 +20,6 @@ import comfy.sampler_helpers
 import comfy.samplers
 import cost
 import gpu_models
-import psutil
 import torch
 from comfy.ldm.modules.attention import get_attention_function
 from gpu_models import DEFAULT, SHAPES
@@ -37,7 +34,6 @@ CFG = {cost.WAN: 5.0, cost.COGVIDEOX: 6.0}
 # threshold is chosen to reuse as many.
 REUSED = {cost.WAN: (296 - 215) / 158 * 50 / 40, cost.COGVIDEOX: (117 - 107) / 75 * 50 / 35}
 SEED, SAMPLER, SCHEDULER = 0, "euler", "simple"
-ROOM = 1.2  # main memory that must be free for a byte of weights
 GIB = 1 << 30
 
 
@@ -82,32 +78,20 @@ def wait() -> None:
 
 @contextlib.contextmanager
 def gauge() -> Iterator[dict[str, Any]]:
-    """What the block takes: seconds, and the peak of the GPU's memory in bytes."""
+    """What the block takes: seconds, and the peak of torch's memory in bytes, where no dynamic VRAM is beside it."""
     found: dict[str, Any] = {}
-    on_gpu, over = device().type == "cuda", threading.Event()
-    watch = threading.Thread(target=_watch, args=(found, over), daemon=True)
-    if on_gpu:
+    counted = device().type == "cuda" and not comfy.memory_management.aimdo_enabled
+    if counted:
         torch.cuda.reset_peak_memory_stats()
-        if comfy.memory_management.aimdo_enabled:  # takes memory behind torch's back
-            watch.start()
     wait()
     begin = time.perf_counter()
     try:
         yield found
     finally:
         wait()
-        over.set()
-        if watch.is_alive():
-            watch.join()
         found["seconds"] = time.perf_counter() - begin
-        if on_gpu:
-            found["peak"] = max(found.get("peak", 0), torch.cuda.max_memory_allocated())
-
-
-def _watch(found: dict[str, Any], over: threading.Event) -> None:
-    while not over.wait(0.02):
-        free, total = torch.cuda.mem_get_info()
-        found["peak"] = max(found.get("peak", 0), total - free)
+        if counted:
+            found["peak"] = torch.cuda.max_memory_allocated()
 
 
 class StepClock:
@@ -162,7 +146,6 @@ class Bench:
             if why := unavailable(variant, self.render):
                 raise Unavailable(why)
             if variant.weights not in self._pairs:
-                self._make_room(variant.weights)
                 sketch, render = (
                     gpu_models.build(network, variant.weights, device()) for network in (self.sketch, self.render)
                 )
@@ -171,17 +154,6 @@ class Bench:
             sketch, render = (with_attention(model, variant.attention) for model in self._pairs[variant.weights])
             self._variants[variant] = (compiled(sketch), compiled(render)) if variant.compiled else (sketch, render)
         return self._variants[variant]
-
-    def _make_room(self, weights: str) -> None:
-        """Weights of another precision leave main memory where it is too small for both."""
-        needed = ROOM * gpu_models.bytes_of((self.sketch, self.render), weights, device())
-        if psutil.virtual_memory().available < needed:
-            self._pairs.clear()
-            self._variants.clear()
-            unload()
-            gc.collect()
-        if (free := psutil.virtual_memory().available) < needed:
-            raise Unavailable(f"Weights need {needed / 1e9:.0f} GB of main memory: {free / 1e9:.0f} GB are free.")
 
     def put_on_device(self, *models: Any) -> None:
         """As a run finds the device after one of its kind: with these models alone, the first before the others."""

@@ -72,12 +72,6 @@ def build(network: Network, weights: str, device: torch.device) -> Any:
     return _corrected(model, network)
 
 
-def bytes_of(networks: tuple[Network, ...], weights: str, device: torch.device) -> int:
-    """Main memory that these networks take."""
-    each = 1 if weights == FP8 else compute_dtype(device).itemsize
-    return each * sum(map(cost.weights, networks))
-
-
 def _empty(network: Network, dtype: torch.dtype) -> Any:
     """The host's network, without data."""
     how = {"device": "meta", "dtype": dtype, "operations": comfy.ops.disable_weight_init, "num_layers": network.layers}

@@ -23,12 +23,11 @@ class Measured:
     rows: dict[str, list[Line]]
 
     @classmethod
-    def of(cls, rows: list[Line], stage: str, part: str = "") -> Measured:
-        """``part``: the beginning of its name."""
+    def of(cls, rows: list[Line], stage: str) -> Measured:
+        """Those of this stage."""
         found: dict[str, dict[int, Line]] = {}
         for row in rows:
-            measured = not {"error", "unavailable", "why", "outcome"} & row.keys()
-            if measured and row["stage"] == stage and row["part"].startswith(part):
+            if row["stage"] == stage and not {"error", "unavailable", "why", "outcome"} & row.keys():
                 found.setdefault(row["row"], {})[row.get("round", 0)] = row
         return cls({name: list(rounds.values()) for name, rounds in found.items()})
 
@@ -86,8 +85,7 @@ def table(facts: Line, rows: list[Line]) -> list[str]:
     ]
     out += grid(("promise", "measured", ""), held)
     for title, items in (
-        ("3 steps of Wan 480p, 33 frames, with little memory:", limits(rows)),
-        ("A late render step:", profiles(d)),
+        ("3 steps of Wan 480p, 33 frames, with little memory; a late render step:", others(rows)),
         ("The pack's tests:", tests(rows)),
         ("Not measured:", missing(rows)),
     ):
@@ -183,23 +181,17 @@ def runs(what: str, measured: Measured) -> list[str]:
     return grid((f"{what}, whole runs", *heads), lines)
 
 
-def limits(rows: list[Line]) -> Iterator[str]:
-    """How the pack does with little memory."""
-    for manager in ("classic", "dynamic"):
-        for name, (*_, row) in Measured.of(rows, "a", f"limits, {manager}").rows.items():
-            peak, said = number(row.get("peak"), GB) or "?", f": {row['said']}" if row["said"] else ""
-            yield f"{name} free ({manager} memory): {row['status']}, {number(row['seconds'])} s, peak {peak} GB{said}"
-
-
-def profiles(d: Measured) -> Iterator[str]:
-    """Where a step's time goes."""
-    for name, (*_, row) in d.rows.items():
-        largest = list(row["kernels"].items())[:3]
-        kernels = ", ".join(f"{kernel[:50]} {seconds / row['seconds']:.0%}" for kernel, seconds in largest)
-        waits = ", ".join(f"{times} {what}" for what, times in row["waits"].items()) or "none"
-        own = ", ".join(row["own_waits"]) or "none"
-        busy = f"kernels {row['busy']:.0%} of it ({kernels})"
-        yield f"{name}: {number(row['seconds'])} s, {busy}; waits: {waits}; the pack's own: {own}"
+def others(rows: list[Line]) -> Iterator[str]:
+    """Runs with little memory, and where a step's time goes."""
+    for row in rows:
+        if not ({"status", "busy"} & row.keys()):
+            continue
+        told = {name: row[name] for name in ("status", "said", "waits", "own_waits") if row.get(name)}
+        told |= {"seconds": number(row["seconds"]), "peak GB": number(row.get("peak"), GB)}
+        if "kernels" in row:
+            largest = list(row["kernels"].items())[:3]
+            told["kernels"] = ", ".join(f"{kernel[:50]} {seconds / row['seconds']:.0%}" for kernel, seconds in largest)
+        yield f"{row['part']}, {row['row']}: " + "; ".join(f"{name} {value}" for name, value in told.items() if value)
 
 
 def tests(rows: list[Line]) -> Iterator[str]:

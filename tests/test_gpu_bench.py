@@ -181,7 +181,7 @@ def test_the_rehearsal_of_a_stage_keeps_its_rows_and_ends_with_a_table(tmp_path:
         ((place, times),) = profiles[name]["own_waits"].items()
         assert times == 1 and place.startswith("is_nonzero, srd_core/finite.py:")
         assert 0 < profiles[name]["busy"] <= 1.01
-    assert "A rehearsal on the CPU" in said and "\n- SR:" in said
+    assert "A rehearsal on the CPU" in said and "\n- profiles, classic, SR: " in said
     for row in rows:
         assert row["date"] and row["machine"] and row["host"] and row["commit"] and row["rehearsal"]
         assert row["command"].startswith("python3 bench/gpu.py --rehearse")
