@@ -54,7 +54,7 @@ lint:
 # mypy has to see the pack under the name of a package, whatever its folder is called, and must not stand in the root, where
 # it would take the pack's folder `nodes` for the host's module: hence the link, and the change of folder.
 types:
-	MYPYPATH=demo $(HOST) run-module mypy --strict --explicit-package-bases --python-version 3.10 demo/host.py demo/client.py
+	MYPYPATH=demo $(HOST) run-module mypy --strict --explicit-package-bases --python-version 3.10 demo/host.py demo/cache.py demo/client.py
 	MYPYPATH=demo $(HOST) run-module mypy --ignore-missing-imports --disallow-untyped-defs --explicit-package-bases \
 	    --python-version 3.10 --cache-dir .mypy_cache/demo demo/*.py
 	MYPYPATH=demo/family $(HOST) run-module mypy --ignore-missing-imports --disallow-untyped-defs \

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import functools
-import importlib.util
 import os
 import platform
 import re
@@ -13,31 +12,23 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+sys.path.append(str(Path(__file__).resolve().parent.parent / "demo"))
+
+import host
+from host import REPOSITORY
+
 RESULTS = REPOSITORY / "bench" / "results"
 EVIDENCE = REPOSITORY / "docs" / "evidence.md"  # with the sections that tables are written into
 IN_HOST = "SRD_BENCH_IN_HOST"
 
 
-def load_by_path(name: str, path: Path) -> ModuleType:
-    """Import a file, or a package by its __init__.py, under ``name``; the repository's root stays off sys.path."""
-    folders = [str(path.parent)] if path.name == "__init__.py" else None
-    spec = importlib.util.spec_from_file_location(name, path, submodule_search_locations=folders)
-    assert spec and spec.loader
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def run_in_host() -> None:
     """Continue in the host's Python, with tests/ (tiny models, the host in this process) on sys.path."""
-    host_module = load_by_path("srd_host", REPOSITORY / "demo" / "host.py")
     if os.environ.get(IN_HOST) != "1":
-        host = host_module.find_or_make()
+        python = str(host.find_or_make().python)
         os.environ[IN_HOST] = "1"
-        os.execv(str(host.python), [str(host.python), *sys.argv])
+        os.execv(python, [python, *sys.argv])
     sys.path.append(str(REPOSITORY / "tests"))
 
 

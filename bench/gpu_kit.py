@@ -113,7 +113,7 @@ def distribute(archive: Path, root: Path, room: int) -> list[str]:
 
 def main() -> None:
     """Make the kit, and say what to call with it: in terms of the device machine's tool."""
-    host = common.load_by_path("srd_host", common.REPOSITORY / "demo" / "host.py").find_or_make()
+    host = common.host.find_or_make()
     for old in common.REPOSITORY.glob(f"{FOLDER}*"):
         shutil.rmtree(old)
     with tempfile.TemporaryDirectory() as name:

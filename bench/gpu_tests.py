@@ -34,8 +34,7 @@ class Recorder:
 def run(results: Any, part: dict[str, Any]) -> None:
     """Run them; a failed test is a row, not an error of this function. Raises RuntimeError where they can't be run."""
     if importlib.util.find_spec("pytest") is None:
-        host = sys.modules["srd_host"]
-        sys.path.append(str(host.tools(host.find_or_make())))
+        sys.path.append(str(common.host.tools(common.host.find_or_make())))
     import pytest
 
     os.chdir(common.REPOSITORY)

@@ -40,7 +40,7 @@ args.cpu = True
 import nodes, server, comfy_api.latest  # what the host's start has imported before its custom nodes
 import common
 begin = time.process_time()
-pack = common.load_by_path("pack", common.REPOSITORY / "__init__.py")
+pack = common.host.load_by_path("pack", common.REPOSITORY / "__init__.py")
 async def schemas():
     for node in await (await pack.comfy_entrypoint()).get_node_list():
         node.GET_SCHEMA()
@@ -72,7 +72,7 @@ def spread(values: list[float]) -> dict[str, float]:
 
 def import_seconds() -> float:
     """Of a fresh process."""
-    folders = str(sys.modules["srd_host"].find_or_make().path), str(common.REPOSITORY / "bench")
+    folders = str(common.host.find_or_make().path), str(common.REPOSITORY / "bench")
     said = subprocess.check_output([sys.executable, "-c", IMPORT, *folders], text=True, stderr=subprocess.DEVNULL)
     return float(said.splitlines()[-1])
 

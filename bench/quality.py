@@ -470,7 +470,6 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
 
 def prepared(options: argparse.Namespace) -> tuple[Evaluation, str]:
     """(the evaluation that the command line asks for, why LPIPS can't be measured or "")."""
-    host_module = sys.modules["srd_host"]
     files, names = [], {}
     for name, kind in (
         ("sketch", "diffusion_models"),
@@ -495,7 +494,7 @@ def prepared(options: argparse.Namespace) -> tuple[Evaluation, str]:
     prompts, scenes = prompts_of(options)
     net, why = lpips_net(options.lpips)
     store = Store(options.results / "quality.jsonl", weights_hash(files))
-    videos = options.videos or host_module.cache_folder() / "bench" / store.weights
+    videos = options.videos or common.host.cache_folder() / "bench" / store.weights
     return Evaluation(family, prompts, store, videos, net, options.batch, scenes), why
 
 
@@ -528,9 +527,8 @@ def extras() -> Iterator[str]:
 
     Without the packages' own requirements, which the host has: they would bring a second torch.
     """
-    host_module = sys.modules["srd_host"]
     wanted = (Path(__file__).parent / "requirements.txt").read_text("utf-8")
-    folder = host_module.cache_folder() / "tools" / f"bench-{hashlib.sha256(wanted.encode()).hexdigest()[:12]}"
+    folder = common.host.cache_folder() / "tools" / f"bench-{hashlib.sha256(wanted.encode()).hexdigest()[:12]}"
     if not folder.is_dir():
         partial = folder.with_name(f".partial-{folder.name}-{os.getpid()}")
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(partial)]

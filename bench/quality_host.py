@@ -35,7 +35,7 @@ def start(cpu: bool = True, threads: int = 0) -> None:
     one after tests/hosting.py, only adds what is missing. threads: of torch on the CPU; 0: as many as there are cores.
     """
     if PACK not in sys.modules:
-        host = sys.modules["srd_host"].find_or_make()
+        host = common.host.find_or_make()
         sys.path.insert(0, str(host.path))
         import comfy.options
 
@@ -49,7 +49,7 @@ def start(cpu: bool = True, threads: int = 0) -> None:
         torch.set_grad_enabled(False)
         torch.set_num_threads(threads or os.cpu_count() or 1)
         logging.getLogger().setLevel(logging.WARNING)
-        common.load_by_path(PACK, common.REPOSITORY / "__init__.py")
+        common.host.load_by_path(PACK, common.REPOSITORY / "__init__.py")
     _register()
 
 

@@ -31,10 +31,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import common
 from spread_graph import OWN, Graph, render_graph, sketch_graph, to_api, with_prompt
 
-client = common.load_by_path("srd_demo_client", common.REPOSITORY / "demo" / "client.py")
+# isort: split
+import client  # spread_graph has put demo/ on sys.path
 
 SKETCH, RENDER = "sketch", "render"
 SUFFIX = ".sketch.safetensors"

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import common
+import common  # noqa: F401  (it puts demo/ on sys.path)
 
-workflow = common.load_by_path("srd_demo_workflow", common.REPOSITORY / "demo" / "workflow.py")
+# isort: split
+import workflow
+
 to_api = workflow.to_api
 
 OWN = ("hand_over", "save_hand_over")  # ids of the nodes that are added to a graph

@@ -1,15 +1,15 @@
 """A running ComfyUI server, as its API shows it: queue a graph, follow it, fetch what it made.
 
-Standard library only. Used through host.serve; `Server` also talks to a server that someone else started.
+`host.serve` starts one; `Server` also talks to a server that someone else started. Only to follow a run or to upload
+needs more than the standard library: aiohttp and urllib3, which every ComfyUI brings.
 """
 
-import base64
+import asyncio
 import json
 import os
 import re
+import shutil
 import signal
-import socket
-import struct
 import subprocess
 import sys
 import time
@@ -19,7 +19,10 @@ import urllib.request
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import aiohttp
 
 Graph = Mapping[str, Mapping[str, Any]]  # node id -> {"class_type": ..., "inputs": {...}}, what "Export (API)" saves
 OnEvent = Callable[[str, dict[str, Any]], None]  # called with the type and the data of each message of the server
@@ -32,6 +35,9 @@ sys.argv = sys.argv[1:]
 sys.path[:] = [os.path.dirname(sys.argv[0]), *filter(None, sys.path)]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+# Requests to our own server never take the way through a proxy that the environment may name.
+_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class HostError(RuntimeError):
@@ -75,8 +81,27 @@ def _signal(process: "subprocess.Popen[bytes]", number: int) -> None:
         os.killpg(process.pid, number)
 
 
+def link(target: Path, link: Path) -> None:
+    """Make `link` lead to `target`: a link, or a copy where the system allows none. Only links are ever replaced."""
+    target = target.absolute()
+    if not target.exists():
+        raise HostError(f"{target} does not exist.")
+    link.parent.mkdir(parents=True, exist_ok=True)
+    if link.is_symlink():
+        link.unlink()
+    try:
+        link.symlink_to(target, target_is_directory=target.is_dir())
+    except OSError as error:
+        if os.name != "nt":
+            raise HostError(f"cannot link {target} to {link}: {error}") from error
+        if target.is_dir():
+            shutil.copytree(target, link, ignore=shutil.ignore_patterns(".git", "__pycache__"), dirs_exist_ok=True)
+        else:
+            shutil.copy2(target, link)
+
+
 class Server:
-    """A ComfyUI server at `url`. `log` and the process are those of a server we started; without, stop() does nothing."""
+    """A ComfyUI server at `url`; `log` and the process are those of a server that we started and may stop."""
 
     def __init__(self, url: str, log: Path | None = None, process: "subprocess.Popen[bytes] | None" = None) -> None:
         self.url = url.rstrip("/")
@@ -84,10 +109,8 @@ class Server:
         self.client_id = uuid.uuid4().hex
         self._process = process
 
-    # --- the process ---
-
     def wait_until_ready(self, timeout: float) -> None:
-        """Return when the server answers. Raises HostError with the log's end if it dies, or after `timeout` seconds."""
+        """Return when the server answers. Raises HostError with the log's end if it dies, or after so many seconds."""
         until = time.monotonic() + timeout
         while time.monotonic() < until:
             if self._process is not None and self._process.poll() is not None:
@@ -102,7 +125,7 @@ class Server:
         raise HostError(f"The server did not answer within {timeout:.0f} s.{self.log_tail()}")
 
     def stop(self) -> None:
-        """End the server and whatever it started; waits 10 seconds at most before it insists. Harmless when it is over."""
+        """End the server that we started, and what it started; after 10 seconds by force."""
         process, self._process = self._process, None
         if process is None:
             return
@@ -123,12 +146,10 @@ class Server:
         text = _COLOURS.sub("", self.log.read_text("utf-8", "replace"))
         return f"\nThe end of {self.log}:\n" + "\n".join(text.splitlines()[-lines:])
 
-    # --- requests ---
-
     def request(
         self, path: str, data: bytes | None = None, kind: str = "application/json", timeout: float = 60.0
     ) -> bytes:
-        """GET, or POST with data. Raises HostError: with readable text for a refused graph, else with status and path."""
+        """GET, or POST with data. Raises HostError: for a refused graph with the reasons, else with status and path."""
         request = urllib.request.Request(self.url + path, data=data, headers={"Content-Type": kind} if data else {})
         try:
             with _OPENER.open(request, timeout=timeout) as answer:
@@ -158,11 +179,9 @@ class Server:
         """Interrupt the running graph; its run() raises Interrupted."""
         self.request("/interrupt", b"{}")
 
-    # --- graphs ---
-
-    def queue(self, graph: Graph, client_id: str | None = None) -> str:
-        """Queue a graph, return its prompt id. Raises HostError naming nodes and reasons if any part of it is refused."""
-        answer = self.post("/prompt", {"prompt": graph, "client_id": client_id or self.client_id})
+    def queue(self, graph: Graph) -> str:
+        """Queue a graph, return its prompt id. Raises HostError with nodes and reasons if any part of it is refused."""
+        answer = self.post("/prompt", {"prompt": graph, "client_id": self.client_id})
         prompt_id: str = answer["prompt_id"]
         if answer.get("node_errors"):  # the server would run the rest of the graph
             self.post("/queue", {"delete": [prompt_id]})
@@ -178,37 +197,45 @@ class Server:
         then interrupted), and Interrupted.
         """
         until = time.monotonic() + timeout
-        events = EventStream(self.url, self.client_id) if on_event else None
-        try:
+        if on_event is not None:
+            entry = asyncio.run(self._followed(graph, on_event, until))
+        else:
             prompt_id = self.queue(graph)
-            while time.monotonic() < until:
-                if events is not None and on_event is not None:
-                    events.drain(on_event, 0.25)
-                else:
-                    time.sleep(0.1)
-                entry = self.get(f"/history/{prompt_id}").get(prompt_id)
-                if entry is not None:
-                    if events is not None and on_event is not None:
-                        events.drain(on_event, 0.05)
-                    return checked(entry)
-        finally:
-            if events is not None:
-                events.close()
-        self.interrupt()
-        raise HostError(f"The graph did not end within {timeout:.0f} s.{self.log_tail(10)}")
+            while (entry := self._entry(prompt_id)) is None and time.monotonic() < until:
+                time.sleep(0.1)
+        if entry is None:
+            self.interrupt()
+            raise HostError(f"The graph did not end within {timeout:.0f} s.{self.log_tail(10)}")
+        return checked(entry)
 
-    # --- files ---
+    def _entry(self, prompt_id: str) -> dict[str, Any] | None:
+        """The history entry of a run; None before its end."""
+        entry: dict[str, Any] | None = self.get(f"/history/{prompt_id}").get(prompt_id)
+        return entry
+
+    async def _followed(self, graph: Graph, on_event: OnEvent, until: float) -> dict[str, Any] | None:
+        """Queue a graph and hand on what the server says; its history entry, None if it has not ended by then."""
+        import aiohttp
+
+        address, entry = f"{self.url}/ws?clientId={self.client_id}", None
+        try:
+            async with aiohttp.ClientSession() as session, session.ws_connect(address, max_msg_size=0) as socket:
+                prompt_id = self.queue(graph)
+                while entry is None and time.monotonic() < until:
+                    entry = self._entry(prompt_id)
+                    await _hand_on(socket, on_event, 0.25 if entry is None else 0.05)
+        except aiohttp.ClientError as error:
+            raise HostError(f"{self.url}/ws: {error}") from error
+        return entry
 
     def upload_image(self, image: Path | bytes, name: str | None = None) -> str:
-        """Put an image into the server's input folder (an older one of that name is replaced); returns its name there."""
+        """Put an image into the server's input folder, over an older one of that name; returns its name there."""
+        from urllib3 import encode_multipart_formdata
+
         content = image if isinstance(image, bytes) else image.read_bytes()
         name = name or ("image.png" if isinstance(image, bytes) else image.name)
-        boundary = uuid.uuid4().hex
-        head = f'--{boundary}\r\nContent-Disposition: form-data; name="overwrite"\r\n\r\ntrue\r\n--{boundary}\r\n'
-        head += f'Content-Disposition: form-data; name="image"; filename="{_HEADER_UNSAFE.sub("_", name)}"\r\n'
-        head += "Content-Type: application/octet-stream\r\n\r\n"
-        body = head.encode() + content + f"\r\n--{boundary}--\r\n".encode()
-        answer = json.loads(self.request("/upload/image", body, f"multipart/form-data; boundary={boundary}"))
+        body, kind = encode_multipart_formdata({"overwrite": "true", "image": (name, content)})
+        answer = json.loads(self.request("/upload/image", body, kind))
         return f"{answer['subfolder']}/{answer['name']}" if answer.get("subfolder") else str(answer["name"])
 
     def view(self, file: Mapping[str, Any]) -> bytes:
@@ -217,7 +244,7 @@ class Server:
         return self.request("/view?" + urllib.parse.urlencode(query))
 
     def download(self, entry: Mapping[str, Any], folder: Path, kinds: Sequence[str] = ("output",)) -> list[Path]:
-        """Save the files of a history entry that are of these types ("output", "temp") into `folder`, in the nodes' order."""
+        """Save a history entry's files of these types ("output", "temp") into `folder`, in the nodes' order."""
         folder.mkdir(parents=True, exist_ok=True)
         saved = []
         for file in files_of(entry):
@@ -228,14 +255,8 @@ class Server:
         return saved
 
 
-_HEADER_UNSAFE = re.compile(r'["\\\r\n]')
-_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
-# Requests to our own server never take the way through a proxy that the environment may name.
-_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-
-
 def files_of(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The files that a history entry names, of all nodes, whatever they are called there (images, gifs, audio, video)."""
+    """The files that a history entry names, of all nodes, whatever they are called there (images, gifs, audio)."""
     return [
         item
         for output in entry["outputs"].values()
@@ -283,103 +304,20 @@ def _node_errors(errors: Any) -> str:
     return "The graph was refused:\n" + "\n".join(lines) if lines else ""
 
 
-class EventStream:
-    """The server's messages to one client, over its websocket (RFC 6455): as much of the protocol as this server uses.
-
-    Raises HostError when the server does not take the connection. A connection that is lost later ends the stream.
-    """
-
-    def __init__(self, url: str, client_id: str) -> None:
-        address = urllib.parse.urlsplit(url)
-        if address.hostname is None:
-            raise HostError(f"{url} is not the address of a server")
-        self._socket = socket.create_connection((address.hostname, address.port or 80), timeout=10)
-        self._buffer = b""
-        self._parts: list[bytes] = []  # of a message that comes in several frames
-        self._kind = 0
-        self._open = True
-        key = base64.b64encode(os.urandom(16)).decode()
-        self._socket.sendall(
-            f"GET /ws?clientId={client_id} HTTP/1.1\r\nHost: {address.netloc}\r\nUpgrade: websocket\r\n"
-            f"Connection: Upgrade\r\nSec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
-        )
-        while b"\r\n\r\n" not in self._buffer:
-            if not self._receive(10):
-                raise HostError(f"{url}/ws did not answer")
-        head, self._buffer = self._buffer.split(b"\r\n\r\n", 1)
-        if b" 101 " not in head.split(b"\r\n", 1)[0] + b" ":
-            raise HostError(f"{url}/ws refused: {head.splitlines()[0].decode('utf-8', 'replace')}")
-
-    def drain(self, on_event: OnEvent, wait: float) -> None:
-        """Hand over the messages that are there; waits up to `wait` seconds for the first."""
-        until = time.monotonic() + wait
-        handed = 0
-        while True:
-            frame = self._frame()
-            if frame is not None:
-                handed += self._take(on_event, *frame)
-            elif not self._receive(0 if handed else until - time.monotonic()):
-                return
-
-    def close(self) -> None:
-        """Leave the connection."""
-        self._open = False
-        self._socket.close()
-
-    def _receive(self, wait: float) -> bool:
-        """Read what is there into the buffer; False if nothing came within `wait` seconds or the connection is over."""
-        if not self._open:
-            time.sleep(max(wait, 0.0))
-            return False
-        self._socket.settimeout(max(wait, 0.001))
+async def _hand_on(socket: "aiohttp.ClientWebSocketResponse[bool]", on_event: OnEvent, seconds: float) -> None:
+    """Hand on the server's messages of the next seconds; stops at the one that says that nothing runs any more."""
+    until = time.monotonic() + seconds
+    while (left := until - time.monotonic()) > 0:
         try:
-            data = self._socket.recv(1 << 16)
-        except TimeoutError:
-            return False
-        except OSError:
-            data = b""
-        self._open = bool(data)
-        self._buffer += data
-        return bool(data)
-
-    def _frame(self) -> tuple[int, bool, bytes] | None:
-        """Opcode, whether it is the message's last frame, and payload of the next frame, if it is there as a whole."""
-        if len(self._buffer) < 2:
-            return None
-        length, start = self._buffer[1] & 0x7F, 2
-        if length > 125:
-            layout = ">H" if length == 126 else ">Q"
-            start += struct.calcsize(layout)
-            if len(self._buffer) < start:
-                return None
-            (length,) = struct.unpack(layout, self._buffer[2:start])
-        if len(self._buffer) < start + length:
-            return None
-        first, payload = self._buffer[0], self._buffer[start : start + length]
-        self._buffer = self._buffer[start + length :]
-        return first & 0x0F, bool(first & 0x80), payload
-
-    def _take(self, on_event: OnEvent, opcode: int, last: bool, payload: bytes) -> int:
-        """Deal with one frame; returns how many messages were handed over."""
-        if opcode == 0x8:
-            self.close()
-        elif opcode == 0x9:
-            self._send(0xA, payload)
-        elif opcode in (0x0, 0x1, 0x2):
-            self._kind = opcode or self._kind
-            self._parts.append(payload)
-            if last:
-                whole, self._parts = b"".join(self._parts), []
-                if self._kind == 0x2:
-                    on_event("binary", {"data": whole})
-                else:
-                    message = json.loads(whole)
-                    on_event(message["type"], message.get("data") or {})
-                return 1
-        return 0
-
-    def _send(self, opcode: int, payload: bytes) -> None:
-        """Send a control frame (at most 125 bytes), masked as a client must."""
-        mask = os.urandom(4)
-        masked = bytes(byte ^ mask[index % 4] for index, byte in enumerate(payload))
-        self._socket.sendall(bytes([0x80 | opcode, 0x80 | len(payload)]) + mask + masked)
+            message = await socket.receive(timeout=left)
+        except asyncio.TimeoutError:
+            return
+        if message.type == 0x2:
+            on_event("binary", {"data": message.data})
+        elif message.type == 0x1:
+            said = json.loads(message.data)
+            on_event(said["type"], said.get("data") or {})
+            if said["type"] == "executing" and not said["data"].get("node"):
+                return
+        else:  # the connection is lost; whether the run goes well the history says
+            await asyncio.sleep(left)

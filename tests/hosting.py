@@ -1,38 +1,27 @@
-"""The real host in this process, and the pack loaded as a package beside it: ComfyUI on the CPU, or where the environment's
-SRD_TEST_GPU says so (classic or dynamic: how it manages the GPU's memory) on the GPU.
+"""The real host in this process, and the pack loaded as a package beside it.
+
+ComfyUI runs on the CPU, or, where the environment's SRD_TEST_GPU says how it shall manage the memory, on the GPU.
 """
 
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import os
 import sys
 from pathlib import Path
 from types import ModuleType
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+sys.path.append(str(Path(__file__).resolve().parent.parent / "demo"))
+
+import host as host_module
+from host import REPOSITORY, load_by_path
+
 PACK = "srdiffusion_pack"
 CLASSIC, DYNAMIC = "classic", "dynamic"  # how the host manages a GPU's memory
 
 
-def load_by_path(name: str, path: Path) -> ModuleType:
-    """Import a file, or a package by its __init__.py, under ``name``. The repository root stays off sys.path, where its
-    folder ``nodes`` would hide the host's module of that name.
-    """
-    if name in sys.modules:
-        return sys.modules[name]
-    folders = [str(path.parent)] if path.name == "__init__.py" else None
-    spec = importlib.util.spec_from_file_location(name, path, submodule_search_locations=folders)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 def module(name: str) -> ModuleType:
-    """A module of the pack, e.g. module("srd_core.route")."""
+    """A module of the pack by its dotted name, e.g. "srd_core.route"."""
     return importlib.import_module(f"{PACK}.{name}")
 
 
@@ -79,6 +68,5 @@ def _begin_dynamic() -> None:
     comfy.memory_management.aimdo_enabled = True
 
 
-host_module = load_by_path("srd_host", REPOSITORY / "demo" / "host.py")
 start_host(os.environ.get("SRD_TEST_GPU", ""))
 pack = load_by_path(PACK, REPOSITORY / "__init__.py")
