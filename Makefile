@@ -85,8 +85,7 @@ soak:
 	$(HOST) $(subst -n $(WORKERS) --dist worksteal,-s,$(PYTEST)) $(PYTEST_ARGS) tests/test_soak.py
 
 family:
-	@set -e; path=$$($(HOST) path); python=$$($(HOST) python); \
-	    COMFYUI_PATH="$$path" "$$python" demo/family/train.py
+	@python=$$($(HOST) python) && "$$python" demo/family/train.py
 
 # See docs/developing.md, "On a GPU".
 gpu-kit:

@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 import venv
 from collections.abc import Callable, Iterator, Sequence
@@ -72,10 +71,12 @@ def try_lock(descriptor: int) -> bool:
 @contextlib.contextmanager
 def aside(path: Path) -> Iterator[Path]:
     """Where to write a file or folder that shall exist whole or not at all: it becomes `path` when the block ends."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".partial-", dir=path.parent, ignore_cleanup_errors=True) as folder:
-        yield Path(folder) / path.name
-        (Path(folder) / path.name).replace(path)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    if partial.is_dir():  # an interrupted one left it
+        shutil.rmtree(partial)
+    yield partial
+    partial.replace(path)
 
 
 def check_space() -> None:

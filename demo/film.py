@@ -14,42 +14,42 @@ import statistics
 import sys
 import tempfile
 import time
+from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import host
+import numpy as np
+import run
+import video
 import workflow
+from client import Server
+from metrics import psnr, ssim
+from PIL import Image
 from progress import Progress
 from table import RUNS, disturbed, likeness, table
 
-if TYPE_CHECKING:
-    from client import Server
+sys.path.append(str(run.HERE / "family"))
 
-HERE = Path(__file__).resolve().parent
-sys.path.append(str(HERE / "family"))
+# isort: split
+from oracle import score
+from text import parse, vocabulary
 
-FILES = (
-    "sketch.mp4",
-    "render.mp4",
-    "sr.mp4",
-    "side-by-side.mp4",
-    "switch.png",
-    "overview.png",
-    "report.json",
-    "table.md",
-    "server.log",
-)
+VIDEOS = ("sketch.mp4", "render.mp4", "sr.mp4", "side-by-side.mp4")
+FILES = (*VIDEOS, "switch.png", "overview.png", "report.json", "table.md", "server.log")
 WARM_UP_STEPS = 2
 TURNS = 5  # of each run, one after the other: what disturbs the machine for a while disturbs all three
-STILLS = (
+STILLS = (  # beside the user's prompt
     "a yellow star moves right below a purple circle",
     "two green triangles above a red square",
-)  # beside the user's prompt
+)
 TIMEOUT = 1800.0  # seconds for one run
-SWITCH = "When it switched: how much the large model's prediction still changed (D), and the seconds of each step. Blue: sketch, orange: render."
+SWITCH = (
+    "When it switched: how much the large model's prediction still changed (D), and the seconds of each step. "
+    "Blue: sketch, orange: render."
+)
 HEADLINE = 108  # pixels of the Inspector's picture that hold its words and its own estimate
 
 
@@ -57,11 +57,9 @@ HEADLINE = 108  # pixels of the Inspector's picture that hold its words and its 
 class Take:
     """One of the three runs, measured in several turns."""
 
-    frames: list[bytes]  # PNG files, of the first turn
+    frames: video.Video  # of the first turn
     seconds: list[float] = field(default_factory=list)  # wall time of the sampler node, by turn
-    step_seconds: dict[str, list[float]] = field(
-        default_factory=dict
-    )  # of every step but the first of a turn, by stage
+    step_seconds: dict[str, list[float]] = field(default_factory=dict)  # by stage; the first of a turn is not in it
     plot: bytes = b""  # the Inspector's, PNG
     report: dict[str, Any] = field(default_factory=dict)  # the Inspector's, of the first turn
 
@@ -71,16 +69,14 @@ class Take:
 
 
 def main() -> int:
-    """The command; the host and the settings come from run.py. Returns the exit status."""
-    facts, asked = json.loads(sys.argv[1]), SimpleNamespace(**json.loads(sys.argv[2]))
-    chosen = host.Host(Path(facts["path"]), Path(facts["python"]), facts["version"], facts["source"])
-    output = Path(asked.output)
-    began = time.perf_counter()
+    """The command; returns the exit status."""
+    asked, began = run.arguments(), time.perf_counter()
+    output = asked.output
     try:
         output.mkdir(parents=True, exist_ok=True)
         for name in FILES:
             (output / name).unlink(missing_ok=True)
-        film(chosen, asked, output)
+        film(host.find_or_make(), asked)
     except (host.HostError, workflow.WorkflowError, OSError) as error:
         log = output / "server.log"
         first, *others = str(error).splitlines()
@@ -94,11 +90,11 @@ def main() -> int:
     return 0
 
 
-def film(chosen: host.Host, asked: SimpleNamespace, output: Path) -> None:
+def film(chosen: host.Host, asked: Namespace) -> None:
     """Make everything that the demo leaves."""
-    saved = workflow.load(Path(asked.workflow))
+    output, saved = asked.output, workflow.load(asked.workflow)
     os.environ["OMP_NUM_THREADS"] = "1"  # one thread: two on a shared machine wait for each other in every operation
-    with server(chosen, Path(asked.weights), output) as running:
+    with server(chosen, asked.weights, output) as running:
         graph = prepared(workflow.to_api(saved, running.object_info()), asked)
         prompt = graph[prompt_node(graph)]["inputs"]["text"]
         words = sort_words(prompt)
@@ -122,7 +118,7 @@ def three(graph: workflow.Graph) -> dict[str, workflow.Graph]:
 
 
 @contextlib.contextmanager
-def server(chosen: host.Host, weights: Path, output: Path) -> "Iterator[Server]":
+def server(chosen: host.Host, weights: Path, output: Path) -> Iterator[Server]:
     """The real server with the pack, the demo's text node and the tiny family; its log is kept if something fails."""
     host.say(f"Starting ComfyUI {chosen.version} ({chosen.path})")
     with tempfile.TemporaryDirectory(prefix="srd-demo-", ignore_cleanup_errors=True) as base:
@@ -141,7 +137,7 @@ def prompt_node(graph: workflow.Graph) -> str:
     return node_id
 
 
-def prepared(graph: workflow.Graph, asked: SimpleNamespace) -> workflow.Graph:
+def prepared(graph: workflow.Graph, asked: Namespace) -> workflow.Graph:
     """The workflow's graph with the user's words and settings; without them as shipped."""
     if os.environ.get("PROMPT", "").strip():
         graph = workflow.set_inputs(graph, prompt_node(graph), text=os.environ["PROMPT"])
@@ -151,8 +147,6 @@ def prepared(graph: workflow.Graph, asked: SimpleNamespace) -> workflow.Graph:
 
 def sort_words(prompt: str) -> dict[str, list[str]]:
     """The prompt's words that the family knows and those that it ignores; says both."""
-    from text import vocabulary
-
     words = list(dict.fromkeys(re.findall(r"[^\W_]+", prompt.lower())))
     known, unknown = ([w for w in words if (w in vocabulary()) == is_known] for is_known in (True, False))
     host.say(f"Prompt: {prompt}\nWords it knows: {', '.join(known) or 'none'}")
@@ -165,10 +159,11 @@ def sort_words(prompt: str) -> dict[str, list[str]]:
 
 def sampler_of(graph: workflow.Graph) -> str:
     """The id of the node that samples."""
-    return workflow.find(graph, "SRSampler" if "SRSampler" in kinds(graph) else "KSampler")
+    kinds = {node["class_type"] for node in graph.values()}
+    return workflow.find(graph, "SRSampler" if "SRSampler" in kinds else "KSampler")
 
 
-def record(running: "Server", label: str, name: str, graph: workflow.Graph) -> Take:
+def record(running: Server, label: str, name: str, graph: workflow.Graph) -> Take:
     """The first turn: a run up to its latent for warming up, then the whole graph for the record."""
     sampler = sampler_of(graph)
     both_stages = {"switch_mode": "step", "switch_step": 1} if name == "sr" else {}
@@ -178,7 +173,7 @@ def record(running: "Server", label: str, name: str, graph: workflow.Graph) -> T
     follow(running, f"{label}, warm-up", workflow.up_to_latent(warm_up, sampler))
     graph, frames = workflow.keep_frames(graph)
     entry, progress = follow(running, label, graph)
-    take = Take([running.view(file) for file in entry["outputs"][frames]["images"]])
+    take = Take(decoded(running, entry, frames))
     if name == "sr":
         take.plot = running.view(shown(entry, graph)["plot"][0])
         take.report = json.loads(shown(entry, graph)["report"][0])
@@ -186,7 +181,7 @@ def record(running: "Server", label: str, name: str, graph: workflow.Graph) -> T
     return take
 
 
-def again(running: "Server", label: str, name: str, graph: workflow.Graph, take: Take, turn: int) -> None:
+def again(running: Server, label: str, name: str, graph: workflow.Graph, take: Take, turn: int) -> None:
     """Another turn, with another seed and nothing decoded: only its seconds count."""
     sampler = sampler_of(graph)
     graph = workflow.set_inputs(graph, sampler, seed=(graph[sampler]["inputs"]["seed"] + turn - 1) % 2**64)
@@ -216,42 +211,37 @@ def shown(entry: Mapping[str, Any], graph: workflow.Graph) -> dict[str, Any]:
     return outputs
 
 
-def shots(running: "Server", prompt: str, graph: workflow.Graph) -> dict[str, list[bytes]]:
-    """The frames of the three runs with another prompt, PNG files."""
+def shots(running: Server, prompt: str, graph: workflow.Graph) -> dict[str, video.Video]:
+    """The videos of the three runs with another prompt."""
     found = {}
     for name, own in three(workflow.set_inputs(graph, prompt_node(graph), text=prompt)).items():
         kept, frames = workflow.keep_frames(own)
         entry, _ = follow(running, f"{prompt}, {RUNS[name]}", workflow.needed_for(kept, frames))
-        found[name] = [running.view(file) for file in entry["outputs"][frames]["images"]]
+        found[name] = decoded(running, entry, frames)
     return found
 
 
-def follow(running: "Server", label: str, graph: workflow.Graph) -> tuple[dict[str, Any], Progress]:
+def decoded(running: Server, entry: Mapping[str, Any], node_id: str) -> video.Video:
+    """The video whose frames a node saved as pictures."""
+    pictures = (Image.open(io.BytesIO(running.view(file))) for file in entry["outputs"][node_id]["images"])
+    return np.stack([np.asarray(picture.convert("RGB")) for picture in pictures])
+
+
+def follow(running: Server, label: str, graph: workflow.Graph) -> tuple[dict[str, Any], Progress]:
     """Run a graph under a progress bar; its history entry, and the bar with the seconds it took down."""
     with contextlib.closing(Progress(label, graph)) as progress:
         return running.run(graph, progress, TIMEOUT), progress
-
-
-def kinds(graph: workflow.Graph) -> set[str]:
-    """The node types of a graph."""
-    return {node["class_type"] for node in graph.values()}
 
 
 # --- the comparison ---------------------------------------------------------------------------------------------------
 
 
 def compare(
-    chosen: host.Host,
-    graph: workflow.Graph,
-    prompt: str,
-    words: Mapping[str, list[str]],
-    takes: Mapping[str, Take],
+    chosen: host.Host, graph: workflow.Graph, prompt: str, words: Mapping[str, list[str]], takes: Mapping[str, Take]
 ) -> dict[str, Any]:
     """Everything measured, as report.json holds it."""
-    from metrics import psnr, ssim
-
     settings = dict(graph[workflow.find(graph, "SRSampler")]["inputs"])
-    videos = {name: decoded(take.frames) for name, take in takes.items()}
+    videos = {name: take.frames for name, take in takes.items()}
     scores, note = oracle(prompt, videos)
     runs: dict[str, dict[str, Any]] = {}
     for name, take in takes.items():
@@ -269,8 +259,8 @@ def compare(
             "ssim": ssim(videos[name], videos["sketch"]),
             "oracle": scores.get(name),
         }
-    for run in runs.values():
-        run["speed_up"] = runs["sketch"]["seconds"] / run["seconds"]
+    for one in runs.values():
+        one["speed_up"] = runs["sketch"]["seconds"] / one["seconds"]
     own = takes["sr"].report
     return {
         "prompt": prompt,
@@ -304,19 +294,8 @@ def hand_over(h: Mapping[str, Any], steps: int) -> str:
     return f"to the {h['to']} after step {h['after_step']} of {steps}, at sigma {h['sigma']:.4f}; reason: {reason}"
 
 
-def decoded(files: list[bytes]) -> Any:
-    """PNG files -> video, uint8 [frames, height, width, 3]."""
-    import numpy as np
-    from PIL import Image
-
-    return np.stack([np.asarray(Image.open(io.BytesIO(content)).convert("RGB")) for content in files])
-
-
 def oracle(prompt: str, videos: Mapping[str, Any]) -> tuple[dict[str, dict[str, float]], str]:
     """What the family's oracle reads from each video, and a sentence about it; no scores where it can't judge."""
-    from oracle import score
-    from text import parse
-
     scene, _ = parse(prompt)
     if len(scene.groups) < 2:
         scene = dataclasses.replace(scene, relation=None)
@@ -328,32 +307,26 @@ def oracle(prompt: str, videos: Mapping[str, Any]) -> tuple[dict[str, dict[str, 
             "different colours, e.g. a red circle above a blue square."
         )
     note = "The oracle reads colour, shape, count, place and motion from the decoded frames; no model is involved."
-    return {name: {k: float(v) for k, v in score(video / 255, scene).items()} for name, video in videos.items()}, note
+    return {name: {k: float(v) for k, v in score(clip / 255, scene).items()} for name, clip in videos.items()}, note
 
 
 # --- what people look at ----------------------------------------------------------------------------------------------
 
 
 def write_videos(
-    output: Path, report: Mapping[str, Any], takes: Mapping[str, Take], stills: Mapping[str, Mapping[str, list[bytes]]]
+    output: Path, report: Mapping[str, Any], takes: Mapping[str, Take], stills: Mapping[str, Mapping[str, video.Video]]
 ) -> None:
     """The four videos, and the picture: the three runs on the user's prompt and on others, the switch below."""
-    import video as film_maker
-    from PIL import Image
-
-    videos = {name: decoded(take.frames) for name, take in takes.items()}
-    large = {name: film_maker.enlarged(frames) for name, frames in videos.items()}
+    large = {name: video.enlarged(take.frames) for name, take in takes.items()}
     for name, frames in large.items():
-        film_maker.write_mp4(output / f"{name}.mp4", film_maker.looped(frames))
-    titles = [(RUNS[name], under(report["runs"][name], timed=not disturbed(report))) for name in videos]
-    beside = film_maker.side_by_side(report["prompt"], titles, list(large.values()))
-    film_maker.write_mp4(output / "side-by-side.mp4", film_maker.looped(beside))
-    rows = {prompt: [film_maker.strip(decoded(frames)) for frames in runs.values()] for prompt, runs in stills.items()}
+        video.write_mp4(output / f"{name}.mp4", video.looped(frames))
+    titles = [(RUNS[name], under(report["runs"][name], timed=not disturbed(report))) for name in takes]
+    beside = video.side_by_side(report["prompt"], titles, list(large.values()))
+    video.write_mp4(output / "side-by-side.mp4", video.looped(beside))
+    rows = {prompt: [video.strip(frames) for frames in runs.values()] for prompt, runs in stills.items()}
     plot = Image.open(io.BytesIO(takes["sr"].plot))
-    picture = film_maker.grid(headline(report), titles, rows)
-    film_maker.stacked(picture, SWITCH, plot.crop((0, HEADLINE, *plot.size))).save(
-        output / "overview.png", optimize=True
-    )
+    picture = video.grid(headline(report), titles, rows)
+    video.stacked(picture, SWITCH, plot.crop((0, HEADLINE, *plot.size))).save(output / "overview.png", optimize=True)
 
 
 def headline(report: Mapping[str, Any]) -> str:

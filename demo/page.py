@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 NO_CHROMIUM = f"No Chromium is there (looked for {', '.join(NAMES)}): apt-get install chromium."
 READY = "!!(window.LiteGraph && LiteGraph.registered_node_types['SRSampler'] && window.app && window.app.canvas)"
-# As somebody has it who has seen the first-start dialog; and nothing that draws all the time, on machines without a GPU.
+# As for somebody who has seen the first-start dialog; and nothing that draws all the time, for machines without a GPU.
 SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False, "Comfy.Graph.CanvasInfo": False}
 
 

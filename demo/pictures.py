@@ -4,8 +4,8 @@
     pip install playwright pillow
     python demo/pictures.py [NAME ...]
 
-The model files are empty stand-ins: the page only lists their names. Also compares what the page would queue with what demo/workflow.py makes of
-the file.
+The model files are empty stand-ins: the page only lists their names. It also compares what the page would queue with
+what demo/workflow.py makes of the file.
 """
 
 import contextlib

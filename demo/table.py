@@ -68,8 +68,8 @@ def _sentences(report: Report) -> list[str]:
         f"All three runs: seed {settings['seed']}, {settings['steps']} steps, {settings['sampler_name']}, "
         f"{settings['scheduler']}, cfg {settings['cfg']}, the same schedule, one server session "
         f"(ComfyUI {host['version']}, one thread, {host['cpus']} CPU cores). Sketch alone and render alone are "
-        f"the host's KSampler. Each was measured after a warm-up run, in {host['turns']} turns with other seeds: sketch, render, both, "
-        "sketch, ... The speed-up is the ratio of the first row.",
+        f"the host's KSampler. Each was measured after a warm-up run, in {host['turns']} turns with other seeds: "
+        "sketch, render, both, sketch, ... The speed-up is the ratio of the first row.",
         "",
         report["oracle_note"],
         "",
@@ -80,7 +80,8 @@ def _sentences(report: Report) -> list[str]:
         slowest = max(run["slowest_step"] for run in report["runs"].values())
         lines += [
             "",
-            f"Disturbed: a step took {slowest:.1f} times the median of its stage, so other programs were busy. Don't rely on the seconds.",
+            f"Disturbed: a step took {slowest:.1f} times the median of its stage, so other programs were busy. "
+            "Don't rely on the seconds.",
         ]
     return lines
 

@@ -51,7 +51,7 @@ def write_mp4(path: Path, video: Video, fps: int = FPS) -> None:
 
 
 def side_by_side(heading: str, titles: Sequence[tuple[str, str]], videos: Sequence[Video], head: int = HEAD) -> Video:
-    """One video of several of equal size, under a heading; each with a title and a smaller line below it, in ``head`` pixels."""
+    """One video of several of equal size under a heading, each with a title and a line in ``head`` pixels above it."""
     count, height, width = videos[0].shape[:3]
     size = (len(videos) * (width + GAP) + GAP, 2 * GAP + 24 + head + height)
     paper = Image.new("RGB", (size[0] + size[0] % 2, size[1] + size[1] % 2), PAPER)
@@ -85,8 +85,8 @@ def fitted(pen: ImageDraw.ImageDraw, text: str, size: int, width: int) -> str:
     text, font = " ".join(text.split()), ImageFont.load_default(size)
     if pen.textlength(text, font=font) <= width:
         return text
-    lengths = [pen.textlength(text[:n] + "...", font=font) for n in range(len(text))]
-    return text[: max(bisect.bisect_right(lengths, width) - 1, 0)] + "..."
+    fits = bisect.bisect_right(range(len(text)), width, key=lambda n: pen.textlength(text[:n] + "...", font=font))
+    return text[: max(fits - 1, 0)] + "..."
 
 
 def strip(video: Video, shown: int = 3) -> Video:

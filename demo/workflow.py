@@ -30,8 +30,10 @@ def load(path: Path) -> Workflow:
 
 
 def to_api(workflow: Workflow, info: ObjectInfo) -> Graph:
-    """The graph that the page would queue for this workflow. Raises WorkflowError for nodes, inputs or values that the
-    server does not know, and for what is not supported here (subgraphs, muted and bypassed nodes).
+    """The graph that the page would queue for this workflow.
+
+    Raises WorkflowError for nodes, inputs or values that the server does not know, and for what is not supported here
+    (subgraphs, muted and bypassed nodes).
     """
     sources = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
     graph: Graph = {}

@@ -11,10 +11,11 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-sys.path.append(str(Path(__file__).resolve().parent.parent / "demo"))
+DEMO = Path(__file__).resolve().parent.parent / "demo"
+sys.path += [str(DEMO), str(DEMO / "family")]
 
-import host as host_module
-from host import REPOSITORY, load_by_path
+import host as host_module  # noqa: E402
+from host import REPOSITORY, load_by_path  # noqa: E402
 
 PACK = "srdiffusion_pack"
 CLASSIC, DYNAMIC = "classic", "dynamic"  # how the host manages a GPU's memory

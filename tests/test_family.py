@@ -8,21 +8,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import evaluate
 import pytest
 import torch
-from hosting import REPOSITORY, host_module
+from hosting import REPOSITORY
+
+import dit
+import latent
+from data import held_out, held_out_scenes, random_scene, video
+from oracle import ATTRIBUTES, score
+from text import TEXT_DIM, TEXT_TOKENS, caption, encode, known_and_unknown, parse, vocabulary
 
 FAMILY = REPOSITORY / "demo" / "family"
 WEIGHTS = FAMILY / "weights"
-sys.path.append(str(FAMILY))
-
-import evaluate  # noqa: E402
-
-import dit  # noqa: E402
-import latent  # noqa: E402
-from data import held_out, held_out_scenes, random_scene, video  # noqa: E402
-from oracle import ATTRIBUTES, score  # noqa: E402
-from text import TEXT_DIM, TEXT_TOKENS, caption, encode, known_and_unknown, parse, vocabulary  # noqa: E402
 
 
 def test_every_caption_is_read_back_as_its_scene() -> None:
@@ -94,15 +92,7 @@ def test_held_out_prompts_are_held_out_and_reproducible() -> None:
     assert all(held_out(s) for s in scenes) and scenes == held_out_scenes(20, seed=5)
 
 
-def test_the_latents_statistics_are_the_hosts() -> None:
-    import comfy.latent_formats
-
-    ours = comfy.latent_formats.Wan21()
-    assert torch.equal(ours.latents_mean.flatten(), latent.WAN_MEAN.flatten())
-    assert torch.equal(ours.latents_std.flatten(), latent.WAN_STD.flatten())
-
-
-# --- the trained files, by the host's own loaders -------------------------------------------------------------------------
+# --- the trained files, by the host's own loaders ---------------------------------------------------------------------
 
 
 def test_the_files_are_small_enough_to_come_with_the_repository() -> None:
@@ -122,29 +112,28 @@ def test_a_video_survives_the_vae() -> None:
 
 
 def test_the_sketch_understands_and_the_render_draws() -> None:
-    """Errors of the x0 prediction on true videos: with much noise the sketch is clearly better, with little they are
-    near. The scores on sampled videos are in the family's card; they take too long for a test.
+    """By the x0 prediction's error: with much noise the sketch is clearly better, with little they are near.
+
+    The scores on sampled videos are in the family's card; they take too long for a test.
     """
-    scenes = held_out_scenes(24, seed=6)
+    scenes = held_out_scenes(12, seed=6)
     vae = evaluate.load_vae(WEIGHTS / "tiny_wan_vae.safetensors")
     z = latent.from_vae(torch.cat([vae.encode(video(s, seed=i)) for i, s in enumerate(scenes)]).float())
-    sketch, render = (
-        evaluate.x0_errors(evaluate.load_dit(WEIGHTS / f"tiny_wan_{name}.safetensors", evaluate.SHIFT), z, scenes)
-        for name in ("sketch", "render")
-    )
-    assert all(render[sigma] > 1.2 * sketch[sigma] for sigma in ("0.80", "0.90"))
-    assert all(render[sigma] < 1.2 * sketch[sigma] for sigma in ("0.05", "0.10", "0.20"))
-    assert all(e < 0.2 for e in (sketch["0.90"], render["0.90"]))  # 1 is what an untrained model gets
+    much, little = (0.8, 0.9), (0.05, 0.1, 0.2)
+    models = (evaluate.load_dit(WEIGHTS / f"tiny_wan_{name}.safetensors") for name in ("sketch", "render"))
+    sketch, render = (evaluate.x0_errors(model, z, scenes, much + little) for model in models)
+    assert all(render[sigma] > 1.2 * sketch[sigma] for sigma in much)
+    assert all(render[sigma] < 1.2 * sketch[sigma] for sigma in little)
+    assert all(e < 0.2 for e in (sketch[0.9], render[0.9]))  # 1 is what an untrained model gets
 
 
 @pytest.mark.long
 def test_the_family_can_be_trained_again_from_nothing(tmp_path: Path) -> None:
     """Every stage of the one command, for a few steps; the exported files are checked against the host by it."""
-    host = host_module.find_or_make(os.environ.get("SRD_HOST_VERSION"))
     done = subprocess.run(
         [sys.executable, str(FAMILY / "train.py"), "--quick", "--weights", str(tmp_path)],
         check=False,
-        env={**os.environ, "COMFYUI_PATH": str(host.path), "OMP_NUM_THREADS": "2"},
+        env={**os.environ, "OMP_NUM_THREADS": "2"},
         capture_output=True,
         text=True,
         timeout=900,

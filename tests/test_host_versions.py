@@ -1,7 +1,7 @@
 """Hosts that lack what the pack builds on: a sentence at their start that names the version needed, and all else works.
 
-The real case is a host older than any that can be made here (by hand: 0.3.10, 0.3.59 and 0.3.64 said the sentence and went
-on), so the server below is a copy of a real host without the one wrapper that hosts before 0.3.11 did not have.
+The real case is a host older than any that can be made here (by hand: 0.3.10, 0.3.59 and 0.3.64 said the sentence and
+continued), so the server below is a copy of a real host without the one wrapper that hosts before 0.3.11 did not have.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ def names_used(path: Path) -> Iterator[str]:
 
 
 def hook_of(name: str) -> str | None:
-    """What HOOKS should have for a name that a file uses; None if it is not the host's, a module's, or left to its node.
+    """What HOOKS should have for a name that a file uses; None if it is not the host's, or only a module.
 
-    Of a module of comfy two levels ("WrappersMP.OUTER_SAMPLE"), of the nodes' API one: its inputs and outputs come together.
+    Of a module of comfy two levels ("WrappersMP.OUTER_SAMPLE"), of the nodes' API one, as its classes come together.
     """
     if name.split(".")[0] not in HOST_PACKAGES:
         return None
@@ -126,7 +126,7 @@ def lacking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         yield running
 
 
-def test_a_host_that_lacks_a_hook_says_which_version_is_needed_and_shows_no_traceback(lacking: Any) -> None:
+def test_a_host_that_lacks_a_hook_says_which_version_is_needed_without_a_traceback(lacking: Any) -> None:
     log = lacking.log.read_text("utf-8")
     assert "ComfyUI-SRDiffusion needs ComfyUI 0.24.0 or newer" in log
     assert "it lacks comfy.patcher_extension.WrappersMP.PREDICT_NOISE." in log

@@ -1,6 +1,4 @@
-"""kill -9: a server that dies in any stage leaves nothing behind that the next one takes for whole; and what a server
-that lives writes, and where.
-"""
+"""What a server leaves that is killed in any stage (kill -9), and what one that lives writes, and where."""
 
 from __future__ import annotations
 
@@ -54,7 +52,7 @@ def hand_overs(server: Any) -> list[str]:
 
 @pytest.mark.one_host
 @pytest.mark.timeout(900)
-def test_after_kill_9_in_any_stage_the_next_server_works_and_takes_no_half_written_file_for_whole(
+def test_after_kill_9_the_next_server_works_and_takes_no_half_file_for_whole(
     tmp_path: Path,
 ) -> None:
     base, files = tmp_path / "base", wan_files(tmp_path / "files")
@@ -91,9 +89,10 @@ def tree(folder: Path) -> dict[str, tuple[int, int]]:
 
 @pytest.mark.one_host
 @pytest.mark.timeout(600)
-def test_a_server_with_the_pack_writes_into_the_hosts_folders_only_and_connects_to_nobody(tmp_path: Path) -> None:
-    """By the interpreter's own audit events, which see every file that is opened to be written and every connection; and by
-    the files that are there before and after, since libraries write without an event.
+def test_a_server_writes_into_the_hosts_folders_only_and_connects_to_nobody(tmp_path: Path) -> None:
+    """By the interpreter's audit events (files opened to be written, connections), and by the files before and after.
+
+    Libraries write without an event.
     """
     base, files = tmp_path / "base", wan_files(tmp_path / "files")
     with serving(base, files) as server:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +12,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+
+sys.path.append(str(Path(__file__).resolve().parent.parent))
+
+# isort: split
+import host
 
 from text import TEXT_DIM
 
@@ -32,11 +36,9 @@ GROWN = (1, 2, 3, 4)  # the sketch's blocks behind which a new one is inserted
 RENDER = Shape(192, 2, 3)
 
 
-def find_host(path: str | None = None) -> None:
-    """Put ComfyUI (argument, or COMFYUI_PATH) on sys.path and keep it from reading our command line."""
-    path = path or os.environ.get("COMFYUI_PATH")
-    if path and path not in sys.path:
-        sys.path.insert(0, path)
+def find_host() -> None:
+    """Make `import comfy` mean the host, and keep it from reading our command line."""
+    sys.path.insert(0, str(host.find_or_make().path))
     import comfy.options
 
     comfy.options.enable_args_parsing(False)
@@ -82,9 +84,7 @@ def _initialise(name: str, p: torch.Tensor, generator: torch.Generator) -> None:
 
 
 def grown(state: dict[str, torch.Tensor], behind: tuple[int, ...]) -> dict[str, torch.Tensor]:
-    """A state dict with a block more behind each of these: a copy of it whose output projections are zero, so that the
-    network predicts what it did.
-    """
+    """A state dict with a block more behind each of these: its copy, which adds nothing before it is trained on."""
     layers = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))
     order = [old for i in range(layers) for old in ((i, i) if i in behind else (i,))]
     result = {name: t.clone() for name, t in state.items() if not name.startswith("blocks.")}
@@ -128,18 +128,16 @@ def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int, **_: 
     q, k, v = (t.unflatten(2, (heads, -1)).transpose(1, 2) for t in (q, k, v))
     if q.is_cuda:
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-    weights = (q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)).softmax(
-        -1
-    )  # a fifth faster a step than torch's own on CPU
+    weights = (q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)).softmax(-1)  # on CPU a fifth faster a step than torch's
     return (weights.to(v.dtype) @ v).transpose(1, 2).flatten(2)
 
 
-def save(state: dict[str, torch.Tensor], shape: Shape, path: Path) -> None:
-    """Write fp16 weights that the host's Load Diffusion Model node takes; small widths need the `config` entry."""
+def save(state: dict[str, torch.Tensor], shape: Shape | None, path: Path) -> None:
+    """Write fp16 weights that the host's loaders take; DiTs of a small width (shape) need the `config` entry."""
     from safetensors.torch import save_file
 
-    config = {"transformer": {"text_dim": TEXT_DIM, "num_heads": shape.heads}}
-    tensors = {name: t.detach().cpu().half().contiguous() for name, t in state.items()}
+    config = {"transformer": {"text_dim": TEXT_DIM, "num_heads": shape.heads}} if shape else None
+    metadata = ({"config": json.dumps(config)} if config else {}) | {"format": "pt"}
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, path, metadata={"config": json.dumps(config), "format": "pt"})
+    save_file({name: t.detach().cpu().half().contiguous() for name, t in state.items()}, path, metadata)
     path.chmod(0o644)

@@ -1,6 +1,6 @@
 """Measure the family in the real host: sketch, render, and sketch-first-k-then-render, scored by the oracle.
 
-    COMFYUI_PATH=/path/to/ComfyUI python demo/family/evaluate.py --prompts 48 --seeds 2
+    python demo/family/evaluate.py --prompts 48 --seeds 2        # in the host's Python
     python demo/family/evaluate.py --no-samples    # x0 errors and the cost of a step only: a minute
 
 Prints a table with 95 % bootstrap intervals over prompts, and writes a contact sheet (rows: prompts; columns: runs).
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
 import time
 from pathlib import Path
 from typing import Any
@@ -32,12 +31,12 @@ ERROR_SIGMAS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 SHOWN_FRAMES = (0, 4, 8)
 
 
-def load_dit(path: Path, shift: float) -> Any:
-    """The host's MODEL with ModelSamplingSD3 at `shift`, as the demo's workflow sets it."""
+def load_dit(path: Path) -> Any:
+    """The host's MODEL with ModelSamplingSD3 at SHIFT, as the demo's workflow sets it."""
     import comfy.sd
     from comfy_extras.nodes_model_advanced import ModelSamplingSD3
 
-    return ModelSamplingSD3().patch(comfy.sd.load_diffusion_model(str(path)), shift)[0]
+    return ModelSamplingSD3().patch(comfy.sd.load_diffusion_model(str(path)), SHIFT)[0]
 
 
 def load_vae(path: Path) -> Any:
@@ -48,18 +47,12 @@ def load_vae(path: Path) -> Any:
     return comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(path)))
 
 
-def sigmas_of(model: Any, steps: int) -> torch.Tensor:
-    """The host's schedule [steps + 1] for this model."""
-    import comfy.samplers
-
-    return comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), SCHEDULER, steps)
-
-
-def cooperate(sketch: Any, render: Any, k: int, steps: int) -> Any:
+def cooperate(sketch: Any, render: Any, k: int) -> Any:
     """A clone of the sketch whose first k steps are its own and whose other steps the render predicts."""
     import comfy.model_management
+    import comfy.samplers
 
-    sigmas = sigmas_of(sketch, steps)
+    sigmas = comfy.samplers.calculate_sigmas(sketch.get_model_object("model_sampling"), SCHEDULER, STEPS)
     hand_over = float(sigmas[k - 1] + sigmas[k]) / 2
     comfy.model_management.load_models_gpu([render])
 
@@ -72,30 +65,16 @@ def cooperate(sketch: Any, render: Any, k: int, steps: int) -> Any:
     return both
 
 
-def sample(
-    model: Any,
-    scenes: list[Scene],
-    seed: int,
-    cfg: float,
-    steps: int,
-    size: int = 16,
-    shape: tuple[int, ...] = LATENT_SHAPE,
-) -> torch.Tensor:
-    """VAE-space latents [N, *shape] from the host's sampler, `size` prompts at a time."""
+def sample(model: Any, scenes: list[Scene], seed: int, shape: tuple[int, ...]) -> torch.Tensor:
+    """VAE-space latents [N, *shape] from the host's sampler, 16 prompts at a time."""
     import comfy.sample
 
-    parts = []
-    for start in range(0, len(scenes), size):
-        some = scenes[start : start + size]
-        empty = torch.zeros(len(some), *shape)
-        noise = comfy.sample.prepare_noise(torch.zeros(len(scenes), *shape), seed)[start : start + size]
-        positive = [[torch.stack([encode(caption(s)) for s in some]), {}]]
-        negative = [[encode("")[None], {}]]
-        parts.append(
-            comfy.sample.sample(
-                model, noise, steps, cfg, SAMPLER, SCHEDULER, positive, negative, empty, seed=seed, disable_pbar=True
-            )
-        )
+    noise, parts = comfy.sample.prepare_noise(torch.zeros(len(scenes), *shape), seed), []
+    settings, negative = (STEPS, CFG, SAMPLER, SCHEDULER), [[encode("")[None], {}]]
+    for some in (slice(start, start + 16) for start in range(0, len(scenes), 16)):
+        positive = [[torch.stack([encode(caption(s)) for s in scenes[some]]), {}]]
+        inputs = (noise[some], *settings, positive, negative, torch.zeros_like(noise[some]))
+        parts.append(comfy.sample.sample(model, *inputs, seed=seed, disable_pbar=True))
     return torch.cat(parts).float()
 
 
@@ -104,18 +83,15 @@ def decode(vae: Any, latents: torch.Tensor) -> list[np.ndarray]:
     return [vae.decode(z[None])[0].float().cpu().numpy() for z in latents]
 
 
-def interval(values: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
+def interval(values: list[float]) -> list[float]:
     """Mean and its 95 % bootstrap interval."""
-    draws = np.random.default_rng(seed).choice(values, (2000, len(values))).mean(1)
-    low, high = np.quantile(draws, (0.025, 0.975))
-    return float(values.mean()), float(low), float(high)
+    draws = np.random.default_rng(0).choice(values, (2000, len(values))).mean(1)
+    return [float(x) for x in (np.mean(values), *np.quantile(draws, (0.025, 0.975)))]
 
 
 def summary(scores: list[dict[str, float]]) -> dict[str, list[float]]:
     """Mean and interval of every score over videos."""
-    return {
-        name: list(interval(np.array([s[name] for s in scores if name in s]))) for name in ("mean", *ATTRIBUTES, "off")
-    }
+    return {name: interval([s[name] for s in scores if name in s]) for name in ("mean", *ATTRIBUTES, "off")}
 
 
 def references(vae: Any, scenes: list[Scene], size: int = SIZE) -> dict[str, dict]:
@@ -127,23 +103,24 @@ def references(vae: Any, scenes: list[Scene], size: int = SIZE) -> dict[str, dic
         psnr.append(-10 * np.log10(np.square(back - true.numpy()).mean()))
         ceiling.append(score(back, scene))
         chance.append(score(true.numpy(), scenes[(i + 1) % len(scenes)]))
-    fidelity = {"mean": list(interval(np.array(psnr)))}
-    return {"ceiling": summary(ceiling), "chance": summary(chance), "vae psnr (dB)": fidelity}
+    return {"ceiling": summary(ceiling), "chance": summary(chance), "vae psnr (dB)": {"mean": interval(psnr)}}
 
 
-def x0_errors(model: Any, z: torch.Tensor, scenes: list[Scene], seed: int = 0) -> dict[str, float]:
-    """Mean squared error of the host model's x0 prediction at ERROR_SIGMAS, on true latents z in DiT space."""
+def x0_errors(
+    model: Any, z: torch.Tensor, scenes: list[Scene], sigmas: tuple[float, ...] = ERROR_SIGMAS
+) -> dict[float, float]:
+    """Mean squared error of the host model's x0 prediction at these sigmas, on true latents z in DiT space."""
     import comfy.model_management
 
     comfy.model_management.load_models_gpu([model])
     device = comfy.model_management.get_torch_device()
-    noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(seed))
+    noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(0))
     text = torch.stack([encode(caption(s)) for s in scenes]).to(device)
     result = {}
-    for sigma in ERROR_SIGMAS:
+    for sigma in sigmas:
         x = ((1 - sigma) * z + sigma * noise).to(device)
         x0 = model.model.apply_model(x, torch.full((len(z),), sigma, device=device), c_crossattn=text)
-        result[f"{sigma:.2f}"] = float((x0.float().cpu() - z).square().mean())
+        result[sigma] = float((x0.float().cpu() - z).square().mean())
     return result
 
 
@@ -185,8 +162,8 @@ def contact_sheet(runs: dict[str, list[np.ndarray]], scenes: list[Scene], path: 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Sample and score every run on every seed."""
-    scenes = held_out_scenes(args.prompts, seed=args.scene_seed)
-    sketch, render = (load_dit(args.weights / f"tiny_wan_{n}.safetensors", args.shift) for n in ("sketch", "render"))
+    scenes = held_out_scenes(args.prompts, seed=2026)
+    sketch, render = (load_dit(args.weights / f"tiny_wan_{n}.safetensors") for n in ("sketch", "render"))
     vae = load_vae(args.weights / "tiny_wan_vae.safetensors")
     models = {"sketch": sketch, "render": render}
     true = torch.cat([vae.encode(video(s, 9000 + i, args.size)) for i, s in enumerate(scenes)]).float()
@@ -194,21 +171,17 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     errors = {n: x0_errors(m, from_vae(true), scenes) for n, m in models.items()}
     print_errors(errors)
     costs = step_costs(models, encode(caption(scenes[0])), shape)
-    print(
-        f"guided step, {torch.get_num_threads()} threads:",
-        ", ".join(f"{n} {ms:.1f} ms" for n, ms in costs.items()),
-        f"ratio {costs['sketch'] / costs['render']:.2f}",
-        flush=True,
-    )
+    each, ratio = ", ".join(f"{n} {ms:.1f} ms" for n, ms in costs.items()), costs["sketch"] / costs["render"]
+    print(f"guided step, {torch.get_num_threads()} threads: {each}, ratio {ratio:.2f}", flush=True)
     if args.no_samples:
         return {"scores": {}, "x0 errors": errors, "step ms": costs}
-    models |= {f"sketch {k}, then render": cooperate(sketch, render, k, args.steps) for k in args.hand_over}
+    models |= {f"sketch {k}, then render": cooperate(sketch, render, k) for k in args.hand_over}
     result: dict[str, Any] = references(vae, scenes, args.size)
     for name, model in models.items():
         scores: list[list[dict[str, float]]] = []
         shown: list[np.ndarray] = []
-        for seed in range(args.seed, args.seed + args.seeds):
-            videos = decode(vae, sample(model, scenes, seed, args.cfg, args.steps, shape=shape))
+        for seed in range(args.seeds):
+            videos = decode(vae, sample(model, scenes, seed, shape))
             scores.append([score(v, s) for v, s in zip(videos, scenes)])
             shown = shown or videos
         # prompts are the unit of the bootstrap: average a prompt's seeds first
@@ -221,11 +194,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     return {"scores": result, "x0 errors": errors, "step ms": costs}
 
 
-def print_errors(errors: dict[str, dict[str, float]]) -> None:
+def print_errors(errors: dict[str, dict[float, float]]) -> None:
     """The x0 error of both models at each sigma, and the render's over the sketch's."""
     for sigma, e in errors["sketch"].items():
         r = errors["render"][sigma]
-        print(f"sigma {sigma}: x0 error sketch {e:.5f} render {r:.5f} ratio {r / e:.2f}")
+        print(f"sigma {sigma:.2f}: x0 error sketch {e:.5f} render {r:.5f} ratio {r / e:.2f}")
 
 
 def line(name: str, r: dict[str, list[float]]) -> str:
@@ -238,23 +211,16 @@ def line(name: str, r: dict[str, list[float]]) -> str:
 def main() -> None:
     """Parse the command line, measure, print and store."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--comfyui", help="ComfyUI's folder (default: COMFYUI_PATH)")
     parser.add_argument("--weights", type=Path, default=HERE / "weights")
     parser.add_argument("--prompts", type=int, default=48)
-    parser.add_argument("--scene-seed", type=int, default=2026)
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--hand-over", type=int, nargs="*", default=[10, 15])
-    parser.add_argument("--shift", type=float, default=SHIFT)
-    parser.add_argument("--cfg", type=float, default=CFG)
-    parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--sheet", type=Path, default=Path("contact_sheet.png"))
     parser.add_argument("--json", type=Path)
     parser.add_argument("--size", type=int, default=SIZE, help="pixels a side, a multiple of 16")
     parser.add_argument("--no-samples", action="store_true", help="x0 errors and step costs only")
     args = parser.parse_args()
-    dit.find_host(args.comfyui)
-    random.seed(0)
+    dit.find_host()
     with torch.inference_mode():
         result = run(args)
     print(f"{'':24s} mean, {', '.join(ATTRIBUTES)}, off")

@@ -20,48 +20,6 @@ CHANNELS = 16
 GRID = (1 + (FRAMES - 1) // 4, SIZE // 8, SIZE // 8)
 SPECTRUM = 0.75  # channel std ~ (pixel std)^SPECTRUM: 1 keeps the pixels' spectrum, 0 whitens it
 
-# comfy.latent_formats.Wan21: the DiT sees (vae - mean) / std. A test compares them with the host's.
-WAN_MEAN = torch.tensor(
-    [
-        -0.7571,
-        -0.7089,
-        -0.9113,
-        0.1075,
-        -0.1745,
-        0.9653,
-        -0.1517,
-        1.5508,
-        0.4134,
-        -0.0715,
-        0.5517,
-        -0.3632,
-        -0.1922,
-        -0.9497,
-        0.2503,
-        -0.2921,
-    ]
-).view(16, 1, 1, 1)
-WAN_STD = torch.tensor(
-    [
-        2.8184,
-        1.4541,
-        2.3275,
-        2.6558,
-        1.2196,
-        1.7708,
-        2.6052,
-        2.0743,
-        3.2687,
-        2.1526,
-        2.8652,
-        1.5579,
-        1.6382,
-        1.1253,
-        2.8251,
-        1.9160,
-    ]
-).view(16, 1, 1, 1)
-
 
 def blocks(mask: torch.Tensor) -> torch.Tensor:
     """[FRAMES, H, W] -> [256, T, H / 8, W / 8]: the 4x8x8 blocks, frame 0 held for four frames."""
@@ -102,13 +60,17 @@ class Latent:
 
 
 def to_vae(z: torch.Tensor) -> torch.Tensor:
-    """DiT space -> the space that VAEEncode returns and VAEDecode takes."""
-    return z * WAN_STD + WAN_MEAN
+    """[B, 16, T, H, W] as the DiTs see it -> as VAEEncode returns it: z std + mean, of the host's Wan 2.1."""
+    from comfy.latent_formats import Wan21
+
+    return Wan21().process_out(z)
 
 
 def from_vae(z: torch.Tensor) -> torch.Tensor:
     """The inverse of `to_vae`."""
-    return (z - WAN_MEAN) / WAN_STD
+    from comfy.latent_formats import Wan21
+
+    return Wan21().process_in(z)
 
 
 def fit(samples: int = 400, seed: int = 1) -> Latent:

@@ -8,7 +8,6 @@ A `still` is one frame of block 0; a block is four frames.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -118,14 +117,3 @@ def check(model: Any, seed: int = 0) -> float:
     decoded = torch.cat([decode(model, z[:, :, i], i == 0) for i in range(3)], 1)
     back = model.decode(z).transpose(1, 2)
     return max((encoded - z).abs().max().item(), (decoded - back).abs().max().item())
-
-
-def save(model_state: dict[str, torch.Tensor], path: Path) -> None:
-    """Write fp16 weights that the host's Load VAE node takes."""
-    from safetensors.torch import save_file
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(
-        {name: t.detach().cpu().half().contiguous() for name, t in model_state.items()}, path, metadata={"format": "pt"}
-    )
-    path.chmod(0o644)
