@@ -35,7 +35,7 @@ class SRAttention(io.ComfyNode):
         return schema(
             "SRAttention",
             [io.Model.Input("model"), *optional(attention_input())],
-            [io.Model.Output(display_name="model")],
+            {"model": io.Model},
             ["attention backend", "sage attention", "flash attention", "xformers", "GGUF attention"],
             hidden=[io.Hidden.unique_id],
         )

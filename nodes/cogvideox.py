@@ -15,7 +15,7 @@ class SRCogVideoXFix(io.ComfyNode):
         return schema(
             "SRCogVideoXFix",
             [io.Model.Input("model"), *optional(io.Boolean.Input("dynamic_cfg", default=False))],
-            [io.Model.Output(display_name="MODEL")],
+            {"MODEL": io.Model},
             ["CogVideoX 5B 2B", "dynamic CFG", "v prediction"],
         )
 

@@ -3,7 +3,7 @@
 import json
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -27,24 +27,21 @@ def _texts() -> dict[str, Any]:
     return texts
 
 
-def schema(
-    node_id: str, inputs: Sequence[io.Input], outputs: Sequence[io.Output], aliases: Sequence[str] = (), **more: Any
-) -> io.Schema:
+def schema(node_id: str, inputs: list[io.Input], outputs: dict[str, Any], aliases: list[str], **more: Any) -> io.Schema:
     """A node's schema; its name, its description and its tooltips come from TEXTS.
 
-    ``aliases``: what people search for beside the pack's name; ``more``: as in io.Schema.
+    ``outputs``: type by name; ``aliases``: what people search for beside the pack's name; ``more``: as in io.Schema.
     """
     said = _texts()[node_id]
     for i in inputs:
         i.tooltip = said["inputs"][i.id]["tooltip"]
-    for place, output in enumerate(outputs):
-        output.tooltip = said["outputs"][str(place)].get("tooltip")
+    tooltips = [said["outputs"][str(place)].get("tooltip") for place in range(len(outputs))]
     return io.Schema(
         node_id,
         said["display_name"],
         category="SRDiffusion",
-        inputs=list(inputs),
-        outputs=list(outputs),
+        inputs=inputs,
+        outputs=[kind.Output(display_name=n, tooltip=t) for (n, kind), t in zip(outputs.items(), tooltips)],
         description=said["description"],
         search_aliases=["SRDiffusion", *aliases],
         **more,

@@ -26,11 +26,7 @@ class SRCompare(io.ComfyNode):
                     io.Combo.Input("lpips", options=[*LPIPS_NETS, "off"], default=LPIPS_NETS[0], advanced=True),
                 ),
             ],
-            [
-                io.Image.Output(display_name="comparison"),
-                io.Image.Output(display_name="plot"),
-                io.String.Output(display_name="summary"),
-            ],
+            {"comparison": io.Image, "plot": io.Image, "summary": io.String},
             ["compare video", "side by side", "before after", "wipe", "A/B", "PSNR", "SSIM", "LPIPS"],
             is_output_node=True,
         )

@@ -19,20 +19,14 @@ from ..srd_core.report.data import Report
 from ..srd_core.stage import RenderSettings, check_scale
 from . import live
 from .common import SRReport, defaults, place_of, schema, unsavable
-from .sampler import SAMPLING, as_in_sr_sampler, check_sampling, switch_of
+from .sampler import RULE, SAMPLING, as_in_sr_sampler, check_sampling, switch_of
 
 SRHandOver = io.Custom("SR_HAND_OVER")
 SEARCHES = ["hand-over", "sketch once render many", "draft once", "two machines"]
 FOLDER = "srdiffusion"  # of hand-over files, in the host's output folder and in its input folder
 PREFIX = f"{FOLDER}/sketch"
-SWITCHING = ("switch_mode", "delta", "fix_step", "max_step", "switch_step", "switch_sigma", "sketch_scale")
+SKETCHED = {"hand_over": SRHandOver, "preview": io.Latent, "report": SRReport}  # outputs of nodes that have a sketch
 RENDERING = ("render_cfg", "teacache", "fade", "render_steps")
-
-
-def _sketched() -> list[io.Output]:
-    """The outputs of nodes that have a sketch."""
-    shown = io.Latent.Output(display_name="preview"), SRReport.Output(display_name="report")
-    return [SRHandOver.Output(display_name="hand_over"), *shown]
 
 
 class SRSketch(io.ComfyNode):
@@ -40,15 +34,15 @@ class SRSketch(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             "SRSketch",
-            as_in_sr_sampler("sketch", *SAMPLING, *SWITCHING),
-            _sketched(),
+            as_in_sr_sampler("sketch", *SAMPLING, *RULE, "sketch_scale"),
+            SKETCHED,
             SEARCHES,
             hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
         )
 
     @classmethod
     def execute(cls, sketch: ModelPatcher, **values: Any) -> io.NodeOutput:
-        rule = defaults(as_in_sr_sampler(*SWITCHING)) | values
+        rule = defaults(as_in_sr_sampler(*RULE, "sketch_scale")) | values
         sampling = {name: values[name] for name in SAMPLING}
         latent, denoise = sampling["latent"], sampling["denoise"]
         check_sampling(sampling["steps"], sampling["cfg"], denoise, rule)
@@ -71,7 +65,7 @@ class SRRender(io.ComfyNode):
         return schema(
             "SRRender",
             [SRHandOver.Input("hand_over"), *as_in_sr_sampler("render", "positive", "negative", *RENDERING)],
-            [io.Latent.Output(display_name="latent"), SRReport.Output(display_name="report")],
+            {"latent": io.Latent, "report": SRReport},
             SEARCHES,
             hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
         )
@@ -93,7 +87,7 @@ class SRSaveHandOver(io.ComfyNode):
         return schema(
             "SRSaveHandOver",
             [SRHandOver.Input("hand_over"), io.String.Input("filename_prefix", default=PREFIX)],
-            [SRHandOver.Output(display_name="hand_over")],
+            {"hand_over": SRHandOver},
             SEARCHES,
             is_output_node=True,
         )
@@ -116,12 +110,7 @@ class SRSaveHandOver(io.ComfyNode):
 class SRLoadHandOver(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return schema(
-            "SRLoadHandOver",
-            [io.Combo.Input("hand_over", options=_files())],
-            _sketched(),
-            SEARCHES,
-        )
+        return schema("SRLoadHandOver", [io.Combo.Input("hand_over", options=_files())], SKETCHED, SEARCHES)
 
     @classmethod
     def validate_inputs(cls, hand_over: str | None = None) -> bool | str:

@@ -37,11 +37,7 @@ class SRSwitchInspector(io.ComfyNode):
                     io.String.Input("save_report", default="", advanced=True),
                 )
             ],
-            [
-                io.Image.Output(display_name="plot"),
-                io.String.Output(display_name="summary"),
-                io.String.Output(display_name="report_json"),
-            ],
+            {"plot": io.Image, "summary": io.String, "report_json": io.String},
             ["plot", "report", "when does it switch", "chart"],
             is_output_node=True,
             hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],

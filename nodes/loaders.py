@@ -26,7 +26,7 @@ def _schema(node_id: str) -> io.Schema:
             io.Combo.Input("model_name", options=names()),
             *optional(io.Combo.Input("weight_dtype", options=WEIGHT_DTYPES, default="default"), attention_input()),
         ],
-        [io.Model.Output(display_name="MODEL")],
+        {"MODEL": io.Model},
         ["Wan 14B 1.3B", "load video model", "attention", "sage attention"],
         hidden=[io.Hidden.unique_id],
     )

@@ -27,12 +27,7 @@ class SRMeasurePair(io.ComfyNode):
                 io.Int.Input("points", default=12, min=2, max=100, advanced=True),
                 *as_in_sr_sampler("render_positive", "render_negative"),
             ],
-            [
-                io.Float.Output(display_name="fade"),
-                io.Int.Output(display_name="switch_step"),
-                io.Image.Output(display_name="plot"),
-                io.String.Output(display_name="summary"),
-            ],
+            {"fade": io.Float, "switch_step": io.Int, "plot": io.Image, "summary": io.String},
             ["measure", "calibrate", "fade"],
             is_output_node=True,
             hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],

@@ -13,19 +13,11 @@ from ..srd_core.levels import places_of
 from ..srd_core.route import LISTED, RENDER, SKETCH, Pair, Switch
 from . import live
 from .before_run import KEEP_SCHEDULE, SHIFTS, verdict_on
-from .common import page_only
+from .common import defaults, page_only
 from .presets import chosen
-from .sampler import check_sampling, mode_of, switch_of
+from .sampler import RULE, as_in_sr_sampler, check_sampling, mode_of, switch_of
 
 PLAN = "/srdiffusion/plan"
-SWITCHING = {
-    "switch_mode": str,
-    "delta": float,
-    "fix_step": int,
-    "max_step": int,
-    "switch_step": int,
-    "switch_sigma": float,
-}
 MOST_STEPS = 10000  # as SR Sampler takes them
 
 
@@ -52,12 +44,13 @@ def plan(settings: dict[str, Any], models: list[dict[str, Any]]) -> dict[str, An
     it has its own steps.
     """
     settings = chosen(settings)
-    if missing := [name for name in SWITCHING if name not in settings]:
+    if missing := [name for name in RULE if name not in settings]:
         return {"mode": settings.get("switch_mode") if missing != ["switch_mode"] else None}
     steps = settings.get("steps")
     found: dict[str, Any] = {"mode": mode_of(settings), "steps": steps}
     try:
-        rule: dict[str, Any] = {name: kind(settings[name]) for name, kind in SWITCHING.items()}
+        widgets = defaults(as_in_sr_sampler(*RULE))
+        rule: dict[str, Any] = {name: type(default)(settings[name]) for name, default in widgets.items()}
         switch = switch_of(rule | {"sketch_steps": settings.get("sketch_steps")})
         if not isinstance(steps, int) or not 0 < steps <= MOST_STEPS:
             return found

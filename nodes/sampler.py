@@ -20,6 +20,7 @@ from .common import SRReport, defaults, optional, schema
 from .presets import CUSTOM, NAMES, PRESETS, PRESETS_KEY, chosen
 
 SAMPLING = ("positive", "negative", "latent", "seed", "steps", "cfg", "sampler_name", "scheduler", "denoise")
+RULE = ("switch_mode", "delta", "fix_step", "max_step", "switch_step", "switch_sigma")
 HIDDEN = [io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo]
 SEARCHES = ["moe", "high noise low noise", "dual model", "refiner", "two-stage", "Wan 14B 1.3B"]
 
@@ -80,7 +81,7 @@ def mode_of(rule: dict[str, Any]) -> str:
 
 def switch_of(rule: dict[str, Any]) -> Switch:
     """The rule that these widget values make. Raises ValueError for one that no run could follow."""
-    own = {name: rule[name] for name in ("delta", "fix_step", "max_step", "switch_step", "switch_sigma")}
+    own = {name: rule[name] for name in RULE if name != "switch_mode"}
     return Switch(mode_of(rule), **own, sketch_steps=str(rule.get("sketch_steps") or "").strip())
 
 
@@ -126,7 +127,7 @@ class _Switching(io.ComfyNode):
 class SRModel(_Switching):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        outputs = [io.Model.Output(display_name="model"), SRReport.Output(display_name="report")]
+        outputs = {"model": io.Model, "report": SRReport}
         return schema("SRModel", _of_a_model(), outputs, SEARCHES, hidden=HIDDEN)
 
     @classmethod
@@ -138,7 +139,7 @@ class SRModel(_Switching):
 class SRSampler(_Switching):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        outputs = [io.Latent.Output(display_name="latent"), SRReport.Output(display_name="report")]
+        outputs = {"latent": io.Latent, "report": SRReport}
         searches = ["Wan 2.2 MoE sampler", "two ksampler", "video sampler", "faster video", "speed up", "accelerate"]
         return schema("SRSampler", _inputs(), outputs, [*SEARCHES, *searches], hidden=HIDDEN)
 

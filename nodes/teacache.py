@@ -26,7 +26,7 @@ class SRTeaCache(io.ComfyNode):
                     io.Combo.Input("keep_on", options=KEEP_ON, default="gpu", advanced=True),
                 ),
             ],
-            [io.Model.Output(display_name="model")],
+            {"model": io.Model},
             ["TeaCache", "step cache", "skip steps", "faster video"],
         )
 

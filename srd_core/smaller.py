@@ -129,12 +129,8 @@ def resized(x: torch.Tensor, size: Size) -> torch.Tensor:
 # Conditioning whose size can't be told from the latent's, or that counts in tokens of the full size.
 FIXED = ("gligen", "keyframe_idxs", "guide_attention_entries", "minimax_keyframes", "minimax_refs")
 # Conditioning that has to have the latent's size, or this many times it.
-OF_THE_LATENT = {
-    **dict.fromkeys(
-        ("vace_frames", "vace_mask", "control_video", "pose_video_latent", "driving_mask_28ch", "noise_concat"), 1
-    ),
-    "camera_conditions": 8,
-}
+AS_LARGE = ("vace_frames", "vace_mask", "control_video", "pose_video_latent", "driving_mask_28ch", "noise_concat")
+OF_THE_LATENT = dict.fromkeys(AS_LARGE, 1) | {"camera_conditions": 8}
 
 
 def small_conds(conds: Conds, scale: Enlargement) -> Conds:

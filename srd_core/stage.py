@@ -225,16 +225,9 @@ class Stage(GuidersStage):
         mask, noise = request["denoise_mask"], noise.to(device=device, dtype=torch.float32)
         mask = mask if mask is None else mask.to(device)
         with _keyframes_kept(conds):
-            processed: Conds = comfy.samplers.process_conds(
-                inner,
-                noise,
-                conds.copy(),
-                device,
-                latent_image,
-                mask,
-                request["seed"],
-                latent_shapes=request["latent_shapes"],
-            )
+            about = device, latent_image, mask, request["seed"]
+            shapes = request["latent_shapes"]
+            processed: Conds = comfy.samplers.process_conds(inner, noise, conds.copy(), *about, latent_shapes=shapes)
             for of_role in processed.values():
                 follow_schedule(of_role, _schedule_in(self.latent_map, schedule))
         return processed

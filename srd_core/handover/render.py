@@ -49,24 +49,20 @@ SAME_NOISE = 0.02  # relative difference of x up to which another machine's roun
 def load(path: Path) -> SketchRecord:
     """The record of a hand-over file whose parts are those of one run. Raises ValueError as ``handover.read`` does."""
     record = read(path)
-    facts, indices = record.latent_facts, record.settings.batch_index
-    first, highest = record.calls[0], float(record.sigmas[0]) * (1 + SAME_LEVEL)
-    schedule = StepCounter(record.sigmas.tolist())
-    table = record.schedule.tables.get("sigmas")
+    calls, hand_overs, indices = record.calls, record.report.hand_overs, record.settings.batch_index
+    highest = float(record.sigmas[0]) * (1 + SAME_LEVEL)
+    layout = record.latent_facts.get("channels"), record.latent_facts.get("dimensions")
+    sizes = zip(record.sketch_size or (), record.latent_image.shape[-2:])
+    made = [stage.calls for stage in record.report.stages]
+    at_level = calls[0].sigma > 0 and all(0 <= call.sigma <= highest for call in calls)
+    schedule, table = StepCounter(record.sigmas.tolist()), record.schedule.tables.get("sigmas")
     for what, holds in {  # only what holds for every sampler: some call twice a step, between the levels, or ahead
-        "its latent is not of its latent format": layout_of(first.prediction)
-        == (facts.get("channels"), facts.get("dimensions")),
-        "its sketch is larger than its latent": all(
-            a <= b for a, b in zip(record.sketch_size or (), record.latent_image.shape[-2:])
-        ),
-        "its batch_index is not of its batch": indices is None or len(indices) == len(first.prediction),
-        "its calls are not those of its report": [stage.calls for stage in record.report.stages]
-        == [len(record.calls), 0],
-        "its calls are not at its noise levels": first.sigma > 0
-        and all(0 <= call.sigma <= highest for call in record.calls),
-        "its hand-over is not at its noise level": all(
-            schedule.interval(hand_over.sigma) == hand_over.after_step for hand_over in record.report.hand_overs
-        ),
+        "its latent is not of its latent format": layout_of(calls[0].prediction) == layout,
+        "its sketch is larger than its latent": all(a <= b for a, b in sizes),
+        "its batch_index is not of its batch": indices is None or len(indices) == len(calls[0].prediction),
+        "its calls are not those of its report": made == [len(calls), 0],
+        "its calls are not at its noise levels": at_level,
+        "its hand-over is not at its noise level": all(schedule.interval(h.sigma) == h.after_step for h in hand_overs),
         "its noise schedule is not above 0": table is None or bool((table > 0).all()),
     }.items():
         if not holds:
@@ -117,20 +113,11 @@ def _run_sampler(model: ModelPatcher, record: SketchRecord) -> torch.Tensor:
     settings, latent, noise = record.settings, record.latent_image, record.noise
     if noise is None:
         noise = comfy.sample.prepare_noise(latent, settings.seed, settings.batch_index)
-    return comfy.sample.sample_custom(
-        model,
-        noise.clone(),
-        settings.cfg,
-        comfy.samplers.sampler_object(settings.sampler_name),
-        record.sigmas.clone(),  # uni_pc writes into it
-        [],
-        [],
-        latent,
-        noise_mask=record.noise_mask,
-        callback=latent_preview.prepare_callback(model, len(record.sigmas) - 1),
-        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
-        seed=settings.seed,
-    )
+    sampler, sigmas = comfy.samplers.sampler_object(settings.sampler_name), record.sigmas.clone()  # uni_pc writes there
+    callback = latent_preview.prepare_callback(model, len(sigmas) - 1)
+    how = {"callback": callback, "disable_pbar": not comfy.utils.PROGRESS_BAR_ENABLED, "seed": settings.seed}
+    call: tuple[Any, ...] = (model, noise.clone(), settings.cfg, sampler, sigmas, [], [], latent, record.noise_mask)
+    return comfy.sample.sample_custom(*call, **how)
 
 
 def _load_nothing(executor: Any, model: ModelPatcher, noise_shape: Any, conds: Any, *args: Any, **kwargs: Any) -> Any:
@@ -176,19 +163,9 @@ class Replay:
         """Give a function that the sampler added what it was given while sketching: it keeps what it needs."""
         if not call.noted:
             raise RuntimeError(f"The hand-over misses what {self.record.settings.sampler_name} needs: sketch again.")
+        given = {"model": guider.inner_model, "model_options": options, "cond_scale": guider.cfg, "input": x}
         noted = {name: value.to(x.device) for name, value in call.noted.items()}
-        function(
-            {
-                **noted,
-                "model": guider.inner_model,
-                "model_options": options,
-                "cond_scale": guider.cfg,
-                "cond": [],
-                "uncond": [],
-                "input": x,
-                "sigma": sigma,
-            }
-        )
+        function({**noted, **given, "cond": [], "uncond": [], "sigma": sigma})
 
     def check_latent(self, x: torch.Tensor, turn: Turn) -> None:
         """At the hand-over. Raises RuntimeError where the record's latent is not the one that its calls lead to."""

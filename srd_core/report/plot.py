@@ -148,13 +148,8 @@ def _hand_overs(canvas: ImageDraw.ImageDraw, report: Report) -> None:
         if line == MOST_LINES:
             continue
         ends[line : line + 1] = [begin + wide]
-        canvas.text(
-            (x + (-6 if near_edge else 6), PANELS["d"][0] + 4 + 18 * line),
-            text,
-            fill=MARK,
-            font=font(15),
-            anchor="ra" if near_edge else "la",
-        )
+        at, anchor = (x - 6, "ra") if near_edge else (x + 6, "la")
+        canvas.text((at, PANELS["d"][0] + 4 + 18 * line), text, fill=MARK, font=font(15), anchor=anchor)
 
 
 def _one_line(text: str) -> str:
