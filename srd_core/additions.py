@@ -43,25 +43,17 @@ def bring_over(
 
     The sampler's functions (from index ``added_from`` on) get tensors of the sampler's device and space.
     """
+
+    def call_there(function: Callable[[dict[str, Any]], torch.Tensor], args: dict[str, Any]) -> torch.Tensor:
+        predictions = {
+            key: latent_map.clean_to_sketch(value).to(x.device)
+            for key, value in args.items()
+            if "denoised" in key and isinstance(value, torch.Tensor)
+        }
+        result = function({**args, **predictions, "input": x, "sigma": sigma})
+        return latent_map.clean_to_render(result.to(device))
+
     transformer_options = options["transformer_options"]
     transformer_options["sample_sigmas"] = latent_map.sigmas(transformer_options["sample_sigmas"].to(device))
     functions = options.get("sampler_post_cfg_function", [])
-    there = partial(_call_there, device, latent_map, x, sigma)
-    functions[added_from:] = [partial(there, function) for function in functions[added_from:]]
-
-
-def _call_there(
-    device: torch.device,
-    latent_map: LatentMap,
-    x: torch.Tensor,
-    sigma: torch.Tensor,
-    function: Callable[[dict[str, Any]], torch.Tensor],
-    args: dict[str, Any],
-) -> torch.Tensor:
-    predictions = {
-        key: latent_map.clean_to_sketch(value).to(x.device)
-        for key, value in args.items()
-        if "denoised" in key and isinstance(value, torch.Tensor)
-    }
-    result = function({**args, **predictions, "input": x, "sigma": sigma})
-    return latent_map.clean_to_render(result.to(device))
+    functions[added_from:] = [partial(call_there, function) for function in functions[added_from:]]

@@ -60,7 +60,7 @@ class Schedule:
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
     kinds: list[str]  # the host's classes that it is made of
-    values: dict[str, bool | Value]
+    values: dict[str, Value | bool]
     tables: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
