@@ -7,7 +7,7 @@ Either of the two may be such a MODEL itself: it brings its stages along.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 
@@ -22,7 +22,7 @@ from .checks import check_run, check_settings, check_switch, check_together
 from .latent import FULL_NAME, check_pair, parameters_of
 from .reach import Things, misfit_notes, one_stage_note, things_on
 from .report.data import Report
-from .route import RENDER, SKETCH, Pair, Part, Switch, pairs_of, stages_of
+from .route import RENDER, SKETCH, Pair, Part, Switch, TakeOver, pairs_of, stages_of
 from .run import AtHandOver, Run
 from .smaller import small_stages
 from .stage import RenderSettings, Stage
@@ -32,7 +32,6 @@ INNER = (
     "A Sketch-Render Model whose sketch_scale is below 1 is connected to another one. Set it to 1 there; the last "
     "node's sketch_scale is for all that is connected as its sketch."
 )
-SHARED = ("fade", "render_steps", "anew", "sketch_scale", "sketch_size")  # of RenderSettings and Pair
 LARGER = "The render is larger than the sketch. Are the two swapped?"
 
 
@@ -85,8 +84,7 @@ def _plan(sketch: ModelPatcher, render: ModelPatcher, switch: Switch, settings: 
         name, member = next(iter(theirs.items()))
         theirs[name] = replace(member, model=_cached(member.model, settings.teacache))
     theirs = {name: replace(member, settings=member.settings.within(settings)) for name, member in theirs.items()}
-    shared = {name: getattr(settings, name) for name in SHARED}
-    pair = Pair(first, then, switch, offload=settings.offload_sketch, **shared)
+    pair = Pair(first, then, switch, **{field.name: getattr(settings, field.name) for field in fields(TakeOver)})
     if small_stages(pair):  # the sampler begins anew anyway, so the sketch's steps stay those of the schedule
         pair = replace(pair, anew=True)
     if any(small_stages(inner) for inner in pairs_of(pair) if inner is not pair):
@@ -184,14 +182,14 @@ def _loads_again(run: Run, whole: Pair) -> str:
     """What to say of a run that changes its stage more than once, see memory.reload_note."""
     changes = max(pair.switch.changes(run.steps.steps) for pair in pairs_of(whole))
     models = {name: stage.model for name, stage in run.stages.items()}
-    return memory.reload_note(models, run.shape_of(stages_of(whole)[-1]), whole.offload, changes)
+    return memory.reload_note(models, run.shape_of(stages_of(whole)[-1]), whole.offload_sketch, changes)
 
 
 def _with_those_that_stay(plan: Plan, name: str, model: ModelPatcher, sketch: ModelPatcher) -> ModelPatcher:
     """``model`` of the stage ``name``, beside the models that offload_sketch keeps on the device when it comes."""
     names = stages_of(plan.whole)
     for pair in pairs_of(plan.whole):
-        if pair.offload == memory.NEVER and name in stages_of(pair.then):
+        if pair.offload_sketch == memory.NEVER and name in stages_of(pair.then):
             stays = stages_of(pair.first)[0]
             model = memory.with_beside(model, sketch if stays == names[0] else plan.members[stays].model)
     return model

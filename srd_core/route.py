@@ -110,19 +110,25 @@ def read_steps(text: str) -> frozenset[int]:
     return frozenset(steps)
 
 
+@dataclass(frozen=True, kw_only=True)
+class TakeOver:
+    """How the second part of a pair takes over from the first."""
+
+    fade: float = 0.0  # width of the fade at a hand-over to the second, see fade.py; 0: a cut
+    render_steps: int = 0  # steps for the rest of the schedule after the last hand-over, see rest.py; 0: its own
+    anew: bool = False  # the sampler begins anew on that rest, also where it is known before the run
+    offload_sketch: str = "auto"  # what happens to the memory of the part that leaves, see memory.py
+    sketch_scale: float = FULL_SIZE  # share of height and width that the first part runs at, see smaller.py; 1: all
+    sketch_size: tuple[int, int] | None = None  # height and width that it ran at elsewhere, in place of the share
+
+
 @dataclass(frozen=True, eq=False)
-class Pair:
-    """Two parts of a route, each a stage or a pair, and how the second takes over from the first."""
+class Pair(TakeOver):
+    """Two parts of a route, each a stage or a pair."""
 
     first: Part
     then: Part
     switch: Switch
-    fade: float = 0.0  # width of the fade at a hand-over to the second, see fade.py; 0: a cut
-    render_steps: int = 0  # the rest of the schedule after the last hand-over is walked in so many steps; 0: in its own
-    anew: bool = False  # the sampler begins anew on that rest, also where it is known before the run
-    offload: str = "auto"  # what happens to the memory of the part that leaves, see memory.py
-    sketch_scale: float = FULL_SIZE  # share of height and width that the first part runs at, see smaller.py; 1: all
-    sketch_size: tuple[int, int] | None = None  # height and width that it ran at elsewhere, in place of the share
 
 
 Part = str | Pair  # a stage's name, or a pair

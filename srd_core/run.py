@@ -277,7 +277,7 @@ class Run:
         models = {name: stage.model for name, stage in self.stages.items()}
         bytes_at = {"before": memory.snapshot(coming, models)}
         memory.end_malloc_graph()
-        if memory.leaves(turn.pair.offload, leaving, coming):
+        if memory.leaves(turn.pair.offload_sketch, leaving, coming):
             memory.release(leaving)
         bytes_at["at"] = memory.snapshot(coming, models)
         self.load(turn.to, x)

@@ -28,7 +28,7 @@ from . import memory
 from .additions import bring_over, with_sampler_additions
 from .calls import PREDICT_NOISE
 from .latent import LatentMap
-from .route import FULL_SIZE, SMALLEST
+from .route import FULL_SIZE, SMALLEST, TakeOver
 
 Conds = dict[str, list[dict[str, Any]]]  # the host's conditioning by role: positive, negative, ...
 Request = dict[str, Any]  # the run's noise, latent_image, denoise_mask, seed, latent_shapes
@@ -42,20 +42,13 @@ def check_scale(sketch_scale: float) -> None:
 
 
 @dataclass(frozen=True)
-class RenderSettings:
-    """What the render does otherwise than the guider says for the sketch."""
+class RenderSettings(TakeOver):
+    """What the render does otherwise than the guider says for the sketch, and how it takes over."""
 
     cfg: float = 0.0  # guidance scale; 0: as the sketch
     positive: list[Any] | None = None  # conditioning in the host's form [[tensor, dict], ...]; None: as the sketch
     negative: list[Any] | None = None
     teacache: float = 0.0  # TeaCache threshold of the render stage; 0: off
-    offload_sketch: str = memory.AUTO  # what happens to the sketch's memory when the render comes, see memory.py
-    fade: float = 0.0  # width of the fade at the hand-over, see fade.py; 0: a cut
-    render_steps: int = 0  # steps for the rest of the schedule, see rest.py; 0: its own
-    anew: bool = False  # the sampler begins anew on that rest, also where it is known before the run
-    # share of the latent's height and width that the sketch runs at, see smaller.py; 1: all
-    sketch_scale: float = FULL_SIZE
-    sketch_size: tuple[int, int] | None = None  # height and width that it ran at elsewhere, in place of the share
 
     def __post_init__(self) -> None:
         """Raises ValueError for settings that mean nothing."""
