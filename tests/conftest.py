@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import importlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -41,35 +40,16 @@ def pytest_report_header() -> list[str]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests of what an older host or another platform does not have are left out there, and those of the page where no
-    browser is. Nothing is skipped: a skip is a failure in CI.
-    """
-    no_page = without_browser()
-    wanted, others = [], []
-    for item in items:
-        left_out = no_page and PAGE_TESTS in getattr(item, "fixturenames", ())
-        (others if left_out or not all(map(host_has, needs_of(item))) else wanted).append(item)
+    """Leave out the tests of the page where no browser is: nothing else is ever left out here."""
+    others = [item for item in items if PAGE_TESTS in getattr(item, "fixturenames", ()) and without_browser()]
     config.hook.pytest_deselected(items=others)
-    items[:] = wanted
+    items[:] = [item for item in items if item not in others]
 
 
 def pytest_collection_finish() -> None:
-    """What is imported stays: without this, each of the collections between tests walks through all of torch (0.3 s)."""
+    """What is imported stays: else each of the collections between tests walks through all of torch (0.3 s)."""
     gc.collect()
     gc.freeze()
-
-
-def needs_of(item: pytest.Item) -> list[tuple[str, ...]]:
-    """The (module, attribute ...) paths that a test needs of the host and its Python, by its marker host_has."""
-    return [mark.args for mark in item.iter_markers("host_has")]
-
-
-def host_has(path: tuple[str, ...]) -> bool:
-    """Whether the module, of the host or its Python, has that attribute."""
-    found: Any = importlib.import_module(path[0])
-    for name in path[1:]:
-        found = getattr(found, name, None)
-    return found is not None
 
 
 @pytest.fixture(autouse=True)
@@ -86,14 +66,14 @@ def idle_host() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def tiny_file(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """tiny_file(seed=..., layers=..., kind=...): a tiny random Wan DiT with the real key layout, written once."""
+    """By seed, layers and kind: a tiny random Wan DiT with the real key layout, written once."""
     folder = tmp_path_factory.mktemp("diffusion_models")
     return lambda **how: helpers.wan_file(folder, **how)
 
 
 @pytest.fixture(scope="session")
 def wan(tiny_file: Callable[..., Path]) -> Callable[..., Any]:
-    """wan(seed=..., layers=..., kind=...): that file as a MODEL, by the host's own loader; every call loads anew."""
+    """By seed, layers and kind: that file as a MODEL, by the host's own loader; every call loads anew."""
     return lambda **how: comfy.sd.load_diffusion_model(str(tiny_file(**how)))
 
 

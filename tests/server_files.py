@@ -1,5 +1,6 @@
-"""The tiny files of the tests' server: the demo's family, random models under every name that a shipped workflow asks for, and
-files that are no models.
+"""The tiny files of the tests' server.
+
+The demo's family, random models under every name that a shipped workflow asks for, and files that are no models.
 """
 
 from __future__ import annotations

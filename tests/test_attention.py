@@ -145,7 +145,7 @@ def test_a_node_that_sets_attention_itself_is_named_as_such(wan: Any) -> None:
     assert "set by another node (test_auto_leaves" in attention.backend_of(model.model_options)
 
 
-# --- Set Attention: for a MODEL of any loader ------------------------------------------------------------------------------
+# --- Set Attention: for a MODEL of any loader -------------------------------------------------------------------------
 
 
 def of_the_host(path: Path) -> Any:
@@ -198,7 +198,8 @@ def test_set_attention_after_our_loader_is_the_backend_that_runs_and_an_override
     helpers.ksampler(node.execute(model, attention="two").args[0], STEPS)
     assert len(two) == len(before) > 0
     model = node.execute(node.execute(model, attention="one").args[0], attention="two").args[0]
-    two.clear(), before.clear()
+    two.clear()
+    before.clear()
     helpers.ksampler(model, STEPS)
     assert len(two) == len(before) > 0 and not one
 

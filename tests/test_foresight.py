@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import struct
 import time
 from pathlib import Path
@@ -139,7 +140,7 @@ def test_a_file_that_changes_is_read_again(tmp_path: Path, files: dict[str, Path
     assert what_the_headers_say(files["Wan large"], path) == ""
 
 
-# --- in the page's line ------------------------------------------------------------------------------------------------
+# --- in the page's line -----------------------------------------------------------------------------------------------
 
 
 def loader(kind: str, path: Path) -> dict[str, Any]:
@@ -149,10 +150,7 @@ def loader(kind: str, path: Path) -> dict[str, Any]:
 @pytest.fixture
 def offered(models_folder: Path, files: dict[str, Path]) -> dict[str, Path]:
     """The same files in models/diffusion_models."""
-    return {
-        name: Path((models_folder / path.name).write_bytes(path.read_bytes()) and models_folder / path.name)
-        for name, path in files.items()
-    }
+    return {name: Path(shutil.copy(path, models_folder)) for name, path in files.items()}
 
 
 SHIFT = {"type": "ModelSamplingSD3", "values": {"shift": 5.0}}
@@ -195,7 +193,7 @@ def test_the_line_says_nothing_of_models_through_nodes_that_it_does_not_know(off
     assert "problem" not in answer([sketch], [render | {"values": {"model_name": "gone.safetensors"}}])
 
 
-# --- when it is queued ---------------------------------------------------------------------------------------------------
+# --- when it is queued ------------------------------------------------------------------------------------------------
 
 
 def refused(server: Any, graph: dict[str, Any]) -> tuple[str, str]:
@@ -214,10 +212,7 @@ def test_a_pair_that_does_not_fit_is_refused_when_it_is_queued_in_one_sentence_o
 ) -> None:
     where, said = refused(server, serving.cooperating(node=node, render_file=MISFIT))
     assert where == "render" and "Sketch sketch.safetensors (" in said and f"and render {MISFIT} (" in said
-    assert (
-        "use different VAEs (16 and 128 channels), so they do not fit together. Pairs that fit this sketch: Wan2.1 T2V 14B"
-        in said
-    )
+    assert "use different VAEs (16 and 128 channels), so they do not fit together. Pairs that fit this sketch:" in said
 
 
 def test_where_another_loader_has_the_render_the_sketch_s_loader_says_it(server: Any) -> None:
@@ -243,11 +238,12 @@ def test_what_is_not_needed_or_not_known_is_not_refused(server: Any) -> None:
 
 
 def test_a_prompt_that_the_check_can_t_read_is_left_to_the_host(server: Any) -> None:
-    for graph in (
+    graphs: list[dict[str, Any]] = [
         {"1": {"class_type": "SRLoadRenderDiT", "inputs": {"model_name": "render.safetensors"}}},
         {"1": {}},
         {},
-    ):
+    ]
+    for graph in graphs:
         with pytest.raises(host_module.HostError) as error:
             server.queue(graph)
         assert "no outputs" in str(error.value.details) or "class_type" in str(error.value.details)

@@ -116,8 +116,9 @@ def test_a_cached_sketch_render_model_is_told_under_the_prompt_that_samples_with
 
 
 def under_ksampler(server: Any, count: int) -> tuple[dict[str, Any], list[str], list[str]]:
-    """The demo's graph with one Sketch-Render Model ("model") under so many KSamplers, each with an Inspector that waits for
-    it: (graph, samplers, Inspectors). Samplers differ in their seed and have one step more than the one before.
+    """The demo's graph with one Sketch-Render Model ("model") under so many KSamplers: (graph, samplers, Inspectors).
+
+    Each has an Inspector that waits for it, its own seed, and one step more than the one before.
     """
     graph = workflow.to_api(workflow.load(REPOSITORY / "demo" / "demo.json"), server.object_info())
     first = workflow.find(graph, "SRSampler")
@@ -336,7 +337,7 @@ def test_a_report_with_a_value_of_another_kind_is_refused_with_a_sentence(damage
         report_module.Report.from_json(json.dumps(data))
 
 
-# --- another host, another client: the page may miss a run, the run and the Inspector may not fail ----------------------
+# --- another host, another client: the page may miss a run, the run and the Inspector may not fail --------------------
 
 PROMPT, SAMPLER, INSPECTOR = "a-prompt", "1", "2"
 GRAPH = {
@@ -363,8 +364,9 @@ def host_server(told: list[Any], queue: Any = None, **instead: Any) -> Any:
 def graph_run(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Any, wan: Callable[..., Any], caplog: pytest.LogCaptureFixture
 ) -> Callable[..., Any]:
-    """graph_run(server, extra_pnginfo=..., prompt=...): SR Sampler and its Inspector as the host executes them; gives the
-    latent, the Inspector's output and the lines that the log got.
+    """For a server, extra_pnginfo and a prompt: SR Sampler and its Inspector as the host executes them.
+
+    Gives the latent, the Inspector's output and the lines that the log got.
     """
     monkeypatch.setattr(folder_paths, "temp_directory", str(tmp_path))
     common.said.clear()
@@ -466,7 +468,7 @@ def test_a_workflow_of_any_shape_keeps_the_report_beside_it_and_in_it_where_ther
 ) -> None:
     told: list[Any] = []
     extra = {"workflow": copy.deepcopy(workflow), **before}
-    queue = [(0, PROMPT, GRAPH, {"extra_pnginfo": extra}, [])]
+    queue: list[Any] = [(0, PROMPT, GRAPH, {"extra_pnginfo": extra}, [])]
     _, shown, log = graph_run(host_server(told, queue), extra)
     assert not log and told[-1]["report"]["status"] == "done"
     assert extra["srdiffusion"][SAMPLER]["status"] == "done" and shown.ui["report"]
@@ -479,7 +481,7 @@ def test_a_workflow_of_any_shape_keeps_the_report_beside_it_and_in_it_where_ther
 @pytest.mark.parametrize("extra", ["text", ["a", 1], [], 5, None])
 def test_metadata_that_is_no_object_fails_neither_the_run_nor_the_inspector(extra: Any, graph_run: Any) -> None:
     told: list[Any] = []
-    queue = [(0, PROMPT, GRAPH, {"extra_pnginfo": extra}, [])]
+    queue: list[Any] = [(0, PROMPT, GRAPH, {"extra_pnginfo": extra}, [])]
     _, shown, log = graph_run(host_server(told, queue), extra)
     assert {run["node_id"] for run in told} == {SAMPLER, INSPECTOR} and shown.ui["plot"]
     assert len(log) == bool(extra) and all("do not carry the report" in line for line in log)

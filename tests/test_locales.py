@@ -35,9 +35,7 @@ def texts(data: Any, path: str = "") -> Iterator[tuple[str, str]]:
 
 
 def bare(key: str, text: str) -> str:
-    """An English label without what it adds in brackets: "delta" of "delta (sensitivity)". The id comes first, as the API,
-    the paper and the help pages name it.
-    """
+    """An English label without what it adds in brackets: "delta" of "delta (sensitivity)"."""
     return text.partition(" (")[0] if key.endswith(".name") and ".inputs." in key else text
 
 

@@ -40,7 +40,7 @@ def measured(sketch: Any, render: Any, steps: int = 10, points: int = 4, **how: 
     return found
 
 
-# --- arithmetic ---------------------------------------------------------------------------------------------------------
+# --- arithmetic -------------------------------------------------------------------------------------------------------
 
 
 def test_the_error_of_a_pull_is_that_of_the_blended_velocity() -> None:
@@ -86,7 +86,7 @@ def test_the_measured_steps_go_from_the_second_to_the_last(steps: int, points: i
     assert chosen[0] == 1 and chosen[-1] == steps - 1 and len(chosen) == len(set(chosen)) == min(points, steps - 1)
 
 
-# --- runs ---------------------------------------------------------------------------------------------------------------
+# --- runs -------------------------------------------------------------------------------------------------------------
 
 
 def test_the_disagreement_is_that_of_plain_predictions_at_the_sketchs_x(wan: Any) -> None:

@@ -237,7 +237,7 @@ def test_the_inspector_gives_picture_and_summary_and_shows_both_on_the_node(tmp_
     assert output.ui["text"] == (summary,) and len(list(tmp_path.glob("*.png"))) == len(output.ui["plot"]) == 1
 
 
-# --- layout (design section 2) ------------------------------------------------------------------------------------------
+# --- layout (design section 2) ----------------------------------------------------------------------------------------
 
 
 def imports_of(path: Path) -> set[str]:

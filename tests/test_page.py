@@ -225,7 +225,7 @@ def renderer(page: Any, name: str) -> None:
     page.wait_for_timeout(500)
 
 
-# --- a run, as an artist sees it ------------------------------------------------------------------------------------------
+# --- a run, as an artist sees it --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", RENDERERS)
@@ -411,7 +411,7 @@ def test_two_samplers_and_two_queued_runs_never_mix(page: Any, server: Any) -> N
             assert shown[str(viewer)]["hand_overs"][0]["after_step"] == run[node]
 
 
-# --- before the run -------------------------------------------------------------------------------------------------------
+# --- before the run ---------------------------------------------------------------------------------------------------
 
 IN_A_MODE = {
     "adaptive": ["delta", "fix_step", "max_step", "switch_sigma"],
@@ -760,7 +760,7 @@ def test_a_preset_that_another_node_s_output_sets_says_that_it_replaces_widgets(
     renderer(page, "classic")
 
 
-# --- after the run --------------------------------------------------------------------------------------------------------
+# --- after the run ----------------------------------------------------------------------------------------------------
 
 
 def test_what_if_tells_another_delta_s_hand_over_and_use_this_delta_writes_it_to_the_sampler(page: Any) -> None:
@@ -788,7 +788,7 @@ def test_what_if_tells_another_delta_s_hand_over_and_use_this_delta_writes_it_to
     assert f"at step {predicted} of 50" in text_of(page, ".srd-detail")
 
 
-# --- blueprint and app mode -----------------------------------------------------------------------------------------------
+# --- blueprint and app mode -------------------------------------------------------------------------------------------
 
 BLUEPRINT = REPOSITORY / "subgraphs" / "Text to video, Wan 14B + 1.3B.json"
 MAIN = REPOSITORY / "workflows" / "wan2.1_t2v_14B_to_1.3B.json"
@@ -851,7 +851,7 @@ def test_the_main_workflow_fills_app_mode(page: Any) -> None:
         page.evaluate("app.extensionManager.command.execute('Comfy.ToggleLinear')")
 
 
-# --- workflows and old reports --------------------------------------------------------------------------------------------
+# --- workflows and old reports ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", [DEMO, FIRST_RELEASE], ids=lambda path: path.stem)

@@ -35,7 +35,7 @@ SAMPLING: dict[str, Any] = {"seed": 7, "cfg": 3.0, "sampler_name": "euler", "sch
 
 @pytest.fixture
 def run(wan: Callable[..., Any]) -> Callable[..., tuple[torch.Tensor, Any]]:
-    """run(**values): the latent and the report of SR Sampler."""
+    """SR Sampler's latent and report with these values."""
     sketch, render = wan(seed=0), wan(seed=1)
 
     def run(**values: Any) -> tuple[torch.Tensor, Any]:

@@ -1,5 +1,7 @@
-"""What the Comfy registry gets, and what a user gets from it: the archive as its command line makes it, unpacked by the
-Manager's steps into a real ComfyUI that has nothing else, and seen over HTTP as the page sees it.
+"""What the Comfy registry gets, and what a user gets from it.
+
+The archive as its command line makes it, unpacked by the Manager's steps into a real ComfyUI that has nothing else, and
+seen over HTTP as the page sees it.
 """
 
 from __future__ import annotations
@@ -97,7 +99,8 @@ def test_the_registry_can_read_what_pyproject_says() -> None:
 def test_the_version_of_comfyui_that_is_required_is_the_oldest_that_is_tested() -> None:
     oldest, newest = module("srd_core.host_check").TESTED
     assert extract_node_configuration(str(REPOSITORY)).project.supported_comfyui_version == f">={oldest}"
-    assert list(host_module.KNOWN)[0] == oldest and list(host_module.KNOWN)[-1] == newest == host_module.DEFAULT_VERSION
+    first, *_, last = host_module.KNOWN
+    assert (first, last) == (oldest, newest) and last == host_module.DEFAULT_VERSION
     versions = re.search(r"^VERSIONS = (.*)$", (REPOSITORY / "Makefile").read_text("utf-8"), re.MULTILINE)
     assert versions and versions[1].split() == list(host_module.KNOWN)
 

@@ -1,5 +1,6 @@
-"""What the pack's own source may not do: run text as code, read pickles, reach the network, or write files. Read from the
-syntax tree of every file that the host imports; what is allowed is listed here with its reason.
+"""What the pack's own source may not do: run text as code, read pickles, reach the network, or write files.
+
+Read from the syntax tree of every file that the host imports; what is allowed is listed here with its reason.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ def saved(info: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def refused(server: Any, saved: Any, node: str, **values: Any) -> tuple[str, str]:
-    """The one error that the server answers to the demo's workflow with other values on one node: (input, what it says)."""
+    """(input, what it says) of the one error in the answer to the demo's workflow with other values on one node."""
     node_id = workflow.find(saved, node)
     with pytest.raises(host_module.HostError) as error:
         server.queue(workflow.set_inputs(saved, node_id, **values))

@@ -27,7 +27,7 @@ LITERARY = {
     "put right (corrected)": r"\bput right\b",
     "lets go (frees)": r"\blets? go\b",
 }
-# To users the change of model is the switch. A hand-over is what lies between SR Sketch and SR Render: these speak of it.
+# To users the change of model is the switch. A hand-over lies between SR Sketch and SR Render: these speak of it.
 HALVES = (
     "SRSketch",
     "SRRender",

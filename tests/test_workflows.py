@@ -2,8 +2,8 @@
 
 The runs take each workflow as shipped, with tiny random files under the shipped names. Only two things are changed: the
 size of the video, and CLIPLoader with CLIPTextEncode (no text encoder of Wan's can be tiny), which become a test node
-that makes up embeddings of the right width. The tiny VAE is Wan's in all of them: the host builds CogVideoX's at full size
-only, and its latents have the same shape.
+that makes up embeddings of the right width. The tiny VAE is Wan's in all of them: the host builds CogVideoX's at full
+size only, and its latents have the same shape.
 """
 
 from __future__ import annotations
@@ -495,7 +495,7 @@ def test_sr_sampler_and_sketch_render_model_with_ksampler_make_the_same_video(
     name: str, server: Any, info: Mapping[str, Any]
 ) -> None:
     videos = [frames_of(server, run(server, ready(which, info))) for which in (name, KSAMPLER_OF[name])]
-    assert np.array_equal(*videos)
+    assert np.array_equal(videos[0], videos[1])
 
 
 def test_the_compare_workflow_compares_two_runs_that_differ_in_nothing_but_the_hand_over(

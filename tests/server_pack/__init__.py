@@ -1,5 +1,7 @@
-"""Test-only nodes and routes for a real server: faults at chosen places, digests, a census of what is alive, and a log of
-what the server writes and connects to. Linked into `custom_nodes` by the tests; its name there sorts before the pack's.
+"""Test-only nodes and routes for a real server.
+
+Faults at chosen places, digests, a census of what is alive, and a log of what the server writes and connects to. Linked
+into `custom_nodes` by the tests; its name there sorts before the pack's.
 """
 
 from __future__ import annotations
@@ -48,11 +50,12 @@ EVENTS = (
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 log: list[dict[str, Any]] = []
-state: dict[str, Any] = {"waiting": "", "wait at": ""}
+state: dict[str, Any] = {"waiting": "", "wait at": "", "faults": 0}
 
 
 def act(what: str, place: str) -> None:
-    """Do what a fault is to do."""
+    """Do what a fault is to do, and count it."""
+    state["faults"] += 1
     if what == "interrupt":
         comfy.model_management.interrupt_current_processing()
     elif what == "wait":
@@ -141,7 +144,7 @@ class Decode:
 
 
 class UnetLoaderGGUF:
-    """Stands in for ComfyUI-GGUF's node of this name: the same inputs and output, and a file that holds plain tensors."""
+    """Stands in for ComfyUI-GGUF's node of this name: its inputs and output, and a file that holds plain tensors."""
 
     CATEGORY, FUNCTION, RETURN_TYPES = "test", "run", ("MODEL",)
 
@@ -228,8 +231,8 @@ class Sink:
         return {"ui": {"digest": ["image"]}}
 
 
-NODE_CLASS_MAPPINGS = {f"SRTest{c.__name__}": c for c in (Prompt, Text, Vision, Decode, Fault, FaultyVAE, Digest, Sink)}
-NODE_CLASS_MAPPINGS["UnetLoaderGGUF"] = UnetLoaderGGUF
+OWN: tuple[type, ...] = (Prompt, Text, Vision, Decode, Fault, FaultyVAE, Digest, Sink)
+NODE_CLASS_MAPPINGS = {f"SRTest{node.__name__}": node for node in OWN} | {"UnetLoaderGGUF": UnetLoaderGGUF}
 
 
 @PromptServer.instance.routes.get("/srd_test/census")
