@@ -13,8 +13,8 @@ MYPY_PACK = --ignore-missing-imports --disallow-untyped-defs --python-version 3.
 VERSIONS = 0.24.0 0.26.0 0.27.0 0.30.0
 # What a change of the host would break: the invariants, what happens on errors and short memory, the node contract, the
 # shipped workflows in its real server, the hand-over files, and the installed archive with its help pages, texts and templates.
-CORE = $(addprefix tests/test_,cooperation.py faults.py finite.py handover.py memory.py nodes.py workflows.py registry.py locales.py \
-    host_versions.py fade.py rest.py many_stages.py leg.py)
+CORE = $(addprefix tests/test_,cooperation.py every_sampler.py faults.py files.py finite.py handover.py handover_file.py \
+    memory.py out_of_memory.py nodes.py workflows.py registry.py locales.py host_versions.py fade.py rest.py many_stages.py leg.py)
 PAGE_TESTS = tests/test_page.py
 # A person's words reach the demo through the environment, exactly as typed: neither make nor the shell reads them.
 ifdef PROMPT
@@ -22,7 +22,7 @@ override PROMPT := $(value PROMPT)
 export PROMPT
 endif
 
-.PHONY: demo test test-long lint types test-core test-host test-newest-page test-all-hosts soak family gpu-kit clean help
+.PHONY: demo test test-long lint types test-core test-host test-newest-page test-all-hosts soak mutations family gpu-kit clean help
 
 help:
 	@echo 'make demo [PROMPT="a red circle"]   sample with the tiny family in a real ComfyUI'
@@ -44,6 +44,7 @@ test: lint types
 	$(HOST) $(PYTEST) -m "not long" $(PYTEST_ARGS) $(TESTS)
 
 # What takes minutes: 200 mixed runs in one server, killed servers, several servers, six more families, 20,000 drawn cases.
+test-long: export SRD_CASES = many
 test-long:
 	$(HOST) $(PYTEST) -m long $(PYTEST_ARGS) $(TESTS)
 
@@ -79,6 +80,10 @@ test-host:
 
 test-newest-page:
 	SRD_PAGE_VERSION=newest $(HOST) $(PYTEST) $(PYTEST_ARGS) $(PAGE_TESTS)
+
+# Breaks ten central lines of the pack, one at a time in a copy, and shows that the tests see each.
+mutations:
+	$(PYTHON) tests/mutate.py
 
 # Part of `make test-long` too; here alone, with what it counted and measured.
 soak:

@@ -1,6 +1,6 @@
-"""The oracle: CogVideoX by diffusers, tiny and random, in float32.
+"""The oracle: CogVideoX by diffusers, tiny and random, in float32; and runs of the host to compare with it.
 
-Files are written as the official repositories have them: diffusion_pytorch_model.safetensors with config.json beside it.
+Files are written as the official repositories have them: diffusion_pytorch_model.safetensors, config.json beside it.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import comfy.sample
 import torch
 from diffusers import CogVideoXDDIMScheduler, CogVideoXPipeline, CogVideoXTransformer3DModel
 from safetensors.torch import save_file
@@ -166,3 +167,52 @@ def sample_pair(
             v = (alpha.sqrt() * x - clean / ratio) / (1 - alpha).sqrt()
         x = schedule.step(v.float(), int(t), x, return_dict=False)[0].float()
     return x
+
+
+# --- the host -------------------------------------------------------------------------------------------------------
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def text(seed: int, tokens: int = TOKENS) -> torch.Tensor:
+    return random(1, tokens, TEXT_DIM, seed=seed)
+
+
+def prompts() -> dict[str, Any]:
+    """Conditioning in the host's form."""
+    return {"positive": [[text(1), {}]], "negative": [[text(2), {}]]}
+
+
+def relative(ours: torch.Tensor, reference: torch.Tensor) -> float:
+    """The largest difference, by the largest value."""
+    return float((ours - reference).abs().max() / reference.abs().max())
+
+
+def host_sample(
+    model: Any, noise: torch.Tensor, steps: int = 10, cfg: float = 6.0, sampler: str = "euler", **how: Any
+) -> torch.Tensor:
+    """The host's KSampler with our noise; the latent in the VAE's scale. how: conditioning, inputs of comfy.sample."""
+    conds = prompts() | {key: how.pop(key) for key in ("positive", "negative") if key in how}
+    latent = how.pop("latent", torch.zeros_like(noise))
+    return comfy.sample.sample(
+        model, noise, steps, cfg, sampler, "simple", *conds.values(), latent, seed=0, disable_pbar=True, **how
+    )
+
+
+def slow(model: Any) -> tuple[Any, list[int]]:
+    """(the MODEL, list that gets every attention call: one a block).
+
+    Its time embedding changes as little from step to step as a trained one's, so that TeaCache reuses some.
+    """
+    network, calls = model.model.diffusion_model, []
+    network.time_embedding_linear_1.weight.data.mul_(0.05)
+    network.time_embedding_linear_1.bias.data.fill_(1.0)
+
+    def count(function: Any, *args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        return function(*args, **kwargs)
+
+    model.model_options["transformer_options"]["optimized_attention_override"] = count
+    return model, calls

@@ -95,6 +95,16 @@ def folders(networks: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.fixture
+def a_file(wan: Callable[..., Any], tmp_path: Path) -> Path:
+    """A whole hand-over file."""
+    import runs
+
+    path = tmp_path / f"whole{runs.handover.SUFFIX}"
+    runs.handover.write(runs.sketched(wan())[0], path)
+    return path
+
+
+@pytest.fixture
 def models_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty models/diffusion_models of the host."""
     monkeypatch.setitem(folder_paths.folder_names_and_paths, "diffusion_models", ([str(tmp_path)], {".safetensors"}))

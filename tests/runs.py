@@ -6,16 +6,19 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
+import comfy.ldm.wan.model
 import comfy.model_management
+import comfy.ops
 import comfy.sd
 import helpers
+import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
 from hosting import module
 
 pair, route = module("srd_core.pair"), module("srd_core.route")
 handover, half_render = module("srd_core.handover.file"), module("srd_core.handover.render")
-sampler_nodes, handover_nodes = module("nodes.sampler"), module("nodes.handover")
+sampler_nodes, handover_nodes, loaders = module("nodes.sampler"), module("nodes.handover"), module("nodes.loaders")
 reuse = module("srd_core.teacache.host")
 RenderSettings, Switch = pair.RenderSettings, route.Switch
 Report = module("srd_core.report.data").Report
@@ -101,7 +104,13 @@ def distance(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a - b).norm() / b.norm())
 
 
-# --- models that do something at a call -------------------------------------------------------------------------------
+def load(name: str, node: Any = None, **settings: Any) -> Any:
+    """A file of the host's models folder, by a loader of the pack."""
+    node = node or loaders.SRLoadSketchDiT
+    return node.execute(name, **{"weight_dtype": "default", "attention": "auto"} | settings).args[0]
+
+
+# --- models that do something at a call ------------------------------------------------------------------------------
 
 
 class Broken(RuntimeError):
@@ -180,6 +189,17 @@ def state_of(model: Any) -> tuple[Any, ...]:
     return options, repr(model.wrappers), repr(model.callbacks), model.hook_mode, model.model.current_patcher
 
 
+def growing(model: Any, x: Any, sigmas: Any, extra_args: Any = None, callback: Any = None, **_: Any) -> torch.Tensor:
+    """Euler that doubles the video's sides before its third step."""
+    for i in range(len(sigmas) - 1):
+        if i == 2:
+            x = torch.nn.functional.interpolate(x, scale_factor=(1, 2, 2))
+        denoised = model(x, sigmas[i] * x.new_ones(len(x)), **extra_args)
+        x = x + (x - denoised) / sigmas[i] * (sigmas[i + 1] - sigmas[i])
+        callback({"i": i, "denoised": denoised, "x": x})
+    return x
+
+
 # --- TeaCache ---------------------------------------------------------------------------------------------------------
 
 LAYERS, THRESHOLD = 3, 0.2
@@ -199,3 +219,35 @@ def slow_wan(seed: int = 0) -> Any:
 
 def cached(model: Any, threshold: float = THRESHOLD, **settings: Any) -> Any:
     return reuse.with_teacache(model, reuse.TeaCache(threshold, **settings))
+
+
+def vace_state_dict(seed: int) -> dict[str, torch.Tensor]:
+    model = comfy.ldm.wan.model.VaceWanModel(
+        dim=128,
+        ffn_dim=256,
+        num_heads=1,
+        num_layers=LAYERS,
+        vace_layers=1,
+        vace_in_dim=96,
+        text_dim=helpers.TEXT_DIM,
+        device="cpu",
+        dtype=torch.float32,
+        operations=comfy.ops.disable_weight_init,
+    )
+    generator = torch.Generator().manual_seed(seed)
+    return {key: torch.randn(value.shape, generator=generator) * 0.05 for key, value in model.state_dict().items()}
+
+
+def asked_for(run: Any, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The bytes that the host was asked to free for each model that it loaded for a run."""
+    asked: list[float] = []
+    load = comfy.model_management.load_models_gpu
+
+    def listen(*args: Any, **kwargs: Any) -> Any:
+        asked.append(kwargs["memory_required"])
+        return load(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(comfy.model_management, "load_models_gpu", listen)
+        run()
+    return asked

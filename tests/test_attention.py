@@ -12,8 +12,8 @@ import nodes
 import pytest
 import torch
 from hosting import module
+from runs import load
 from test_cooperation import sr_model
-from test_faults import load
 
 attention, loaders = module("srd_core.attention"), module("nodes.loaders")
 node = module("nodes.attention").SRAttention

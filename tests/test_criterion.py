@@ -13,7 +13,7 @@ Criterion, relative_change = criterion.Criterion, criterion.relative_change
 
 
 def after(changes: list[float], length: float = 1.0) -> Criterion:
-    """What is known after len(changes) + 1 steps, each ``length`` 50ths long, whose predictions differ by these ratios."""
+    """What is known after len(changes) + 1 steps, each ``length`` 50ths long; predictions differ by these ratios."""
     seen, value = Criterion(), 1.0
     for step, change in enumerate([0.0, *changes]):
         value *= 1 + change

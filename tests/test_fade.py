@@ -7,15 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cogvideox_oracle as oracle
 import comfy.samplers
 import helpers
 import pytest
 import torch
 from hosting import module
 from runs import Report, Switch, a_video, broken_from, distance, rendered, right_half, sketched, sr_model
-from test_cogvideox import cogvideox, text
 
-fade_module = module("srd_core.fade")
+fade_module, cogvideox = module("srd_core.fade"), module("srd_core.cogvideox")
 Fade, WIDTH = fade_module.Fade, 1.1
 
 
@@ -146,7 +146,7 @@ def test_a_flow_model_fades_as_a_loop_by_hand(steps: int, wan: Any) -> None:
 def test_cogvideox_fades_as_a_loop_by_hand_also_into_another_latent_space(
     render_of: str, folders: dict[str, Path]
 ) -> None:
-    conds = ([[text(1), {}]], [[text(2), {}]])
+    conds = tuple(oracle.prompts().values())
     sketch, render = cogvideox.load(folders["5b"]), cogvideox.load(folders[render_of])
     sigmas = comfy.samplers.calculate_sigmas(sketch.get_model_object("model_sampling"), "simple", 10)
     noise = torch.randn(1, 16, 2, 8, 12, generator=torch.Generator().manual_seed(3))

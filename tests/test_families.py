@@ -1,5 +1,7 @@
-"""The rule, not the name: any two models that share a latent format in the host cooperate. Tiny random models of other
-families, in the real key layout and loaded by the host's own detection, sketch and render of different width and depth.
+"""The rule, not the name: any two models that share a latent format in the host cooperate.
+
+Tiny random models of other families, in the real key layout and loaded by the host's own detection, sketch and render
+of different width and depth.
 """
 
 from __future__ import annotations
@@ -7,6 +9,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import comfy.ops
@@ -16,14 +19,23 @@ import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
 from hosting import module
-from test_cooperation import STEPS, sr_model, sr_sampler
-from test_faults import Broken, state_of
+from runs import (
+    STEPS,
+    Broken,
+    Report,
+    failing,
+    rendered,
+    shapes_of,
+    sketched,
+    sr_model,
+    sr_sampler,
+    state_of,
+    through_a_file,
+)
 
 pytestmark = pytest.mark.long
 
-cooperation, latent = module("srd_core.pair"), module("srd_core.latent")
-families = module("srd_core.families")
-Report = module("srd_core.report.data").Report
+latent, families = module("srd_core.latent"), module("srd_core.families")
 
 SAMPLERS = ("euler", "heun", "uni_pc", "euler_ancestral", "euler_cfg_pp")
 NORMS = ("norm", "ln_q", "ln_k")  # layers whose weights are around one
@@ -191,7 +203,7 @@ def family(request: pytest.FixtureRequest) -> Family:
 
 @pytest.fixture
 def load(family: Family) -> Load:
-    """load("sketch"), load("render"): a tiny random model of that size, by the host's loader; every call loads anew."""
+    """A function of "sketch" or "render": a tiny random model of that size, by the host's loader; it loads anew."""
     return lambda role, seed=0: comfy.sd.load_diffusion_model_state_dict(weights(family, role, seed))
 
 
@@ -213,23 +225,6 @@ def weights(family: Family, role: str, seed: int) -> dict[str, torch.Tensor]:
     }
 
 
-def watched(model: Any, fails_at: int = 0) -> tuple[Any, list[int]]:
-    """(clone of model, list that grows with every call of it); its call number ``fails_at`` raises. Around apply_model,
-    which every model of the host has; a wrapper around the transformer is not called by all of them.
-    """
-    calls: list[int] = []
-
-    def watch(executor: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        calls.append(x.shape[0])
-        if len(calls) == fails_at:
-            raise Broken(f"call {fails_at}")
-        return executor(x, *args, **kwargs)
-
-    model = model.clone()
-    model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "watch", watch)
-    return model, calls
-
-
 def test_the_hosts_detection_takes_the_tiny_models_for_the_real_family(family: Family, load: Load) -> None:
     """No weight is missing, added or of another shape, and the two stages really differ in size."""
     loaded = {role: load(role) for role in ("sketch", "render")}
@@ -247,7 +242,7 @@ def test_the_hosts_detection_takes_the_tiny_models_for_the_real_family(family: F
 def test_the_hand_over_itself_changes_nothing_in_any_family(sampler: str, family: Family, load: Load) -> None:
     """Invariants 1 to 4 of the design, as for Wan in test_cooperation.py."""
     sketch, same, render = load("sketch"), load("sketch"), load("render")
-    counted, calls = watched(sketch)
+    counted, calls = shapes_of(sketch)
     own = family.own_prompts()
     plain, plain_render = family.run(counted, sampler), family.run(render, sampler, as_render=True)
     assert torch.isfinite(plain).all() and torch.isfinite(plain_render).all() and not torch.equal(plain, plain_render)
@@ -282,7 +277,8 @@ def test_after_a_fault_in_either_stage_plain_runs_of_any_family_are_as_before(
     sketch, render, own = load("sketch"), load("render"), family.own_prompts()
     plain = [family.run(sketch), family.run(render, as_render=True)]
     states = [state_of(m) for m in (sketch, render)]
-    pair = (watched(sketch, 2)[0], render) if stage == "sketch" else (sketch, watched(render, 2)[0])
+    apply = WrappersMP.APPLY_MODEL  # which every model has; a wrapper around the transformer is not called by all
+    pair = (failing(sketch, 2, kind=apply), render) if stage == "sketch" else (sketch, failing(render, 2, kind=apply))
     with pytest.raises(Broken):
         family.run(sr_model(*pair, 3, **own))
     assert [state_of(m) for m in (sketch, render)] == states
@@ -292,8 +288,9 @@ def test_after_a_fault_in_either_stage_plain_runs_of_any_family_are_as_before(
 @pytest.mark.parametrize("sampler", ["euler", "uni_pc", "euler_cfg_pp", "dpmpp_sde"])
 @pytest.mark.parametrize("away", ["sketch", "render"])
 def test_a_stage_on_another_device_changes_nothing(away: str, sampler: str, wan: Load) -> None:
-    """A second device that the CPU backs: for the host and the pack it is another one, so all that is moved is moved, and
-    the result is that of one device. A tensor does not keep the number of its CPU: what is *not* moved shows on GPUs only.
+    """A second device that the CPU backs: for the host and the pack it is another one, so all that is moved is moved.
+
+    A tensor does not keep the number of its CPU: what is *not* moved shows on GPUs only.
     """
     sketch, render = wan(layers=2), wan(seed=1)
     plain = helpers.ksampler(sr_model(sketch, render, 3), STEPS, sampler_name=sampler)
@@ -336,3 +333,32 @@ def test_models_of_two_families_are_refused_with_what_differs(sketch: str, rende
 def test_the_table_of_pairs_says_that_these_were_tried(name: str) -> None:
     tried = [pair.tried for pair in families.PAIRS if pair.sketch.startswith(name)]
     assert tried and all(text.startswith(families.TINY) for text in tried)
+
+
+@pytest.mark.parametrize("sampler", ["uni_pc", "euler_ancestral"])
+def test_every_family_goes_through_a_file_as_in_sr_sampler(
+    sampler: str, family: Family, load: Load, tmp_path: Path
+) -> None:
+    sketch, render, own = load("sketch"), load("render"), family.own_prompts()
+    prompts = {"positive": family.prompt(1), "negative": family.prompt(2)}
+    how = prompts | family.start() | {"sampler_name": sampler}
+    latent, _ = rendered(through_a_file(sketched(sketch, **how)[0], tmp_path), render, **(own or prompts))
+    whole = sr_sampler(sketch, render, **how, **{f"render_{role}": conds for role, conds in own.items()})
+    assert torch.equal(latent["samples"], whole)
+
+
+def test_every_family_sketches_small(family: Family, load: Load) -> None:
+    """Flow and variance exploding, video and image, patches of 1 and 2, and the frames of VACE."""
+    sketch, small = shapes_of(load("sketch"))
+    render, large = shapes_of(load("render"))
+    size = family.latent[2:]
+    frames = {"vace_frames": [torch.randn(1, 32, *size)], "vace_mask": [torch.ones(1, 64, *size)]}
+    extra = frames if "VACE" in family.kind.upper() else {}
+    conds = {"positive": family.prompt(1), "negative": family.prompt(2)}
+    for prompts in conds.values():
+        prompts[0][1].update(extra)
+    model = sr_model(sketch, render, sketch_scale=0.5, **family.own_prompts())
+    latent = helpers.ksampler(model, STEPS, **family.start(), **conds)
+    assert torch.isfinite(latent).all() and tuple(latent.shape) == family.latent
+    assert {shape[-2:] for shape in small} == {tuple(n // 2 for n in size[-2:])}
+    assert {shape[-2:] for shape in large} == {size[-2:]}

@@ -7,13 +7,10 @@ from typing import Any
 import helpers
 import pytest
 import torch
-from comfy.patcher_extension import WrappersMP
 from hosting import module
-from test_cooperation import sr_model
-from test_faults import STEPS, broken_from
+from runs import STEPS, Report, before, broken_from, sr_model
 
 finite = module("srd_core.finite")
-Report = module("srd_core.report.data").Report
 
 
 class Late:
@@ -32,7 +29,7 @@ class Late:
 
 @pytest.fixture
 def answers_after(monkeypatch: Any) -> Any:
-    """Answers come as late as from a GPU that has much to do: given the looks each takes; the events, as they are asked for."""
+    """A function of the looks that each answer takes, as from a GPU that has much to do; it returns the events."""
 
     def delay(looks: float) -> list[Late]:
         events: list[Late] = []
@@ -49,7 +46,7 @@ def answers_after(monkeypatch: Any) -> Any:
 
 
 @pytest.mark.parametrize(("stage", "at"), [("sketch", 2), ("sketch", 3), ("render", 4), ("render", 5)])
-def test_a_late_answer_stops_the_run_before_the_next_step_and_names_the_step_and_stage_it_belongs_to(
+def test_a_late_answer_stops_the_run_before_the_next_step_and_names_its_own(
     stage: str, at: int, wan: Any, answers_after: Any
 ) -> None:
     answers_after(1)  # not yet at the end of its call, but at the start of the next one
@@ -70,9 +67,7 @@ def test_an_answer_that_comes_during_the_next_step_names_the_step_before(wan: An
     assert len(calls) == 3
 
 
-def test_an_answer_about_the_sketch_that_comes_after_the_hand_over_does_not_accuse_the_render(
-    wan: Any, answers_after: Any
-) -> None:
+def test_an_answer_about_the_sketch_after_the_switch_does_not_accuse_the_render(wan: Any, answers_after: Any) -> None:
     answers_after(2)
     broken, _ = broken_from(wan(), 3, float("nan"))
     with pytest.raises(RuntimeError, match=f"The sketch's prediction .*not finite.* at step 3 of {STEPS} .sigma"):
@@ -98,13 +93,7 @@ def test_the_last_step_s_answer_is_waited_for_before_anything_is_returned(wan: A
 def test_nobody_waits_for_the_newest_answer_before_the_run_s_end(wan: Any, answers_after: Any) -> None:
     """So the device always has a step to do."""
     events, waited = answers_after(float("inf")), []
-
-    def look(executor: Any, *args: Any, **kwargs: Any) -> Any:
-        waited.append([event.waited for event in events])
-        return executor(*args, **kwargs)
-
-    render = wan(seed=1).clone()
-    render.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "look", look)
+    render = before(wan(seed=1), lambda _: waited.append([event.waited for event in events]))
     helpers.ksampler(sr_model(wan(), render, 3), STEPS)
     assert waited == [[True] * done + [False] for done in (2, 3, 4)]
     assert len(events) == STEPS and all(event.waited for event in events)
@@ -160,7 +149,7 @@ def test_its_last_answer_is_read_at_the_run_s_end(monkeypatch: Any) -> None:
 
 
 def test_main_memory_is_read_at_once(monkeypatch: Any) -> None:
-    guard, answers = watched(monkeypatch, "cpu", False)
+    guard, _ = watched(monkeypatch, "cpu", False)
     guard.watch(torch.zeros(1), lambda: "at once")
     with pytest.raises(RuntimeError, match="at once"):
         guard.check()

@@ -8,27 +8,25 @@ import comfy.model_management
 import helpers
 import pytest
 import torch
-from comfy.patcher_extension import WrappersMP
-from hosting import module
-from test_faults import failing, interrupting, state_of
-from test_reuse import THRESHOLD, slow_wan
+from runs import (
+    THRESHOLD,
+    Broken,
+    RenderSettings,
+    Report,
+    Switch,
+    failing,
+    interrupting,
+    out_of_memory,
+    rendered,
+    sketched,
+    slow_wan,
+    sr_model,
+    state_of,
+)
 
-pair, route, reports = module("srd_core.pair"), module("srd_core.route"), module("srd_core.report.data")
-text, memory = module("srd_core.report.text"), module("srd_core.memory")
-Switch, RenderSettings, Report = route.Switch, pair.RenderSettings, reports.Report
 STEPS = 8
-
-
-def both(sketch: Any, render: Any, step: int, report: Any = None, **settings: Any) -> Any:
-    return pair.cooperate(
-        sketch, render, Switch("step", switch_step=step), RenderSettings(**settings), report or Report()
-    )
-
-
-def listed(sketch: Any, render: Any, steps: str, report: Any = None, **settings: Any) -> Any:
-    return pair.cooperate(
-        sketch, render, Switch("listed", sketch_steps=steps), RenderSettings(**settings), report or Report()
-    )
+FAULTS = pytest.mark.parametrize("fault", [failing, interrupting], ids=["failed", "interrupted"])
+ERRORS = (Broken, comfy.model_management.InterruptProcessingException)
 
 
 def by_stage(report: Any) -> str:
@@ -41,9 +39,9 @@ def by_stage(report: Any) -> str:
 def test_three_models_run_as_three_legs(nested: str, wan: Any) -> None:
     report, high, low, small = Report(), wan(), wan(seed=1), wan(seed=2)
     if nested == "sketch":
-        model = both(both(high, low, 2), small, 5, report)
+        model = sr_model(sr_model(high, low, 2), small, 5, report)
     else:
-        model = both(high, both(low, small, 5), 2, report)
+        model = sr_model(high, sr_model(low, small, 5), 2, report)
     latent = helpers.ksampler(model, STEPS)
     assert by_stage(report) == "00111222"
     assert [(h.after_step, h.reason, h.rule["switch_step"]) for h in report.hand_overs] == [
@@ -52,16 +50,17 @@ def test_three_models_run_as_three_legs(nested: str, wan: Any) -> None:
     ]
     names = {"sketch": ["sketch", "sketch 2", "render"], "render": ["sketch", "render", "render 2"]}
     assert [stage.name for stage in report.stages] == names[nested]
-    assert "switch_step is 2" in text.summarize(report) and "switch_step is 5" in text.summarize(report)
-    other = both(high, both(low, small, 5), 2) if nested == "sketch" else both(both(high, low, 2), small, 5)
+    other = (
+        sr_model(high, sr_model(low, small, 5), 2) if nested == "sketch" else sr_model(sr_model(high, low, 2), small, 5)
+    )
     assert torch.equal(helpers.ksampler(other, STEPS), latent)
 
 
 def test_wan_2_2_complete_and_then_the_small_one(wan: Any) -> None:
     """High noise until sigma .875, low noise for a few steps, then the small model: rules of different kinds."""
     report = Report()
-    experts = pair.cooperate(wan(), wan(seed=1), Switch("sigma", switch_sigma=0.875), RenderSettings(), Report())
-    helpers.ksampler(both(experts, wan(seed=2), 16, report), 20)
+    experts = sr_model(wan(), wan(seed=1), Switch("sigma", switch_sigma=0.875))
+    helpers.ksampler(sr_model(experts, wan(seed=2), 16, report), 20)
     assert [(h.to, h.reason) for h in report.hand_overs] == [("sketch 2", "sigma"), ("render", "step")]
     assert all((s.sigma >= 0.875) == (s.stage == "sketch") for s in report.steps)
 
@@ -73,8 +72,8 @@ def test_each_stage_has_its_own_guidance_and_prompts(wan: Any) -> None:
         model, seen[name] = helpers.count_calls(wan(seed=len(seen)))
         models.append(model)
     high, low, small = models
-    inner = both(high, low, 2, cfg=1.0)
-    helpers.ksampler(both(inner, small, 5, positive=helpers.prompt(5)), STEPS)
+    inner = sr_model(high, low, 2, cfg=1.0)
+    helpers.ksampler(sr_model(inner, small, 5, positive=helpers.prompt(5)), STEPS)
     assert seen == {"high": [2, 2], "low": [1, 1, 1], "small": [2, 2, 2]}
 
 
@@ -86,63 +85,53 @@ def test_a_stage_inside_takes_what_it_has_not_set_from_outside(wan: Any) -> None
 
 def test_teacache_works_on_the_stage_it_is_set_for() -> None:
     report = Report()
-    inner = both(slow_wan(), slow_wan(1), 2, teacache=THRESHOLD)
-    helpers.ksampler(both(inner, slow_wan(2), 10, report), 12)
+    inner = sr_model(slow_wan(), slow_wan(1), 2, teacache=THRESHOLD)
+    helpers.ksampler(sr_model(inner, slow_wan(2), 10, report), 12)
     assert report.reused("sketch 2") > 0 and report.reused("render") == 0
 
 
 def test_a_patch_on_the_inner_pair_reaches_its_first_model(wan: Any) -> None:
     """Nodes between the two Sketch-Render Models change the clone that the outer one gets."""
-    inner = both(wan(), wan(seed=1), 2)
+    inner = sr_model(wan(), wan(seed=1), 2)
     patched, calls = helpers.count_calls(inner)
-    helpers.ksampler(both(patched, wan(seed=2), 5), STEPS)
+    helpers.ksampler(sr_model(patched, wan(seed=2), 5), STEPS)
     assert len(calls) == 2
 
 
-@pytest.mark.parametrize("fault", [failing, interrupting])
+@FAULTS
 @pytest.mark.parametrize("at", ["sketch", "low", "render"])
 def test_a_fault_in_any_of_three_stages_leaves_all_models_as_they_were(at: str, fault: Any, wan: Any) -> None:
     models = {"sketch": wan(), "low": wan(seed=1), "render": wan(seed=2)}
     states = {name: state_of(model) for name, model in models.items()}
     plain = {name: helpers.ksampler(model, 3) for name, model in models.items()}
     used = {**models, at: fault(models[at], 2)}
-    kind = comfy.model_management.InterruptProcessingException if fault is interrupting else Exception
-    with pytest.raises(kind):
-        helpers.ksampler(both(both(used["sketch"], used["low"], 2, fade=1.1), used["render"], 5, fade=1.1), STEPS)
+    with pytest.raises(ERRORS):
+        helpers.ksampler(
+            sr_model(sr_model(used["sketch"], used["low"], 2, fade=1.1), used["render"], 5, fade=1.1), STEPS
+        )
     for name, model in models.items():
         assert state_of(model) == states[name] and torch.equal(helpers.ksampler(model, 3), plain[name])
 
 
-@pytest.mark.parametrize("fault", [failing, interrupting])
+@FAULTS
 @pytest.mark.parametrize("render_steps", [0, 2])
 def test_a_fault_after_the_sketch_came_back_leaves_all_models_as_they_were(
     fault: Any, render_steps: int, wan: Any
 ) -> None:
     sketch, render = wan(), wan(seed=1)
     plain = helpers.ksampler(sketch, 3)
-    kind = comfy.model_management.InterruptProcessingException if fault is interrupting else Exception
-    with pytest.raises(kind):
-        helpers.ksampler(listed(fault(sketch, 3), render, "1-2, 4", fade=1.1, render_steps=render_steps), STEPS)
+    with pytest.raises(ERRORS):
+        helpers.ksampler(sr_model(fault(sketch, 3), render, "1-2, 4", fade=1.1, render_steps=render_steps), STEPS)
     assert torch.equal(helpers.ksampler(sketch, 3), plain)
 
 
 @pytest.mark.parametrize("at_call", [1, 3, 4])
 def test_out_of_memory_in_any_leg_of_the_sketch_gets_a_second_try_and_the_same_video(at_call: int, wan: Any) -> None:
     """The third call is the first after the sketch came back."""
-    calls, report = [0], Report()
-
-    def fail(executor: Any, *args: Any, **kwargs: Any) -> Any:
-        calls[0] += 1
-        if calls[0] == at_call:
-            raise comfy.model_management.OOM_EXCEPTION("Allocation on device")
-        return executor(*args, **kwargs)
-
-    short = wan()
-    short.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "oom", fail)
-    latent = helpers.ksampler(listed(short, wan(seed=1), "1-2, 5-6", report, fade=1.1, render_steps=1), STEPS)
-    assert torch.equal(
-        latent, helpers.ksampler(listed(wan(), wan(seed=1), "1-2, 5-6", fade=1.1, render_steps=1), STEPS)
-    )
+    report, how = Report(), {"fade": 1.1, "render_steps": 1}
+    short = sr_model(out_of_memory(wan(), at_call), wan(seed=1), "1-2, 5-6", report, **how)
+    expected = helpers.ksampler(sr_model(wan(), wan(seed=1), "1-2, 5-6", **how), STEPS)
+    assert torch.equal(helpers.ksampler(short, STEPS), expected)
     assert any("Out of memory in the sketch" in note for note in report.notes)
 
 
@@ -152,35 +141,33 @@ def test_every_memory_policy_gives_the_same_bits_on_a_route_of_many_changes(
 ) -> None:
     sketch, plain = wan(), helpers.ksampler(wan(), STEPS)
     monkeypatch.setattr(comfy.model_management, "EXTRA_RESERVED_VRAM", 2**60)
-    assert torch.equal(helpers.ksampler(listed(sketch, wan(), "1, 3, 5-6", offload_sketch=policy), STEPS), plain)
-    three = both(both(sketch, wan(), 2, offload_sketch=policy), wan(), 5, offload_sketch=policy)
+    assert torch.equal(helpers.ksampler(sr_model(sketch, wan(), "1, 3, 5-6", offload_sketch=policy), STEPS), plain)
+    three = sr_model(sr_model(sketch, wan(), 2, offload_sketch=policy), wan(), 5, offload_sketch=policy)
     assert torch.equal(helpers.ksampler(three, STEPS), plain)
 
 
 def test_a_run_that_loads_again_at_each_change_says_so_before_it(wan: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     report = Report()
-    helpers.ksampler(listed(wan(), wan(seed=1), "1, 3, 5-6", report), STEPS)
+    helpers.ksampler(sr_model(wan(), wan(seed=1), "1, 3, 5-6", report), STEPS)
     assert not any("again" in note for note in report.notes)
-    helpers.ksampler(listed(wan(), wan(seed=1), "1, 3, 5-6", report, offload_sketch="always"), STEPS)
+    helpers.ksampler(sr_model(wan(), wan(seed=1), "1, 3, 5-6", report, offload_sketch="always"), STEPS)
     assert any("changes between its models 5 times, and offload_sketch is always" in note for note in report.notes)
     monkeypatch.setattr(comfy.model_management, "get_total_memory", lambda *_, **__: 4e6)
-    helpers.ksampler(listed(wan(), wan(seed=1), "1, 3, 5-6", report), STEPS)
+    helpers.ksampler(sr_model(wan(), wan(seed=1), "1, 3, 5-6", report), STEPS)
     assert any("GB together, the device has 0.0: each change loads up to" in note for note in report.notes)
-    helpers.ksampler(both(wan(), wan(seed=1), 3, report), STEPS)
+    helpers.ksampler(sr_model(wan(), wan(seed=1), 3, report), STEPS)
     assert not any("again" in note for note in report.notes)
 
 
 def test_a_step_beyond_the_run_is_refused_before_any_step(wan: Any) -> None:
     sketch, calls = helpers.count_calls(wan())
     with pytest.raises(ValueError, match="sketch_steps names step 46, but the run has 8 steps"):
-        helpers.ksampler(listed(sketch, wan(seed=1), "1-4, 46"), STEPS)
+        helpers.ksampler(sr_model(sketch, wan(seed=1), "1-4, 46"), STEPS)
     assert not calls
 
 
 def test_neither_half_takes_a_pair_but_sr_sampler_does(wan: Any) -> None:
-    from test_handover import rendered, sketched
-
-    inner = both(wan(), wan(seed=1), 2)
+    inner = sr_model(wan(), wan(seed=1), 2)
     with pytest.raises(ValueError, match="The sketch already is a Sketch-Render Model"):
         sketched(inner)
     with pytest.raises(ValueError, match="The render already is a Sketch-Render Model"):

@@ -19,24 +19,32 @@ from comfy_extras.nodes_custom_sampler import (
 )
 from hosting import module
 from nodes import KSamplerAdvanced
-from test_reuse import THRESHOLD, slow_wan
+from runs import (
+    ADAPTIVE,
+    THRESHOLD,
+    Report,
+    Switch,
+    a_video,
+    distance,
+    growing,
+    rendered,
+    right_half,
+    sketched,
+    slow_wan,
+    sr_model,
+)
 
-pair, route, rest = module("srd_core.pair"), module("srd_core.route"), module("srd_core.rest")
-reports, text = module("srd_core.report.data"), module("srd_core.report.text")
-figures = module("srd_core.report.figures")
-Switch, RenderSettings, Report = route.Switch, pair.RenderSettings, reports.Report
-SAMPLERS = comfy.samplers.KSampler.SAMPLERS
-OWN_LEVELS = ("dpm_fast", "dpm_adaptive")
+route, rest, figures = module("srd_core.route"), module("srd_core.rest"), module("srd_core.report.figures")
 RULES = {
     "step": Switch("step", switch_step=4),
     "sigma": Switch("sigma", switch_sigma=0.95),
     "listed": Switch("listed", sketch_steps="1-2, 4"),
-    "adaptive": Switch("adaptive", delta=1e9, fix_step=5, switch_sigma=0.0),
+    "adaptive": ADAPTIVE,
 }
 
 
 def shortened(sketch: Any, render: Any, steps: int, switch: Any, report: Any = None, **settings: Any) -> Any:
-    return pair.cooperate(sketch, render, switch, RenderSettings(render_steps=steps, **settings), report or Report())
+    return sr_model(sketch, render, switch, report, render_steps=steps, **settings)
 
 
 # --- the levels -------------------------------------------------------------------------------------------------------
@@ -86,55 +94,17 @@ def test_an_outer_rule_counts_the_steps_that_really_run() -> None:
 # --- runs -------------------------------------------------------------------------------------------------------------
 
 
-def over(model: Any, sigmas: torch.Tensor, sampler: str = "euler") -> torch.Tensor:
-    """The host's own sampler over these levels."""
-    latent = helpers.empty_latent()["samples"]
-    return comfy.sample.sample_custom(
-        model,
-        comfy.sample.prepare_noise(latent, 7),
-        3.0,
-        comfy.samplers.sampler_object(sampler),
-        sigmas,
-        helpers.prompt(1),
-        helpers.prompt(2),
-        latent,
-        seed=7,
-        disable_pbar=True,
-    )
-
-
-def walked(model: Any, sampler: str, steps: int, after: int, rest_steps: int) -> torch.Tensor:
-    """KSampler's levels for this sampler, the rest after ``after`` steps in so many."""
-    levels = comfy.samplers.KSampler(model, steps, "cpu", sampler, "simple").sigmas.tolist()
-    return torch.tensor([*levels[:after], *rest.resampled(levels[after:], rest_steps)])
-
-
-@pytest.mark.parametrize("sampler", SAMPLERS)
-def test_with_the_same_weights_a_known_rest_is_the_plain_run_over_those_levels_for_every_sampler(
-    sampler: str, wan: Any
-) -> None:
-    sketch, report = wan(), Report()
-    plain = over(sketch, walked(sketch, sampler, 10, 4, 3), sampler)
-    assert torch.equal(
-        helpers.ksampler(shortened(sketch, wan(), 3, RULES["step"], report), 10, sampler_name=sampler), plain
-    )
-    if sampler not in OWN_LEVELS:
-        assert [s.stage for s in report.steps] == ["sketch"] * 4 + ["render"] * 3
-
-
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m", "uni_pc", "heunpp2", "dpmpp_2m_sde", "dpm_adaptive"])
 def test_an_adaptive_rest_begins_anew_from_where_the_sketch_ended(sampler: str, wan: Any) -> None:
     """The sampler's steps, and nothing twice: the report has each once, at the levels that were walked."""
     report = Report()
     sketch, calls = helpers.count_calls(wan())
-    latent = helpers.ksampler(shortened(sketch, wan(seed=1), 3, RULES["adaptive"], report), 20, sampler_name=sampler)
+    latent = helpers.ksampler(shortened(sketch, wan(seed=1), 3, ADAPTIVE, report), 20, sampler_name=sampler)
     assert torch.isfinite(latent).all() and report.status == "done"
     (hand_over,) = report.hand_overs
     k = hand_over.after_step
-    if sampler in OWN_LEVELS:
-        assert len(report.sigmas) == 21 and any(
-            "chooses its own noise levels or sizes" in note for note in report.notes
-        )
+    if sampler == "dpm_adaptive":
+        assert len(report.sigmas) == 21 and any("its own noise levels or sizes" in note for note in report.notes)
         return
     assert len(report.sigmas) == k + 3 + 1 and report.given_steps == 20
     assert [(s.step, s.stage) for s in report.steps] == [(i + 1, "sketch" if i < k else "render") for i in range(k + 3)]
@@ -152,8 +122,7 @@ GUIDERS = {
 }
 
 
-@pytest.mark.parametrize("guider", GUIDERS)
-@pytest.mark.parametrize("sampler", ["euler", "uni_pc", "dpmpp_2m_sde"])
+@pytest.mark.parametrize(("guider", "sampler"), zip(GUIDERS, ["uni_pc", "euler", "dpmpp_2m_sde"]))
 def test_under_any_guider_a_known_rest_is_the_plain_run_over_those_levels(guider: str, sampler: str, wan: Any) -> None:
     def sampled(model: Any, levels: list[float]) -> torch.Tensor:
         sampling = (
@@ -171,76 +140,47 @@ def test_under_any_guider_a_known_rest_is_the_plain_run_over_those_levels(guider
 
 
 def test_under_ksampler_advanced_the_rest_of_its_own_steps_is_walked(wan: Any) -> None:
+    prompts = (helpers.prompt(1), helpers.prompt(2))
+
     def half(model: Any) -> torch.Tensor:
-        return KSamplerAdvanced().sample(
-            model,
-            "enable",
-            7,
-            12,
-            3.0,
-            "euler",
-            "simple",
-            helpers.prompt(1),
-            helpers.prompt(2),
-            helpers.empty_latent(),
-            2,
-            10,
-            "enable",
-        )[0]["samples"]
+        how = (12, 3.0, "euler", "simple", *prompts, helpers.empty_latent(), 2, 10, "enable")
+        return KSamplerAdvanced().sample(model, "enable", 7, *how)[0]["samples"]
 
     report = Report()
-    half(shortened(wan(), wan(seed=1), 2, Switch("step", switch_step=3), report))
-    assert (report.given_steps, len(report.sigmas) - 1, [s.stage for s in report.steps]) == (
-        8,
-        5,
-        ["sketch"] * 3 + ["render"] * 2,
-    )
-    assert torch.equal(half(shortened(wan(), wan(), 5, Switch("step", switch_step=3))), half(wan()))
+    half(shortened(wan(), wan(seed=1), 2, 3, report))
+    assert (report.given_steps, len(report.sigmas) - 1) == (8, 5)
+    assert [s.stage for s in report.steps] == ["sketch"] * 3 + ["render"] * 2
+    assert torch.equal(half(shortened(wan(), wan(), 5, 3)), half(wan()))
 
 
 def test_begun_anew_euler_is_the_run_over_the_walked_levels(wan: Any) -> None:
     """Euler has no history: ending and beginning changes only the rounding."""
     report, sketch, render = Report(), wan(), wan(seed=1)
-    latent = helpers.ksampler(shortened(sketch, render, 4, RULES["adaptive"], report), 20)
+    latent = helpers.ksampler(shortened(sketch, render, 4, ADAPTIVE, report), 20)
     k = report.hand_overs[0].after_step
-    expected = helpers.ksampler(shortened(sketch, render, 4, Switch("step", switch_step=k)), 20)
-    assert float((latent - expected).norm() / expected.norm()) < 1e-5
+    expected = helpers.ksampler(shortened(sketch, render, 4, k), 20)
+    assert distance(latent, expected) < 1e-5
 
 
 @pytest.mark.parametrize("noisy", [False, True])
 def test_masked_runs_keep_what_they_should_when_the_sampler_begins_anew(noisy: bool, wan: Any) -> None:
-    mask = torch.zeros(1, 1, 2, 8, 8)
-    mask[..., 4:] = 1
-    given = torch.randn(1, 16, 2, 8, 8, generator=torch.Generator().manual_seed(5))
-    latent = {"samples": given, "noise_mask": mask}
-    model = shortened(wan(), wan(seed=1), 4, RULES["adaptive"])
+    given = a_video()
+    latent = {"samples": given, "noise_mask": right_half()}
+    model = shortened(wan(), wan(seed=1), 4, ADAPTIVE)
     out = helpers.ksampler(model, 20, latent=latent, sampler_name="euler_ancestral" if noisy else "euler")
     assert torch.allclose(out[..., :4], given[..., :4], atol=1e-4)
 
 
-def test_progress_counts_the_steps_that_really_run(wan: Any) -> None:
+def test_progress_counts_the_steps_that_really_run(wan: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import latent_preview
+
+    told: list[tuple[int, int]] = []
+    tell = lambda model, steps: lambda step, x0, x, total: told.append((step, total))  # noqa: E731
+    monkeypatch.setattr(latent_preview, "prepare_callback", tell)
     for rule in ("step", "adaptive"):
-        report, told = Report(), list[tuple[int, int]]()
-
-        def tell(step: int, x0: torch.Tensor, x: torch.Tensor, total: int, told: list[Any] = told) -> None:
-            told.append((step, total))
-
-        model = shortened(wan(), wan(seed=1), 3, RULES[rule], report)
-        latent = helpers.empty_latent()["samples"]
-        comfy.sample.sample(
-            model,
-            comfy.sample.prepare_noise(latent, 7),
-            20,
-            3.0,
-            "euler",
-            "simple",
-            helpers.prompt(1),
-            helpers.prompt(2),
-            latent,
-            seed=7,
-            disable_pbar=True,
-            callback=tell,
-        )
+        report = Report()
+        told.clear()
+        helpers.ksampler(shortened(wan(), wan(seed=1), 3, RULES[rule], report), 20)
         k = report.hand_overs[0].after_step
         assert [step for step, _ in told] == list(range(k + 3))
         assert {total for step, total in told if step >= k} == {k + 3}
@@ -251,65 +191,60 @@ def test_the_render_with_teacache_plans_the_steps_that_really_run() -> None:
         report = Report()
         helpers.ksampler(shortened(slow_wan(), slow_wan(1), 12, RULES[rule], report, teacache=THRESHOLD), 20)
         plan, k = report.stage("render").teacache, report.hand_overs[0].after_step
-        assert (
-            plan["first_step"] == k and len(plan["reuse"]) <= 12 and report.reused("render") == sum(plan["reuse"]) > 0
-        )
+        assert plan["first_step"] == k and len(plan["reuse"]) <= 12
+        assert report.reused("render") == sum(plan["reuse"]) > 0
 
 
 def test_a_fade_into_few_steps_is_told_for_those_steps(wan: Any) -> None:
     report = Report()
-    helpers.ksampler(shortened(wan(), wan(seed=1), 3, RULES["adaptive"], report, fade=1.1), 20)
+    helpers.ksampler(shortened(wan(), wan(seed=1), 3, ADAPTIVE, report, fade=1.1), 20)
     assert len(report.hand_overs[0].fade) == 3
 
 
-def test_the_report_says_how_many_steps_stand_for_how_many(wan: Any) -> None:
+def test_the_speed_up_is_over_all_the_steps_that_a_few_stand_for(wan: Any) -> None:
     report = Report()
-    helpers.ksampler(shortened(wan(), wan(seed=1), 4, Switch("step", switch_step=10), report), 50)
-    assert "Steps: 14 in the place of 50 (the rest after step 10 is walked in 4)" in text.summarize(report)
+    helpers.ksampler(shortened(wan(), wan(seed=1), 4, 10, report), 50, cfg=1.0)
     each = figures.medians(report)
     expected = 50 * each["sketch", False] / (10 * each["sketch", False] + 4 * each["render", False])
-    assert figures.speed_up(report) == pytest.approx(expected)
+    assert (report.given_steps, len(report.steps)) == (50, 14) and figures.speed_up(report) == pytest.approx(expected)
 
 
 def test_what_if_reckons_with_the_renders_own_steps(wan: Any) -> None:
     report = Report()
     helpers.ksampler(shortened(wan(), wan(seed=1), 4, Switch(switch_sigma=0.5), report), 20)
     each = figures.medians(report)
-    for row in figures.what_if(report):
-        if row["after"] is not None and row["seconds"] is not None:
-            assert row["seconds"] == pytest.approx(row["after"] * each["sketch", False] + 4 * each["render", False])
+    rows = [row for row in figures.what_if(report) if row["after"] is not None and row["seconds"] is not None]
+    assert rows
+    for row in rows:
+        assert row["seconds"] == pytest.approx(row["after"] * each["sketch", False] + 4 * each["render", False])
 
 
 def test_a_render_that_has_no_rest_is_refused_before_any_step(wan: Any) -> None:
     sketch, calls = helpers.count_calls(wan())
     with pytest.raises(ValueError, match="the sketch runs the last step"):
-        helpers.ksampler(shortened(sketch, wan(seed=1), 4, Switch("listed", sketch_steps="1-3, 10")), 10)
+        helpers.ksampler(shortened(sketch, wan(seed=1), 4, "1-3, 10"), 10)
     assert not calls
 
 
-@pytest.mark.parametrize("sampler", ["euler", "uni_pc", "heunpp2", "dpmpp_2m_sde", "dpmpp_sde", "euler_ancestral"])
+@pytest.mark.parametrize("sampler", ["uni_pc", "heunpp2", "dpmpp_2m_sde", "euler_ancestral"])
 def test_the_two_halves_of_an_adaptive_run_walk_the_rest_as_one_run(sampler: str, wan: Any) -> None:
-    from test_handover import rendered, sketched
-
-    how = {"switch_mode": "adaptive", "delta": 1e9, "switch_sigma": 0.0}
+    how = {"switch_mode": "adaptive", "delta": 1e9, "switch_sigma": 0.0, "max_step": 9}
     record = sketched(wan(), steps=20, sampler_name=sampler, **how)[0]
     latent, report = rendered(record, wan(seed=1), render_steps=3)
-    one = helpers.ksampler(shortened(wan(), wan(seed=1), 3, RULES["adaptive"]), 20, sampler_name=sampler)
+    one = helpers.ksampler(shortened(wan(), wan(seed=1), 3, ADAPTIVE), 20, sampler_name=sampler)
     assert torch.equal(latent["samples"], one)
     assert not any("noise here differs" in note for note in report.notes)
 
 
 def test_without_a_history_the_halves_of_a_known_rest_are_one_run_too(wan: Any) -> None:
-    from test_handover import rendered, sketched
-
     record = sketched(wan(), steps=10, switch_mode="step", switch_step=4)[0]
     one = helpers.ksampler(shortened(wan(), wan(seed=1), 3, RULES["step"]), 10)
     latent = rendered(record, wan(seed=1), render_steps=3)[0]["samples"]
-    assert float((latent - one).norm() / one.norm()) < 1e-5
+    assert distance(latent, one) < 1e-5
 
 
 def test_a_run_that_begins_as_the_renders_is_walked_before_it_begins(wan: Any) -> None:
-    """adaptive, with a first level below switch_sigma: bit for bit the render over those levels, nothing begins anew."""
+    """With a first level below switch_sigma: bit for bit the render over those levels; nothing begins anew."""
     report, render = Report(), wan(seed=1)
     latent = helpers.ksampler(
         shortened(wan(), render, 10, Switch(), report), 10, denoise=0.4, sampler_name="euler_ancestral"
@@ -318,27 +253,14 @@ def test_a_run_that_begins_as_the_renders_is_walked_before_it_begins(wan: Any) -
     assert not report.notes
 
 
-@pytest.mark.parametrize("seed", [2**64 - 2])
-def test_the_last_seeds_have_a_next_one(seed: int, wan: Any) -> None:
-    model = shortened(wan(), wan(seed=1), 3, RULES["adaptive"])
-    assert torch.isfinite(helpers.ksampler(model, 10, seed=seed, sampler_name="euler_ancestral")).all()
+def test_the_last_seeds_have_a_next_one(wan: Any) -> None:
+    model = shortened(wan(), wan(seed=1), 3, ADAPTIVE)
+    assert torch.isfinite(helpers.ksampler(model, 10, seed=2**64 - 2, sampler_name="euler_ancestral")).all()
 
 
 def test_a_sampler_that_enlarges_the_video_before_the_hand_over_is_not_begun_anew(wan: Any) -> None:
-    def growing(
-        model: Any, x: Any, sigmas: Any, extra_args: Any = None, callback: Any = None, **_: Any
-    ) -> torch.Tensor:
-        ones = x.new_ones(len(x))
-        for i in range(len(sigmas) - 1):
-            if i == 2:
-                x = torch.nn.functional.interpolate(x, scale_factor=(1, 2, 2))
-            denoised = model(x, sigmas[i] * ones, **extra_args)
-            x = x + (x - denoised) / sigmas[i] * (sigmas[i + 1] - sigmas[i])
-            callback({"i": i, "denoised": denoised, "x": x})
-        return x
-
     report = Report()
-    model = shortened(wan(), wan(seed=1), 3, RULES["adaptive"], report, fade=1.1)
+    model = shortened(wan(), wan(seed=1), 3, ADAPTIVE, report, fade=1.1)
     guider = CFGGuider.execute(model, helpers.prompt(1), helpers.prompt(2), 3.0).args[0]
     sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", 20)
     noise = (RandomNoise.execute(7).args[0], guider, comfy.samplers.KSAMPLER(growing), sigmas, helpers.empty_latent())
@@ -347,7 +269,7 @@ def test_a_sampler_that_enlarges_the_video_before_the_hand_over_is_not_begun_ane
 
 
 def test_a_list_that_render_steps_cut_short_is_refused_with_the_reason(wan: Any) -> None:
-    inner = shortened(wan(seed=1), wan(seed=2), 4, Switch("step", switch_step=6))
-    outer = pair.cooperate(wan(), inner, Switch("listed", sketch_steps="1-3, 18"), RenderSettings(), Report())
+    inner = shortened(wan(seed=1), wan(seed=2), 4, 6)
+    outer = sr_model(wan(), inner, "1-3, 18")
     with pytest.raises(ValueError, match="the run has 10 steps, because render_steps makes them of 20"):
         helpers.ksampler(outer, 20)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from typing import Any
 
@@ -15,27 +16,33 @@ from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_custom_sampler import DualCFGGuider, KSamplerSelect, RandomNoise, SamplerCustomAdvanced
 from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
 from hosting import module
-from test_cooperation import STEPS, sr_model
-from test_reuse import slow_wan
+from runs import (
+    STEPS,
+    Report,
+    Switch,
+    a_video,
+    cached,
+    pair,
+    rendered,
+    sketched,
+    slow_wan,
+    sr_model,
+    wrapped,
+)
 
-run_module, route, criterion = module("srd_core.pair"), module("srd_core.route"), module("srd_core.criterion")
-Report, Switch, RenderSettings = module("srd_core.report.data").Report, route.Switch, run_module.RenderSettings
+criterion = module("srd_core.criterion")
 NEVER = {"switch_sigma": 0.0, "delta": 1e-9}
 
 
-def watched(sketch: Any, report: Any, **switch: Any) -> Any:
+def watched(sketch: Any, report: Any, render: Any = None, **switch: Any) -> Any:
     """A pair whose rule sees every step of the sketch."""
-    return run_module.cooperate(sketch, helpers_render(sketch), Switch(**{**NEVER, **switch}), RenderSettings(), report)
-
-
-def helpers_render(sketch: Any) -> Any:
-    return sketch.clone()
+    return sr_model(sketch, render or sketch.clone(), Switch(**{**NEVER, **switch}), report)
 
 
 # --- wrappers of a stage ----------------------------------------------------------------------------------------------
 
 
-def test_a_wrapper_around_a_whole_run_of_the_render_gets_a_guider_with_everything_a_guider_has(wan: Any) -> None:
+def test_a_wrapper_around_a_run_of_the_render_gets_a_whole_guider(wan: Any) -> None:
     seen: dict[str, Any] = {}
 
     def look(executor: Any, *args: Any, **kwargs: Any) -> Any:
@@ -50,8 +57,7 @@ def test_a_wrapper_around_a_whole_run_of_the_render_gets_a_guider_with_everythin
         )
         return executor(*args, **kwargs)
 
-    render = wan(seed=1)
-    render.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "look", look)
+    render = wrapped(wan(seed=1), look, WrappersMP.OUTER_SAMPLE)
     helpers.ksampler(sr_model(wan(), render, 2, cfg=2.0), STEPS)
     assert seen["kind"] is comfy.samplers.CFGGuider and seen["cfg"] == 2.0 and seen["model"] is render
     assert seen["positive"] == (1, 4, helpers.TEXT_DIM) and seen["conds"] == {"positive", "negative"}
@@ -64,8 +70,7 @@ def test_a_guiders_own_settings_reach_a_wrapper_of_the_render(wan: Any) -> None:
         seen.append((executor.class_obj.cfg1, executor.class_obj.cfg2))
         return executor(*args, **kwargs)
 
-    render = wan(seed=1)
-    render.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "look", look)
+    render = wrapped(wan(seed=1), look, WrappersMP.OUTER_SAMPLE)
     model = sr_model(wan(), render, 1)
     guider = DualCFGGuider.execute(
         model, helpers.prompt(1), helpers.prompt(3), helpers.prompt(2), 3.0, 2.0, "regular"
@@ -160,7 +165,7 @@ def test_the_threads_of_clones_end_with_the_run(cache: str, wan: Any) -> None:
 
 
 def masked_latent(kept: float) -> dict[str, Any]:
-    latent = {"samples": torch.randn(1, 16, 2, 8, 8, generator=torch.Generator().manual_seed(3))}
+    latent = {"samples": a_video()}
     latent["noise_mask"] = (torch.arange(8) >= 8 * kept).float().expand(1, 1, 8, 8)
     return latent
 
@@ -175,7 +180,7 @@ def test_the_kept_part_of_a_latent_does_not_count(wan: Any) -> None:
     helpers.ksampler(watched(sketch, report), 8, latent=latent)
     part = (slice(None), slice(None), slice(None), slice(None), slice(6, None))
     # The host puts the kept part back into the prediction after our wrapper; D must not depend on it.
-    expected = [float(criterion.relative_change(b[part], a[part])) for a, b in zip(seen, seen[1:])]
+    expected = [float(criterion.relative_change(b[part], a[part])) for a, b in itertools.pairwise(seen)]
     assert [s.d for s in report.steps[1:]] == pytest.approx(expected, rel=1e-4)
 
 
@@ -191,9 +196,9 @@ def test_a_step_that_a_cache_in_front_of_the_sketch_answers_is_not_observed(node
     sketch.add_wrapper_with_key(
         WrappersMP.APPLY_MODEL, "count", lambda ex, *a, **k: (calls.append(report.steps[-1].step), ex(*a, **k))[1]
     )
-    cached = node.execute(sketch, 1e6, 0.1, 0.95, False).args[0]
+    front = node.execute(sketch, 1e6, 0.1, 0.95, False).args[0]
     reached: list[int] = []
-    model = run_module.cooperate(cached, wan(), Switch(**NEVER), RenderSettings(), report)
+    model = watched(front, report, wan())
     model.add_wrapper_with_key(
         WrappersMP.DIFFUSION_MODEL, "last", lambda ex, *a, **k: (reached.append(report.steps[-1].step), ex(*a, **k))[1]
     )
@@ -220,15 +225,13 @@ def test_a_cache_in_any_other_place_is_seen_too(place: str, wan: Any) -> None:
         sketch.set_model_unet_function_wrapper(
             lambda apply, args: answer(lambda: apply(args["input"], args["timestep"], **args["c"]))
         )
-    helpers.ksampler(run_module.cooperate(sketch, wan(), Switch(**NEVER), RenderSettings(), report), 10, cfg=1.0)
+    helpers.ksampler(watched(sketch, report, wan()), 10, cfg=1.0)
     assert [step.step for step in report.steps if step.d is not None] == [3, 5, 7, 9]
 
 
 def test_a_step_that_our_teacache_reuses_on_the_sketch_is_not_observed() -> None:
-    host = module("srd_core.teacache.host")
     report = Report()
-    sketch = host.with_teacache(slow_wan(), host.TeaCache(0.2))
-    helpers.ksampler(run_module.cooperate(sketch, slow_wan(1), Switch(**NEVER), RenderSettings(), report), 20)
+    helpers.ksampler(watched(cached(slow_wan()), report, slow_wan(1)), 20)
     assert 0 < report.reused("sketch") < 19
     observed = [step.step for step in report.steps if step.d is not None]
     assert observed == [step.step for step in report.steps[1:] if not step.reused]
@@ -240,23 +243,19 @@ def test_a_step_that_our_teacache_reuses_on_the_sketch_is_not_observed() -> None
 def test_guidance_of_zero_can_be_had_with_the_negative_prompt_as_the_renders_positive(wan: Any) -> None:
     """What the tooltip of render_cfg says."""
     sketch, render = wan(), wan(seed=1)
-    none = helpers.ksampler(
-        render, STEPS, cfg=1e-7
-    )  # the host takes 0 for it as well: negative + 0 (positive - negative)
+    none = helpers.ksampler(render, STEPS, cfg=1e-7)  # the host's 0 is the same: negative + 0 (positive - negative)
     said = helpers.ksampler(sr_model(sketch, render, 0, cfg=1.0, positive=helpers.prompt(2)), STEPS)
     assert torch.allclose(said, none, atol=1e-4)
 
 
-@pytest.mark.parametrize(("layers", "swapped"), [((1, 2), True), ((2, 1), False), ((1, 1), False)])
+@pytest.mark.parametrize(("layers", "swapped"), [((1, 2), True), ((2, 1), False), ((1, 1), False)], ids=str)
 def test_a_render_larger_than_the_sketch_is_noted(layers: tuple[int, int], swapped: bool, wan: Any) -> None:
     report = Report()
     helpers.ksampler(sr_model(wan(layers=layers[0]), wan(seed=1, layers=layers[1]), 3, report), STEPS)
-    assert report.notes == ([run_module.LARGER] if swapped else [])
+    assert report.notes == ([pair.LARGER] if swapped else [])
 
 
 def test_a_saved_latent_that_its_predictions_do_not_lead_to_is_refused(wan: Any) -> None:
-    from test_handover import rendered, sketched
-
     record, render = sketched(wan())[0], wan(seed=1)
     record.x = record.x + 0.5 * record.x.abs().max()
     with pytest.raises(RuntimeError, match="not the one that its predictions lead to"):
