@@ -348,7 +348,7 @@ def arguments() -> argparse.Namespace:
     add("--prompts", type=Path, required=True, help="text file, a prompt a line")
     add("--sketch", nargs="+", required=True, metavar="URL", help="servers that sketch")
     add("--render", nargs="+", required=True, metavar="URL", help="servers that render")
-    add("--output", type=Path, required=True, help="folder for results; a started one is gone on with")
+    add("--output", type=Path, required=True, help="folder for results; one that is there is continued")
     add("--timeout", type=float, default=7200, help="seconds for one stage of one prompt")
     add("--ray", metavar="ADDRESS", help="of a Ray cluster; default: Ray is started on this machine")
     return parser.parse_args()
