@@ -211,7 +211,8 @@ class Spread:
         """Take what runs off the servers."""
         for reference in self.running:
             ray.cancel(reference)
-        ray.wait(list(self.running), num_returns=len(self.running), timeout=10)
+        if self.running:
+            ray.wait(list(self.running), num_returns=len(self.running), timeout=10)
 
     def _pairs(self) -> Iterator[tuple[str, Job, str]]:
         """(stage, job, server) to start now. Renders first, so that videos come early."""
