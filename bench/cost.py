@@ -1,7 +1,8 @@
 """Shapes of the networks that the benches name, and what follows from them: operations of a forward, weights, tokens.
 
-A video DiT works on n tokens, one for each patch of 2 x 2 latent pixels. Its self-attention grows with n squared, all the rest
-with n. A multiplication with its addition counts as two operations, as torch's counter has it. Nothing here knows torch.
+A video DiT works on n tokens, one for each patch of 2 x 2 latent pixels. Its self-attention grows with n squared, all
+the rest with n. A multiplication with its addition counts as two operations, as torch's counter has it. Nothing here
+knows torch.
 """
 
 from __future__ import annotations

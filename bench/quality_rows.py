@@ -1,343 +1,343 @@
-"""The rows of the evaluation, as data, and the graph that each of them is.
-
-A row says what is compared; a plan says what is sampled. An adaptive row's plan follows from the changes that sketch
-only left: "sketch k steps, then render" with that sample's own k, which is the same latent (tests/test_quality.py).
-"""
+"""What the evaluation compares: its rows, and how the host's own nodes sample each of them, one prompt at a time."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-from quality_host import Graph, defaults, has_node, module
+import common
+import hosting  # first: it makes `import comfy` mean the host
+
+# isort: split
+import comfy.samplers
+import comfy.utils
+import folder_paths
+import nodes
+import torch
+from comfy.patcher_extension import WrappersMP
+from comfy_extras.nodes_easycache import EasyCacheNode
+from comfy_extras.nodes_hunyuan import EmptyHunyuanLatentVideo
+from comfy_extras.nodes_model_advanced import ModelSamplingSD3
+
+sys.path.append(str(common.REPOSITORY / "demo" / "family"))
+
+import text
 
 SKETCH, RENDER = "sketch", "render"
-KEPT_FROM_SKETCH = ("x0", "prediction", "latent")  # what the adaptive rows read
-DELTAS = (0.002, 0.01, 0.03)
-FIXED = (3, 5, 8, 10, 12, 15, 20, 30)  # of 50; 12 is where sigma 0.875 lies, the last for what a late hand-over gives
+SCHEDULER = "simple"
+PAPER_STEPS, FIX_STEP = 50, 5
 BOUNDARY = 0.875  # the noise level at which two-model samplers for Wan 2.2 change models
-EASYCACHE = (0.05, 0.1, 0.2)
-TEACACHE = (0.05, 0.08, 0.14, 0.2)
-PAPER_STEPS = 50
-SHEET_PROMPTS = 8  # whose frames the contact sheet shows
+FADE, NO_GUIDANCE = {"fade": 1.1}, {"render_cfg": 1.0}
 
-
-More = tuple[tuple[str, Any], ...]
-FADE, NO_GUIDANCE = ("fade", 1.1), ("render_cfg", 1.0)
-# Beyond the paper, at a fixed step: name -> further inputs of SR Sampler.
-BEYOND: dict[str, More] = {
-    "fade": (FADE,),
-    "fade, no guidance": (FADE, NO_GUIDANCE),
-    "no guidance": (NO_GUIDANCE,),
-}
-FEWER: dict[str, More] = {
-    "20 render steps": (("render_steps", 20),),
-    "fade, no guidance, 20 render steps": (FADE, NO_GUIDANCE, ("render_steps", 20)),
-}
-# A sketch of fewer pixels, for a size above the family's own: --size 192x192x9.
-SMALLER: dict[str, More] = {
-    f"sketch_scale {scale}{fade}": (("sketch_scale", scale), *more)
-    for fade, more in (("", ()), (", fade", (FADE,)))
-    for scale in (0.5, 0.667, 0.75)
-}
-LISTED = ("1-8, 20, 35", "1-8, 49-50")  # ten sketch steps of 50, not all of them first
+# --- the rows ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table."""
+    """One line of a table."""
 
     name: str
-    kind: str  # plain, reverse, fixed, adaptive, chained, renoised, easycache, teacache
-    model: str = SKETCH  # plain, easycache, teacache: which of the two
+    kind: str  # alone, together, own schedule, two samplers, noised anew: see sample
+    model: str = SKETCH  # alone
     value: float = (
-        0  # fixed, reverse, chained: steps of the first model; adaptive: delta; renoised: sigma; caches: threshold
+        0  # own schedule: delta; two samplers: steps of the first; noised anew: sigma; a cache: its threshold
     )
-    reading: str = "x0"  # adaptive: what D is taken of
-    fix_step: int = 5  # adaptive
-    cache: float = 0  # TeaCache threshold on the render of an adaptive row
-    main: bool = False  # sampled on more prompts and seeds
-    peer: bool = False  # what others do
+    cache: str = ""  # alone: EasyCache or TeaCache
+    inputs: dict[str, Any] = field(default_factory=dict)  # together: what differs from SR Sampler as it comes
+    like: str = ""  # the row with the same steps, without what makes a step of this one cheaper
     steps: int = PAPER_STEPS
     sampler: str = "euler"
-    scheduler: str = "simple"
-    more: More = ()  # fixed: further inputs of SR Sampler
+
+    @property
+    def cheaper(self) -> str:
+        """The model whose steps cost less than in the row that this one is like."""
+        if not self.like:
+            return ""
+        return SKETCH if self.cache or "sketch_scale" in self.inputs else RENDER
 
     @property
     def run(self) -> tuple[int, str]:
-        """Steps and sampler: rows are only compared within one of these."""
+        """Steps and sampler: only rows of one run are compared."""
         return self.steps, self.sampler
 
-
-def all_rows() -> list[Row]:
-    """Every row, in the order in which they are sampled: sketch only first in each run, what matters most first."""
-    base = rows_of_fifty()
-    main = [replace(row, sampler="uni_pc") for row in base if row.main]
-    few = [row for steps in (20, 8) for row in rows_of(steps)]
-    others = [row for sampler in ("uni_pc", "dpmpp_2m") for row in rows_beyond(PAPER_STEPS, 10, sampler)]
-    beyond = [*rows_beyond(20, 4), *rows_beyond(10, 3), *others]
-    found: dict[tuple[Any, ...], Row] = {}
-    for row in [*base, *few, *main, *beyond]:
-        if available(row):
-            found.setdefault((row.name, row.run), row)
-    return list(found.values())
+    def __str__(self) -> str:
+        return f"{self.name} ({self.steps} steps, {self.sampler})"
 
 
-def rows_beyond(steps: int, k: int, sampler: str = "euler") -> list[Row]:
-    """A hand-over after ``k`` of so many steps: as a cut, and beyond the paper; with what they are compared to."""
-    models = [Row(f"{model} only", "plain", model, steps=steps, sampler=sampler) for model in (SKETCH, RENDER)]
-    cut = Row(f"fixed, step {k}", "fixed", value=k, steps=steps, sampler=sampler)
-    return [*models, cut, *(replace(cut, name=f"step {k}, {name}", more=more) for name, more in BEYOND.items())]
+def cut(step: int, more: str = "", like: str = "", **inputs: Any) -> Row:
+    """A switch after so many steps: as a cut, or with further inputs of SR Sampler."""
+    name = f"step {step}, {more}" if more else f"fixed, step {step}"
+    return Row(name, "together", inputs={"switch_mode": "step", "switch_step": step, **inputs}, like=like)
 
 
-def rows_of_fifty() -> list[Row]:
-    """The rows at 50 steps with euler."""
+def beyond(step: int) -> list[Row]:
+    """A cut, and what goes beyond the paper at the same step."""
+    plain = cut(step)
     return [
-        Row("sketch only", "plain", SKETCH, main=True),
-        Row("render only", "plain", RENDER, main=True),
-        *(Row(f"adaptive, delta {d}", "adaptive", value=d, main=True) for d in (0.01, 0.03, 0.002)),
-        Row("fixed, step 10", "fixed", value=10, main=True),
-        Row("two KSamplers, step 10", "chained", value=10, main=True, peer=True),
-        Row(f"sigma {BOUNDARY}, re-noised", "renoised", value=BOUNDARY, main=True, peer=True),
-        *(
-            Row(f"step 10, {name}", "fixed", value=10, more=more, main=FADE in more)
-            for name, more in (BEYOND | FEWER).items()
-        ),
-        *(Row(f"step 10, {name}", "fixed", value=10, more=more) for name, more in SMALLER.items()),
-        *(
-            Row(f"sketch steps {steps}, fade", "fixed", value=10, more=(FADE, ("sketch_steps", steps)), main=True)
-            for steps in LISTED
-        ),
-        *(Row(f"fixed, step {k}", "fixed", value=k, main=k == 15) for k in FIXED if k != 10),
-        Row("render 10 steps, then sketch", "reverse", value=10),
-        *(Row(f"EasyCache {t} on the sketch", "easycache", value=t, peer=True) for t in EASYCACHE),
-        *(
-            Row(f"adaptive on {r}, delta {d}", "adaptive", value=d, reading=r)
-            for r in KEPT_FROM_SKETCH
-            if r != "x0"
-            for d in DELTAS
-        ),
-        *(Row(f"TeaCache {t} on the sketch", "teacache", value=t, peer=True) for t in TEACACHE),
-        *(Row(f"adaptive, delta 0.01, TeaCache {t}", "adaptive", value=0.01, cache=t) for t in TEACACHE),
+        plain,
+        cut(step, "fade", **FADE),
+        cut(step, "fade, no guidance", plain.name, **FADE, **NO_GUIDANCE),
     ]
 
 
-def rows_of(steps: int) -> list[Row]:
-    """The rows of a shorter run: the fixed steps are the same shares of it as some of those of 50."""
-    fixed = sorted({max(round(steps * k / PAPER_STEPS), 1) for k in FIXED})
-    return [
-        Row("sketch only", "plain", SKETCH, steps=steps),
-        Row("render only", "plain", RENDER, steps=steps),
-        *(Row(f"adaptive, delta {d}", "adaptive", value=d, steps=steps) for d in DELTAS),
-        *(Row(f"fixed, step {k}", "fixed", value=k, steps=steps) for k in fixed),
+ALONE = [Row(f"{model} only", "alone", model) for model in (SKETCH, RENDER)]
+
+
+def main_rows() -> list[Row]:
+    """The rows at 50 steps with euler, and the fade in other runs."""
+    rows = [
+        *ALONE,
+        *(Row(f"adaptive, delta {delta}", "own schedule", value=delta) for delta in (0.01, 0.002)),
+        Row("adaptive, set as in the demo", "together", inputs={"delta": 0.003, "fix_step": 10, "switch_sigma": 0.82}),
+        *beyond(10),
+        cut(15),
+        cut(20),
+        Row("two KSamplers, step 10", "two samplers", value=10),
+        Row(f"sigma {BOUNDARY}, re-noised", "noised anew", value=BOUNDARY),
+        cut(10, "no guidance", "fixed, step 10", **NO_GUIDANCE),
+        cut(10, "fade, no guidance, 20 render steps", "fixed, step 10", **FADE, **NO_GUIDANCE, render_steps=20),
+        Row("sketch steps 1-8, 20, 35, fade", "together", inputs={"sketch_steps": "1-8, 20, 35", **FADE}),
+        *(
+            Row(f"{cache} {value} on the sketch", "alone", value=value, cache=cache, like="sketch only")
+            for cache, value in (("TeaCache", 0.14), ("EasyCache", 0.1))
+        ),
     ]
+    for steps, sampler, step in ((20, "euler", 4), (10, "euler", 3), (50, "uni_pc", 10), (50, "dpmpp_2m", 10)):
+        rows += [replace(row, steps=steps, sampler=sampler) for row in (ALONE[0], *beyond(step))]
+    return rows
 
 
-def available(row: Row) -> bool:
-    """Whether this host and this pack have what the row needs."""
-    return has_node("SRTeaCache") or not (row.kind == "teacache" or row.cache)
+def small_rows() -> list[Row]:
+    """A sketch of fewer pixels, for a size above the family's own."""
+    sizes = [
+        cut(10, f"sketch_scale {scale}{', fade' if fade else ''}", "fixed, step 10", sketch_scale=scale, **fade)
+        for fade in ({}, FADE)
+        for scale in (0.5, 0.667, 0.75)
+    ]
+    return [*ALONE, *beyond(10)[:2], *sizes]
 
 
-# --- from a row to a plan ---------------------------------------------------------------------------------------------
+TABLES: dict[str, Callable[[], list[Row]]] = {"quality": main_rows, "small_sketch": small_rows}
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What is sampled for one cell. Equal plans give equal videos."""
-
-    kind: str  # plain, handover, chained, renoised, easycache, teacache
-    steps: int
-    sampler: str
-    scheduler: str
-    model: str = SKETCH  # the only or the first model
-    switch_step: int = 0  # steps of the first model
-    threshold: float = 0  # of a cache
-    together: bool = True  # may share a batch with other prompts; caches that look at the latent may not
-    more: More = ()  # handover: further inputs of SR Sampler
-
-    def facts(self) -> dict[str, Any]:
-        """What a result depends on; as it was before there were further inputs, where there are none."""
-        return {name: value for name, value in asdict(self).items() if name != "more" or value}
-
-
-def plan_of(row: Row, curves: dict[str, list[float | None]] | None, sigmas: Sequence[float]) -> tuple[Plan, str]:
-    """(plan, reason of the hand-over) of a row on a prompt whose sketch-only run left these curves.
-
-    Raises ValueError for an adaptive row without curves.
-    """
-    plan = Plan(row.kind, row.steps, row.sampler, row.scheduler)
-    if row.kind == "plain":
-        return replace(plan, model=row.model), ""
-    if row.kind in ("easycache", "teacache"):
-        return replace(plan, model=row.model, threshold=row.value, together=row.kind != "easycache"), ""
-    if row.kind in ("fixed", "reverse"):
-        model = SKETCH if row.kind == "fixed" else RENDER
-        return replace(plan, kind="handover", model=model, switch_step=int(row.value), more=row.more), "step"
-    if row.kind == "chained":
-        return replace(plan, switch_step=int(row.value)), "step"
-    if row.kind == "renoised":
-        return replace(plan, switch_step=steps_above(sigmas, row.value)), "sigma"
-    if curves is None:
-        raise ValueError(f"{row.name}: needs what sketch only leaves.")
-    step, reason = adaptive_step(curves[row.reading], row.steps, row.value, row.fix_step)
-    if step == row.steps:
-        return replace(plan, kind="plain", model=SKETCH), reason
-    return replace(plan, kind="handover", switch_step=step, threshold=row.cache), reason
-
-
-def steps_above(sigmas: Sequence[float], boundary: float) -> int:
-    """How many steps start at or above that noise level."""
-    return sum(sigma >= boundary for sigma in sigmas[:-1])
-
-
-def adaptive_step(curve: Sequence[float | None], steps: int, delta: float, fix_step: int) -> tuple[int, str]:
-    """(completed sketch steps at the hand-over, reason) by the pack's own rule, fed with D after each step.
-
-    The family's own schedule is taken for the paper's: its steps are uniform, and ``delta`` is set for 50 of them.
-    """
-    route = module("srd_core.route")
-    switch, places = (
-        route.Switch(delta=delta, fix_step=fix_step, switch_sigma=0.0),
-        [1 - i / steps for i in range(steps)],
-    )
-    way = route.Route(route.Pair(route.SKETCH, route.RENDER, switch), places, places)
-    for step in range(steps):
-        if turn := way.turn(step):
-            return step, turn.reason
-        d = curve[step] if step < len(curve) else None
-        way.note(step, None if d is None else [d])
-    return steps, "never"
-
-
-# --- from a plan to a graph -------------------------------------------------------------------------------------------
+# --- the models -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Family:
-    """The models of an evaluation by file names, and how they are used."""
+    """The models by file names, as ComfyUI's loaders list them or paths, and how they are used."""
 
-    sketch: str
-    render: str
-    vae: str
-    text: str = ""  # a text encoder's file; empty: the tiny family's own encoding
+    sketch: str = "tiny_wan_sketch.safetensors"
+    render: str = "tiny_wan_render.safetensors"
+    vae: str = "tiny_wan_vae.safetensors"
+    text: str = ""  # a text encoder; empty: the tiny family's own encoding
     text_type: str = "wan"
-    shift: float | None = 2.0  # ModelSamplingSD3 on both; None: as the files say
+    shift: float = 2.0  # ModelSamplingSD3 on both models; 0: as the files say
     cfg: float = 3.0
-    width: int = 128
-    height: int = 128
-    length: int = 9
+    size: str = "128x128x9"  # width, height, frames
     negative: str = ""
 
+    def setup(self) -> str:
+        """What the cells of one table share, but for the weights."""
+        words = [self.size, f"shift {self.shift:g}", f"cfg {self.cfg:g}"]
+        return ", ".join([*words, *([f"negative {self.negative}"] if self.negative else [])])
 
-def graph_of(
-    plan: Plan, family: Family, texts: Sequence[str], numbers: Sequence[int], seed: int, curves: bool = False
-) -> Graph:
-    """The host's graph that samples these prompts, each with the noise of its number, as one batch."""
-    graph: Graph = {
-        "positive": _node("SRBenchPrompts", texts=json.dumps(list(texts)), **_clip(family)),
-        "negative": _node("SRBenchPrompts", texts=json.dumps([family.negative]), **_clip(family)),
-        "empty": _node(
-            "EmptyHunyuanLatentVideo",
-            width=family.width,
-            height=family.height,
-            length=family.length,
-            batch_size=len(texts),
-        ),
-        "noise": _node("SRBenchNoise", latent=["empty", 0], numbers=json.dumps(list(numbers)), run_number=0),
-        "vae": _node("VAELoader", vae_name=family.vae),
-        "decode": _node("VAEDecode", samples=["sample", 0], vae=["vae", 0]),
-    }
-    if family.text:
-        graph["clip"] = _node("CLIPLoader", clip_name=family.text, type=family.text_type)
-    models = {}
-    for stage, loader in ((SKETCH, "SRLoadSketchDiT"), (RENDER, "SRLoadRenderDiT")):
-        graph[stage] = _node(loader, model_name=getattr(family, stage), weight_dtype="default", attention="auto")
-        models[stage] = [stage, 0]
-        if family.shift is not None:
-            graph[f"{stage}_shift"] = _node("ModelSamplingSD3", model=models[stage], shift=family.shift)
-            models[stage] = [f"{stage}_shift", 0]
-    kept = _sampling(graph, plan, family, models, seed, curves)
-    held = {f"hold_{stage}": link for stage, link in models.items()}
-    graph["keep"] = _node("SRBenchKeep", images=["decode", 0], **kept, **held)
-    return graph
+    def files(self) -> list[Path]:
+        """The files with the weights. Raises FileNotFoundError with the folders that were looked in."""
+        kinds = {"sketch": "diffusion_models", "render": "diffusion_models", "vae": "vae", "text": "text_encoders"}
+        return [_file(kind, getattr(self, name)) for name, kind in kinds.items() if getattr(self, name)]
 
 
-def _sampling(
-    graph: Graph, plan: Plan, family: Family, models: dict[str, Any], seed: int, curves: bool
-) -> dict[str, Any]:
-    """Add the node "sample" and what it needs; what the Keep node should get."""
-    common = {
-        "cfg": family.cfg,
-        "sampler_name": plan.sampler,
-        "scheduler": plan.scheduler,
-        "steps": plan.steps,
-        "positive": ["positive", 0],
-        "negative": ["negative", 0],
-    }
-    first, second = (SKETCH, RENDER) if plan.model == SKETCH else (RENDER, SKETCH)
-    if plan.kind == "handover":
-        links = {"sketch": models[first], "render": models[second], "latent": ["noise", 0]}
-        graph["sample"] = _node("SRSampler", **{**_switching(plan), **links, "seed": seed, **common})
-        return {"report": ["sample", 1]}
-    model = models[first]
-    if plan.kind == "easycache":
-        graph["own_input"] = _node("SRBenchOwnInput", model=model)
-        graph["cache"] = _node(
-            "EasyCache",
-            model=["own_input", 0],
-            reuse_threshold=plan.threshold,
-            start_percent=0.15,
-            end_percent=0.95,
-            verbose=False,
+def _file(kind: str, name: str) -> Path:
+    if (given := Path(name).expanduser()).is_file():
+        folder_paths.add_model_folder_path(kind, str(given.resolve().parent), is_default=True)
+        return given
+    folder_paths.add_model_folder_path(kind, str(common.REPOSITORY / "demo" / "family" / "weights"))
+    if found := folder_paths.get_full_path(kind, name):
+        return Path(found)
+    raise FileNotFoundError(f"{name}: no such file, and none in {', '.join(folder_paths.get_folder_paths(kind))}.")
+
+
+@dataclass
+class Sampled:
+    """One cell's video and how it came about."""
+
+    video: torch.Tensor  # [frames, height, width, 3] in whole 255ths
+    calls: dict[str, int]  # model -> steps that it ran
+    seconds: dict[str, float]  # model -> of sampling
+    switch_step: int | None = None  # None: no switch
+    reason: str = ""
+    curve: list[float | None] | None = None  # D after each step, of the sketch alone
+
+
+class Studio:
+    """The loaded models of a family."""
+
+    def __init__(self, family: Family) -> None:
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
+        comfy.utils.set_progress_bar_enabled(False)
+        family.files()  # tells the host where they lie
+        self.family = family
+        self.models = {name: self._load(Path(getattr(family, name)).name) for name in (SKETCH, RENDER)}
+        (self.vae,) = nodes.VAELoader().load_vae(Path(family.vae).name)
+        self.clip = nodes.CLIPLoader().load_clip(Path(family.text).name, family.text_type)[0] if family.text else None
+
+    def _load(self, name: str) -> Any:
+        (model,) = nodes.UNETLoader().load_unet(name, "default")
+        return ModelSamplingSD3().patch(model, self.family.shift)[0] if self.family.shift else model
+
+    def _encode(self, prompt: str) -> list[Any]:
+        if self.clip is not None:
+            return list(nodes.CLIPTextEncode().encode(self.clip, prompt)[0])
+        return [[text.encode(prompt)[None].clone(), {}]]
+
+    def sample(self, row: Row, prompt: str, number: int, seed: int, curve: Sequence[float | None] = ()) -> Sampled:
+        """The video of a row. number: of the prompt; with the seed it chooses the noise. curve: for own schedule.
+
+        alone: the host's KSampler with one model. together: SR Sampler. own schedule: the pack's rule on ``curve``, D
+        of the sketch alone, with the run's own steps for the paper's. two samplers: two KSampler Advanced, the second
+        continues with the noise of the first. noised anew: the same at a noise level, the second adds its own noise.
+        """
+        width, height, frames = map(int, self.family.size.split("x"))
+        latent = EmptyHunyuanLatentVideo.execute(width, height, frames).args[0] | {"batch_index": [number]}
+        ways = {
+            "alone": self._alone,
+            "together": self._together,
+            "own schedule": partial(self._own_schedule, curve=curve),
+            "two samplers": self._two_samplers,
+            "noised anew": self._two_samplers,
+        }
+        how = {"cfg": self.family.cfg, "sampler_name": row.sampler, "scheduler": SCHEDULER, "steps": row.steps}
+        how |= {"positive": self._encode(prompt), "negative": self._encode(self.family.negative)}
+        samples, sampled = ways[row.kind](row, how, latent, seed)
+        video = nodes.VAEDecode().decode(self.vae, samples)[0].reshape(-1, height, width, 3)
+        sampled.video = (video.clamp(0, 1) * 255).round().cpu() / 255
+        return sampled
+
+    def _alone(self, row: Row, how: dict[str, Any], latent: Any, seed: int) -> tuple[Any, Sampled]:
+        model, curve = self.models[row.model], None
+        if row.cache == "TeaCache":
+            (model,) = hosting.module("nodes.teacache").SRTeaCache.execute(model, row.value).args
+        elif row.cache == "EasyCache":
+            (model,) = EasyCacheNode.execute(on_own_input(model), row.value, 0.15, 0.95, False).args
+        elif row.model == SKETCH:
+            model, curve = watched(model)
+        (samples,), seconds = timed(nodes.KSampler().sample, model, seed, latent_image=latent, **how)
+        return samples, _sampled({row.model: row.steps}, {row.model: seconds}, curve=curve)
+
+    def _together(self, row: Row, how: dict[str, Any], latent: Any, seed: int) -> tuple[Any, Sampled]:
+        sampler = hosting.module("nodes.sampler").SRSampler
+        models = self.models[SKETCH], self.models[RENDER]
+        samples, report = sampler.execute(*models, latent=latent, seed=seed, denoise=1.0, **how, **row.inputs).args
+        stages = {name: report.stage(name) for name in (SKETCH, RENDER)}
+        sampled = _sampled(
+            {name: stage.calls for name, stage in stages.items()},
+            {name: stage.seconds for name, stage in stages.items()},
         )
-        model = ["cache", 0]
-    if plan.kind == "teacache":
-        graph["cache"] = _node("SRTeaCache", **{**defaults("SRTeaCache"), "model": model, "threshold": plan.threshold})
-        model = ["cache", 0]
-    graph["watch_1"] = _node("SRBenchWatch", model=model, stage=first, curves=curves)
-    if plan.kind in ("plain", "easycache", "teacache"):
-        graph["sample"] = _node(
-            "KSampler", model=["watch_1", 0], latent_image=["noise", 0], seed=seed, denoise=1.0, **common
+        if report.hand_overs:
+            sampled.switch_step, sampled.reason = report.hand_overs[0].after_step, report.hand_overs[0].reason
+        return samples, sampled
+
+    def _own_schedule(
+        self, row: Row, how: dict[str, Any], latent: Any, seed: int, curve: Sequence[float | None]
+    ) -> tuple[Any, Sampled]:
+        step, reason = own_step(curve, row.steps, row.value)
+        samples, sampled = self._together(cut(step), how, latent, seed)
+        sampled.reason = reason
+        return samples, sampled
+
+    def _two_samplers(self, row: Row, how: dict[str, Any], latent: Any, seed: int) -> tuple[Any, Sampled]:
+        anew, step = row.kind == "noised anew", int(row.value)
+        if anew:
+            levels = comfy.samplers.KSampler(self.models[SKETCH], row.steps, "cpu", row.sampler, SCHEDULER).sigmas
+            step = int((levels[:-1] >= row.value).sum())
+        sampler, handed, added = (
+            nodes.KSamplerAdvanced().sample,
+            "disable" if anew else "enable",
+            "enable" if anew else "disable",
         )
-        return {"first": ["watch_1", 1]}
-    graph["watch_2"] = _node("SRBenchWatch", model=models[second], stage=second, curves=False)
-    leftover, anew = ("enable", "disable") if plan.kind == "chained" else ("disable", "enable")
-    graph["sample_1"] = _node(
-        "KSamplerAdvanced",
-        model=["watch_1", 0],
-        latent_image=["noise", 0],
-        add_noise="enable",
-        noise_seed=seed,
-        start_at_step=0,
-        end_at_step=plan.switch_step,
-        return_with_leftover_noise=leftover,
-        **common,
-    )
-    graph["sample"] = _node(
-        "KSamplerAdvanced",
-        model=["watch_2", 0],
-        latent_image=["sample_1", 0],
-        add_noise=anew,
-        noise_seed=seed,
-        start_at_step=plan.switch_step,
-        end_at_step=10000,
-        return_with_leftover_noise="disable",
-        **common,
-    )
-    return {"first": ["watch_1", 1], "second": ["watch_2", 1]}
+        (latent,), first = timed(
+            sampler,
+            self.models[SKETCH],
+            "enable",
+            seed,
+            latent_image=latent,
+            start_at_step=0,
+            end_at_step=step,
+            return_with_leftover_noise=handed,
+            **how,
+        )
+        (samples,), second = timed(
+            sampler,
+            self.models[RENDER],
+            added,
+            seed,
+            latent_image=latent,
+            start_at_step=step,
+            end_at_step=row.steps,
+            return_with_leftover_noise="disable",
+            **how,
+        )
+        sampled = _sampled({SKETCH: step, RENDER: row.steps - step}, {SKETCH: first, RENDER: second})
+        sampled.switch_step, sampled.reason = step, "sigma" if anew else "step"
+        return samples, sampled
 
 
-def _switching(plan: Plan) -> dict[str, Any]:
-    """SR Sampler's own inputs."""
-    mode = {"switch_mode": "step", "switch_step": plan.switch_step}
-    return {**defaults("SRSampler"), **mode, "teacache": plan.threshold, **dict(plan.more)}
+def _sampled(calls: dict[str, int], seconds: dict[str, float], curve: Any = None) -> Sampled:
+    none = {SKETCH: 0, RENDER: 0}
+    return Sampled(torch.empty(0), none | calls, none | {k: round(v, 4) for k, v in seconds.items()}, curve=curve)
 
 
-def _clip(family: Family) -> dict[str, Any]:
-    return {"clip": ["clip", 0]} if family.text else {}
+def timed(function: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, float]:
+    """(what the function returns, its seconds)."""
+    begin = time.perf_counter()
+    return function(*args, **kwargs), time.perf_counter() - begin
 
 
-def _node(class_type: str, **inputs: Any) -> dict[str, Any]:
-    return {"class_type": class_type, "inputs": inputs}
+def watched(model: Any) -> tuple[Any, list[float | None]]:
+    """(a clone of the model, D after each of its steps, which grows as it runs); None: nothing to compare with."""
+    model, last, curve = model.clone(), [], []
+    relative_change = hosting.module("srd_core.criterion").relative_change
+
+    def note(arguments: dict[str, Any]) -> torch.Tensor:
+        x0: torch.Tensor = arguments["denoised"]
+        curve.append(float(f"{relative_change(x0, last[0])[0]:.9g}") if last else None)
+        last[:] = [x0.clone()]
+        return x0
+
+    model.set_model_sampler_post_cfg_function(note)
+    return model, curve
+
+
+def on_own_input(model: Any) -> Any:
+    """A clone of a model whose network gets its own tensor.
+
+    The host's EasyCache writes into its input. In half precision that is a copy, in float32 (the tiny family) it is the
+    sampler's own latent, which would be lost.
+    """
+    model = model.clone()
+    own = lambda executor, x, *args, **kwargs: executor(x.clone(), *args, **kwargs)  # noqa: E731
+    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "bench", own)
+    return model
+
+
+def own_step(curve: Sequence[float | None], steps: int, delta: float) -> tuple[int, str]:
+    """(completed sketch steps at the switch, reason) by the pack's rule, fed with D after each step.
+
+    The run's own schedule is taken for the paper's: its steps are uniform, and ``delta`` is set for 50 of them.
+    """
+    route = hosting.module("srd_core.route")
+    places = [1 - i / steps for i in range(steps)]
+    switch = route.Switch(delta=delta, fix_step=FIX_STEP, switch_sigma=0.0)
+    way = route.Route(route.Pair(SKETCH, RENDER, switch), places, places)
+    for step in range(steps):
+        if turn := way.turn(step):
+            return step, turn.reason
+        way.note(step, None if curve[step] is None else [curve[step]])
+    return steps, "never"

@@ -1,443 +1,292 @@
-"""From result lines to the Markdown table: every number here is computed from a line, none is typed.
+"""From result lines to Markdown: every number here is computed from a line, none is typed.
 
 Prompts are the unit of every interval: a prompt's seeds are averaged first, then prompts are drawn anew 2000 times.
 """
 
 from __future__ import annotations
 
-import datetime
-import os
-import platform
 import statistics
-import sys
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from quality_rows import RENDER, SKETCH, Row, rows_of, rows_of_fifty
+from quality_rows import RENDER, SKETCH, TABLES, Row
+from scipy.stats import DegenerateDataWarning, bootstrap
 
 Line = dict[str, Any]
+Run = tuple[int, str]  # steps and sampler
 Value = Callable[[Line], float | None]
-ATTRIBUTES = ("mean", "colour", "shape", "count", "place", "motion")
+
+MARKS = ("<!-- tables: made by python3 bench/quality.py -->", "<!-- /tables -->")
+EVIDENCE_MARKS = ("<!-- evidence: made by python3 bench/quality.py -->", "<!-- /evidence -->")
 DRAWS = 2000
-DEFAULT = "adaptive, delta 0.01"  # the row that is the pack as it comes
-ENOUGH = 0.95  # of the gain of sketch only over render only
+ENDS = ("sketch only", "render only")
+MAIN_RUN = (50, "euler")
+DEFAULT, ANEW = "adaptive, delta 0.01", "sigma 0.875, re-noised"
+ROWS: dict[tuple[str, Run], Row] = {(row.name, row.run): row for rows in TABLES.values() for row in rows()}
+
+NOTE = """\
+Score: of the oracle (demo/family/oracle.py), on held-out prompts. PSNR, SSIM, CVVDP (ColorVideoVDP, 10: no visible
+difference) and LPIPS: to the sketch alone of the same prompt, seed, steps and sampler. Flicker: mean change of a value
+between frames. In brackets: 95 % bootstrap intervals over prompts. Speed-up: each model's steps at what a step of it
+takes alone, median; where a cache works, guidance is left out or the sketch has fewer pixels, times the share that
+timed runs took of the same row without. The host's EasyCache writes into the network's input, in float32 the sampler's
+latent; here it gets a copy, so it is better than as it is."""
+
+# --- statistics -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Stat:
-    """A mean with its 95 % interval."""
+    """A mean, or a ratio of means, with its 95 % interval."""
 
     mean: float
     low: float
     high: float
-    count: int  # prompts
 
     def text(self, form: str = ".3f") -> str:
         """As in a table's cell."""
         return f"{self.mean:{form}} [{self.low:{form}}, {self.high:{form}}]"
 
 
-def stat(values: Mapping[int, float]) -> Stat | None:
-    """Of one value a prompt; None for none."""
-    if not values:
+def stat(*samples: Sequence[float], of: Callable[..., Any] = np.mean) -> Stat | None:
+    """Bootstrap over prompts, which are drawn together: each sample has one value a prompt. None: no value."""
+    values = [np.array(sample, float) for sample in samples]
+    mean = float(of(*values, axis=-1)) if len(values[0]) else np.nan
+    if np.isnan(mean):
         return None
-    known = np.array([values[number] for number in sorted(values)])
-    means = known[draws(len(known))].mean(1)
-    low, high = np.quantile(means, (0.025, 0.975))
-    return Stat(float(known.mean()), float(low), float(high), len(known))
+    if len(values[0]) == 1:
+        return Stat(mean, mean, mean)
+    with warnings.catch_warnings():  # draws without a share are left out of the interval
+        warnings.simplefilter("ignore", DegenerateDataWarning)
+        found = bootstrap(values, of, n_resamples=DRAWS, paired=True, vectorized=True, method="percentile", rng=0)
+    low, high = np.nanquantile(found.bootstrap_distribution, (0.025, 0.975))
+    return Stat(mean, float(low), float(high))
 
 
-def draws(count: int) -> Any:
-    """Indices [DRAWS, count] of prompts drawn with replacement; the same for the same count."""
-    return np.random.default_rng(0).integers(0, count, (DRAWS, count))
+def share(own: Any, render: Any, sketch: Any, axis: int) -> Any:
+    """(own - render) / (sketch - render) of the means along an axis; nan where the sketch is not ahead."""
+    gap = (sketch - render).mean(axis)
+    return np.where(gap > 0, (own - render).mean(axis) / np.where(gap > 0, gap, 1), np.nan)
 
 
-def by_prompt(lines: Iterable[Line], value: Value) -> dict[int, float]:
-    """Prompt's number -> mean over its seeds, of the lines that have the value."""
-    found: dict[int, list[float]] = {}
+def by_prompt(lines: Iterable[Line], value: Value) -> dict[str, float]:
+    """Prompt -> mean over its seeds, of the lines that have the value."""
+    found: dict[str, list[float]] = {}
     for line in lines:
         if (known := value(line)) is not None:
-            found.setdefault(line["number"], []).append(known)
-    return {number: statistics.fmean(values) for number, values in found.items()}
+            found.setdefault(line["prompt"], []).append(known)
+    return {prompt: statistics.fmean(values) for prompt, values in found.items()}
+
+
+def mean_of(lines: Iterable[Line], value: Value) -> Stat | None:
+    """A row's mean of a value."""
+    return stat(list(by_prompt(lines, value).values()))
+
+
+def score(name: str) -> Value:
+    """A score of the oracle."""
+    return lambda line: (line["scores"] or {}).get(name)
+
+
+def number(name: str) -> Value:
+    """A number of the line itself."""
+    return lambda line: line.get(name)
+
+
+# --- the lines --------------------------------------------------------------------------------------------------------
+
+
+def run_of(line: Line) -> Run:
+    """(steps, sampler) of a line."""
+    return line["steps"], line["sampler"]
+
+
+def place(line: Line) -> tuple[Any, ...]:
+    """What a cell shares with those it is compared with."""
+    return *run_of(line), line["prompt"], line["seed"]
+
+
+def shared(*rows: Iterable[Line]) -> list[list[Line]]:
+    """The lines of each row on the prompts and seeds that all of them have, in one order."""
+    known = [{place(line): line for line in lines} for lines in rows]
+    both = [at for at in known[0] if all(at in lines for lines in known)]
+    return [[lines[at] for at in both] for lines in known]
 
 
 class Results:
     """The lines by run and row, and what a step of either model costs."""
 
     def __init__(self, lines: Sequence[Line]) -> None:
-        # A cell that was sampled again, under another key because something has changed since, counts as it is now.
-        newest = {(line["kind"], line["row"], *place(line)): line for line in lines}
-        self.scored = [line for line in newest.values() if line["kind"] == "score"]
-        self.timed = [line for line in newest.values() if line["kind"] == "time"]
-        self._cost: dict[tuple[int, str], dict[str, float]] = {}
-        self.references = {place(line): line for line in self.scored if line["row"] == "sketch only"}
+        # A cell that was sampled again, because something has changed since, counts as it is now.
+        self.scored = list({(line["row"], *place(line)): line for line in lines if "flicker" in line}.values())
+        self.timed = list({(line["row"], *place(line)): line for line in lines if line["seconds"]}.values())
 
-    def runs(self) -> list[tuple[int, str]]:
-        """(steps, sampler), most cells first."""
-        counts: dict[tuple[int, str], int] = {}
-        for line in self.scored:
-            counts[run_of(line)] = counts.get(run_of(line), 0) + 1
-        return sorted(counts, key=lambda run: (-run[0], run[1]))
+    def runs(self) -> list[Run]:
+        """Those that there are, the longest first."""
+        return sorted({run_of(line) for line in self.scored}, key=lambda run: (-run[0], run[1] != MAIN_RUN[1], run[1]))
 
-    def rows(self, run: tuple[int, str]) -> dict[str, list[Line]]:
-        """The lines of every row of a run, in the table's order."""
+    def rows(self, run: Run) -> dict[str, list[Line]]:
+        """The lines of every row of a run, in the table's order; rows that are not sampled any more come last."""
         found: dict[str, list[Line]] = {}
         for line in self.scored:
             if run_of(line) == run:
                 found.setdefault(line["row"], []).append(line)
-        order = list(known_rows(run[0]))
+        order = [name for name, _ in ROWS]
         return dict(sorted(found.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order)))
 
-    def step_seconds(self, run: tuple[int, str]) -> dict[str, float]:
-        """Median seconds of a step of each model alone, one prompt at a time; of this run, else of any, else from the
-        batches. {} where neither model has run alone.
-        """
-        if run not in self._cost:
-            self._cost[run] = self._measured(run)
-        return self._cost[run]
+    def step(self, run: Run | None, row: str, model: str) -> float | None:
+        """Seconds of a step, of the median timed run of a row: what disturbed one run does not count. run None: any."""
+        own = [
+            line for line in self.timed if line["row"] == row and run in (None, run_of(line)) and line["calls"][model]
+        ]
+        return statistics.median(line["seconds"][model] / line["calls"][model] for line in own) if own else None
 
-    def _measured(self, run: tuple[int, str]) -> dict[str, float]:
-        plain = {"sketch only": SKETCH, "render only": RENDER}
-        sources = (
-            [line for line in self.timed if run_of(line) == run],
-            self.timed,
-            [line for line in self.scored if run_of(line) == run],
-            self.scored,
-        )
-        for source in sources:
-            found = {
-                stage: [line["seconds"][stage] / line["calls"][stage] for line in source if line["row"] == row]
-                for row, stage in plain.items()
-            }
-            if all(found.values()):
-                return {stage: statistics.median(seconds) for stage, seconds in found.items()}
-        return {}
-
-    def seconds(self, line: Line, stage: str) -> float | None:
-        """Seconds that a stage takes in that cell: its steps at what a step of it costs. A stage with a cache, and a
-        render without guidance, takes the share of it that its timed runs took of the row without, on the same prompts.
-        """
-        row, run = kind_of(run_of(line), line["row"]), run_of(line)
-        cost = self.step_seconds(run)
-        share: float | None = 1.0
-        unguided = stage == RENDER and dict(row.more).get("render_cfg") == 1
-        if line["calls"][stage] and (
-            row.kind in ("easycache", "teacache") or (row.cache and stage == RENDER) or unguided
-        ):
-            without = (
-                f"fixed, step {row.value:g}"
-                if unguided
-                else "sketch only"
-                if not row.cache
-                else row.name.rpartition(", ")[0]
-            )
-            own, plain = (self._timed_step(name, run, stage) for name in (row.name, without))
-            share = own / plain if own and plain else None
-        return line["calls"][stage] * cost[stage] * share if cost and share is not None else None
-
-    def _timed_step(self, name: str, run: tuple[int, str], stage: str) -> float | None:
-        """Seconds of a step of that stage, of the median timed run of a row: what disturbed one run does not count."""
-        own = [line for line in self.timed if (line["row"], run_of(line)) == (name, run) and line["calls"][stage]]
-        return statistics.median(line["seconds"][stage] / line["calls"][stage] for line in own) if own else None
+    def cost(self, run: Run, model: str) -> float | None:
+        """Seconds of a step of one model alone: of this run where both models have run alone in it, else of any."""
+        here = [self.step(run, row, own) for row, own in zip(ENDS, (SKETCH, RENDER))]
+        return self.step(run if all(here) else None, f"{model} only", model)
 
     def speed_up(self, line: Line) -> float | None:
-        """Over sketch only with as many steps."""
-        parts, cost = [self.seconds(line, stage) for stage in (SKETCH, RENDER)], self.step_seconds(run_of(line))
-        if not cost or any(part is None for part in parts):
-            return None
-        return line["steps"] * cost[SKETCH] / sum(part for part in parts if part is not None)
+        """Over the sketch alone with as many steps: each model's steps at what a step of it costs.
+
+        A row with cheaper steps has the share of it that its timed runs took of those of the row without.
+        """
+        run, seconds = run_of(line), 0.0
+        whole = self.cost(run, SKETCH)
+        row = ROWS.get((line["row"], run))
+        for model, calls in line["calls"].items():
+            cost = self.cost(run, model)
+            if row and calls and model == row.cheaper:
+                own, without = self.step(run, row.name, model), self.step(run, row.like, model)
+                cost = cost * own / without if cost and own and without else None
+            if cost is None:
+                return None
+            seconds += calls * cost
+        return line["steps"] * whole / seconds if whole else None
 
 
-def place(line: Line) -> tuple[Any, ...]:
-    """What a cell shares with sketch only's."""
-    return line["steps"], line["sampler"], line["number"], line["seed"]
+def gain(rows: Mapping[str, list[Line]], name: str) -> Stat | None:
+    """The share of the score's way from render only to sketch only, on the prompts and seeds that all three have."""
+    if any(other not in rows for other in (*ENDS, name)):
+        return None
+    scores = [by_prompt(lines, score("mean")) for lines in shared(rows[name], rows[ENDS[1]], rows[ENDS[0]])]
+    return stat(*(list(values.values()) for values in scores), of=share)
 
 
-def run_of(line: Line) -> tuple[int, str]:
-    """(steps, sampler) of a line."""
-    return line["steps"], line["sampler"]
+def paired(own: Iterable[Line], others: Iterable[Line], value: Value) -> list[float]:
+    """Differences of a value, one a prompt, on the prompts and seeds that both rows have."""
+    a, b = (by_prompt(lines, value) for lines in shared(own, others))
+    return [a[prompt] - b[prompt] for prompt in a if prompt in b]
 
 
-@lru_cache
-def known_rows(steps: int) -> dict[str, Row]:
-    """The rows of a run by name, those that this machine can't sample included."""
-    rows = rows_of_fifty() if steps == rows_of_fifty()[0].steps else rows_of(steps)
-    return {row.name: row for row in rows}
+# --- the documents ----------------------------------------------------------------------------------------------------
 
 
-def kind_of(run: tuple[int, str], name: str) -> Row:
-    """The row of that name; one that this version does not know any more counts as none of the kinds."""
-    return known_rows(run[0]).get(name) or Row(name, "unknown")
-
-
-def attribute(name: str) -> Value:
-    """A score of the oracle."""
-    return lambda line: (line["scores"] or {}).get(name)
-
-
-def field(name: str) -> Value:
-    """A number of the line itself."""
-    return lambda line: line[name]
-
-
-# --- the document -----------------------------------------------------------------------------------------------------
-
-
-def markdown(lines: Sequence[Line], facts: Sequence[str]) -> str:
-    """The whole table with its heading, and what must hold."""
-    results = Results(lines)
-    parts = ["# Quality and speed of the hand-over", "", *facts]
-    for run in results.runs():
-        parts += ["", f"## {run[0]} steps, {run[1]}", "", *table(results, run)]
-        parts += ["", *must_hold(results, run)]
-    return "\n".join([*parts, "", *timing(results), ""])
-
-
-def table(results: Results, run: tuple[int, str]) -> list[str]:
-    """The rows of one run."""
-    heads = [
-        "row",
-        "prompts x seeds",
-        "score",
-        *ATTRIBUTES[1:],
-        "PSNR, dB",
-        "SSIM",
-        "LPIPS",
-        "flicker, %",
-        "s sketch",
-        "s render",
-        "speed-up",
-        "switch step (sd)",
-    ]
-    out = [_row(heads), _row(["---", *["---:"] * (len(heads) - 1)])]
-    for name, lines in results.rows(run).items():
-        seeds = len({line["seed"] for line in lines})
-        out.append(
-            _row(
-                [
-                    name,
-                    f"{len({line['number'] for line in lines})} x {seeds}",
-                    *(cell(lines, attribute(a)) for a in ATTRIBUTES),
-                    likeness(lines),
-                    cell(lines, field("ssim")),
-                    cell(lines, field("lpips")),
-                    cell(lines, lambda line: 100 * line["flicker"], ".2f"),
-                    *(mean_of(lines, partial(results.seconds, stage=stage)) for stage in (SKETCH, RENDER)),
-                    mean_of(lines, results.speed_up),
-                    switch(lines),
-                ]
-            )
-        )
-    return out
-
-
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def cell(lines: Sequence[Line], value: Value, form: str = ".3f") -> str:
-    """A mean with its interval, or a dash."""
-    found = stat(by_prompt(lines, value))
+def text_of(found: Stat | None, form: str = ".3f") -> str:
+    """A cell of a table."""
     return found.text(form) if found else "-"
 
 
-def mean_of(lines: Sequence[Line], value: Value) -> str:
-    """A mean without interval: what rests on a few timed runs has none that prompts could give."""
-    found = stat(by_prompt(lines, value))
-    return f"{found.mean:.2f}" if found else "-"
+def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Markdown lines, without columns that hold nothing."""
+    kept = [i for i in range(len(heads)) if i == 0 or any(row[i] != "-" for row in rows)]
+    lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *rows]
+    return [f"| {' | '.join(line[i] for i in kept)} |" for line in lines]
 
 
-def likeness(lines: Sequence[Line]) -> str:
-    """PSNR; cells that are the very video of sketch only have none and are counted apart."""
-    same = sum(line["psnr"] is None for line in lines)
-    if same == len(lines):
-        return "identical"
-    return cell(lines, field("psnr"), ".2f") + (f" ({same} identical)" if same else "")
-
-
-def switch(lines: Sequence[Line]) -> str:
-    """Mean hand-over step with its interval and standard deviation; sketch steps of a run that never handed over."""
-    steps = [sketch_steps(line) for line in lines]
-    if all(line["switch_step"] is None for line in lines):
-        return "-"
-    found = stat(by_prompt(lines, sketch_steps))
-    late = sum(line["reason"] in ("max_step", "latest", "never") for line in lines)
-    note = f", {late} of {len(lines)} at the limit" if late else ""
-    return f"{found.text('.1f') if found else '-'} ({np.std(steps):.1f}){note}"
-
-
-def sketch_steps(line: Line) -> float:
-    """How many steps the sketch ran; all of them where it never handed over."""
-    return float(line["steps"] if line["switch_step"] is None else line["switch_step"])
-
-
-def gain_share(results: Results, run: tuple[int, str], name: str) -> Stat | None:
-    """(row - render only) / (sketch only - render only) in score, on the prompts and seeds that all three have."""
-    rows = results.rows(run)
-    if any(other not in rows for other in ("sketch only", "render only", name)):
-        return None
-    wanted = {place(line) for line in rows[name]} & {place(line) for line in rows["render only"]}
-    scores = [
-        by_prompt([line for line in rows[row] if place(line) in wanted], attribute("mean"))
-        for row in (name, "render only", "sketch only")
-    ]
-    if not scores[0]:
-        return None
-    row, render, sketch = (np.array([s[number] for number in sorted(s)]) for s in scores)
-    gap = float((sketch - render).mean())
-    if gap <= 0:
-        return None
-    picked = draws(len(row))
-    gaps = (sketch - render)[picked].mean(1)
-    shares = (row - render)[picked].mean(1)[gaps > 0] / gaps[gaps > 0]
-    low, high = np.quantile(shares, (0.025, 0.975))
-    return Stat(float((row - render).mean()) / gap, float(low), float(high), len(row))
-
-
-def must_hold(results: Results, run: tuple[int, str]) -> list[str]:
-    """Whether the default keeps the gain, and whether a peer of its speed or less is nearer to sketch only."""
-    rows, default = results.rows(run), DEFAULT
-    out = []
-    shares = [
-        (name, gain_share(results, run, name))
-        for name, lines in rows.items()
-        if kind_of(run, name).kind in ("adaptive", "fixed", "chained", "renoised")
-    ]
-    known = [(name, share) for name, share in shares if share]
-    if known:
-        out += ["Share of the gain in score that sketch only has over render only:", ""]
-        out += [_row(["row", "share of the gain"]), _row(["---", "---:"])]
-        out += [_row([name, share.text(".2f")]) for name, share in known]
-        own = dict(known).get(default)
-        if own:
-            says = "holds" if own.low >= ENOUGH else "does not hold" if own.high < ENOUGH else "not decided"
-            out += ["", f"**{default} keeps at least {ENOUGH:.0%} of the gain: {says}** ({own.text('.2f')})."]
-    if default in rows:
-        out += ["", *peers(results, run, default)]
-    return [*out, "", *front(results, run)]
-
-
-def front(results: Results, run: tuple[int, str]) -> list[str]:
-    """Whether the rows with TeaCache on the render lie on or above the peers' front of speed and PSNR, on the cells that
-    all have.
-    """
-    rows = shared_cells(results.rows(run))
-    found = {
-        name: [stat(by_prompt(lines, value)) for value in (results.speed_up, field("psnr"))]
-        for name, lines in rows.items()
-    }
-    places = {name: (speed.mean, psnr.mean) for name, (speed, psnr) in found.items() if speed and psnr}
-    out = []
-    for name, own in places.items():
-        if kind_of(run, name).cache:
-            above = [
-                peer
-                for peer, (speed, psnr) in places.items()
-                if kind_of(run, peer).peer and speed >= own[0] and psnr >= own[1]
-            ]
-            verdict = f"does not hold: {', '.join(above)} faster and nearer" if above else "holds"
-            out.append(_row([name, f"{own[0]:.2f}", f"{own[1]:.2f}", verdict]))
-    head = [
-        _row(["with TeaCache on the render", "speed-up", "PSNR, dB", "no peer is faster and nearer"]),
-        _row(["---", "---:", "---:", "---"]),
-    ]
-    return [*head, *out] if out else []
-
-
-def peers(results: Results, run: tuple[int, str], default: str) -> list[str]:
-    """Each peer row's PSNR against the default's, on the prompts that both have."""
-    rows = results.rows(run)
-    mine, speed = rows[default], stat(by_prompt(rows[default], results.speed_up))
-    out: list[str] = []
-    for name, lines in rows.items():
-        if not kind_of(run, name).peer:
-            continue
-        difference = paired(mine, lines, field("psnr"))
-        theirs = stat(by_prompt(lines, results.speed_up))
-        if difference is None or speed is None or theirs is None:
-            continue
-        rival = theirs.mean <= speed.mean
-        decided = "holds" if difference.low > 0 else "does not hold" if difference.high < 0 else "not decided"
-        verdict = decided if rival else "faster than the default"
-        out.append(_row([name, f"{theirs.mean:.2f}", difference.text("+.2f"), verdict]))
-    head = [
-        _row(["peer", "its speed-up", f"PSNR of {default} minus its, dB", "no peer of that speed or less is nearer"]),
-        _row(["---", "---:", "---:", "---"]),
-    ]
-    return [*head, *out] if out else []
-
-
-def shared_cells(rows: dict[str, list[Line]]) -> dict[str, list[Line]]:
-    """Every row's lines of the prompts and seeds that all rows have."""
-    shared = set.intersection(*({place(line) for line in lines} for lines in rows.values()))
-    return {name: [line for line in lines if place(line) in shared] for name, lines in rows.items()}
-
-
-def paired(own: Sequence[Line], others: Sequence[Line], value: Value) -> Stat | None:
-    """Mean difference of a value on the prompts and seeds that both rows have."""
-    rows = shared_cells({"own": list(own), "others": list(others)})
-    a, b = (by_prompt(lines, value) for lines in rows.values())
-    return stat({number: a[number] - b[number] for number in a.keys() & b.keys()})
-
-
-def timing(results: Results) -> list[str]:
-    """What the seconds rest on."""
-    out = ["## Seconds", ""]
-    for run in results.runs():
-        if (cost := results.step_seconds(run)) and any(run_of(line) == run for line in results.timed):
-            out.append(
-                f"- {run[0]} steps, {run[1]}: a sketch step {cost[SKETCH]:.4f} s, a render step {cost[RENDER]:.4f} s "
-                f"(median), ratio {cost[SKETCH] / cost[RENDER]:.2f}."
-            )
-    ratios = {}
-    for i, line in enumerate(results.timed):
-        cost = results.step_seconds(run_of(line))
-        if cost and all(line["calls"].values()) and not kind_of(run_of(line), line["row"]).cache:
-            ratios[i] = sum(line["seconds"].values()) / sum(line["calls"][s] * cost[s] for s in (SKETCH, RENDER))
-    out += [
+def markdown(lines: Sequence[Line], no_lpips: str) -> list[str]:
+    """All runs with what they were measured on."""
+    results = Results(lines)
+    told = {name: ", ".join(sorted({line[name] for line in lines})) for name in ("date", "host", "machine", "commit")}
+    setup = f"{lines[0]['setup']}, scheduler simple; weights {lines[0]['weights']}"
+    out = [
+        f"{told['date']}; {told['host']}; {told['machine']}; commits {told['commit']}. {setup}.",
         "",
-        "Seconds and speed-up of a row: its steps by stage, times these; where EasyCache or TeaCache works, "
-        "times the share of a step that three timed prompts took of the same row without it. One prompt at a time, "
-        "sampling only, without loading.",
+        NOTE,
     ]
-    if ratios and (found := stat(ratios)):
-        out.append(f"{found.count} measured runs with both models took {found.text('.3f')} of what that gives.")
-    loads = [line["load"] for line in results.timed if line.get("load") is not None]
-    cores = os.cpu_count() or 1
-    if loads and (busy := statistics.median(loads)) > 1.5 * cores:
-        out.append(f"Other programs were busy meanwhile (load {busy:.1f} on {cores} cores): don't rely on the seconds.")
+    if no_lpips and not any(line.get("lpips") for line in lines):
+        out += ["", f"LPIPS was not measured. {no_lpips}"]
+    for run in results.runs():
+        out += ["", f"## {run[0]} steps, {run[1]}", "", *main_table(results, run), "", *against_cut(results.rows(run))]
     return out
 
 
-def facts(evaluation: Any, options: Any, why_no_lpips: str) -> list[str]:
-    """What was run on what."""
-    import comfyui_version
-    import torch
+def main_table(results: Results, run: Run) -> list[str]:
+    """The rows of one run."""
+    heads = ["row", "prompts x seeds", "score", "its shapes", "share of the gain", "PSNR, dB", "SSIM", "CVVDP", "LPIPS"]
+    heads += ["flicker, %", "sketch steps", "speed-up"]
+    rows = results.rows(run)
+    cells = []
+    for name, lines in rows.items():
+        speed = mean_of(lines, results.speed_up)
+        cells.append(
+            [
+                name,
+                prompts_and_seeds(lines),
+                *(text_of(mean_of(lines, score(part))) for part in ("mean", "shape")),
+                text_of(gain(rows, name), ".2f"),
+                text_of(mean_of(lines, number("psnr")), ".2f"),
+                *(text_of(mean_of(lines, number(part))) for part in ("ssim", "cvvdp", "lpips")),
+                text_of(mean_of(lines, lambda line: 100 * line["flicker"]), ".2f"),
+                f"{statistics.fmean(line['calls'][SKETCH] for line in lines):.1f}",
+                f"{speed.mean:.2f}" if speed else "-",
+            ]
+        )
+    return markdown_table(heads, cells)
 
-    family = evaluation.family
-    lpips = f"LPIPS: {evaluation.net}." if evaluation.net else f"LPIPS was not measured. {why_no_lpips}"
-    text = f"text encoder {family.text}" if family.text else "the tiny family's own text encoding"
-    oracle = (
-        "The score is the oracle's, read from pixels (demo/family/oracle.py), on held-out prompts."
-        if evaluation.scenes is not None
-        else "No score: the oracle only reads the tiny family's prompts."
-    )
-    return [
-        f"{datetime.date.today().isoformat()}, ComfyUI {comfyui_version.__version__}, torch {torch.__version__}, Python "
-        f"{platform.python_version()}, {os.cpu_count()} CPU cores, {platform.machine()}. Written by "
-        f"`python3 bench/{Path(sys.argv[0]).name}`; every line of it is in quality.jsonl.",
-        "",
-        f"Sketch {family.sketch}, render {family.render}, {text}; weights {evaluation.store.weights}. "
-        f"{family.width}x{family.height}, {family.length} frames, cfg {family.cfg:g}, shift {family.shift}, scheduler simple.",
-        "",
-        f"{oracle} PSNR, SSIM and LPIPS are to sketch only, same prompt, seed, steps and sampler; flicker is the mean "
-        "change of a value between frames. In brackets: 95 % bootstrap interval over prompts; seconds and speed-ups rest on "
-        "three timed prompts a row and have none. The host's EasyCache writes into the network's input, which in float32 is "
-        "the sampler's latent; its rows get a copy there, so they are better than EasyCache as it is.",
-        "",
-        lpips,
+
+def prompts_and_seeds(lines: Sequence[Line]) -> str:
+    """How many cells a mean is of."""
+    return f"{len({line['prompt'] for line in lines})} x {len({line['seed'] for line in lines})}"
+
+
+def against_cut(rows: Mapping[str, list[Line]]) -> list[str]:
+    """Every row minus the first cut of the run, on the prompts that both have."""
+    cut = next((name for name in rows if name.startswith("fixed")), None)
+    cells = []
+    for name in [name for name in rows if cut and name not in (cut, *ENDS)]:
+        psnr, own = (paired(rows[name], rows[cut or ""], value) for value in (number("psnr"), score("mean")))
+        if psnr:
+            nearer = f"{sum(value > 0 for value in psnr)} of {len(psnr)}"
+            cells.append([name, text_of(stat(psnr), "+.2f"), nearer, f"{min(psnr):+.1f}", text_of(stat(own), "+.3f")])
+    heads = [f"minus {cut}, same prompts", "PSNR, dB", "nearer on", "worst, dB", "score"]
+    return markdown_table(heads, cells) if cells else []
+
+
+def evidence(lines: Sequence[Line]) -> list[str]:
+    """What docs/evidence.md says: the main run, and the default beside the switch that noises anew."""
+    results = Results(lines)
+    rows = results.rows(MAIN_RUN)
+    cells = []
+    for name, own in rows.items():
+        speed = mean_of(own, results.speed_up)
+        cells.append(
+            [
+                name,
+                prompts_and_seeds(own),
+                text_of(gain(rows, name), ".2f"),
+                text_of(mean_of(own, number("psnr")), ".1f"),
+                text_of(mean_of(own, number("cvvdp")), ".2f"),
+                f"{speed.mean:.2f}" if speed else "-",
+            ]
+        )
+    heads = [
+        "tiny family, 50 steps, euler",
+        "prompts x seeds",
+        "share of the sketch's gain",
+        "PSNR, dB",
+        "CVVDP",
+        "speed-up",
     ]
+    out = markdown_table(heads, cells)
+    if DEFAULT in rows and ANEW in rows:
+        own, psnr = (stat(paired(rows[DEFAULT], rows[ANEW], value)) for value in (score("mean"), number("psnr")))
+        out += [
+            "",
+            f"The default minus the switch at sigma 0.875 that noises the video anew: score {text_of(own, '+.3f')}, "
+            f"PSNR {text_of(psnr, '+.2f')} dB on the same prompts. In brackets: 95 % intervals.",
+        ]
+    return out

@@ -18,7 +18,7 @@ from hosting import REPOSITORY, module
 
 sys.path.append(str(REPOSITORY / "bench"))
 
-import quality
+import quality_metrics  # noqa: F401  (it puts torchmetrics on sys.path)
 
 likeness = module("srd_core.likeness")
 compare = module("srd_core.compare")
@@ -81,8 +81,6 @@ def test_flicker_is_the_mean_change_between_frames() -> None:
 @pytest.fixture
 def random_alexnet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """LPIPS' library, and AlexNet's architecture with random weights where torch keeps its downloads."""
-    for packages in quality.extras():
-        monkeypatch.syspath_prepend(packages)
     assert importlib.util.find_spec("torchmetrics"), "bench/requirements.txt could not be installed"
     weights = torchvision.models.AlexNet_Weights.DEFAULT
     folder = tmp_path / "hub" / "checkpoints"
