@@ -131,7 +131,11 @@ class Evaluation:
         line = {"row": row.name, "steps": row.steps, "sampler": row.sampler, "number": number, "seed": seed}
         line |= {"prompt": self.prompts[number], **known, "load": round(os.getloadavg()[0], 2)}
         line |= {"switch_step": sampled.switch_step, "reason": sampled.reason}
-        line |= {"calls": sampled.calls, "seconds": sampled.seconds, "scores": None}
+        line |= {
+            "calls": sampled.calls,
+            "seconds": {k: round(v, 4) for k, v in sampled.seconds.items()},
+            "scores": None,
+        }
         if self.scenes is not None:
             read = oracle.score(sampled.video.numpy(), self.scenes[number])
             line["scores"] = {name: round(float(value), 6) for name, value in read.items()}

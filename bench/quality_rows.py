@@ -30,10 +30,12 @@ sys.path.append(str(common.REPOSITORY / "demo" / "family"))
 import text
 
 SKETCH, RENDER = "sketch", "render"
+NONE = {SKETCH: 0, RENDER: 0}
 SCHEDULER = "simple"
 PAPER_STEPS, FIX_STEP = 50, 5
 BOUNDARY = 0.875  # the noise level at which two-model samplers for Wan 2.2 change models
-FADE, NO_GUIDANCE = {"fade": 1.1}, {"render_cfg": 1.0}
+FADE: dict[str, Any] = {"fade": 1.1}
+NO_GUIDANCE: dict[str, Any] = {"render_cfg": 1.0}
 
 # --- the rows ---------------------------------------------------------------------------------------------------------
 
@@ -168,9 +170,9 @@ def _file(kind: str, name: str) -> Path:
 class Sampled:
     """One cell's video and how it came about."""
 
-    video: torch.Tensor  # [frames, height, width, 3] in whole 255ths
     calls: dict[str, int]  # model -> steps that it ran
-    seconds: dict[str, float]  # model -> of sampling
+    seconds: dict[str, float] = field(default_factory=dict)  # model -> of sampling
+    video: torch.Tensor = field(default_factory=lambda: torch.empty(0))  # [frames, height, width, 3] in whole 255ths
     switch_step: int | None = None  # None: no switch
     reason: str = ""
     curve: list[float | None] | None = None  # D after each step, of the sketch alone
@@ -206,15 +208,19 @@ class Studio:
         """
         width, height, frames = map(int, self.family.size.split("x"))
         latent = EmptyHunyuanLatentVideo.execute(width, height, frames).args[0] | {"batch_index": [number]}
-        ways = {
+        ways: dict[str, Callable[..., tuple[Any, Sampled]]] = {
             "alone": self._alone,
             "together": self._together,
             "own schedule": partial(self._own_schedule, curve=curve),
             "two samplers": self._two_samplers,
             "noised anew": self._two_samplers,
         }
-        how = {"cfg": self.family.cfg, "sampler_name": row.sampler, "scheduler": SCHEDULER, "steps": row.steps}
-        how |= {"positive": self._encode(prompt), "negative": self._encode(self.family.negative)}
+        how: dict[str, Any] = {"steps": row.steps, "sampler_name": row.sampler, "scheduler": SCHEDULER}
+        how |= {
+            "cfg": self.family.cfg,
+            "positive": self._encode(prompt),
+            "negative": self._encode(self.family.negative),
+        }
         samples, sampled = ways[row.kind](row, how, latent, seed)
         video = nodes.VAEDecode().decode(self.vae, samples)[0].reshape(-1, height, width, 3)
         sampled.video = (video.clamp(0, 1) * 255).round().cpu() / 255
@@ -229,14 +235,14 @@ class Studio:
         elif row.model == SKETCH:
             model, curve = watched(model)
         (samples,), seconds = timed(nodes.KSampler().sample, model, seed, latent_image=latent, **how)
-        return samples, _sampled({row.model: row.steps}, {row.model: seconds}, curve=curve)
+        return samples, Sampled(NONE | {row.model: row.steps}, NONE | {row.model: seconds}, curve=curve)
 
     def _together(self, row: Row, how: dict[str, Any], latent: Any, seed: int) -> tuple[Any, Sampled]:
         sampler = hosting.module("nodes.sampler").SRSampler
         models = self.models[SKETCH], self.models[RENDER]
         samples, report = sampler.execute(*models, latent=latent, seed=seed, denoise=1.0, **how, **row.inputs).args
         stages = {name: report.stage(name) for name in (SKETCH, RENDER)}
-        sampled = _sampled(
+        sampled = Sampled(
             {name: stage.calls for name, stage in stages.items()},
             {name: stage.seconds for name, stage in stages.items()},
         )
@@ -257,41 +263,25 @@ class Studio:
         if anew:
             levels = comfy.samplers.KSampler(self.models[SKETCH], row.steps, "cpu", row.sampler, SCHEDULER).sigmas
             step = int((levels[:-1] >= row.value).sum())
-        sampler, handed, added = (
-            nodes.KSamplerAdvanced().sample,
-            "disable" if anew else "enable",
-            "enable" if anew else "disable",
+        sampled = Sampled(
+            {SKETCH: step, RENDER: row.steps - step}, switch_step=step, reason="sigma" if anew else "step"
         )
-        (latent,), first = timed(
-            sampler,
-            self.models[SKETCH],
-            "enable",
-            seed,
-            latent_image=latent,
-            start_at_step=0,
-            end_at_step=step,
-            return_with_leftover_noise=handed,
-            **how,
-        )
-        (samples,), second = timed(
-            sampler,
-            self.models[RENDER],
-            added,
-            seed,
-            latent_image=latent,
-            start_at_step=step,
-            end_at_step=row.steps,
-            return_with_leftover_noise="disable",
-            **how,
-        )
-        sampled = _sampled({SKETCH: step, RENDER: row.steps - step}, {SKETCH: first, RENDER: second})
-        sampled.switch_step, sampled.reason = step, "sigma" if anew else "step"
-        return samples, sampled
-
-
-def _sampled(calls: dict[str, int], seconds: dict[str, float], curve: Any = None) -> Sampled:
-    none = {SKETCH: 0, RENDER: 0}
-    return Sampled(torch.empty(0), none | calls, none | {k: round(v, 4) for k, v in seconds.items()}, curve=curve)
+        for model, adds_noise, leaves_noise, begin, end in (
+            (SKETCH, True, not anew, 0, step),
+            (RENDER, anew, False, step, row.steps),
+        ):
+            (latent,), sampled.seconds[model] = timed(
+                nodes.KSamplerAdvanced().sample,
+                self.models[model],
+                "enable" if adds_noise else "disable",
+                seed,
+                latent_image=latent,
+                start_at_step=begin,
+                end_at_step=end,
+                return_with_leftover_noise="enable" if leaves_noise else "disable",
+                **how,
+            )
+        return latent, sampled
 
 
 def timed(function: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, float]:
@@ -302,7 +292,8 @@ def timed(function: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any,
 
 def watched(model: Any) -> tuple[Any, list[float | None]]:
     """(a clone of the model, D after each of its steps, which grows as it runs); None: nothing to compare with."""
-    model, last, curve = model.clone(), [], []
+    model, curve = model.clone(), []
+    last: list[torch.Tensor] = []
     relative_change = hosting.module("srd_core.criterion").relative_change
 
     def note(arguments: dict[str, Any]) -> torch.Tensor:

@@ -283,10 +283,10 @@ def evidence(lines: Sequence[Line]) -> list[str]:
     ]
     out = markdown_table(heads, cells)
     if DEFAULT in rows and ANEW in rows:
-        own, psnr = (stat(paired(rows[DEFAULT], rows[ANEW], value)) for value in (score("mean"), number("psnr")))
+        both, psnr = (stat(paired(rows[DEFAULT], rows[ANEW], value)) for value in (score("mean"), number("psnr")))
         out += [
             "",
-            f"The default minus the switch at sigma 0.875 that noises the video anew: score {text_of(own, '+.3f')}, "
+            f"The default minus the switch at sigma 0.875 that noises the video anew: score {text_of(both, '+.3f')}, "
             f"PSNR {text_of(psnr, '+.2f')} dB on the same prompts. In brackets: 95 % intervals.",
         ]
     return out
