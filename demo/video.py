@@ -85,7 +85,8 @@ def fitted(pen: ImageDraw.ImageDraw, text: str, size: int, width: int) -> str:
     text, font = " ".join(text.split()), ImageFont.load_default(size)
     if pen.textlength(text, font=font) <= width:
         return text
-    fits = bisect.bisect_right(range(len(text)), width, key=lambda n: pen.textlength(text[:n] + "...", font=font))
+    ends = range(len(text))
+    fits = bisect.bisect_right(ends, float(width), key=lambda n: pen.textlength(text[:n] + "...", font=font))
     return text[: max(fits - 1, 0)] + "..."
 
 
