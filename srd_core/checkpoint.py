@@ -118,8 +118,7 @@ def check_video_dit(path: Path) -> None:
     path = shards[0]
     if path.suffix.lower() not in SAFETENSORS:
         return
-    header = read_header(path)
-    metadata = header.pop("__metadata__", None) or {}
+    header, metadata = read_headers(shards)
     try:
         config = model_config(on_meta(header), metadata)
     except (NotImplementedError, RuntimeError) as error:  # detection that reads values, which a header does not have

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from comfy.model_patcher import ModelPatcher
 
-from .checkpoint import SAFETENSORS, called, model_config, on_meta, read_header, weight_files
+from .checkpoint import SAFETENSORS, called, model_config, on_meta, read_headers, weight_files
 from .checks import check_together
 from .cogvideox import is_cogvideox
 from .latent import FILE_NAME, FLOW, kind_of, parameters_of
@@ -75,8 +75,7 @@ def empty_model(file: ModelFile) -> ModelPatcher | None:
         (path,) = weight_files(file.path)
         if path.suffix.lower() not in SAFETENSORS or is_cogvideox(file.path):
             return None
-        header = read_header(path)
-        metadata = header.pop("__metadata__", None) or {}
+        header, metadata = read_headers([path])
         weights = on_meta(header)
         config = model_config(weights, metadata)
         if config is None:

@@ -123,7 +123,7 @@ def under_ksampler(server: Any, count: int) -> tuple[dict[str, Any], list[str], 
     graph = workflow.to_api(workflow.load(REPOSITORY / "demo" / "demo.json"), server.object_info())
     first = workflow.find(graph, "SRSampler")
     inputs = graph[first]["inputs"]
-    switching = {i.id for i in module("nodes.sampler")._switching()} | {"sketch", "render"}
+    switching = {i.id for i in module("nodes.sampler").SRModel.define_schema().inputs}
     model = {k: v for k, v in inputs.items() if k in switching} | {"switch_mode": "step", "switch_step": 3}
     graph["model"] = {"class_type": "SRModel", "inputs": model}
     plain = {k: v for k, v in inputs.items() if k not in switching and k != "latent"}

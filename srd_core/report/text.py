@@ -97,13 +97,10 @@ def summarize(report: Report) -> str:
     if report.status == "not run":
         return NOT_RUN
     lines = [f"{stage.name.capitalize()}: {stage.model}" for stage in report.stages]
-    if need := describe_need(report):
-        lines.append(need)
-    lines.append(f"Status: {report.status} {report.error}".rstrip())
+    lines += [describe_need(report), f"Status: {report.status} {report.error}".rstrip()]
     for h in report.hand_overs:
         lines.append(f"Switched {describe_hand_over(h, report)}, loaded in {h.seconds:.2f} s{describe_fade(h)}")
-    if rest := describe_rest(report):
-        lines.append(rest)
+    lines.append(describe_rest(report))
     first = {h.to: h for h in reversed(report.hand_overs) if h.memory}  # of each stage
     lines += [describe_memory(h) for h in report.hand_overs if first.get(h.to) is h]
     if not report.hand_overs:
@@ -118,6 +115,5 @@ def summarize(report: Report) -> str:
                 f"TeaCache on the {stage.name}: {report.reused(stage.name)} of {count} steps reused, "
                 f"threshold {stage.teacache['threshold']:g}, coefficients of {table}"
             )
-    if speed := describe_speed_up(report):
-        lines.append(f"Speed: {speed}")
-    return "\n".join(lines + report.notes)
+    lines.append(f"Speed: {speed}" if (speed := describe_speed_up(report)) else "")
+    return "\n".join([line for line in lines if line] + report.notes)
