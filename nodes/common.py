@@ -16,6 +16,7 @@ from comfy_api.latest import io, ui
 from PIL import Image
 
 SRReport = io.Custom("SR_REPORT")
+HIDDEN = (io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo)
 TEXTS = Path(__file__).parents[1] / "locales" / "en" / "nodeDefs.json"
 
 said: set[tuple[str, str]] = set()  # (what does not work, kind of fault) that the log has already
@@ -32,17 +33,17 @@ def schema(node_id: str, inputs: list[io.Input], outputs: dict[str, Any], aliase
 
     ``outputs``: type by name; ``aliases``: what people search for beside the pack's name; ``more``: as in io.Schema.
     """
-    said = _texts()[node_id]
+    texts = _texts()[node_id]
     for i in inputs:
-        i.tooltip = said["inputs"][i.id]["tooltip"]
-    tooltips = [said["outputs"][str(place)].get("tooltip") for place in range(len(outputs))]
+        i.tooltip = texts["inputs"][i.id]["tooltip"]
+    tooltips = [texts["outputs"][str(place)].get("tooltip") for place in range(len(outputs))]
     return io.Schema(
         node_id,
-        said["display_name"],
+        texts["display_name"],
         category="SRDiffusion",
         inputs=inputs,
         outputs=[kind.Output(display_name=n, tooltip=t) for (n, kind), t in zip(outputs.items(), tooltips)],
-        description=said["description"],
+        description=texts["description"],
         search_aliases=["SRDiffusion", *aliases],
         **more,
     )

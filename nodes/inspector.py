@@ -12,7 +12,7 @@ from ..srd_core.report.data import Report
 from ..srd_core.report.plot import draw
 from ..srd_core.report.text import summarize
 from . import live
-from .common import SRReport, as_image, optional, picture, place_of, schema, unsavable
+from .common import HIDDEN, SRReport, as_image, optional, picture, place_of, schema, unsavable
 
 PREFIX = "srdiffusion/report"  # what messages give as an example
 NOTHING = (
@@ -40,7 +40,7 @@ class SRSwitchInspector(io.ComfyNode):
             {"plot": io.Image, "summary": io.String, "report_json": io.String},
             ["plot", "report", "when does it switch", "chart"],
             is_output_node=True,
-            hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
+            hidden=[*HIDDEN],
         )
 
     @classmethod

@@ -12,7 +12,7 @@ from ..srd_core.measure.plot import draw
 from ..srd_core.measure.run import Measured, measuring
 from ..srd_core.measure.text import advise, describe
 from ..srd_core.stage import RenderSettings
-from .common import as_image, preview, schema
+from .common import HIDDEN, as_image, preview, schema
 from .sampler import SAMPLING, as_in_sr_sampler, check_numbers
 
 
@@ -30,7 +30,7 @@ class SRMeasurePair(io.ComfyNode):
             {"fade": io.Float, "switch_step": io.Int, "plot": io.Image, "summary": io.String},
             ["measure", "calibrate", "fade"],
             is_output_node=True,
-            hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
+            hidden=[*HIDDEN],
         )
 
     @classmethod

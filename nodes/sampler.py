@@ -16,12 +16,11 @@ from ..srd_core.report.data import Report
 from ..srd_core.route import FULL_SIZE, LISTED, MODES, SMALLEST, Switch, read_steps
 from ..srd_core.stage import RenderSettings
 from . import live
-from .common import SRReport, defaults, optional, schema
+from .common import HIDDEN, SRReport, defaults, optional, schema
 from .presets import CUSTOM, NAMES, PRESETS, PRESETS_KEY, chosen
 
 SAMPLING = ("positive", "negative", "latent", "seed", "steps", "cfg", "sampler_name", "scheduler", "denoise")
 RULE = ("switch_mode", "delta", "fix_step", "max_step", "switch_step", "switch_sigma")
-HIDDEN = [io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo]
 SEARCHES = ["moe", "high noise low noise", "dual model", "refiner", "two-stage", "Wan 14B 1.3B"]
 
 
@@ -128,7 +127,7 @@ class SRModel(_Switching):
     @classmethod
     def define_schema(cls) -> io.Schema:
         outputs = {"model": io.Model, "report": SRReport}
-        return schema("SRModel", _of_a_model(), outputs, SEARCHES, hidden=HIDDEN)
+        return schema("SRModel", _of_a_model(), outputs, SEARCHES, hidden=[*HIDDEN])
 
     @classmethod
     def execute(cls, sketch: ModelPatcher, render: ModelPatcher, **switching: Any) -> io.NodeOutput:
@@ -141,7 +140,7 @@ class SRSampler(_Switching):
     def define_schema(cls) -> io.Schema:
         outputs = {"latent": io.Latent, "report": SRReport}
         searches = ["Wan 2.2 MoE sampler", "two ksampler", "video sampler", "faster video", "speed up", "accelerate"]
-        return schema("SRSampler", _inputs(), outputs, [*SEARCHES, *searches], hidden=HIDDEN)
+        return schema("SRSampler", _inputs(), outputs, [*SEARCHES, *searches], hidden=[*HIDDEN])
 
     @classmethod
     def execute(cls, sketch: ModelPatcher, render: ModelPatcher, **values: Any) -> io.NodeOutput:

@@ -57,14 +57,7 @@ NOT_WALKED = (
     "render_steps is not followed: {sampler} chooses its own noise levels or sizes, so it can't begin anew at the "
     "switch."
 )
-ANEW = (
-    "{sampler} begins anew after step {step}, because the rest has its own steps; a multistep sampler starts its "
-    "history again."
-)
-ENLARGED = (
-    "{sampler} begins anew after step {step}, where the latent is enlarged; a multistep sampler starts its history "
-    "again."
-)
+ANEW = "{sampler} begins anew after step {step}, {why}; a multistep sampler starts its history again."
 STAYED_SMALL = (
     "{sampler} ended before the switch, so the latent is still as small as the sketch's. Choose another sampler, or "
     "set sketch_scale to 1."
@@ -199,9 +192,7 @@ class Run:
         report = self.books.report
         self.books.close(self.in_charge)
         if self.steps.other_steps and report.status == "done":
-            report.notes.append(
-                f"{report.sampler} chooses its own noise levels: its steps are not those of the schedule."
-            )
+            self._note("{sampler} chooses its own noise levels: its steps are not those of the schedule.")
         for step in report.steps:
             step.reused = self.computed.is_reused(step)
         report.notes += self.computed.notes()
@@ -244,7 +235,7 @@ class Run:
         anew = turn.walks and turn.pair not in self.walked
         if anew and (self.steps.own_levels or x.shape != self.request["latent_image"].shape):
             anew = False
-            self.books.report.notes.append(NOT_WALKED.format(sampler=self.books.report.sampler))
+            self._note(NOT_WALKED)
         if anew:
             self._walk_rest(turn, step)
         self._hand_over(x, turn, smaller)
@@ -256,18 +247,18 @@ class Run:
 
     def _enlarge(self, smaller: Smaller, x: torch.Tensor, timestep: torch.Tensor, step: int) -> torch.Tensor:
         """Enlarge x [B, C, ...] before ``step`` (0-based); from here on the run has the full size and schedule."""
-        sampler, levels = self.books.report.sampler, list(smaller.levels)
         if x.shape != self.request["latent_image"].shape:
-            raise RuntimeError(OTHER_SIZE.format(sampler=sampler))
+            raise RuntimeError(OTHER_SIZE.format(sampler=self.books.report.sampler))
         if self.fade:
             for call in smaller.enlarged_calls():
                 self.fade.note(*call)
+        levels = list(smaller.levels)
         if self.steps.own_levels:  # its call is between the levels
             levels[step] = float(smaller.scale.level(timestep[0]))
         x = smaller.enlarged(x, timestep)
         self.smaller, self.request = None, smaller.request
         self._follow(levels)
-        self.books.report.notes.append(ENLARGED.format(sampler=sampler, step=step))
+        self._note(ANEW, step=step, why="where the latent is enlarged")
         return x
 
     def _hand_over(self, x: torch.Tensor, turn: Turn, smaller: Smaller | None) -> None:
@@ -300,11 +291,10 @@ class Run:
         if self.fade is None:
             return []
         guards = self.fade.begin(turn.fade, self._mask_for(x), smaller.scale.known if smaller else None)
-        notes = self.books.report.notes
         if turn.fade and not guards:
-            notes.append(NO_FADE.format(stage=turn.to))
+            self._note(NO_FADE, stage=turn.to)
         elif guards and min(guards) < 0.5:
-            notes.append(SWINGS.format(stage=turn.to, guard=min(guards)))
+            self._note(SWINGS, stage=turn.to, guard=min(guards))
         return self.fade.shares(self.steps.sigmas[self.steps.step : -1])
 
     def _walk_rest(self, turn: Turn, step: int) -> None:
@@ -312,7 +302,7 @@ class Run:
         levels = [*self.books.sigmas[:step], *resampled(self.books.sigmas[step:], turn.pair.render_steps)]
         self.walked.add(turn.pair)
         self._follow(levels)
-        self.books.report.notes.append(ANEW.format(sampler=self.books.report.sampler, step=step))
+        self._note(ANEW, step=step, why="because the rest has its own steps")
 
     def _follow(self, levels: list[float]) -> None:
         """These are the run's levels now, for all steps from the first; a smaller latent has its own for them."""
@@ -324,6 +314,9 @@ class Run:
         for stage in self.others():
             if cached := run_of(stage.options):
                 cached.follow(self.steps.sigmas)
+
+    def _note(self, words: str, **places: Any) -> None:
+        self.books.report.notes.append(words.format(sampler=self.books.report.sampler, **places))
 
     def make_room(self) -> str:
         """After the stage in charge ran out of memory: the others leave. Returns what to say if that does not help."""
