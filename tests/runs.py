@@ -9,7 +9,9 @@ from typing import Any
 import comfy.ldm.wan.model
 import comfy.model_management
 import comfy.ops
+import comfy.samplers
 import comfy.sd
+import comfy_extras.nodes_custom_sampler as custom
 import helpers
 import pytest
 import torch
@@ -81,6 +83,30 @@ def rendered(record: Any, render: Any, **how: Any) -> Any:
     """SR Render's outputs: LATENT, report."""
     inputs = {"positive": helpers.prompt(1), "negative": helpers.prompt(2), "render_cfg": 0.0, "teacache": 0.0}
     return handover_nodes.SRRender.execute(record, render, **inputs | how).args
+
+
+GUIDERS: dict[str, Callable[..., Any]] = {
+    "CFGGuider": lambda model, cfg=3.0: custom.CFGGuider.execute(model, helpers.prompt(1), helpers.prompt(2), cfg),
+    "BasicGuider": lambda model: custom.BasicGuider.execute(model, helpers.prompt(1)),
+    "DualCFGGuider": lambda model: custom.DualCFGGuider.execute(
+        model, helpers.prompt(1), helpers.prompt(3), helpers.prompt(2), 3.0, 2.0, "regular"
+    ),
+}
+
+
+def levels_of(model: Any, steps: int = STEPS) -> torch.Tensor:
+    """KSampler's simple schedule [steps + 1]."""
+    return custom.BasicScheduler.execute(model, "simple", steps, 1.0).args[0]
+
+
+def sampled(model: Any, sampler: Any = "euler", sigmas: Any = None, latent: Any = None, **how: Any) -> torch.Tensor:
+    """SamplerCustomAdvanced. sampler: a name or the host's object. how: guider, its cfg, and noise=False."""
+    noise = custom.RandomNoise.execute(7) if how.pop("noise", True) else custom.DisableNoise.execute()
+    guider = GUIDERS[how.pop("guider", "CFGGuider")](model, **how).args[0]
+    sampler = comfy.samplers.sampler_object(sampler) if isinstance(sampler, str) else sampler
+    sigmas = levels_of(model) if sigmas is None else sigmas
+    sampling = (noise.args[0], guider, sampler, sigmas, latent or helpers.empty_latent())
+    return custom.SamplerCustomAdvanced.execute(*sampling).args[0]["samples"]
 
 
 def through_a_file(record: Any, folder: Path) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import comfy.samplers
@@ -12,21 +13,22 @@ import helpers
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
-from comfy_extras.nodes_custom_sampler import (
-    BasicGuider,
-    BasicScheduler,
-    CFGGuider,
-    DisableNoise,
-    DualCFGGuider,
-    KSamplerSelect,
-    RandomNoise,
-    SamplerCustom,
-    SamplerCustomAdvanced,
-    SamplerSEEDS2,
-)
+from comfy_extras.nodes_custom_sampler import KSamplerSelect, SamplerCustom, SamplerSEEDS2
 from hosting import module
 from nodes import KSamplerAdvanced
-from runs import STEPS, SWITCHING, Report, Switch, a_video, sr_model, sr_sampler, wrapped  # noqa: F401
+from runs import (  # noqa: F401
+    GUIDERS,
+    STEPS,
+    SWITCHING,
+    Report,
+    Switch,
+    a_video,
+    levels_of,
+    sampled,
+    sr_model,
+    sr_sampler,
+    wrapped,
+)
 
 SCHEDULERS = comfy.samplers.KSampler.SCHEDULERS
 
@@ -50,30 +52,9 @@ def test_for_every_scheduler_the_switch_itself_changes_nothing(scheduler: str, m
 
 
 def sampler_custom(model: Any, sampler: Any = None) -> torch.Tensor:
-    return SamplerCustom.execute(
-        model,
-        True,
-        7,
-        3.0,
-        helpers.prompt(1),
-        helpers.prompt(2),
-        sampler or KSamplerSelect.execute("euler").args[0],
-        BasicScheduler.execute(model, "simple", STEPS, 1.0).args[0],
-        helpers.empty_latent(),
-    ).args[0]["samples"]
-
-
-def advanced(guider_of: Any) -> Any:
-    def run(model: Any) -> torch.Tensor:
-        return SamplerCustomAdvanced.execute(
-            RandomNoise.execute(7).args[0],
-            guider_of(model),
-            KSamplerSelect.execute("res_multistep").args[0],
-            BasicScheduler.execute(model, "simple", STEPS, 1.0).args[0],
-            helpers.empty_latent(),
-        ).args[0]["samples"]
-
-    return run
+    sampler, prompts = sampler or KSamplerSelect.execute("euler").args[0], (helpers.prompt(1), helpers.prompt(2))
+    sampling = (model, True, 7, 3.0, *prompts, sampler, levels_of(model), helpers.empty_latent())
+    return SamplerCustom.execute(*sampling).args[0]["samples"]
 
 
 def ksampler_advanced(model: Any) -> torch.Tensor:
@@ -89,13 +70,7 @@ WAYS = {
     "KSampler": lambda model: helpers.ksampler(model, STEPS, sampler_name="uni_pc"),
     "KSamplerAdvanced": ksampler_advanced,
     "SamplerCustom": sampler_custom,
-    "CFGGuider": advanced(lambda m: CFGGuider.execute(m, helpers.prompt(1), helpers.prompt(2), 3.0).args[0]),
-    "BasicGuider": advanced(lambda m: BasicGuider.execute(m, helpers.prompt(1)).args[0]),
-    "DualCFGGuider": advanced(
-        lambda m: DualCFGGuider.execute(
-            m, helpers.prompt(1), helpers.prompt(3), helpers.prompt(2), 3.0, 2.0, "regular"
-        ).args[0]
-    ),
+    **{name: partial(sampled, sampler="res_multistep", guider=name) for name in GUIDERS},
 }
 
 
@@ -255,14 +230,7 @@ def test_noise_can_be_left_out(wan: Any) -> None:
     """SamplerCustomAdvanced with DisableNoise on a latent: the same as plain."""
     sketch = wan()
 
-    def run(model: Any) -> torch.Tensor:
-        latent = {"samples": a_video()}
-        guider = CFGGuider.execute(model, helpers.prompt(1), helpers.prompt(2), 3.0).args[0]
-        sigmas = BasicScheduler.execute(model, "simple", STEPS, 1.0).args[0][3:]
-        return SamplerCustomAdvanced.execute(
-            DisableNoise.execute().args[0], guider, KSamplerSelect.execute("euler").args[0], sigmas, latent
-        ).args[0]["samples"]
-
+    run = partial(sampled, sigmas=levels_of(sketch)[3:], latent={"samples": a_video()}, noise=False)
     assert torch.equal(run(sr_model(sketch, wan(), 1)), run(sketch))
 
 

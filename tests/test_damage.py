@@ -31,83 +31,33 @@ pytestmark = LONG
 # --- the report -------------------------------------------------------------------------------------------------------
 
 NAMES = [SKETCH, RENDER, "third"]
-named = st.sampled_from(NAMES)
-maybe = st.one_of(st.none(), finite())
-words = st.text(max_size=12)
-plans = st.one_of(
-    st.just({}),
-    st.fixed_dictionaries(
-        {"threshold": finite(0, 1), "table": words},
-        optional={
-            "growth": st.lists(finite(0, 9), max_size=14),
-            "reuse": st.lists(st.booleans(), max_size=12),
-            "first_step": st.integers(0, 9),
-            "form": st.sampled_from(["e", "e0"]),
-        },
-    ),
-)
+named, words, maybe = st.sampled_from(NAMES), st.text(max_size=12), st.one_of(st.none(), finite())
+count, size, seconds = st.integers(0, 99), st.integers(0, 1 << 40), finite(0, 1e3)
+shape, shares = st.lists(st.integers(1, 99), max_size=5), st.lists(finite(0, 1), max_size=4)
+optional = {
+    "growth": st.lists(finite(0, 9), max_size=14),
+    "reuse": st.lists(st.booleans(), max_size=12),
+    "first_step": st.integers(0, 9),
+    "form": st.sampled_from(["e", "e0"]),
+}
+plans = st.one_of(st.just({}), st.fixed_dictionaries({"threshold": finite(0, 1), "table": words}, optional=optional))
+stages = [st.builds(StageReport, st.just(name), words, count, seconds, seconds, plans, size, size) for name in NAMES]
+steps = st.builds(Step, count, seconds, named, maybe, maybe, maybe, maybe, reused=st.booleans())
+hand_overs = st.builds(HandOver, count, named, words, finite(), finite(0, 100), maybe, maybe, seconds, fade=shares)
 reports = st.builds(
     Report,
     status=st.sampled_from(["not run", "running", "done", "interrupted", "failed"]),
-    stages=st.tuples(
-        *(
-            st.builds(
-                StageReport,
-                st.just(name),
-                words,
-                st.integers(0, 99),
-                finite(0, 1e3),
-                finite(0, 1e3),
-                plans,
-                st.integers(0, 1 << 40),
-                st.integers(0, 1 << 40),
-            )
-            for name in NAMES
-        )
-    ).map(list),
+    stages=st.tuples(*stages).map(list),
     switch=st.fixed_dictionaries({"mode": st.sampled_from(route.MODES), "delta": finite(0, 1)}),
-    earliest=st.integers(0, 99),
-    latest=st.integers(0, 99),
-    sampler=words,
-    sampler_node=words,
-    error=words,
+    **dict.fromkeys(("earliest", "latest", "given_steps", "render_steps"), count),
+    **dict.fromkeys(("sampler", "sampler_node", "error"), words),
+    **dict.fromkeys(("shape", "small_shape"), shape),
     notes=st.lists(words, max_size=2),
-    shape=st.lists(st.integers(1, 99), max_size=5),
-    sigmas=st.lists(finite(0, 1e3), max_size=12),
-    steps=st.lists(
-        st.builds(
-            Step,
-            st.integers(1, 99),
-            finite(0, 1e3),
-            named,
-            seconds=maybe,
-            d=maybe,
-            fall=maybe,
-            fall_low=maybe,
-            reused=st.booleans(),
-        ),
-        max_size=8,
-    ),
-    hand_overs=st.lists(
-        st.builds(
-            HandOver,
-            st.integers(0, 99),
-            named,
-            words,
-            finite(),
-            finite(0, 100),
-            maybe,
-            maybe,
-            finite(0, 1e3),
-            fade=st.lists(finite(0, 1), max_size=4),
-        ),
-        max_size=3,
-    ),
-    total_seconds=finite(0, 1e4),
-    given_steps=st.integers(0, 99),
-    render_steps=st.integers(0, 99),
-    device_bytes=st.integers(0, 1 << 40),
-    small_shape=st.lists(st.integers(1, 99), max_size=5),
+    sigmas=st.lists(seconds, max_size=12),
+    steps=st.lists(steps, max_size=8),
+    hand_overs=st.lists(hand_overs, max_size=3),
+    total_seconds=seconds,
+    device_bytes=size,
 )
 json_values = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(), wild, st.text(max_size=5)),
@@ -215,6 +165,10 @@ def test_every_field_of_a_report_is_drawn_from() -> None:
 # --- the hand-over's file ---------------------------------------------------------------------------------------------
 
 
+seeds = st.integers(0, 2**64 - 1)
+indices = st.one_of(st.none(), st.lists(st.integers(0, 99_999), min_size=1, max_size=3))
+
+
 @st.composite
 def records(draw: st.DrawFn) -> Any:
     """A finished sketch of tiny tensors: every sampler's kinds of calls, with a mask or not, handed over or not."""
@@ -239,14 +193,7 @@ def records(draw: st.DrawFn) -> Any:
     return record_module.SketchRecord(
         draw(
             st.builds(
-                record_module.Settings,
-                st.integers(0, 2**64 - 1),
-                words,
-                words,
-                st.integers(1, 10_000),
-                finite(0, 1000),
-                finite(0, 1),
-                st.one_of(st.none(), st.lists(st.integers(0, 99_999), min_size=1, max_size=3)),
+                record_module.Settings, seeds, words, words, st.integers(1, 10_000), seconds, finite(0, 1), indices
             )
         ),
         Report(
@@ -309,21 +256,9 @@ def test_a_damaged_hand_over_is_refused_with_a_sentence_or_still_makes_sense(
     else:
         name = data.draw(st.sampled_from(sorted(tensors)))
         tensor = tensors.pop(name)
-        other = data.draw(
-            st.sampled_from(
-                [
-                    None,
-                    tensor.flatten(),
-                    tensor[None],
-                    tensor[:0],
-                    tensor * math.nan,
-                    tensor.double(),
-                    tensor.int(),
-                    -tensor,
-                    torch.cat([tensor, tensor]),
-                ]
-            )
-        )
+        shapes = [tensor.flatten(), tensor[None], tensor[:0], torch.cat([tensor, tensor])]
+        values = [None, tensor * math.nan, tensor.double(), tensor.int(), -tensor]
+        other = data.draw(st.sampled_from(shapes + values))
         if other is not None:
             tensors[data.draw(st.sampled_from([name, name, name, *sorted(tensors), "another"]))] = other
     safetensors.torch.save_file(tensors, path, metadata)

@@ -190,7 +190,7 @@ def test_the_report_tells_the_share_of_every_step(wan: Any) -> None:
     assert Report.from_json(report.to_json()).hand_overs[0].fade == hand_over.fade
 
 
-def test_with_the_same_weights_the_fade_stays_between_a_plain_run_and_a_held_velocity(wan: Any) -> None:
+def test_with_the_same_weights_a_fade_lies_between_a_plain_run_and_a_held_velocity(wan: Any) -> None:
     sketch = wan()
     plain = helpers.ksampler(sketch, 20)
     soft = helpers.ksampler(faded(sketch, wan(), 8), 20)

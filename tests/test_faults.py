@@ -18,12 +18,6 @@ import helpers
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
-from comfy_extras.nodes_custom_sampler import (
-    BasicGuider,
-    KSamplerSelect,
-    RandomNoise,
-    SamplerCustomAdvanced,
-)
 from hosting import module
 from runs import (
     STEPS,
@@ -35,6 +29,7 @@ from runs import (
     failing,
     interrupting,
     load,
+    sampled,
     sampler_nodes,
     sr_model,
     sr_sampler,
@@ -111,13 +106,6 @@ def test_nothing_keeps_a_model_or_a_latent_alive_after_a_run(fault: Any, wan: An
 # --- bad input --------------------------------------------------------------------------------------------------------
 
 
-def sample_with(guider: Any, sigmas: torch.Tensor | None = None) -> None:
-    """The host's SamplerCustomAdvanced on an empty latent."""
-    sigmas = torch.tensor([1.0, 0.7, 0.3, 0.0]) if sigmas is None else sigmas
-    noise, sampler = RandomNoise.execute(7).args[0], KSamplerSelect.execute("euler").args[0]
-    SamplerCustomAdvanced.execute(noise, guider, sampler, sigmas, helpers.empty_latent())
-
-
 def never_called(model: Any) -> Any:
     return failing(model, 1)
 
@@ -189,14 +177,13 @@ def test_one_family_with_text_inputs_of_another_width_needs_its_own_conditioning
 def test_render_conditioning_that_the_guider_can_not_take_is_refused_before_any_step(wan: Any) -> None:
     model = sr_model(never_called(wan()), never_called(wan(seed=1)), negative=helpers.prompt(2))
     with pytest.raises(ValueError, match="render_negative is connected, but the guider .* takes none"):
-        sample_with(BasicGuider.execute(model, helpers.prompt(1)).args[0])
+        sampled(model, guider="BasicGuider")
 
 
 def test_a_schedule_whose_noise_level_rises_is_refused_before_any_step(wan: Any) -> None:
     model = sr_model(never_called(wan()), never_called(wan(seed=1)))
-    guider = BasicGuider.execute(model, helpers.prompt(1)).args[0]
     with pytest.raises(ValueError, match="rises in step 1 of 2; .* never rises. FlipSigmas"):
-        sample_with(guider, torch.tensor([0.01, 0.5, 0.9]))
+        sampled(model, sigmas=torch.tensor([0.01, 0.5, 0.9]), guider="BasicGuider")
 
 
 def test_an_adaptive_rule_that_could_never_decide_is_refused_before_any_step(wan: Any) -> None:
@@ -314,12 +301,11 @@ def test_settings_that_can_not_be_followed_are_refused_before_any_step(
 
 def test_render_cfg_without_a_negative_prompt_is_refused_before_any_step(wan: Any) -> None:
     model = sr_model(never_called(wan()), never_called(wan(seed=1)), cfg=2.0)
-    guider = BasicGuider.execute(model, helpers.prompt(1)).args[0]
     with pytest.raises(ValueError, match="render_cfg is 2.0.*Set render_cfg to 0"):
-        sample_with(guider)
+        sampled(model, guider="BasicGuider")
 
 
-def test_switch_step_beyond_the_steps_is_refused_or_means_never_where_another_node_has_them(wan: Any) -> None:
+def test_switch_step_beyond_the_steps_is_refused_or_means_never(wan: Any) -> None:
     sketch = wan()
     with pytest.raises(ValueError, match="switch_step is 99, but the run has 6 steps"):
         sr_sampler(never_called(sketch), never_called(wan(seed=1)), switch_step=99)

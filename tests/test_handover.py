@@ -104,9 +104,7 @@ def test_noise_that_is_the_seed_s_is_not_written(a_file: Path) -> None:
     assert half_render.load(a_file).noise is None
 
 
-def test_a_file_from_before_noise_was_written_renders_and_says_what_may_have_changed_it(
-    wan: Any, tmp_path: Path
-) -> None:
+def test_a_file_from_before_noise_was_written_renders_and_says_what_may_differ(wan: Any, tmp_path: Path) -> None:
     sketch, how = windows(wan(), freenoise=True), {"latent": helpers.empty_latent(frames=6)}
     record = sketched(sketch, **how)[0]
     record.noise = None

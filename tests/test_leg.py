@@ -80,7 +80,7 @@ def cached(model: Any) -> Any:
     return model
 
 
-def test_a_step_cache_on_the_render_gives_the_same_video_twice_and_takes_another_size(wan: Any) -> None:
+def test_a_step_cache_on_the_render_gives_one_video_twice_and_takes_another_size(wan: Any) -> None:
     model = sr_model(wan(), cached(wan(seed=1)))
     first = helpers.ksampler(model, STEPS)
     assert torch.equal(helpers.ksampler(model, STEPS), first)

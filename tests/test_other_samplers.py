@@ -6,11 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import comfy.samplers
-import helpers
 import pytest
+import runs
 import torch
 from comfy.samplers import KSAMPLER
-from comfy_extras.nodes_custom_sampler import BasicScheduler, CFGGuider, RandomNoise, SamplerCustomAdvanced
 from runs import OWN_LEVELS, Report, Switch, sr_model
 
 STEPS = 12
@@ -24,15 +23,12 @@ def models(wan: Callable[..., Any]) -> tuple[Any, Any, Any]:
 
 def sampled(model: Any, sampler: Any, padded: bool = False, rising: bool = False) -> torch.Tensor:
     """SamplerCustomAdvanced without guidance. padded: with a level 0 in front; rising: with levels that rise."""
-    guider = CFGGuider.execute(model, helpers.prompt(1), helpers.prompt(2), 1.0).args[0]
-    sigmas = BasicScheduler.execute(model, "simple", STEPS, 1.0).args[0]
+    sigmas = runs.levels_of(model, STEPS)
     if padded:
         sigmas = torch.cat([torch.zeros(1), sigmas, torch.zeros(1)])
     if rising:
         sigmas = torch.cat([sigmas.flip(0), torch.zeros(1)])
-    return SamplerCustomAdvanced.execute(
-        RandomNoise.execute(7).args[0], guider, sampler, sigmas, helpers.empty_latent()
-    ).args[0]["samples"]
+    return runs.sampled(model, sampler, sigmas, cfg=1.0)
 
 
 def handed_over(sampler: Any, after: int, models: Any, **how: Any) -> Any:
@@ -228,7 +224,7 @@ def test_a_sampler_that_continues_a_chain_counts_from_where_it_starts(start: int
     assert report.count("sketch") == max(after - start, 0) and report.notes == []
 
 
-def test_a_level_0_in_front_of_a_sampler_that_starts_there_is_refused_by_what_makes_it(models: Any) -> None:
+def test_a_level_0_in_front_of_a_sampler_that_starts_there_is_refused(models: Any) -> None:
     for sampler in (comfy.samplers.sampler_object("euler"), lying("euler", 0.9, (0, 4))):
         with pytest.raises(ValueError, match="begins at noise level 0.*resample") as error:
             handed_over(sampler, 6, models, padded=True)

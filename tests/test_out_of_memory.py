@@ -122,7 +122,7 @@ def test_the_second_attempt_starts_when_the_first_has_let_go_of_its_tensors() ->
     assert seen == [None]
 
 
-def test_with_a_lora_of_one_model_apart_a_shortage_takes_nothing_that_the_render_needs(wan: Any) -> None:
+def test_with_two_clones_of_one_model_a_shortage_takes_nothing_that_is_needed(wan: Any) -> None:
     model, report = wan(), Report()
     render = out_of_memory(model, 1)
     plain = helpers.ksampler(model, STEPS)
@@ -147,7 +147,7 @@ def test_with_two_clones_of_one_model_nobody_is_told_that_the_sketch_left(policy
     assert "without the sketch" not in said and "Make the latent smaller" in said
 
 
-def test_a_render_that_runs_all_steps_takes_the_place_of_the_sketch_that_the_host_had_loaded(wan: Any) -> None:
+def test_a_render_that_runs_all_steps_takes_the_place_of_the_loaded_sketch(wan: Any) -> None:
     sketch, report = wan(), Report()
     helpers.ksampler(sr_model(sketch, out_of_memory(wan(seed=1), 1), 0, report), STEPS)
     assert "after the sketch had left the device" in report.notes[0] and not is_loaded(sketch)

@@ -157,7 +157,7 @@ maps = st.builds(LatentMap, ratio=ratios, kind=st.sampled_from([latent.FLOW, lat
 
 @cases(2500)
 @given(maps, finite(-10, 10), finite(-10, 10), st.floats(0, 1))
-def test_the_render_is_called_with_what_its_own_latent_would_be_at_its_own_noise_level(
+def test_the_render_is_called_with_its_own_latent_at_its_own_noise_level(
     space: Any, clean: float, noise: float, sigma: float
 ) -> None:
     """X of the sketch's z and eps becomes x of the render's z (ratio times as large) and the same eps."""

@@ -9,26 +9,21 @@ import comfy.samplers
 import helpers
 import pytest
 import torch
-from comfy_extras.nodes_custom_sampler import (
-    BasicGuider,
-    CFGGuider,
-    DualCFGGuider,
-    KSamplerSelect,
-    RandomNoise,
-    SamplerCustomAdvanced,
-)
 from hosting import module
 from nodes import KSamplerAdvanced
 from runs import (
     ADAPTIVE,
+    GUIDERS,
     THRESHOLD,
     Report,
     Switch,
     a_video,
     distance,
     growing,
+    levels_of,
     rendered,
     right_half,
+    sampled,
     sketched,
     slow_wan,
     sr_model,
@@ -113,30 +108,14 @@ def test_an_adaptive_rest_begins_anew_from_where_the_sketch_ended(sampler: str, 
     assert any("begins anew" in note for note in report.notes)
 
 
-GUIDERS = {
-    "CFGGuider": lambda model: CFGGuider.execute(model, helpers.prompt(1), helpers.prompt(2), 3.0),
-    "BasicGuider": lambda model: BasicGuider.execute(model, helpers.prompt(1)),
-    "DualCFGGuider": lambda model: DualCFGGuider.execute(
-        model, helpers.prompt(1), helpers.prompt(3), helpers.prompt(2), 3.0, 2.0, "regular"
-    ),
-}
-
-
 @pytest.mark.parametrize(("guider", "sampler"), zip(GUIDERS, ["uni_pc", "euler", "dpmpp_2m_sde"]))
 def test_under_any_guider_a_known_rest_is_the_plain_run_over_those_levels(guider: str, sampler: str, wan: Any) -> None:
-    def sampled(model: Any, levels: list[float]) -> torch.Tensor:
-        sampling = (
-            RandomNoise.execute(7).args[0],
-            GUIDERS[guider](model).args[0],
-            KSamplerSelect.execute(sampler).args[0],
-        )
-        return SamplerCustomAdvanced.execute(*sampling, torch.tensor(levels), helpers.empty_latent()).args[0]["samples"]
-
     sketch = wan()
-    levels = comfy.samplers.calculate_sigmas(sketch.get_model_object("model_sampling"), "simple", 10).tolist()
-    plain = sampled(sketch, [*levels[:4], *rest.resampled(levels[4:], 3)])
+    levels, how = levels_of(sketch, 10).tolist(), {"guider": guider}
+    plain = sampled(sketch, sampler, torch.tensor([*levels[:4], *rest.resampled(levels[4:], 3)]), **how)
     for rule in ("step", "listed"):
-        assert torch.equal(sampled(shortened(sketch, wan(), 3, RULES[rule]), levels), plain), rule
+        model = shortened(sketch, wan(), 3, RULES[rule])
+        assert torch.equal(sampled(model, sampler, torch.tensor(levels), **how), plain), rule
 
 
 def test_under_ksampler_advanced_the_rest_of_its_own_steps_is_walked(wan: Any) -> None:
@@ -261,10 +240,7 @@ def test_the_last_seeds_have_a_next_one(wan: Any) -> None:
 def test_a_sampler_that_enlarges_the_video_before_the_hand_over_is_not_begun_anew(wan: Any) -> None:
     report = Report()
     model = shortened(wan(), wan(seed=1), 3, ADAPTIVE, report, fade=1.1)
-    guider = CFGGuider.execute(model, helpers.prompt(1), helpers.prompt(2), 3.0).args[0]
-    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", 20)
-    noise = (RandomNoise.execute(7).args[0], guider, comfy.samplers.KSAMPLER(growing), sigmas, helpers.empty_latent())
-    out = SamplerCustomAdvanced.execute(*noise).args[0]["samples"]
+    out = sampled(model, comfy.samplers.KSAMPLER(growing), levels_of(model, 20))
     assert out.shape[-1] == 16 and any("render_steps is not followed" in note for note in report.notes)
 
 

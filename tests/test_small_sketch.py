@@ -14,13 +14,6 @@ import helpers
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
-from comfy_extras.nodes_custom_sampler import (
-    CFGGuider,
-    DisableNoise,
-    KSamplerSelect,
-    RandomNoise,
-    SamplerCustomAdvanced,
-)
 from comfy_extras.nodes_easycache import EasyCacheNode
 from hosting import module
 from nodes import KSamplerAdvanced
@@ -35,8 +28,10 @@ from runs import (
     growing,
     handover,
     interrupting,
+    levels_of,
     rendered,
     right_half,
+    sampled,
     shapes_of,
     sketched,
     slow_wan,
@@ -136,12 +131,7 @@ def test_the_hosts_other_sampler_nodes_run_it(wan: Any) -> None:
     expected = helpers.ksampler(model, 8)
     how = ("euler", "simple", *prompts, helpers.empty_latent(), 0, 8, "disable")
     assert torch.equal(KSamplerAdvanced().sample(model, "enable", 7, 8, 3.0, *how)[0]["samples"], expected)
-    guider, euler = CFGGuider.execute(model, *prompts, 3.0).args[0], KSamplerSelect.execute("euler").args[0]
-    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", 8)
-    latent, x0 = SamplerCustomAdvanced.execute(
-        RandomNoise.execute(7).args[0], guider, euler, sigmas, helpers.empty_latent()
-    ).args
-    assert torch.equal(latent["samples"], expected) and x0["samples"].shape == expected.shape
+    assert torch.equal(sampled(model, sigmas=levels_of(model, 8)), expected)
 
 
 def test_progress_and_previews_follow_the_size(wan: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,7 +225,11 @@ def test_tensors_masks_and_areas_of_the_latents_size_are_resized_and_others_stay
     assert smaller.small_conds({"positive": [relative]}, scale)["positive"][0]["area"] == relative["area"]
 
 
-@pytest.mark.parametrize("extra", [{"gligen": ("position", None, [])}, {"vace_frames": [torch.zeros(1, 32, 2, 6, 6)]}])
+@pytest.mark.parametrize(
+    "extra",
+    [{"gligen": ("position", None, [])}, {"vace_frames": [torch.zeros(1, 32, 2, 6, 6)]}],
+    ids=["gligen", "vace"],
+)
 def test_conditioning_that_can_not_be_resized_is_refused_before_any_step(extra: dict[str, Any], wan: Any) -> None:
     sketch, calls = helpers.count_calls(wan())
     with pytest.raises(ValueError, match=f"{next(iter(extra))!r}, which can't be resized"):
@@ -386,9 +380,5 @@ def test_a_share_that_is_none_is_refused(scale: float, wan: Any) -> None:
 
 def test_a_sampler_that_changes_the_size_is_told_so(wan: Any) -> None:
     model = scaled(wan(), wan(seed=1))
-    guider = CFGGuider.execute(model, helpers.prompt(1), helpers.prompt(2), 3.0).args[0]
-    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", 8)
     with pytest.raises(RuntimeError, match="changed the size of the latent"):
-        SamplerCustomAdvanced.execute(
-            DisableNoise.execute().args[0], guider, comfy.samplers.KSAMPLER(growing), sigmas, helpers.empty_latent()
-        )
+        sampled(model, comfy.samplers.KSAMPLER(growing), levels_of(model, 8))

@@ -13,7 +13,6 @@ import helpers
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
-from comfy_extras.nodes_custom_sampler import DualCFGGuider, KSamplerSelect, RandomNoise, SamplerCustomAdvanced
 from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
 from hosting import module
 from runs import (
@@ -24,6 +23,7 @@ from runs import (
     cached,
     pair,
     rendered,
+    sampled,
     sketched,
     slow_wan,
     sr_model,
@@ -71,17 +71,7 @@ def test_a_guiders_own_settings_reach_a_wrapper_of_the_render(wan: Any) -> None:
         return executor(*args, **kwargs)
 
     render = wrapped(wan(seed=1), look, WrappersMP.OUTER_SAMPLE)
-    model = sr_model(wan(), render, 1)
-    guider = DualCFGGuider.execute(
-        model, helpers.prompt(1), helpers.prompt(3), helpers.prompt(2), 3.0, 2.0, "regular"
-    ).args[0]
-    SamplerCustomAdvanced.execute(
-        RandomNoise.execute(7).args[0],
-        guider,
-        KSamplerSelect.execute("euler").args[0],
-        torch.tensor([1.0, 0.7, 0.3, 0.0]),
-        helpers.empty_latent(),
-    )
+    sampled(sr_model(wan(), render, 1), sigmas=torch.tensor([1.0, 0.7, 0.3, 0.0]), guider="DualCFGGuider")
     assert seen == [(3.0, 2.0)]
 
 
@@ -240,7 +230,7 @@ def test_a_step_that_our_teacache_reuses_on_the_sketch_is_not_observed() -> None
 # --- the settings -----------------------------------------------------------------------------------------------------
 
 
-def test_guidance_of_zero_can_be_had_with_the_negative_prompt_as_the_renders_positive(wan: Any) -> None:
+def test_guidance_of_zero_is_the_negative_prompt_as_the_renders_positive(wan: Any) -> None:
     """What the tooltip of render_cfg says."""
     sketch, render = wan(), wan(seed=1)
     none = helpers.ksampler(render, STEPS, cfg=1e-7)  # the host's 0 is the same: negative + 0 (positive - negative)

@@ -138,6 +138,7 @@ def test_a_stage_of_fewer_than_5_steps_reuses_nothing() -> None:
         (192, False, 256, "Wan 2.1 t2v 1.3B", "192 wide"),
         (3072, False, 60 * 104, "Wan 2.1 t2v 14B", "3072 wide"),
     ],
+    ids=["1.3B", "14B", "480p", "tall", "720p", "1.3B i2v", "192", "3072"],
 )
 def test_the_table_follows_the_models_shape_and_says_when_it_is_not_the_models_own(
     dim: int, i2v: bool, pixels: int, name: str, says: str
@@ -155,6 +156,7 @@ def test_the_table_follows_the_models_shape_and_says_when_it_is_not_the_models_o
         (3072, 2, "CogVideoX 1.5 5B", ""),
         (192, 1, "CogVideoX 2B", "192 wide"),
     ],
+    ids=["2B", "5B", "1.5", "192"],
 )
 def test_the_table_of_a_cogvideox_follows_its_width_and_patch(dim: int, frame_patch: int, name: str, says: str) -> None:
     table, note = teacache.cogvideox_table(dim, frame_patch)
