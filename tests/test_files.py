@@ -71,22 +71,12 @@ def test_a_missing_file_is_named(models_folder: Path) -> None:
         checkpoint.check_video_dit(models_folder / "gone.safetensors")
 
 
-@pytest.mark.parametrize("keep", [0, 5, 100, -1000])
+@pytest.mark.parametrize("keep", [5, -1000])
 def test_a_file_that_broke_off_is_named_with_what_to_do(keep: int, models_folder: Path) -> None:
     path = helpers.wan_file(models_folder, seed=0)
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(ValueError, match=rf"{path.name}.*(get|Get) it again"):
         load(path.name)
-
-
-def test_a_file_that_is_no_safetensors_is_named(models_folder: Path) -> None:
-    for content in (
-        b"<!DOCTYPE html><html>Sign in to download</html>",
-        struct.pack("<Q", 9) + b"not json!" + b"x" * 50,
-    ):
-        (models_folder / "page.safetensors").write_bytes(content)
-        with pytest.raises(ValueError, match="page.safetensors is"):
-            load("page.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -168,13 +158,6 @@ def test_odd_metadata_of_a_whole_file_is_called_that_and_not_damage(
     ) as error:
         load("odd.safetensors")
     assert "damaged" not in str(error.value) and "again" not in str(error.value)
-
-
-@pytest.mark.parametrize("header", [b"[1]", b'{"a": {"dtype": "F16"}}', b'{"a": 3}'], ids=len)
-def test_a_header_that_makes_no_sense_is_named(header: bytes, models_folder: Path) -> None:
-    (models_folder / "odd.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + b"\0" * 8)
-    with pytest.raises(ValueError, match="odd.safetensors is damaged"):
-        load("odd.safetensors")
 
 
 def test_an_image_model_is_refused_with_the_way_for_image_models(models_folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -134,22 +133,6 @@ def test_mode_sigma_hands_over_below_switch_sigma() -> None:
     ]
 
 
-@pytest.mark.parametrize("delta", [0.0, -0.01, math.nan, math.inf])
-def test_a_delta_that_is_not_above_zero_is_refused_with_what_to_set(delta: float) -> None:
-    with pytest.raises(ValueError, match=r"delta is .*0\.01"):
-        Switch(delta=delta)
-
-
-def test_an_unknown_mode_is_refused_with_the_modes() -> None:
-    with pytest.raises(ValueError, match="adaptive, step, sigma"):
-        Switch(mode="auto")
-
-
-def test_negative_steps_are_refused() -> None:
-    with pytest.raises(ValueError, match="fix_step is -1"):
-        Switch(fix_step=-1)
-
-
 # --- legs -------------------------------------------------------------------------------------------------------------
 
 
@@ -234,13 +217,6 @@ def test_of_two_pairs_that_change_at_once_the_one_with_a_fade_is_told() -> None:
     route = Route(Pair("a", inner, Switch("step", switch_step=4)), SIX, uniform(6))
     turns = [turn for turn in map(route.turn, range(6)) if turn]
     assert [(turn.to, turn.fade) for turn in turns] == [("c", 1.1)]
-
-
-@pytest.mark.parametrize("mode", ["step", "listed", "sigma"])
-def test_a_number_that_is_none_is_refused_in_every_mode(mode: str) -> None:
-    for name in ("delta", "switch_sigma"):
-        with pytest.raises(ValueError, match=f"{name} is nan"):
-            Switch(mode, sketch_steps="1" if mode == "listed" else "", **{name: math.nan})
 
 
 def test_a_returning_pair_continues_where_it_was() -> None:
