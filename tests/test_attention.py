@@ -12,8 +12,7 @@ import nodes
 import pytest
 import torch
 from hosting import module
-from runs import load
-from test_cooperation import sr_model
+from runs import load, sr_model
 
 attention, loaders = module("srd_core.attention"), module("nodes.loaders")
 node = module("nodes.attention").SRAttention

@@ -16,10 +16,9 @@ from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_custom_sampler import KSamplerSelect, SamplerCustom, SamplerSEEDS2
 from hosting import module
 from nodes import KSamplerAdvanced
-from runs import (  # noqa: F401
+from runs import (
     GUIDERS,
     STEPS,
-    SWITCHING,
     Report,
     Switch,
     a_video,

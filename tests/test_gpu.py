@@ -12,8 +12,7 @@ import helpers
 import pytest
 import torch
 from hosting import module
-from test_cooperation import sr_model
-from test_faults import Broken, failing, interrupting
+from runs import Broken, failing, interrupting, sr_model
 
 memory, reports = module("srd_core.memory"), module("srd_core.report.data")
 STEPS = 8

@@ -17,7 +17,7 @@ from comfy_extras.nodes_differential_diffusion import DifferentialDiffusion
 from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
 from comfy_extras.nodes_model_advanced import ModelSamplingSD3, RescaleCFG
 from hosting import module
-from test_cooperation import sr_model, sr_sampler
+from runs import sr_model, sr_sampler
 
 Report = module("srd_core.report.data").Report
 STEPS = 4

@@ -10,8 +10,8 @@ import helpers
 import pytest
 import torch
 from hosting import module
+from runs import failing, interrupting, sr_model, state_of
 from test_fade import x0_of
-from test_faults import failing, interrupting, state_of
 
 fit, measure_run, text = module("srd_core.measure.fit"), module("srd_core.measure.run"), module("srd_core.measure.text")
 node, RenderSettings = module("nodes.measure").SRMeasurePair, module("srd_core.stage").RenderSettings
@@ -169,7 +169,5 @@ def test_a_run_that_is_too_short_is_refused_before_any_step(how: dict[str, Any],
 
 
 def test_a_sketch_render_model_is_refused(wan: Any) -> None:
-    from test_many_stages import both
-
     with pytest.raises(ValueError, match="The render already is a Sketch-Render Model"):
-        executed(wan(), both(wan(), wan(seed=1), 2))
+        executed(wan(), sr_model(wan(), wan(seed=1), 2))

@@ -12,7 +12,7 @@ import helpers
 import pytest
 import torch
 from hosting import REPOSITORY, module, pack
-from test_cooperation import SWITCHING
+from runs import SWITCHING
 
 MODELS = ["sketch", "render"]
 SWITCH = [

@@ -11,7 +11,7 @@ import torch
 from comfy_extras.nodes_differential_diffusion import DifferentialDiffusion
 from comfy_extras.nodes_model_advanced import ModelSamplingSD3, RescaleCFG
 from hosting import module
-from test_cooperation import sr_model
+from runs import sr_model
 from test_host_features import windows
 
 Report = module("srd_core.report.data").Report
