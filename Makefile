@@ -9,7 +9,8 @@ HOST = $(PYTHON) demo/host.py
 WORKERS ?= auto
 PYTEST = run-module pytest -p no:cacheprovider --import-mode=importlib --confcutdir=tests -n $(WORKERS) --dist worksteal
 test test-long test-all-hosts test-core test-host test-newest-page soak: export OMP_NUM_THREADS ?= 1
-MYPY_PACK = --ignore-missing-imports --disallow-untyped-defs --python-version 3.10 --cache-dir "$(CURDIR)/.mypy_cache/pack"
+MYPY = run-module mypy --config-file "$(CURDIR)/pyproject.toml" --explicit-package-bases --cache-dir "$(CURDIR)"/.mypy_cache
+TYPED = ../demo/*.py ../demo/family/*.py ../bench/*.py
 VERSIONS = 0.24.0 0.26.0 0.27.0 0.30.0
 # What a change of the host would break: the invariants, what happens on errors and short memory, the node contract, the
 # shipped workflows in its real server, the hand-over files, and the installed archive with its help pages, texts and templates.
@@ -55,15 +56,10 @@ lint:
 # mypy has to see the pack under the name of a package, whatever its folder is called, and must not stand in the root, where
 # it would take the pack's folder `nodes` for the host's module: hence the link, and the change of folder.
 types:
-	MYPYPATH=demo $(HOST) run-module mypy --strict --explicit-package-bases --python-version 3.10 demo/host.py demo/cache.py demo/client.py
-	MYPYPATH=demo $(HOST) run-module mypy --ignore-missing-imports --disallow-untyped-defs --explicit-package-bases \
-	    --python-version 3.10 --cache-dir .mypy_cache/demo demo/*.py
-	MYPYPATH=demo/family $(HOST) run-module mypy --ignore-missing-imports --disallow-untyped-defs \
-	    --explicit-package-bases --python-version 3.10 --cache-dir .mypy_cache/family demo/family/*.py
-	cd bench && MYPYPATH=../demo:../demo/family $(PYTHON) ../demo/host.py run-module mypy --ignore-missing-imports \
-	    --disallow-untyped-defs --explicit-package-bases --python-version 3.10 --cache-dir ../.mypy_cache/bench *.py
+	MYPYPATH=demo $(HOST) $(MYPY)/host --strict demo/host.py demo/cache.py demo/client.py
+	cd tests && MYPYPATH=.:../bench:../demo:../demo/family $(PYTHON) ../demo/host.py $(MYPY)/rest $(TYPED)
 	@set -e; link=$$(mktemp -d); trap 'rm -rf "$$link"' EXIT; ln -s "$(CURDIR)" "$$link/srd_pack"; cd "$$link"; \
-	    $(PYTHON) srd_pack/demo/host.py run-module mypy $(MYPY_PACK) -p srd_pack.srd_core -p srd_pack.nodes
+	    $(PYTHON) srd_pack/demo/host.py $(MYPY)/pack -p srd_pack.srd_core -p srd_pack.nodes
 
 # Tests marked one_host say nothing about the host's version, or look for a host themselves: they run on the default only.
 test-all-hosts: SUITE = $(TESTS)
