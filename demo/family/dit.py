@@ -13,11 +13,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-sys.path.append(str(Path(__file__).resolve().parent.parent))
-
-# isort: split
-import host
-
 from text import TEXT_DIM
 
 
@@ -38,6 +33,8 @@ RENDER = Shape(192, 2, 3)
 
 def find_host() -> None:
     """Make `import comfy` mean the host, and keep it from reading our command line."""
+    import host
+
     sys.path.insert(0, str(host.find_or_make().path))
     import comfy.options
 

@@ -10,10 +10,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+sys.path.append(str(Path(__file__).resolve().parent.parent))
+
+# isort: split
 import torch
 import train_vae
 from cache import cache_folder

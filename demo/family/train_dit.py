@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cache import aside  # dit has put its folder on sys.path
+from cache import aside
 from torch import nn
 
 import dit
