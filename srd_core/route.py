@@ -110,9 +110,9 @@ def read_steps(text: str) -> frozenset[int]:
     return frozenset(steps)
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True)  # a Pair inherits what makes it equal to another: nothing
 class TakeOver:
-    """How the second part of a pair takes over from the first. Pairs are told apart by what they are, not by this."""
+    """How the second part of a pair takes over from the first."""
 
     fade: float = 0.0  # width of the fade at a hand-over to the second, see fade.py; 0: a cut
     render_steps: int = 0  # steps for the rest of the schedule after the last hand-over, see rest.py; 0: its own
