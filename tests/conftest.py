@@ -20,6 +20,7 @@ import comfy.model_management
 import comfy.sd
 import folder_paths
 import helpers
+import pages
 import server_files
 import serving
 from PIL import Image
@@ -142,3 +143,37 @@ def browser() -> Iterator[Any]:
         running = PAGE.launch(playwright)
         yield running
         running.close()
+
+
+@pytest.fixture(scope="module")
+def opened(server: Any, browser: Any) -> Iterator[Any]:
+    """The server's page."""
+    page = PAGE.open_page(browser, server.url)
+    yield page
+    page.close()
+
+
+@pytest.fixture
+def watched(opened: Any, server: Any) -> Iterator[Any]:
+    """The same, where no error may be said until the test is over."""
+    errors: list[str] = []
+
+    def note(message: Any) -> None:
+        if getattr(message, "type", "error") == "error":
+            errors.append(getattr(message, "text", str(message)))
+
+    for event in ("console", "pageerror"):
+        opened.on(event, note)
+    yield opened
+    server.interrupt()
+    pages.until_idle(server)
+    for event in ("console", "pageerror"):
+        opened.remove_listener(event, note)
+    assert not [text for text in errors if not any(own in text for own in pages.ITS_OWN)]
+
+
+@pytest.fixture
+def page(watched: Any) -> Any:
+    """The page with the demo's workflow in it, its charts in view."""
+    pages.show(watched)
+    return watched

@@ -64,7 +64,7 @@ def saved(folder: Path, name: str, weights: dict[str, torch.Tensor]) -> Path:
 
 
 def other_kinds() -> dict[str, dict[str, torch.Tensor]]:
-    """Image to video with what CLIP vision sees (Wan 2.1) and without (Wan 2.2), VACE and Flux.2."""
+    """Image to video with what CLIP vision sees (Wan 2.1) and without (Wan 2.2), Fun Control, VACE and Flux.2."""
     wan, i2v = comfy.ldm.wan.model.WanModel, {"in_dim": 36, "model_type": "i2v"}
     vace, vace_in = comfy.ldm.wan.model.VaceWanModel, {"vace_layers": 1, "vace_in_dim": 96}
     one, two, plain = helpers.wan_layout(1), helpers.wan_layout(2), {"in_dim": 36, "model_type": "t2v"}
@@ -73,7 +73,10 @@ def other_kinds() -> dict[str, dict[str, torch.Tensor]]:
         "wan2.2_i2v_high_noise_14B_fp8_scaled": (wan, one | plain),
         "wan2.2_i2v_low_noise_14B_fp8_scaled": (wan, one | plain),
         "wan2.1_i2v_480p_14B_fp16": (wan, two | i2v),
+        "wan2.1_fun_inp_14B_bf16": (wan, two | i2v),
         "wan2.1_fun_inp_1.3B_bf16": (wan, one | i2v),
+        "wan2.1_fun_control_14B_bf16": (wan, two | i2v | {"in_dim": 48}),
+        "wan2.1_fun_control_1.3B_bf16": (wan, one | i2v | {"in_dim": 48}),
         "wan2.1_vace_14B_fp16": (vace, two | vace_in),
         "wan2.1_vace_1.3B_fp16": (vace, one | vace_in),
         "flux2_dev_fp8mixed": (comfy.ldm.flux.model.Flux, flux | {"context_in_dim": 15360, "guidance_embed": True}),

@@ -176,7 +176,7 @@ def test_the_chosen_attention_runs_on_a_model_of_the_hosts_loader(
     assert not calls, "the MODEL that came in is as it was"
 
 
-def test_set_attention_after_our_loader_is_the_backend_that_runs_and_an_override_is_chained(
+def test_set_attention_after_our_loader_is_what_runs_and_an_override_is_chained(
     models_folder: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -207,9 +207,7 @@ def refused(server: Any, graph: dict[str, Any]) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize("node", ["SRSampler", "SRModel"])
-def test_a_pair_that_does_not_fit_is_refused_when_it_is_queued_in_one_sentence_on_the_render_s_file(
-    node: str, server: Any
-) -> None:
+def test_a_pair_that_does_not_fit_is_refused_when_queued_on_the_render_s_file(node: str, server: Any) -> None:
     where, said = refused(server, serving.cooperating(node=node, render_file=MISFIT))
     assert where == "render" and "Sketch sketch.safetensors (" in said and f"and render {MISFIT} (" in said
     assert "use different VAEs (16 and 128 channels), so they do not fit together. Pairs that fit this sketch:" in said

@@ -463,7 +463,7 @@ def test_a_server_of_another_host_costs_the_page_not_the_run(
     "workflow", ["{}", [1], None, {"id": "w", "extra": None}, {"id": "w", "extra": [1]}, {}, {"extra": "x"}]
 )
 @pytest.mark.parametrize("before", [{}, {"srdiffusion": "of another pack"}, {"srdiffusion": None}])
-def test_a_workflow_of_any_shape_keeps_the_report_beside_it_and_in_it_where_there_is_room(
+def test_a_workflow_of_any_shape_keeps_the_report_beside_it_and_in_it_if_it_can(
     workflow: Any, before: dict[str, Any], graph_run: Any
 ) -> None:
     told: list[Any] = []

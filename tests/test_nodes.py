@@ -178,7 +178,7 @@ LATER_OPTIONAL = [
 ]
 
 
-def test_an_input_with_a_default_after_the_ones_that_a_run_needs_may_be_missing_and_keeps_its_place(
+def test_an_input_with_a_default_may_be_missing_and_keeps_its_place(
     schema: Any,
 ) -> None:
     for i in schema.inputs:

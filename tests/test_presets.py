@@ -67,7 +67,7 @@ def test_what_a_preset_sets_are_widgets_of_the_node_and_the_page_gets_the_table(
     assert inputs["preset"].as_dict()[presets.PRESETS_KEY] == json.loads(json.dumps(presets.PRESETS))
 
 
-def test_paper_is_what_the_widgets_are_by_default_and_few_step_render_what_its_workflow_has() -> None:
+def test_paper_is_the_widgets_defaults_and_few_step_render_what_its_workflow_has() -> None:
     inputs = {i.id: i for i in sampler.SRSampler.GET_SCHEMA().inputs}
     assert all(inputs[name].default == value for name, value in presets.PRESETS["paper"].items())
     saved = json.loads((REPOSITORY / "workflows" / "wan2.1_t2v_14B_few_step_render.json").read_text("utf-8"))

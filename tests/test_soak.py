@@ -14,7 +14,7 @@ from serving import census, common, cooperating, digest, digest_of, plain, servi
 
 pytestmark = pytest.mark.long
 
-RUNS, PLAIN_EVERY, WARM = 80, 20, 20
+RUNS, PLAIN_EVERY, WARM = 200, 20, 20
 SAMPLERS = ("euler", "uni_pc", "dpmpp_2m", "res_multistep", "heun", "euler_ancestral", "euler_cfg_pp", "dpmpp_sde")
 FLAT = 0.02  # of the memory after the first WARM runs
 # What is planted in a run, with how often; and what the server says of it, if it is not the test's own error.
@@ -81,7 +81,7 @@ def outcome(server: Any, fate: str, graph: dict[str, Any]) -> str:
 
 @pytest.mark.one_host
 @pytest.mark.timeout(1500)
-def test_a_server_survives_two_hundred_mixed_runs_with_flat_memory_and_the_same_pixels(tmp_path: Path) -> None:
+def test_a_server_survives_200_mixed_runs_with_flat_memory_and_the_same_pixels(tmp_path: Path) -> None:
     rng, fates, memory, digests = random.Random(0), Counter[str](), [], []
     with serving(tmp_path / "base", wan_files(tmp_path / "files"), "--cache-classic") as server:
         for run in range(RUNS):
@@ -101,4 +101,4 @@ def test_a_server_survives_two_hundred_mixed_runs_with_flat_memory_and_the_same_
     assert len(set(digests)) == 1
     assert late <= early * (1 + FLAT)
     assert (left["models"], left["patchers"], left["runs"]) == (0, 0, 0)
-    assert fates.keys() == FATES.keys(), "a fate that was never met proves nothing"
+    assert not FATES.keys() - fates.keys(), "a fate that was never met proves nothing"

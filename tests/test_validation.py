@@ -99,7 +99,7 @@ def test_sr_sampler_refuses_when_it_is_queued(values: Any, where: str, words: st
     ],
     ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
 )
-def test_what_several_inputs_decide_is_said_by_the_node_itself_and_its_sentence_comes_first(
+def test_what_several_inputs_decide_is_said_by_the_node_and_its_sentence_comes_first(
     values: Any, words: str, server: Any, saved: Any
 ) -> None:
     assert re.match(words, failed(server, saved, "SRSampler", **values))

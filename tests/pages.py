@@ -1,0 +1,268 @@
+"""What the tests of the page do there: a real browser, the tests' server and the tiny family."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from hosting import REPOSITORY, load_by_path, module
+
+page_module = load_by_path("srd_page", REPOSITORY / "demo" / "page.py")
+report_module = module("srd_core.report.data")
+DEMO = REPOSITORY / "demo" / "demo.json"
+SAMPLER, INSPECTOR, LOADERS, SHIFT = 8, 12, (1, 2), 7  # node ids in the demo's workflow
+BARS = [f".srd-bar.srd-stage-{place}" for place in range(4)]  # of the sketch, the render and further stages
+RENDERERS = {"classic": False, "vue": True}
+# What the page itself says of a refused prompt, and of a server that is off the network and has no saved workflows yet.
+ITS_OWN = (
+    "PromptExecutionError",
+    "Failed to load resource",
+    "Content Security Policy",
+    "Fetch API cannot load",
+    "graph accessed before",
+)
+OPEN = "async (saved) => { await app.loadGraphData(saved); }"
+IDLE = "The chart appears here during a run."
+WIDGETS = """values => { for (const [id, name, value] of values)
+  app.graph.getNodeById(id).widgets.find(w => w.name === name).value = value }"""
+VALUE = "([id, name]) => app.graph.getNodeById(id).widgets.find(w => w.name === name).value"
+CHART = "document.querySelectorAll('.srd-chart')"
+# The chart of a node, wherever the renderer has put it.
+ELEMENT = "app.graph.getNodeById(%d).widgets.find(w => w.name === 'srd_chart').element"
+BY_HAND = """([id, values]) => { for (const [name, value] of Object.entries(values)) {
+  const widget = app.graph.getNodeById(id).widgets.find(w => w.name === name);
+  widget.value = value; widget.callback?.(value); } }"""
+LOOK = """() => {  // the page looks for changes, as after a click
+  const tracker = app.extensionManager.workflow.activeWorkflow.changeTracker;
+  (tracker.captureCanvasState ?? tracker.checkState).call(tracker);
+}"""
+PLAN = "app.graph.getNodeById(%d).widgets.find(w => w.name === 'srd_plan').element"
+CLICKED = """([id, name, value]) => {  // as a click in that renderer does: it sets the value and calls back
+  const node = app.graph.getNodeById(id), widget = node.widgets.find(w => w.name === name);
+  if (widget.setValue) widget.setValue(value, {e: {}, node, canvas: app.canvas});
+  else { widget.value = value; widget.callback?.(value, app.canvas, node, [0, 0], {}); }
+}"""
+QUEUED = "app.graphToPrompt().then(({output}) => output)"
+CONNECT = """([id, name, type, value]) => {  // a new node, whose first widget is set, into that input
+  const source = LiteGraph.createNode(type), node = app.graph.getNodeById(id);
+  app.graph.add(source);
+  source.connect(0, node, node.inputs.findIndex(input => input.name === name));
+  if (value == null) return;
+  source.widgets[0].value = value;
+  source.widgets[0].callback?.(value);
+}"""
+DISCONNECT = """([id, name]) => {
+  const node = app.graph.getNodeById(id);
+  node.disconnectInput(node.inputs.findIndex(input => input.name === name));
+}"""
+# The lowest contrast (WCAG 2) of a chart's words with what is behind them, as the browser draws it: [contrast, words].
+CONTRAST = """chart => {
+  const canvas = document.createElement('canvas').getContext('2d', {willReadFrequently: true, colorSpace: 'srgb'});
+  const drawn = (...colours) => {
+    for (const colour of colours) { canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1); }
+    return [...canvas.getImageData(0, 0, 1, 1).data].slice(0, 3);
+  };
+  const linear = value => value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4;
+  const luminance = rgb => [0.2126, 0.7152, 0.0722].reduce((sum, share, i) => sum + share * linear(rgb[i] / 255), 0);
+  const paper = getComputedStyle(chart).backgroundColor;
+  const behind = luminance(drawn('black', paper));
+  if (Math.abs(luminance(drawn('white', paper)) - behind) > 0.01) return [0, 'the chart has no own ground'];
+  const words = [...chart.querySelectorAll('*')].filter(e => !e.closest('title, [hidden], :disabled')
+    && [...e.childNodes].some(child => child.nodeType === 3 && child.textContent.trim()));
+  return words.map(element => {
+    const style = getComputedStyle(element);
+    const text = luminance(drawn(paper, element.namespaceURI.endsWith('svg') ? style.fill : style.color));
+    return [(Math.max(text, behind) + 0.05) / (Math.min(text, behind) + 0.05), element.textContent];
+  }).sort((a, b) => a[0] - b[0])[0];
+}"""
+
+
+def show(page: Any, path: Path = DEMO) -> None:
+    """Open a workflow's file, its charts in view."""
+    page.evaluate(OPEN, json.loads(path.read_text("utf-8")))
+    page.wait_for_function(f"{CHART}.length >= 2")
+    look_at(page)
+
+
+def look_at(page: Any, scale: float = 0.8) -> None:
+    """Bring SR Sampler and the Inspector into view."""
+    page.evaluate(
+        "([a, b, scale]) => { app.canvas.ds.scale = scale; app.canvas.ds.offset = [120 - Math.min(a, b), 100];"
+        " app.canvas.setDirty(true, true) }",
+        [*(page.evaluate(f"app.graph.getNodeById({node}).pos[0]") for node in (SAMPLER, INSPECTOR)), scale],
+    )
+
+
+def queue(page: Any, *values: tuple[int, str, Any]) -> None:
+    """Set widgets, then queue the graph as it is, by the page's own button's command."""
+    page.evaluate(WIDGETS, [list(value) for value in values])
+    page.evaluate("app.queuePrompt(0, 1)")
+
+
+def status(page: Any, node: int = INSPECTOR) -> str:
+    return page.evaluate(f"({ELEMENT % node}).querySelector('.srd-status').textContent")
+
+
+def until(page: Any, start: str, node: int = INSPECTOR, seconds: float = 120) -> str:
+    """Wait until a chart's status begins so; returns it."""
+    element = ELEMENT % node
+    page.wait_for_function(
+        f"start => ({element}).querySelector('.srd-status').textContent.startsWith(start)",
+        arg=start,
+        timeout=1000 * seconds,
+    )
+    return status(page, node)
+
+
+def until_done(page: Any, node: int = INSPECTOR, seconds: float = 120) -> str:
+    """Wait until a chart's run has ended well; returns what it says of it."""
+    page.wait_for_function(
+        f"({ELEMENT % node}).querySelector('.srd-status').dataset.status === 'done'", timeout=1000 * seconds
+    )
+    return status(page, node)
+
+
+def until_idle(server: Any, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        queued = server.get("/queue")
+        if not queued["queue_running"] and not queued["queue_pending"]:
+            return
+        time.sleep(0.2)
+    raise AssertionError("the server does not become idle")
+
+
+def count(page: Any, selector: str, node: int = INSPECTOR) -> int:
+    return page.evaluate(f"selector => ({ELEMENT % node}).querySelectorAll(selector).length", selector)
+
+
+def text_of(page: Any, selector: str, node: int = INSPECTOR) -> str:
+    return page.evaluate(f"selector => ({ELEMENT % node}).querySelector(selector).textContent", selector)
+
+
+def detail(page: Any, node: int = INSPECTOR) -> str:
+    return text_of(page, ".srd-detail", node)
+
+
+def hover(page: Any, selector: str = ".srd-status", node: int = INSPECTOR) -> str:
+    """What is said to whoever points there."""
+    return page.evaluate(f"selector => ({ELEMENT % node}).querySelector(selector).title", selector)
+
+
+def slide(page: Any, place: float, node: int = INSPECTOR) -> None:
+    """Move the "what if" slider: log10 of delta."""
+    page.evaluate(
+        f"place => {{ const slider = ({ELEMENT % node}).querySelector('input[type=range]'); slider.value = place;"
+        " slider.dispatchEvent(new Event('input')) }",
+        place,
+    )
+
+
+def reports(server: Any) -> list[dict[str, Any]]:
+    """The Inspectors' reports of all runs in the server's history, by node id; oldest first."""
+    entries = sorted(server.get("/history").values(), key=lambda entry: entry["prompt"][0])
+    return [
+        {node: json.loads(out["report"][0]) for node, out in entry["outputs"].items() if "report" in out}
+        for entry in entries
+    ]
+
+
+def choose(page: Any, node: int = SAMPLER, **values: Any) -> None:
+    """Set widgets as the user does."""
+    page.evaluate(BY_HAND, [node, values])
+
+
+def shown_values(page: Any, node: int = SAMPLER) -> dict[str, Any]:
+    """The values of a node's widgets, by name."""
+    return page.evaluate(
+        "id => Object.fromEntries(app.graph.getNodeById(id).widgets.map(w => [w.name, w.value]))", node
+    )
+
+
+def plan_of(page: Any, start: str, node: int = SAMPLER) -> bool:
+    """Wait until a node's line begins so; returns whether it is amber."""
+    page.wait_for_function(f"start => ({PLAN % node}).textContent.startsWith(start)", arg=start, timeout=20_000)
+    return page.evaluate(f"({PLAN % node}).classList.contains('srd-problem')")
+
+
+def connect(page: Any, name: str, kind: str, value: Any = None) -> None:
+    """Put a new node of that kind into an input of SR Sampler, with a value in the node's first widget."""
+    page.evaluate(CONNECT, [SAMPLER, name, kind, value])
+
+
+def disconnect(page: Any, name: str) -> None:
+    page.evaluate(DISCONNECT, [SAMPLER, name])
+
+
+def reopened(page: Any) -> Any:
+    """Save the workflow and open what was saved; returns it."""
+    saved = json.loads(page.evaluate("JSON.stringify(app.graph.serialize())"))
+    page.evaluate(OPEN, saved)
+    return saved
+
+
+def open_saved(page: Any, report: Any, key: str = str(SAMPLER)) -> None:
+    """Open the demo's workflow as a saved video carries it, with this report in it."""
+    workflow = json.loads(DEMO.read_text("utf-8"))
+    workflow["extra"] = {"srdiffusion": {key: report}}
+    page.evaluate(OPEN, workflow)
+
+
+def picture(page: Any, name: str) -> None:
+    """Keep a picture of the page in the folder that SRD_ARTEFACTS names, if it names one."""
+    if folder := os.environ.get("SRD_ARTEFACTS"):
+        page.wait_for_timeout(600)
+        page.screenshot(path=Path(folder) / f"{name}.png")
+
+
+def a_report(sketch: str, render: str, error: str = "") -> Any:
+    report, stage = report_module.Report(), report_module.StageReport
+    report.begin(
+        stages=[stage("sketch", sketch, 2, 2.0), stage("render", render, 2, 2.0)],
+        switch={"mode": "step", "switch_step": 2},
+        sigmas=[1.0, 0.7, 0.4, 0.2, 0.0],
+    )
+    report.hand_overs.append(report_module.HandOver(2, "render", "step", 0.4, 50.0))
+    report.steps = [report_module.Step(i + 1, 1.0, "render" if i > 1 else "sketch", 1.0) for i in range(4)]
+    report.status, report.error = ("failed", error) if error else ("done", "")
+    return report
+
+
+def three_stages() -> Any:
+    """A run of 9 steps high, 9 low and 12 small, TeaCache on the last."""
+    report, stage, steps = report_module.Report(), report_module.StageReport, 30
+    cache = {"table": "Wan 2.1 t2v 1.3B", "threshold": 0.14, "reuse": [i % 3 == 2 for i in range(12)], "first_step": 18}
+    report.begin(
+        stages=[
+            stage("high", "Wan 2.2 high noise", 9, 27.0),
+            stage("low", "Wan 2.2 low noise", 9, 27.0),
+            stage("small", "Wan 2.1 1.3B", 12, 8.8, teacache=cache),
+        ],
+        switch={
+            "mode": "adaptive",
+            "delta": 0.01,
+            "fix_step": 5,
+            "max_step": 0,
+            "switch_step": 18,
+            "switch_sigma": 0.875,
+        },
+        earliest=4,
+        latest=12,
+        sigmas=[1 - i / steps for i in range(steps + 1)],
+    )
+    for i in range(steps):
+        name = "high" if i < 9 else "low" if i < 18 else "small"
+        reused = name == "small" and cache["reuse"][i - 18]
+        d, fall = (0.6 / (i + 1), 0.3 / (i + 1) ** 1.6) if 1 < i < 18 else (None, None)
+        seconds = 0.1 if reused else 1.0 if name == "small" else 3.0
+        report.steps.append(report_module.Step(i + 1, report.sigmas[i], name, seconds, d, fall, fall, reused))
+    report.hand_overs = [
+        report_module.HandOver(9, "low", "criterion", 0.7, 30.0, 0.07, 0.0089),
+        report_module.HandOver(18, "small", "step", 0.4, 60.0),
+    ]
+    report.notes = ["The render is larger than the sketch. Are the two swapped?"]
+    report.status = "done"
+    return report
