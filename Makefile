@@ -24,7 +24,7 @@ override PROMPT := $(value PROMPT)
 export PROMPT
 endif
 
-.PHONY: demo test test-long lint types test-core test-host test-newest-page test-all-hosts soak mutations family gpu-kit clean help
+.PHONY: demo test test-long test-names lint types test-core test-host test-newest-page test-all-hosts soak mutations family gpu-kit clean help
 
 help:
 	@echo 'make demo [PROMPT="a red circle"]   sample with the tiny family in a real ComfyUI'
@@ -49,6 +49,10 @@ test: lint types
 test-long: export SRD_CASES = many
 test-long:
 	$(HOST) $(PYTEST) -m long $(PYTEST_ARGS) $(TESTS)
+
+# All tests by name, for .ci/run: none of them may be left out of both.
+test-names:
+	@$(HOST) $(PYTEST) --collect-only -q $(TESTS)
 
 lint:
 	$(HOST) run-module ruff check --no-cache .

@@ -144,7 +144,7 @@ def test_a_folder_of_the_user_is_never_replaced_by_a_link(tmp_path: Path) -> Non
     assert (mine / "keep.py").is_file()
 
 
-@pytest.mark.host_has("os", "killpg")  # POSIX
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX")
 def test_a_server_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
     # A stand-in for main.py: what is tried is the guard, and that needs no torch.
     (tmp_path / "main.py").write_text("import os, time; open('pid', 'w').write(str(os.getpid())); time.sleep(600)")

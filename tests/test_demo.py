@@ -162,7 +162,7 @@ def test_a_damaged_file_is_one_sentence_with_the_next_step_and_no_traceback(tmp_
     assert [path.name for path in (tmp_path / "output").iterdir()] == ["server.log"]
 
 
-@pytest.mark.host_has("os", "killpg")
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX")
 def test_ctrl_c_stops_the_demo_and_its_server(tmp_path: Path) -> None:
     command = [*RUN, "--output", str(tmp_path), "--steps", "2000"]
     demo = subprocess.Popen(

@@ -178,7 +178,7 @@ def test_what_an_interrupted_run_left_is_never_taken_for_a_host(missing: str) ->
     assert host._made(host.DEFAULT_VERSION) is None
 
 
-@pytest.mark.host_has("os", "killpg")  # POSIX
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX")
 def test_a_killed_install_leaves_no_host_and_no_lock_and_is_cleared_away(no_index: None, tmp_path: Path) -> None:
     lock = cache.cache_folder() / "lock"
     with socket.create_server(("127.0.0.1", 0)) as index:  # it takes the connection and never answers
@@ -260,7 +260,7 @@ def test_only_comfyui_is_unpacked_of_the_package_over_what_was_there(tmp_path: P
     assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")} == {"p.tar.gz", "to", "to/main.py"}
 
 
-@pytest.mark.host_has("tarfile", "data_filter")
+@pytest.mark.skipif(not hasattr(tarfile, "data_filter"), reason="a Python without filters of archives")
 @pytest.mark.parametrize(
     ("name", "content"), [("p/vendor/ComfyUI/../../../../evil.py", b"evil"), ("p/vendor/ComfyUI/link", "/etc")]
 )
@@ -325,7 +325,7 @@ PROMPTS = [
 ]
 
 
-@pytest.mark.host_has("os", "killpg")  # POSIX
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX")
 @pytest.mark.parametrize("way", ["argument", "environment"])
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_make_demo_hands_the_prompt_over_exactly_as_typed(tmp_path: Path, prompt: str, way: str) -> None:
@@ -345,25 +345,31 @@ JUNIT = '<testsuites><testsuite><testcase classname="t" name="one"/>{}</testsuit
 SKIP = '<testcase classname="t" name="two"><skipped type="pytest.skip" message="{}"/></testcase>'
 
 
-@pytest.mark.host_has("os", "killpg")  # POSIX
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX")
 @pytest.mark.parametrize(
-    ("report", "status"),
+    ("report", "there", "said"),
     [
-        (JUNIT.format(""), 0),
-        (JUNIT.format(SKIP.format("needs a GPU")), 0),
-        (JUNIT.format(SKIP.format("no browser")), 1),
-        ("<testsuites/>", 1),
+        (JUNIT.format(""), 2, ""),
+        (JUNIT.format(SKIP.format("needs a GPU")), 4, ""),
+        (JUNIT.format(SKIP.format("no browser")), 4, "only a missing GPU is a reason"),
+        (JUNIT.format(""), 3, "3 tests are there, but 2 ran"),
+        ("<testsuites/>", 0, "no test ran in"),
     ],
+    ids=["all ran", "no GPU", "skipped", "left out", "none"],
 )
-def test_ci_fails_when_a_test_is_skipped_unless_for_want_of_a_gpu(tmp_path: Path, report: str, status: int) -> None:
+def test_ci_fails_when_a_test_is_left_out_or_skipped_unless_for_want_of_a_gpu(
+    tmp_path: Path, report: str, there: int, said: str
+) -> None:
     (tmp_path / "report.xml").write_text(report)
     stub = tmp_path / "make"
     copy = f'cp "{tmp_path}/report.xml" "${{PYTEST_ADDOPTS##*--junitxml=}}"'
-    stub.write_text(f'#!/bin/sh\n{copy}\necho "== 2 passed =="\n')
+    names = "\\n".join(f"test::{i}" for i in range(there))
+    stub.write_text(
+        f'#!/bin/sh\nif [ "$2" = test-names ]; then printf "{names}"; exit; fi\n{copy}\necho "== 2 passed =="\n'
+    )
     stub.chmod(0o755)
     environment = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
     command = [REPOSITORY / ".ci" / "run"]
     ran = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=60)
-    assert ran.returncode == status
+    assert ran.returncode == bool(said) and said in ran.stderr
     assert ran.stdout.splitlines()[-1] == "== 2 passed =="
-    assert ("only a missing GPU is a reason" in ran.stderr) == ("no browser" in report)

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 import io
 import json
-import logging
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import av
 import folder_paths
-import helpers
+import pages
 import pytest
-import torch
-from comfy_api.latest import io as node_api
-from comfy_execution.utils import CurrentNodeContext
 from hosting import REPOSITORY, host_module, load_by_path, module
 
 client = load_by_path("srd_client", REPOSITORY / "demo" / "client.py")
@@ -31,8 +24,10 @@ STEPS = 8
 
 @pytest.fixture
 def graph(info: Mapping[str, Any]) -> dict[str, Any]:
-    """The demo's graph, short."""
+    """The demo's graph, short and small."""
     graph = workflow.to_api(workflow.load(REPOSITORY / "demo" / "demo.json"), info)
+    size = {"width": 64, "height": 64, "length": 5}
+    graph = workflow.set_inputs(graph, workflow.find(graph, "EmptyHunyuanLatentVideo"), **size)
     return workflow.set_inputs(graph, workflow.find(graph, "SRSampler"), steps=STEPS, switch_mode="step", switch_step=3)
 
 
@@ -86,8 +81,7 @@ def test_a_client_is_told_which_prompts_are_its_own_and_which_runs_nobody_waits_
     prompt_id = server.post("/prompt", {"prompt": graph, "client_id": server.client_id})["prompt_id"]
     assert server.get(f"{live.QUEUED}?client_id={server.client_id}") == {"prompts": [prompt_id]}
     assert server.get(f"{live.QUEUED}?client_id=another") == {"prompts": []}
-    while not server.get(f"/history/{prompt_id}"):
-        pass
+    pages.until_idle(server)
     assert server.get(f"{live.QUEUED}?client_id={server.client_id}") == {"prompts": []}
     server.run(
         workflow.set_inputs(graph, sampler, seed=79),
@@ -106,8 +100,10 @@ def test_a_sampler_that_comes_from_the_cache_does_not_begin_a_new_run(server: An
     assert {m["node_id"] for m in messages(server, graph)} <= {workflow.find(graph, "SRSwitchInspector")}
 
 
-def test_a_cached_sketch_render_model_is_told_under_the_prompt_that_samples_with_it(server: Any) -> None:
-    graph, (sampler,), (inspector,) = under_ksampler(server, 1)
+def test_a_cached_sketch_render_model_is_told_under_the_prompt_that_samples_with_it(
+    server: Any, graph: dict[str, Any]
+) -> None:
+    graph, (sampler,), (inspector,) = under_ksampler(graph, 1)
     runs = [messages(server, workflow.set_inputs(graph, sampler, seed=seed)) for seed in (1, 2)]
     prompts = [{m["prompt_id"] for m in told if m["node_id"] == "model"} for told in runs]
     assert [len(found) for found in prompts] == [1, 1] and prompts[0] != prompts[1]
@@ -115,12 +111,11 @@ def test_a_cached_sketch_render_model_is_told_under_the_prompt_that_samples_with
         assert told[-1]["node_id"] == inspector and told[-1]["report"]["status"] == "done"
 
 
-def under_ksampler(server: Any, count: int) -> tuple[dict[str, Any], list[str], list[str]]:
+def under_ksampler(graph: dict[str, Any], count: int) -> tuple[dict[str, Any], list[str], list[str]]:
     """The demo's graph with one Sketch-Render Model ("model") under so many KSamplers: (graph, samplers, Inspectors).
 
     Each has an Inspector that waits for it, its own seed, and one step more than the one before.
     """
-    graph = workflow.to_api(workflow.load(REPOSITORY / "demo" / "demo.json"), server.object_info())
     first = workflow.find(graph, "SRSampler")
     inputs = graph[first]["inputs"]
     switching = {i.id for i in module("nodes.sampler").SRModel.define_schema().inputs}
@@ -140,8 +135,8 @@ def under_ksampler(server: Any, count: int) -> tuple[dict[str, Any], list[str], 
     return graph, samplers, [f"inspector{i}" for i in range(count)]
 
 
-def test_two_samplers_after_one_sketch_render_model_keep_a_report_each(server: Any) -> None:
-    graph, samplers, inspectors = under_ksampler(server, 2)
+def test_two_samplers_after_one_sketch_render_model_keep_a_report_each(server: Any, graph: dict[str, Any]) -> None:
+    graph, samplers, inspectors = under_ksampler(graph, 2)
     told: list[dict[str, Any]] = []
     entry = server.run(graph, lambda kind, data: told.append(data) if kind == live.EVENT else None, timeout=300)
     kept = [run for run in server.get(live.ROUTE)["runs"] if run["prompt_id"] == entry["prompt"][1]]
@@ -156,21 +151,17 @@ def test_two_samplers_after_one_sketch_render_model_keep_a_report_each(server: A
         (last,) = (m["report"] for m in told if m["node_id"] == inspector)
         assert last == report
         assert [run["report"] for run in kept if inspector in run["nodes"]] == [report, report]
-    for i, inspector in enumerate(
-        inspectors
-    ):  # others, after both runs are over; a difference keeps them from the host's cache
+    # Others, after both runs are over; a difference keeps them from the host's cache.
+    for i, inspector in enumerate(inspectors):
         graph[f"late{i}"] = {**graph[inspector], "inputs": graph[inspector]["inputs"] | {"report_json": " "}}
     late = server.run(graph, timeout=300)["outputs"]
     assert [json.loads(late[f"late{i}"]["report"][0])["sampler_node"] for i in (0, 1)] == samplers
     again = server.run(workflow.set_inputs(graph, samplers[0], seed=5), timeout=300)
-    assert (
-        inspectors[0] in again["outputs"]
-        and json.loads(again["outputs"][inspectors[0]]["report"][0])["sampler_node"] == samplers[0]
-    )
+    assert json.loads(again["outputs"][inspectors[0]]["report"][0])["sampler_node"] == samplers[0]
 
 
-def test_an_inspector_that_waits_for_no_sampler_shows_the_newest_run(server: Any) -> None:
-    graph, samplers, (first, second) = under_ksampler(server, 2)
+def test_an_inspector_that_waits_for_no_sampler_shows_the_newest_run(server: Any, graph: dict[str, Any]) -> None:
+    graph, samplers, (first, second) = under_ksampler(graph, 2)
     graph[second]["inputs"]["after"] = [graph[samplers[0]]["inputs"]["positive"][0], 0]  # the prompt
     del graph[first]
     graph[samplers[1]]["inputs"]["latent_image"] = [samplers[0], 0]  # one after the other
@@ -202,9 +193,8 @@ def test_a_saved_video_carries_the_report_beside_its_workflow_and_in_it(server: 
     prompt_id = server.post("/prompt", {"prompt": graph, "client_id": server.client_id, "extra_data": extra})[
         "prompt_id"
     ]
-    while not (entry := server.get(f"/history/{prompt_id}")):
-        pass
-    outputs = entry[prompt_id]["outputs"]
+    pages.until_idle(server)
+    outputs = server.get(f"/history/{prompt_id}")[prompt_id]["outputs"]
     (file,) = [f for f in client.files_of({"outputs": outputs}) if f["filename"].endswith(".mp4")]
     with av.open(io.BytesIO(server.view(file))) as container:
         metadata = dict(container.metadata)
@@ -335,205 +325,3 @@ def test_a_report_with_a_value_of_another_kind_is_refused_with_a_sentence(damage
     data = json.loads(report_module.Report(status="done").to_json()) | damage
     with pytest.raises(ValueError, match="report"):
         report_module.Report.from_json(json.dumps(data))
-
-
-# --- another host, another client: the page may miss a run, the run and the Inspector may not fail --------------------
-
-PROMPT, SAMPLER, INSPECTOR = "a-prompt", "1", "2"
-GRAPH = {
-    SAMPLER: {"class_type": "SRSampler", "inputs": {}},
-    INSPECTOR: {"class_type": live.INSPECTOR, "inputs": {"report": [SAMPLER, 1]}},
-}
-WORKFLOW = {"id": "some-id", "nodes": [], "extra": {"ds": 1}}
-
-
-def host_server(told: list[Any], queue: Any = None, **instead: Any) -> Any:
-    """A host's server as far as live.py uses it; ``told`` gets its messages. ``queue``: what its queue is running."""
-    if queue is None:
-        queue = [(0, PROMPT, GRAPH, {"extra_pnginfo": {"workflow": WORKFLOW}}, [])]
-    has = {
-        "sockets": {"a-page": None},
-        "send_sync": lambda event, data: told.append(copy.deepcopy(data)),
-        "prompt_queue": SimpleNamespace(get_current_queue_volatile=lambda: (queue, [])),
-        "routes": SimpleNamespace(get=lambda path: lambda answer: answer),
-    } | instead
-    return SimpleNamespace(**{name: value for name, value in has.items() if value is not None})
-
-
-@pytest.fixture
-def graph_run(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Any, wan: Callable[..., Any], caplog: pytest.LogCaptureFixture
-) -> Callable[..., Any]:
-    """For a server, extra_pnginfo and a prompt: SR Sampler and its Inspector as the host executes them.
-
-    Gives the latent, the Inspector's output and the lines that the log got.
-    """
-    monkeypatch.setattr(folder_paths, "temp_directory", str(tmp_path))
-    common.said.clear()
-    live._runs.clear()
-    sketch, render = wan(seed=0), wan(seed=1)
-
-    def executed(name: str, node_id: str, extra_pnginfo: Any, prompt: Any, *inputs: Any, **more: Any) -> Any:
-        kind = node_api.Hidden
-        hidden = {kind.unique_id: node_id, kind.extra_pnginfo: extra_pnginfo, kind.prompt: prompt}
-        node = getattr(module(name), {SAMPLER: "SRSampler", INSPECTOR: live.INSPECTOR}[node_id])
-        with CurrentNodeContext(PROMPT, node_id):
-            return node.PREPARE_CLASS_CLONE({"hidden_inputs": hidden}).execute(*inputs, **more)
-
-    def run(server: Any, extra_pnginfo: Any = None, prompt: Any = GRAPH) -> Any:
-        monkeypatch.setitem(sys.modules, "server", SimpleNamespace(PromptServer=SimpleNamespace(instance=server)))
-        seen = extra_pnginfo, prompt
-        with caplog.at_level(logging.WARNING):
-            latent, report = executed(
-                "nodes.sampler",
-                SAMPLER,
-                *seen,
-                sketch,
-                render,
-                positive=helpers.prompt(1),
-                negative=helpers.prompt(2),
-                latent=helpers.empty_latent(),
-                seed=7,
-                steps=3,
-                cfg=1.0,
-                sampler_name="euler",
-                scheduler="simple",
-                denoise=1.0,
-                switch_mode="step",
-                delta=0.01,
-                fix_step=5,
-                max_step=0,
-                switch_step=1,
-                switch_sigma=0.875,
-                render_cfg=0.0,
-                teacache=0.0,
-                offload_sketch="auto",
-            ).args
-            shown = executed("nodes.inspector", INSPECTOR, *seen, report)
-        return latent["samples"], shown, [line for line in caplog.messages if "SRDiffusion" in line]
-
-    return run
-
-
-def test_a_host_as_it_is_today_is_told_of_the_run(graph_run: Any) -> None:
-    told: list[Any] = []
-    extra = {"workflow": copy.deepcopy(WORKFLOW)}
-    _, shown, log = graph_run(host_server(told), extra)
-    assert not log and {run["node_id"] for run in told} == {SAMPLER, INSPECTOR}
-    assert told[0]["nodes"] == [SAMPLER, INSPECTOR] and told[0]["workflow_id"] == "some-id"
-    assert told[-1]["sampler"] == SAMPLER and told[-1]["report"]["status"] == "done"
-    kept = json.loads(json.dumps(extra["srdiffusion"]))
-    assert {**json.loads(shown.ui["report"][0]), "figures": kept[SAMPLER]["figures"]} == kept[SAMPLER]
-    assert extra["workflow"]["extra"] == {"ds": 1, "srdiffusion": extra["srdiffusion"]}
-
-
-@pytest.mark.parametrize(
-    ("server", "told_of"),
-    [
-        ({"sockets": None}, {SAMPLER, INSPECTOR}),  # nobody knows who listens: it is told
-        ({"send_sync": None}, set()),
-        ({"send_sync": lambda data: None}, set()),
-        ({"prompt_queue": None}, {SAMPLER, INSPECTOR}),
-        ({"prompt_queue": SimpleNamespace()}, {SAMPLER, INSPECTOR}),
-        ({"prompt_queue": SimpleNamespace(get_current_queue_volatile=dict)}, {SAMPLER, INSPECTOR}),
-        ({"queue": [{"prompt_id": PROMPT}]}, {SAMPLER, INSPECTOR}),
-        ({"queue": [(0, PROMPT)]}, {SAMPLER, INSPECTOR}),
-        ({"queue": [None]}, {SAMPLER, INSPECTOR}),
-        ({"queue": [(0, PROMPT, "a graph", {}, [])]}, {SAMPLER, INSPECTOR}),
-        ({"queue": [(0, PROMPT, {"1": None, "2": {"class_type": live.INSPECTOR}}, None, [])]}, {SAMPLER, INSPECTOR}),
-        ({"queue": []}, {SAMPLER, INSPECTOR}),
-    ],
-)
-def test_a_server_of_another_host_costs_the_page_not_the_run(
-    server: dict[str, Any], told_of: set[str], graph_run: Any
-) -> None:
-    plain, _, _ = graph_run(None)
-    told: list[Any] = []
-    for _ in range(2):
-        extra: dict[str, Any] = {"workflow": dict(WORKFLOW)}
-        latent, shown, log = graph_run(host_server(told, **server), extra)
-        assert torch.equal(latent, plain) and "Switched to the render after step 1 of 3" in shown.args[1]
-        assert extra["srdiffusion"][SAMPLER]["status"] == "done"
-    assert {run["node_id"] for run in told} == told_of
-    assert len(log) <= 1 and all("the page is not told" in line for line in log)
-    assert log or set(server) <= {"sockets", "queue"}
-
-
-@pytest.mark.parametrize(
-    "workflow", ["{}", [1], None, {"id": "w", "extra": None}, {"id": "w", "extra": [1]}, {}, {"extra": "x"}]
-)
-@pytest.mark.parametrize("before", [{}, {"srdiffusion": "of another pack"}, {"srdiffusion": None}])
-def test_a_workflow_of_any_shape_keeps_the_report_beside_it_and_in_it_if_it_can(
-    workflow: Any, before: dict[str, Any], graph_run: Any
-) -> None:
-    told: list[Any] = []
-    extra = {"workflow": copy.deepcopy(workflow), **before}
-    queue: list[Any] = [(0, PROMPT, GRAPH, {"extra_pnginfo": extra}, [])]
-    _, shown, log = graph_run(host_server(told, queue), extra)
-    assert not log and told[-1]["report"]["status"] == "done"
-    assert extra["srdiffusion"][SAMPLER]["status"] == "done" and shown.ui["report"]
-    if isinstance(workflow, dict) and not workflow.get("extra"):
-        assert extra["workflow"] == {**workflow, "extra": {"srdiffusion": extra["srdiffusion"]}}
-    else:
-        assert extra["workflow"] == workflow
-
-
-@pytest.mark.parametrize("extra", ["text", ["a", 1], [], 5, None])
-def test_metadata_that_is_no_object_fails_neither_the_run_nor_the_inspector(extra: Any, graph_run: Any) -> None:
-    told: list[Any] = []
-    queue: list[Any] = [(0, PROMPT, GRAPH, {"extra_pnginfo": extra}, [])]
-    _, shown, log = graph_run(host_server(told, queue), extra)
-    assert {run["node_id"] for run in told} == {SAMPLER, INSPECTOR} and shown.ui["plot"]
-    assert len(log) == bool(extra) and all("do not carry the report" in line for line in log)
-
-
-@pytest.mark.parametrize(
-    "prompt",
-    [
-        None,
-        "text",
-        [],
-        {},
-        {INSPECTOR: None},
-        {INSPECTOR: {"inputs": None}},
-        {INSPECTOR: {"inputs": {"report": "x"}}},
-        {INSPECTOR: {"inputs": {"report": []}}},
-    ],
-)
-def test_a_prompt_of_any_shape_costs_the_link_to_the_sampler_alone(prompt: Any, graph_run: Any) -> None:
-    told: list[Any] = []
-    _, shown, log = graph_run(host_server(told), {"workflow": dict(WORKFLOW)}, prompt)
-    assert told[-1]["node_id"] == INSPECTOR and told[-1]["sampler"] == "" and not log and shown.ui["report"]
-
-
-def test_an_old_report_is_refused_in_words_on_a_server_of_another_host_too(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    instance = SimpleNamespace()
-    monkeypatch.setitem(sys.modules, "server", SimpleNamespace(PromptServer=SimpleNamespace(instance=instance)))
-    node = module("nodes.inspector").SRSwitchInspector.PREPARE_CLASS_CLONE(
-        {"hidden_inputs": {node_api.Hidden.unique_id: "2"}}
-    )
-    with CurrentNodeContext(PROMPT, INSPECTOR), pytest.raises(ValueError, match="not JSON"):
-        node.execute(report_json="{")
-
-
-@pytest.mark.parametrize("instance", [SimpleNamespace(), SimpleNamespace(routes=None), SimpleNamespace(routes={})])
-def test_a_server_without_routes_costs_the_page_alone(
-    instance: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    common.said.clear()
-    monkeypatch.setitem(sys.modules, "server", SimpleNamespace(PromptServer=SimpleNamespace(instance=instance)))
-    with caplog.at_level(logging.WARNING):
-        live.add_route()
-        common.show_on_node(
-            module("nodes.compare").SRCompare.PREPARE_CLASS_CLONE({"hidden_inputs": {node_api.Hidden.unique_id: "2"}}),
-            "text",
-        )
-    assert len(caplog.messages) == 2 and all(line.startswith("SRDiffusion: the page") for line in caplog.messages)
-
-
-def test_a_host_that_says_nothing_of_the_executing_node_costs_the_page_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live, "get_executing_context", object)
-    assert live.executing_node() == ""
-    assert live.waits_for(SimpleNamespace(hidden=SimpleNamespace(unique_id="1"))) == set()  # type: ignore[arg-type]
