@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -54,6 +55,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     rounds = parser.parse_args().rounds
+    import_seconds()  # compiles
     kept = [{"what": "import", "seconds": spread([import_seconds() for _ in range(rounds)])}]
     models = load_models()
     for warm in models:
@@ -71,9 +73,11 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def import_seconds() -> float:
-    """Of a fresh process."""
+    """Of a fresh process that may compile, as the host's may."""
     folders = str(common.host.find_or_make().path), str(common.REPOSITORY / "bench")
-    said = subprocess.check_output([sys.executable, "-c", IMPORT, *folders], text=True, stderr=subprocess.DEVNULL)
+    may_compile = os.environ | {"PYTHONDONTWRITEBYTECODE": ""}
+    words = [sys.executable, "-c", IMPORT, *folders]
+    said = subprocess.check_output(words, text=True, env=may_compile, stderr=subprocess.DEVNULL)
     return float(said.splitlines()[-1])
 
 
