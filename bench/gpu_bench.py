@@ -122,7 +122,6 @@ class Bench:
     render: cost.Network
     size: cost.Size
     _pairs: dict[str, tuple[Any, Any]] = field(default_factory=dict)
-    _variants: dict[Variant, tuple[Any, Any]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, shapes: str, family: str, size: cost.Size | None = None) -> Bench:
@@ -142,18 +141,15 @@ class Bench:
 
     def pair(self, variant: Variant) -> tuple[Any, Any]:
         """(sketch, render) MODELs, built at their first use. Raises Unavailable for what does not work here."""
-        if variant not in self._variants:
-            if why := unavailable(variant, self.render):
-                raise Unavailable(why)
-            if variant.weights not in self._pairs:
-                sketch, render = (
-                    gpu_models.build(network, variant.weights, device()) for network in (self.sketch, self.render)
-                )
-                self._pairs[variant.weights] = sketch, render
-            with_attention = module("srd_core.attention").with_attention
-            sketch, render = (with_attention(model, variant.attention) for model in self._pairs[variant.weights])
-            self._variants[variant] = (compiled(sketch), compiled(render)) if variant.compiled else (sketch, render)
-        return self._variants[variant]
+        if why := unavailable(variant.attention, self.render):
+            raise Unavailable(why)
+        if variant.weights not in self._pairs:
+            networks = self.sketch, self.render
+            sketch, render = (gpu_models.build(network, variant.weights, device()) for network in networks)
+            self._pairs[variant.weights] = sketch, render
+        with_attention = module("srd_core.attention").with_attention
+        sketch, render = (with_attention(model, variant.attention) for model in self._pairs[variant.weights])
+        return (compiled(sketch), compiled(render)) if variant.compiled else (sketch, render)
 
     def put_on_device(self, *models: Any) -> None:
         """As a run finds the device after one of its kind: with these models alone, the first before the others."""
@@ -191,21 +187,16 @@ def compiled(model: Any) -> Any:
     return model
 
 
-def unavailable(variant: Variant, network: cost.Network) -> str:
-    """Why networks can't be computed so here; empty: they can."""
+def unavailable(wanted: str, network: cost.Network) -> str:
+    """Why an attention backend can't be measured on a network; empty: it can."""
     attention = module("srd_core.attention")
-    if (wanted := variant.attention) not in attention.backends():
+    if wanted not in attention.backends():
         return f"ComfyUI has not registered {wanted} attention: pip install {attention.PACKAGES.get(wanted, wanted)}."
     if wanted != "auto":  # the host turns to pytorch's where one fails
         shape, dtype = (1, 512, network.dim), gpu_models.compute_dtype(device())
         q, k, v = (torch.randn(shape, device=device(), dtype=dtype) for _ in range(3))
         if torch.equal(*(get_attention_function(name)(q, k, v, network.heads) for name in (wanted, "pytorch"))):
             return f"{wanted} attention does not work here: ComfyUI takes pytorch's instead."
-    if variant.compiled:
-        try:
-            torch.compile(lambda x: x * 2 + 1, backend="inductor")(torch.ones(8, device=device()))
-        except (RuntimeError, ImportError, OSError) as error:
-            return f"torch.compile does not work here: {str(error).strip().splitlines()[0]}"
     return ""
 
 
@@ -223,15 +214,11 @@ def cooperating(sketch: Any, render: Any, k: int, **settings: Any) -> tuple[Any,
 
 
 def moved(report: Any) -> dict[str, float]:
-    """Seconds of a run's switch, and bytes of weights that came (the render's) and left (the sketch's)."""
+    """Seconds of a run's switch, and bytes of the render's weights that came."""
     (hand_over,) = report.hand_overs
-    before, after = hand_over.memory["before"], hand_over.memory["after"]
+    came = hand_over.memory["after"][RENDER] - hand_over.memory["before"][RENDER]
     on_gpu = device().type != "cpu"  # on the CPU the host counts them too, and nothing moves
-    return {
-        "seconds": hand_over.seconds,
-        "in": max(after[RENDER] - before[RENDER], 0) * on_gpu,
-        "out": max(before[SKETCH] - after[SKETCH], 0) * on_gpu,
-    }
+    return {"seconds": hand_over.seconds, "in": max(came, 0) * on_gpu}
 
 
 def threshold_for(render: Any, sketch: Any, bench: Bench) -> float:

@@ -196,7 +196,7 @@ def wan_runs(work: Work) -> None:
         "two KSamplers": partial(chained, bench),
         "EasyCache on the sketch": partial(alone, bench, SKETCH, easycache=True),
     }
-    attention = "auto" if gpu_bench.unavailable(VARIANTS["sage"], bench.render) else "sage"
+    attention = "auto" if gpu_bench.unavailable("sage", bench.render) else "sage"
     all_that_helps = partial(together, bench, Variant(FP8, attention, compiled=True), **unguided)
     runs(work, bench, more, {f"all of these, fp8, {attention} attention, compiled": all_that_helps})
 

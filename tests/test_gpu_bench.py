@@ -124,7 +124,7 @@ def rows_of_a_card() -> list[dict[str, Any]]:
             **run,
             "row": "SR",
             "seconds": 28.5,
-            "hand_over": {"seconds": 0.2, "in": 3e9, "out": 0},
+            "hand_over": {"seconds": 0.2, "in": 3e9},
             "render_bytes": 3e9,
         },
         {**c, **run, "row": "SR, TeaCache", "seconds": 21.0, "reused": 5},
@@ -132,7 +132,7 @@ def rows_of_a_card() -> list[dict[str, Any]]:
             **c,
             "row": "SR from main memory",
             "seconds": 12.0,
-            "hand_over": {"seconds": 0.3, "in": 3.6e9, "out": 0},
+            "hand_over": {"seconds": 0.3, "in": 3.6e9},
             "render_bytes": 3e9,
         },
     ]
@@ -231,7 +231,7 @@ def test_the_real_shapes_are_those_of_the_published_models() -> None:
 def test_a_backend_that_the_host_replaces_by_pytorch_s_is_no_row_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     host, network = module("srd_core.attention").attention, gpu_models.SHAPES["tiny"][cost.WAN][1]
     monkeypatch.setitem(host.REGISTERED_ATTENTION_FUNCTIONS, "sage", host.attention_pytorch)
-    assert "takes pytorch's instead" in gpu_bench.unavailable(gpu_rows.VARIANTS["sage"], network)
+    assert "takes pytorch's instead" in gpu_bench.unavailable("sage", network)
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
