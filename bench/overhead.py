@@ -55,6 +55,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     rounds = parser.parse_args().rounds
+    facts = common.facts() | {"rounds": rounds}
     import_seconds()  # compiles
     kept = [{"what": "import", "seconds": spread([import_seconds() for _ in range(rounds)])}]
     models = load_models()
@@ -62,7 +63,7 @@ def main() -> None:
         seconds(warm, 2)
     runs = [one_round(*models) for _ in range(rounds)]
     kept.append({"what": "run", **{key: spread([run[key] for run in runs]) for key in runs[0]}})
-    lines = [json.dumps(common.facts() | {"rounds": rounds} | line) for line in kept]
+    lines = [json.dumps(facts | line) for line in kept]
     (common.RESULTS / "overhead.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
     print("\n".join(lines))
 
