@@ -179,7 +179,7 @@ def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def fitting(canvas: ImageDraw.ImageDraw, title: str, width: float) -> int:
-    """The size of font, 10 to 22 pixels, in which a title is no wider than this."""
+    """The size of font, 10 to 22 pixels, in which a title is at most this wide."""
     return next((size for size in range(22, 10, -1) if canvas.textlength(title, font=font(size)) <= width), 10)
 
 
