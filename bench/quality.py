@@ -127,13 +127,19 @@ class Evaluation:
     def line(self, row: Row, number: int, seed: int, sampled: Sampled, reference: Sampled | None) -> Line:
         """What is kept of a cell. Seconds are of sampling; scores are None where no oracle reads the prompts."""
         facts = common.facts()
-        known = {name: facts[name] for name in ("date", "commit", "host", "machine")}
-        line = {"row": row.name, "steps": row.steps, "sampler": row.sampler, "number": number, "seed": seed}
-        line |= {"prompt": self.prompts[number], **known, "load": round(os.getloadavg()[0], 2)}
-        line |= {"switch_step": sampled.switch_step, "reason": sampled.reason}
-        line |= {
+        line: Line = {
+            "row": row.name,
+            "steps": row.steps,
+            "sampler": row.sampler,
+            "number": number,
+            "seed": seed,
+            "prompt": self.prompts[number],
+            **{name: facts[name] for name in ("date", "commit", "host", "machine")},
+            "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+            "switch_step": sampled.switch_step,
+            "reason": sampled.reason,
             "calls": sampled.calls,
-            "seconds": {k: round(v, 4) for k, v in sampled.seconds.items()},
+            "seconds": {model: round(value, 4) for model, value in sampled.seconds.items()},
             "scores": None,
         }
         if self.scenes is not None:

@@ -45,6 +45,7 @@ class Stat:
     mean: float
     low: float
     high: float
+    count: int  # prompts
 
     def text(self, form: str = ".3f") -> str:
         """As in a table's cell."""
@@ -58,12 +59,12 @@ def stat(*samples: Sequence[float], of: Callable[..., Any] = np.mean) -> Stat | 
     if np.isnan(mean):
         return None
     if len(values[0]) == 1:
-        return Stat(mean, mean, mean)
+        return Stat(mean, mean, mean, 1)
     with warnings.catch_warnings():  # draws without a share are left out of the interval
         warnings.simplefilter("ignore", DegenerateDataWarning)
         found = bootstrap(values, of, n_resamples=DRAWS, paired=True, vectorized=True, method="percentile", rng=0)
     low, high = np.nanquantile(found.bootstrap_distribution, (0.025, 0.975))
-    return Stat(mean, float(low), float(high))
+    return Stat(mean, float(low), float(high), len(values[0]))
 
 
 def share(own: Any, render: Any, sketch: Any, axis: int) -> Any:
@@ -73,12 +74,12 @@ def share(own: Any, render: Any, sketch: Any, axis: int) -> Any:
 
 
 def by_prompt(lines: Iterable[Line], value: Value) -> dict[str, float]:
-    """Prompt -> mean over its seeds, of the lines that have the value."""
-    found: dict[str, list[float]] = {}
+    """Prompt -> mean over its seeds, of the lines that have the value; in the prompts' order."""
+    found: dict[tuple[int, str], list[float]] = {}
     for line in lines:
         if (known := value(line)) is not None:
-            found.setdefault(line["prompt"], []).append(known)
-    return {prompt: statistics.fmean(values) for prompt, values in found.items()}
+            found.setdefault((line["number"], line["prompt"]), []).append(known)
+    return {prompt: statistics.fmean(found[number, prompt]) for number, prompt in sorted(found)}
 
 
 def mean_of(lines: Iterable[Line], value: Value) -> Stat | None:
@@ -185,9 +186,12 @@ def paired(own: Iterable[Line], others: Iterable[Line], value: Value) -> list[fl
 # --- the documents ----------------------------------------------------------------------------------------------------
 
 
-def text_of(found: Stat | None, form: str = ".3f") -> str:
-    """A cell of a table."""
-    return found.text(form) if found else "-"
+def text_of(found: Stat | None, form: str = ".3f", of: Sequence[Line] = ()) -> str:
+    """A cell of a table. of: the row's lines, where some may lack the value: then how many prompts have it is said."""
+    if found is None:
+        return "-"
+    fewer = found.count < len({line["prompt"] for line in of})
+    return found.text(form) + (f", {found.count} prompts" if fewer else "")
 
 
 def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -207,6 +211,8 @@ def markdown(lines: Sequence[Line], no_lpips: str) -> list[str]:
         "",
         NOTE,
     ]
+    if loads := [line["load"] for line in results.timed if line["load"]]:
+        out += ["", f"Other programs ran while it was timed: the load was {statistics.median(loads):.1f} (median)."]
     if no_lpips and not any(line.get("lpips") for line in lines):
         out += ["", f"LPIPS was not measured. {no_lpips}"]
     for run in results.runs():
@@ -229,7 +235,7 @@ def main_table(results: Results, run: Run) -> list[str]:
                 *(text_of(mean_of(lines, score(part))) for part in ("mean", "shape")),
                 text_of(gain(rows, name), ".2f"),
                 text_of(mean_of(lines, number("psnr")), ".2f"),
-                *(text_of(mean_of(lines, number(part))) for part in ("ssim", "cvvdp", "lpips")),
+                *(text_of(mean_of(lines, number(part)), of=lines) for part in ("ssim", "cvvdp", "lpips")),
                 text_of(mean_of(lines, lambda line: 100 * line["flicker"]), ".2f"),
                 f"{statistics.fmean(line['calls'][SKETCH] for line in lines):.1f}",
                 f"{speed.mean:.2f}" if speed else "-",
@@ -269,7 +275,7 @@ def evidence(lines: Sequence[Line]) -> list[str]:
                 prompts_and_seeds(own),
                 text_of(gain(rows, name), ".2f"),
                 text_of(mean_of(own, number("psnr")), ".1f"),
-                text_of(mean_of(own, number("cvvdp")), ".2f"),
+                text_of(mean_of(own, number("cvvdp")), ".2f", own),
                 f"{speed.mean:.2f}" if speed else "-",
             ]
         )

@@ -274,12 +274,13 @@ def test_intervals_are_those_of_a_bootstrap_over_prompts() -> None:
     assert found.mean == pytest.approx(np.mean(values))
     assert found.low == pytest.approx(found.mean - error, abs=0.15 * error)
     assert found.high == pytest.approx(found.mean + error, abs=0.15 * error)
-    assert table.stat([3.0]) == table.Stat(3.0, 3.0, 3.0) and table.stat([]) is None
+    assert table.stat([3.0]) == table.Stat(3.0, 3.0, 3.0, 1) and table.stat([]) is None
 
 
 def fake(row: str, prompt: int, score: float, **more: Any) -> dict[str, Any]:
     calls = {"sketch": 50, "render": 0} if row == "sketch only" else {"sketch": 0, "render": 50}
-    line = {"row": row, "steps": 50, "sampler": "euler", "prompt": str(prompt), "seed": 0, "scores": {"mean": score}}
+    line = {"row": row, "steps": 50, "sampler": "euler", "number": prompt, "seed": 0}
+    line |= {"prompt": str(prompt), "scores": {"mean": score}}
     return {**line, "psnr": 20.0, "calls": calls, "seconds": None, "flicker": 0.0, **more}
 
 
@@ -331,6 +332,12 @@ def test_a_cell_that_was_sampled_again_counts_once_as_it_is_now() -> None:
 def test_a_row_that_this_version_does_not_know_is_still_reported() -> None:
     lines = [fake(row, i, 0.5) for i in range(4) for row in ("sketch only", "fixed, step 11")]
     assert any("| fixed, step 11 |" in line for line in table.main_table(table.Results(lines), (50, "euler")))
+
+
+def test_a_measure_that_some_cells_lack_says_of_how_many_prompts_it_is() -> None:
+    lines = [fake("fixed, step 10", i, 0.5, **({"cvvdp": 9.0} if i else {})) for i in range(4)]
+    (*_, row) = table.main_table(table.Results(lines), (50, "euler"))
+    assert "| 9.000 [9.000, 9.000], 3 prompts |" in row and "20.00 [20.00, 20.00] |" in row
 
 
 def test_rows_are_compared_with_the_cut_on_the_prompts_that_both_have() -> None:
