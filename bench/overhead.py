@@ -30,7 +30,8 @@ import hosting  # noqa: E402  (first: it makes `import comfy` mean the host)
 import comfy.sd  # noqa: E402
 import helpers  # noqa: E402
 
-SKETCH, RENDER = {"dim": 768, "layers": 8, "seed": 0}, {"dim": 384, "layers": 4, "seed": 1}
+SKETCH: dict[str, Any] = {"dim": 768, "layers": 8, "seed": 0}
+RENDER: dict[str, Any] = {"dim": 384, "layers": 4, "seed": 1}
 LATENT = {"frames": 3, "side": 16}  # 192 tokens
 STEPS, SWITCH_STEP = 10, 4
 IMPORT = """

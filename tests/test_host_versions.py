@@ -18,6 +18,7 @@ import pytest
 from hosting import REPOSITORY, host_module, module
 
 host_check = module("srd_core.host_check")
+ANEW = "That version has it, so this installation is changed or incomplete: install ComfyUI anew."
 HOST_PACKAGES = (
     "comfy",
     "comfy_api",
@@ -34,7 +35,7 @@ HOST_PACKAGES = (
 def names_used(path: Path) -> Iterator[str]:
     """What of the host one file of the pack names, e.g. "comfy.samplers.KSampler.SAMPLERS"."""
     tree = ast.parse(path.read_text("utf-8"))
-    bound = {}  # name in the file -> what it stands for
+    bound: dict[str, str] = {}  # name in the file -> what it stands for
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             bound |= {a.asname: a.name for a in node.names if a.asname}
@@ -87,14 +88,8 @@ def test_all_that_the_pack_uses_of_the_host_is_asked_for_at_import() -> None:
         ("0.3.64", "This is ComfyUI 0.3.64; it lacks a.b. Update ComfyUI to 0.24.0 or newer."),
         ("", "This is ComfyUI of an unknown version; it lacks a.b. Update ComfyUI to 0.24.0 or newer."),
         ("0.18.2", "it lacks a.b. Update ComfyUI to 0.24.0 or newer."),
-        (
-            "0.24.0",
-            "it lacks a.b. That version has it, so this installation is changed or incomplete: install ComfyUI anew.",
-        ),
-        (
-            "0.30.0",
-            "it lacks a.b. That version has it, so this installation is changed or incomplete: install ComfyUI anew.",
-        ),
+        ("0.24.0", f"it lacks a.b. {ANEW}"),
+        ("0.30.0", f"it lacks a.b. {ANEW}"),
         ("1.2.0", "This is ComfyUI 1.2.0; it lacks a.b. Update ComfyUI-SRDiffusion."),
     ],
 )
