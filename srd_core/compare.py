@@ -14,7 +14,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from . import likeness
-from .report.plot import FAINT, INK, PAPER, axis, curve, fitting, font
+from .drawing import FAINT, INK, PAPER, axis, curve, fitting, font
 
 LAYOUTS = ("side by side", "wipe", "moving wipe", "difference")
 TONES = {"PSNR, dB": "#2f6bd8", "SSIM": "#2e9e5b", "LPIPS": "#e08423"}

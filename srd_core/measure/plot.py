@@ -7,7 +7,8 @@ from functools import partial
 
 from PIL import Image, ImageDraw
 
-from ..report.plot import FAINT, INK, MARK, PAPER, TONES, axis, curve, font
+from ..drawing import FAINT, INK, PAPER, axis, curve, font
+from ..report.plot import MARK, TONES
 from .fit import KEPT, Pull
 from .run import Measured
 from .text import Advice

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from ..drawing import FAINT, INK, PAPER, axis, curve, fitting, font
 from ..route import LISTED
 from .data import Report, StageReport
 from .figures import Panel, panels
@@ -16,7 +17,6 @@ WIDTH, HEIGHT = 1120, 720
 LEFT, RIGHT = 84, WIDTH - 28  # of all panels
 PANELS = {"d": (136, 310), "fall": (350, 510), "seconds": (550, 664)}  # top and bottom of each
 TITLES = {"d": "D (change of the prediction)", "fall": "fall of D", "seconds": "seconds per step"}
-INK, FAINT, PAPER = "#22252b", "#8a919c", "#ffffff"
 # By the stage's place in the route; further stages begin anew.
 TINTS = ("#e8effb", "#fdf0e3", "#e9f5ec", "#f3e9f7")
 TONES = ("#2f6bd8", "#e08423", "#3b9150", "#8b4fa8")
@@ -171,31 +171,3 @@ def _scale(panel: Panel) -> Callable[[float], float]:
     """From a value to its height in the picture."""
     top, bottom = PANELS[panel.field]
     return lambda value: bottom - (value - panel.low) / (panel.high - panel.low) * (bottom - top)
-
-
-def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Pillow's own, of so many pixels."""
-    return ImageFont.load_default(size)
-
-
-def fitting(canvas: ImageDraw.ImageDraw, title: str, width: float) -> int:
-    """The size of font, 10 to 22 pixels, in which a title is at most this wide."""
-    return next((size for size in range(22, 10, -1) if canvas.textlength(title, font=font(size)) <= width), 10)
-
-
-def axis(canvas: ImageDraw.ImageDraw, left: int, panel: tuple[int, int], title: str, low: str, high: str) -> None:
-    """A panel's title, and the values at its bottom and top; ``panel``: its top and bottom."""
-    top, bottom = panel
-    canvas.text((left, top - 22), title, fill=INK, font=font(15))
-    canvas.text((left - 8, top), high, fill=FAINT, font=font(14), anchor="ra")
-    canvas.text((left - 8, bottom), low, fill=FAINT, font=font(14), anchor="rs")
-
-
-def curve(
-    canvas: ImageDraw.ImageDraw, points: Sequence[tuple[float, float]], tone: str, width: int = 2, radius: int = 3
-) -> None:
-    """Dots, joined."""
-    if len(points) > 1:
-        canvas.line(points, fill=tone, width=width)
-    for x, y in points:
-        canvas.ellipse((x - radius, y - radius, x + radius, y + radius), fill=tone)
