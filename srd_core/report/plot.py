@@ -1,4 +1,4 @@
-"""The Switch Inspector's picture: D and its derivative over the steps, who ran each step, and what it cost."""
+"""The Switch Inspector's picture: D and its fall over the steps, who ran each step, and what it cost."""
 
 from __future__ import annotations
 
