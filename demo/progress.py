@@ -20,7 +20,8 @@ class Progress:
         self.steps: dict[str, list[float]] = {}  # seconds a step between two messages; the first step is not in it
         self._label = label
         self._graph = graph
-        self._bar = tqdm(disable=None, leave=False)  # None: where there is no terminal
+        look = "{desc}{bar} {n_fmt}/{total_fmt}"
+        self._bar = tqdm(bar_format=look, dynamic_ncols=True, leave=False, disable=None)  # None: without a terminal
         self._node = ""
         self._since = 0.0
         self._last = (0, 0.0)  # steps done and when, of the message before
@@ -30,7 +31,8 @@ class Progress:
         if kind == "executing":
             self._end_node()
             self._node, self._since, self._last = data.get("node") or "", time.perf_counter(), (0, 0.0)
-            self._bar.set_description(f"{self._label}: {self._title()}")
+            self._bar.reset(1)
+            self._bar.set_description_str(f"{self._label}: {self._title():24.24} ")
         elif kind == "progress" and str(data.get("node")) == self._node:
             self._note_steps(int(data["value"]))
             self._bar.n, self._bar.total = int(data["value"]), int(data["max"])
