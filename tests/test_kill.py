@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hosting import REPOSITORY, load_by_path, module
+import workflow
+from hosting import REPOSITORY, module
 from serving import census, cooperating, digest_of, plain, serving, sketch_saved, wan_files
 
 pytestmark = pytest.mark.long
 
 handover = module("srd_core.handover.file")
-workflow = load_by_path("srd_workflow", REPOSITORY / "demo" / "workflow.py")
 
 # Where the server is killed, and the graph and fault that make it wait there.
 STAGES: dict[str, dict[str, Any]] = {

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import av
+import client
 import folder_paths
 import pages
 import pytest
-from hosting import REPOSITORY, host_module, load_by_path, module
+import workflow
+from hosting import REPOSITORY, host_module, module
 
-client = load_by_path("srd_client", REPOSITORY / "demo" / "client.py")
-workflow = load_by_path("srd_workflow", REPOSITORY / "demo" / "workflow.py")
 live, common = module("nodes.live"), module("nodes.common")
 report_module, figures = module("srd_core.report.data"), module("srd_core.report.figures")
 

@@ -16,8 +16,9 @@ import comfy.utils
 import helpers
 import pytest
 import torch
+import workflow
 from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete, ModelSamplingSD3
-from hosting import REPOSITORY, host_module, load_by_path, module
+from hosting import REPOSITORY, host_module, module
 from runs import (
     STEPS,
     Report,
@@ -28,7 +29,6 @@ from runs import (
 )
 
 memory, reports = module("srd_core.memory"), module("srd_core.report.data")
-workflow = load_by_path("srd_workflow", REPOSITORY / "demo" / "workflow.py")
 
 POLICIES = ("auto", "always", "never")
 READERS = ("euler", "uni_pc", "dpm_2_ancestral", "dpmpp_sde", "er_sde", "seeds_2")

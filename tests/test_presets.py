@@ -10,10 +10,9 @@ import helpers
 import pytest
 import serving
 import torch
-from hosting import REPOSITORY, host_module, load_by_path, module
+from hosting import REPOSITORY, host_module, module
 
 presets, sampler, plan = module("nodes.presets"), module("nodes.sampler"), module("nodes.plan")
-workflow = load_by_path("srd_workflow", REPOSITORY / "demo" / "workflow.py")
 
 # What the widgets are before a preset is chosen: none of these is what any preset says.
 OTHERS: dict[str, Any] = {

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from hosting import REPOSITORY, host_module, load_by_path
+import workflow
+from hosting import REPOSITORY, host_module
 
-workflow = load_by_path("srd_workflow", REPOSITORY / "demo" / "workflow.py")
 # Inputs with a default, after those that a run needs: an API graph from before one existed does not name it.
 LATER = (
     "weight_dtype",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from hosting import REPOSITORY, load_by_path
+import workflow
+from hosting import REPOSITORY
 
-workflow = load_by_path("srd_workflow", REPOSITORY / "demo" / "workflow.py")
 FOLDER = REPOSITORY / "workflows"
 TEMPLATES = sorted(path.stem for path in FOLDER.glob("*.json"))
 WAN21, WAN21_KSAMPLER = "wan2.1_t2v_14B_to_1.3B", "wan2.1_t2v_14B_to_1.3B_ksampler"
