@@ -316,8 +316,9 @@ async def _hand_on(socket: "aiohttp.ClientWebSocketResponse[bool]", on_event: On
             on_event("binary", {"data": message.data})
         elif message.type == 0x1:
             said = json.loads(message.data)
-            on_event(said["type"], said.get("data") or {})
-            if said["type"] == "executing" and not said["data"].get("node"):
+            data = said.get("data") or {}
+            on_event(said["type"], data)
+            if said["type"] == "executing" and not data.get("node"):
                 return
         else:  # the connection is lost; whether the run goes well the history says
             await asyncio.sleep(left)
