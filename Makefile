@@ -10,8 +10,7 @@ WORKERS ?= auto
 PYTEST = run-module pytest -p no:cacheprovider --import-mode=importlib --confcutdir=tests -n $(WORKERS) --dist worksteal
 test test-long test-all-hosts test-core test-host test-newest-page soak: export OMP_NUM_THREADS ?= 1
 MYPY = run-module mypy --config-file "$(CURDIR)/pyproject.toml" --explicit-package-bases --cache-dir "$(CURDIR)"/.mypy_cache
-# To come: *.py, the tests, once mypy passes over them.
-TYPED = ../demo/*.py ../demo/family/*.py ../bench/*.py
+TYPED = ../demo/*.py ../demo/family/*.py ../bench/*.py *.py server_pack/__init__.py
 VERSIONS = 0.24.0 0.26.0 0.27.0 0.30.0
 # What a change of the host would break: the invariants, what happens on errors and short memory, the node contract, the
 # shipped workflows in its real server, the hand-over files, and the installed archive with its help pages, texts and templates.

@@ -234,7 +234,12 @@ def a_report(sketch: str, render: str, error: str = "") -> Any:
 def three_stages() -> Any:
     """A run of 9 steps high, 9 low and 12 small, TeaCache on the last."""
     report, stage, steps = report_module.Report(), report_module.StageReport, 30
-    cache = {"table": "Wan 2.1 t2v 1.3B", "threshold": 0.14, "reuse": [i % 3 == 2 for i in range(12)], "first_step": 18}
+    cache: dict[str, Any] = {
+        "table": "Wan 2.1 t2v 1.3B",
+        "threshold": 0.14,
+        "reuse": [i % 3 == 2 for i in range(12)],
+        "first_step": 18,
+    }
     report.begin(
         stages=[
             stage("high", "Wan 2.2 high noise", 9, 27.0),

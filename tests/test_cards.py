@@ -29,7 +29,7 @@ def test_the_readme_has_the_table_that_the_command_makes() -> None:
 
 @pytest.mark.parametrize("readme", ["README.md", "README.zh.md"])
 def test_the_readme_s_figures_of_toy_models_are_in_the_evidence(readme: str) -> None:
-    told = re.search(r"<!-- toy: .*?-->(.*?)<!-- /toy -->", (REPOSITORY / readme).read_text("utf-8"), re.DOTALL)[1]
+    (told,) = re.findall(r"<!-- toy: .*?-->(.*?)<!-- /toy -->", (REPOSITORY / readme).read_text("utf-8"), re.DOTALL)
     rows = [line for line in common.EVIDENCE.read_text("utf-8").splitlines() if line.startswith("|")]
     figures = {f"{int(share) / 100:.2f}" for share in re.findall(r"(\d+) %", told)}
     figures |= set(re.findall(r"([\d.]+)(?:x| 倍)", told))

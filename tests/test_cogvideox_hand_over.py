@@ -109,7 +109,7 @@ def test_5b_then_2b_is_the_hand_written_ddim_hand_over_of_diffusers(
 @pytest.mark.parametrize("sampler", ["uni_pc", "dpmpp_sde"])
 def test_within_5b_the_switch_changes_not_a_bit(sampler: str, folders: dict[str, Path]) -> None:
     sketch, same = cogvideox.load(folders["5b"]), cogvideox.load(folders["5b"])
-    how = {"steps": 8, "cfg": 1.0, "sampler": sampler}
+    how: dict[str, Any] = {"steps": 8, "cfg": 1.0, "sampler": sampler}
     plain = sample(sketch, noise(), **how)
     assert torch.equal(sample(sr_model(sketch, same, 3), noise(), **how), plain)
     assert torch.equal(sample(sketch, noise(), **how), plain)

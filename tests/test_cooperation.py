@@ -65,7 +65,7 @@ def ksampler_advanced(model: Any) -> torch.Tensor:
     return whole["samples"]
 
 
-WAYS = {
+WAYS: dict[str, Callable[[Any], torch.Tensor]] = {
     "KSampler": lambda model: helpers.ksampler(model, STEPS, sampler_name="uni_pc"),
     "KSamplerAdvanced": ksampler_advanced,
     "SamplerCustom": sampler_custom,
@@ -234,7 +234,8 @@ def test_noise_can_be_left_out(wan: Any) -> None:
 
 
 def test_a_bad_prediction_of_a_second_call_is_told_of_the_step_it_belongs_to(wan: Any) -> None:
-    calls, report = [], Report()
+    calls: list[Any] = []
+    report = Report()
 
     def spoil(executor: Any, *args: Any, **kwargs: Any) -> Any:
         calls.append(None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ criterion = module("srd_core.criterion")
 Criterion, relative_change = criterion.Criterion, criterion.relative_change
 
 
-def after(changes: list[float], length: float = 1.0) -> Criterion:
+def after(changes: list[float], length: float = 1.0) -> Any:
     """What is known after len(changes) + 1 steps, each ``length`` 50ths long; predictions differ by these ratios."""
     seen, value = Criterion(), 1.0
     for step, change in enumerate([0.0, *changes]):
@@ -124,7 +125,7 @@ def test_a_prediction_that_is_not_finite_never_settles_and_the_rule_recovers(bad
 
 
 def test_a_batch_settles_when_every_sample_has() -> None:
-    def of_batch(second: float) -> Criterion:
+    def of_batch(second: float) -> Any:
         seen = Criterion()
         for step, (one, other) in enumerate(((1.0, 1.0), (1.1, 1.1), (1.1 * 1.095, 1.1 * second))):
             seen.observe(torch.tensor([[one, one], [other, other]]), 1 - step / 50)

@@ -40,7 +40,9 @@ optional = {
     "first_step": st.integers(0, 9),
     "form": st.sampled_from(["e", "e0"]),
 }
-plans = st.one_of(st.just({}), st.fixed_dictionaries({"threshold": finite(0, 1), "table": words}, optional=optional))
+plans: st.SearchStrategy[dict[str, Any]] = st.one_of(
+    st.just({}), st.fixed_dictionaries({"threshold": finite(0, 1), "table": words}, optional=optional)
+)
 stages = [st.builds(StageReport, st.just(name), words, count, seconds, seconds, plans, size, size) for name in NAMES]
 steps = st.builds(Step, count, seconds, named, maybe, maybe, maybe, maybe, reused=st.booleans())
 hand_overs = st.builds(HandOver, count, named, words, finite(), finite(0, 100), maybe, maybe, seconds, fade=shares)

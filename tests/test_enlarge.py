@@ -164,7 +164,7 @@ class Exact(torch.nn.Module):
         return 40 / (1 + (ky[:, None] ** 2 + kx**2) / 4) ** 1.5 / r2 + 1e-3
 
     def forward(self, x: torch.Tensor, timestep: torch.Tensor, **_: Any) -> torch.Tensor:
-        sigma, s = float(timestep[0]) / 1000, self.spectrum(x.shape[-2:])
+        sigma, s = float(timestep[0]) / 1000, self.spectrum((x.shape[-2], x.shape[-1]))
         denoised = idct(dct(x.double()) * ((1 - sigma) * s / ((1 - sigma) ** 2 * s + sigma**2)))
         return ((x - denoised) / sigma).to(x.dtype)
 
@@ -181,7 +181,7 @@ class ExactNoise(Exact):
         self.sigma_of = sampling.sigma
 
     def forward(self, x: torch.Tensor, timestep: torch.Tensor, **_: Any) -> torch.Tensor:
-        sigma, s = float(self.sigma_of(timestep[:1])), self.spectrum(x.shape[-2:])
+        sigma, s = float(self.sigma_of(timestep[:1])), self.spectrum((x.shape[-2], x.shape[-1]))
         whole = x.double() * (sigma**2 + 1) ** 0.5  # the host scales what it gives a network of this kind
         return ((whole - idct(dct(whole) * (s / (s + sigma**2)))) / sigma).to(x.dtype)
 
@@ -275,7 +275,7 @@ def test_a_fade_holds_the_velocity_that_the_full_size_would_have(wan: Any, monke
     held: list[torch.Tensor] = []
     fade = module("srd_core.fade")
 
-    class Keeping(fade.Fade):
+    class Keeping(fade.Fade):  # type: ignore[name-defined,misc]
         def begin(self, *args: Any) -> Any:
             held.append(self._v.clone())
             return super().begin(*args)

@@ -35,7 +35,7 @@ class GGMLTensor(torch.Tensor):
     tensor_shape: torch.Size
 
     @property
-    def shape(self) -> torch.Size:
+    def shape(self) -> torch.Size:  # type: ignore[override]
         return self.tensor_shape
 
     def detach(self) -> GGMLTensor:

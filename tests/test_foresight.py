@@ -123,7 +123,10 @@ def test_the_real_sizes_are_judged_in_a_moment_without_memory_for_their_weights(
     assert notes == ["", "The render is larger than the sketch. Are the two swapped?"]
 
 
-@pytest.mark.parametrize("content", [b"", b"\x00" * 64, b"<!doctype html>", struct.pack("<Q", 2) + b"{}"])
+CONTENTS = {"empty": b"", "zeros": b"\x00" * 64, "page": b"<!doctype html>", "no tensors": struct.pack("<Q", 2) + b"{}"}
+
+
+@pytest.mark.parametrize("content", CONTENTS.values(), ids=CONTENTS)
 def test_of_a_file_that_tells_nothing_nothing_is_said(content: bytes, tmp_path: Path, files: dict[str, Path]) -> None:
     odd = tmp_path / "odd.safetensors"
     odd.write_bytes(content)

@@ -42,7 +42,11 @@ def test_an_encoded_video_with_a_mask_and_denoise_below_1_goes_along(
     sampler: str, batch: int, wan: Any, tmp_path: Path
 ) -> None:
     sketch, render, mask = wan(), wan(seed=1), right_half()
-    how = {"sampler_name": sampler, "denoise": 0.7, "latent": {"samples": a_video(batch), "noise_mask": mask}}
+    how: dict[str, Any] = {
+        "sampler_name": sampler,
+        "denoise": 0.7,
+        "latent": {"samples": a_video(batch), "noise_mask": mask},
+    }
     latent, _ = rendered(through_a_file(sketched(sketch, **how)[0], tmp_path), render)
     assert torch.equal(latent["samples"], sr_sampler(sketch, render, **how))
     assert torch.equal(latent["noise_mask"], mask)
@@ -50,7 +54,7 @@ def test_an_encoded_video_with_a_mask_and_denoise_below_1_goes_along(
 
 def test_the_noise_of_a_batch_taken_apart_goes_along(wan: Any, tmp_path: Path) -> None:
     sketch, render = wan(), wan(seed=1)
-    how = {"latent": helpers.empty_latent(2) | {"batch_index": [3, 1]}}
+    how: dict[str, Any] = {"latent": helpers.empty_latent(2) | {"batch_index": [3, 1]}}
     latent, _ = rendered(through_a_file(sketched(sketch, **how)[0], tmp_path), render)
     assert torch.equal(latent["samples"], sr_sampler(sketch, render, **how)) and latent["batch_index"] == [3, 1]
 
@@ -156,7 +160,7 @@ def test_a_latent_of_another_scale_is_mapped_as_in_sr_sampler_bit_for_bit(
     sketch, render = cogvideox.load(folders["5b"]), cogvideox.load(folders["2b"])
     denoise = 1.0 if sampler in ("euler", "heun", "uni_pc") else 0.6
     video = oracle.random(1, 16, 2, 8, 12, seed=9)
-    how = {"latent": {"samples": video * (denoise < 1)}, "denoise": denoise, "sampler_name": sampler}
+    how: dict[str, Any] = {"latent": {"samples": video * (denoise < 1)}, "denoise": denoise, "sampler_name": sampler}
     record, preview, _ = sketched(sketch, **oracle.prompts(), **how)
     latent, report = rendered(through_a_file(record, tmp_path), render, **oracle.prompts())
     assert torch.equal(latent["samples"], sr_sampler(sketch, render, **oracle.prompts(), **how)) and not report.notes
@@ -165,7 +169,8 @@ def test_a_latent_of_another_scale_is_mapped_as_in_sr_sampler_bit_for_bit(
 
 @pytest.mark.parametrize("denoise", [1.0, 0.7])
 def test_a_scale_that_another_node_put_on_the_sketch_goes_along(denoise: float, wan: Any, tmp_path: Path) -> None:
-    sketch, render, how = wan(), wan(seed=1), {"latent": {"samples": a_video()}, "denoise": denoise}
+    sketch, render = wan(), wan(seed=1)
+    how: dict[str, Any] = {"latent": {"samples": a_video()}, "denoise": denoise}
     latent_format = type(sketch.model.latent_format)()
     latent_format.scale_factor = 0.5
     sketch.add_object_patch("latent_format", latent_format)

@@ -81,7 +81,7 @@ def test_a_file_holds_one_latent_a_call_and_little_else(a_file: Path, wan: Any) 
     assert a_file.stat().st_size < (len(record.calls) + 1) * one + 20_000
 
 
-def set_fact(*keys: str, value: Any) -> Callable[[dict[str, Any], Any], None]:
+def set_fact(*keys: str | int, value: Any) -> Callable[[dict[str, Any], Any], None]:
     def change(facts: dict[str, Any], tensors: Any) -> None:
         for key in keys[:-1]:
             facts = facts[key]

@@ -358,7 +358,7 @@ def test_a_wrapper_stays_on_its_stage(wrap: Callable[..., None], wan: Any) -> No
     models = [wan().clone(), wan(seed=1).clone()]
     for model, name in zip(models, ("sketch", "render")):
         wrap(model, lambda name=name: seen.append(name))
-    helpers.ksampler(sr_model(*models, 3), STEPS)
+    helpers.ksampler(sr_model(models[0], models[1], 3), STEPS)
     assert seen == ["sketch"] * 3 + ["render"]
 
 

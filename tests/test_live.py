@@ -258,13 +258,10 @@ def test_a_place_where_no_report_can_be_saved_is_refused_when_it_is_queued(serve
 @pytest.mark.parametrize(
     ("status", "place", "said"),
     [
-        (
-            "done",
-            "../outside",
-            "save_report is '../outside'; nothing can be saved there. Name a folder",
-        ),  # as a link may give it
+        ("done", "../outside", "save_report is '../outside'; nothing can be saved there. Name a folder"),
         ("not run", "kept/run", "The report was not saved: there is no run yet. With Sketch-Render Model, connect"),
     ],
+    ids=["outside, as a link may give it", "no run"],
 )
 def test_a_report_of_no_run_or_for_a_folder_outside_is_not_saved(
     status: str, place: str, said: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch

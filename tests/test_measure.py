@@ -10,7 +10,7 @@ import helpers
 import pytest
 import torch
 from hosting import module
-from runs import failing, interrupting, sr_model, state_of
+from runs import Broken, failing, interrupting, sr_model, state_of
 from test_fade import x0_of
 
 fit, measure_run, text = module("srd_core.measure.fit"), module("srd_core.measure.run"), module("srd_core.measure.text")
@@ -148,13 +148,13 @@ def test_each_model_is_loaded_once_and_the_sketch_alone_samples(wan: Any) -> Non
     assert len(sketch_calls) == 10 and len(render_calls) == 4
 
 
-@pytest.mark.parametrize("fault", [failing, interrupting])
+@pytest.mark.parametrize("fault", [failing, interrupting], ids=["error", "interrupt"])
 @pytest.mark.parametrize("stage", ["sketch", "render"])
 def test_after_a_fault_both_models_are_as_before(stage: str, fault: Any, wan: Any) -> None:
     sketch, render = wan(), wan(seed=1)
     before, plain = [state_of(model) for model in (sketch, render)], helpers.ksampler(sketch)
     pair = (fault(sketch, 3), render) if stage == "sketch" else (sketch, fault(render, 2))
-    with pytest.raises(comfy.model_management.InterruptProcessingException if fault is interrupting else Exception):
+    with pytest.raises(comfy.model_management.InterruptProcessingException if fault is interrupting else Broken):
         executed(*pair)
     assert [state_of(model) for model in (sketch, render)] == before
     assert torch.equal(helpers.ksampler(sketch), plain)

@@ -207,7 +207,7 @@ def test_sketch_render_model_under_ksampler_is_sr_sampler(wan: Any) -> None:
     sketch, render = wan(), wan(seed=1)
     nodes = module("nodes.sampler")
     model, through_model = nodes.SRModel.execute(sketch, render, **SWITCHING).args
-    call = {
+    call: dict[str, Any] = {
         "positive": helpers.prompt(1),
         "negative": helpers.prompt(2),
         "latent": helpers.empty_latent(),

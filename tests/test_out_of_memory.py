@@ -62,10 +62,10 @@ def test_a_render_that_runs_out_of_memory_twice_ends_the_run_with_what_to_change
 def test_a_shortage_in_any_step_of_either_stage_gets_a_second_try(stage: str, call: int, wan: Any) -> None:
     pair, report = {"sketch": wan(), "render": wan(seed=1)}, Report()
     how = {"cfg": 1.0, "sampler_name": "dpmpp_2m"}
-    plain = helpers.ksampler(sr_model(*pair.values(), 5), 10, **how)
+    plain = helpers.ksampler(sr_model(pair["sketch"], pair["render"], 5), 10, **how)
     comfy.model_management.load_models_gpu([pair["render"]])
     pair[stage] = out_of_memory(pair[stage], call)
-    assert torch.equal(helpers.ksampler(sr_model(*pair.values(), 5, report), 10, **how), plain)
+    assert torch.equal(helpers.ksampler(sr_model(pair["sketch"], pair["render"], 5, report), 10, **how), plain)
     said = f"Out of memory in the {stage}: the step was tried once more"
     assert report.status == "done" and report.notes[0].startswith(said)
 

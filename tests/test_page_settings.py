@@ -199,7 +199,7 @@ def test_the_blueprint_is_listed_and_gives_what_the_main_workflow_gives(page: An
     for node, inputs in wanted.items():
         if not node.startswith(("SaveVideo", "SRSwitchInspector")):
             assert found[node] == {k: v for k, v in inputs.items() if k != "length"}, node
-    node = int(page.evaluate("app.graph._nodes[0].id"))
+    subgraph = int(page.evaluate("app.graph._nodes[0].id"))
     values = {
         "prompt": "a cat",
         "width": 640,
@@ -211,7 +211,7 @@ def test_the_blueprint_is_listed_and_gives_what_the_main_workflow_gives(page: An
         "text_encoder": "c",
         "vae": "d",
     }
-    page.evaluate(WIDGETS, [[node, name, value] for name, value in values.items()])
+    page.evaluate(WIDGETS, [[subgraph, name, value] for name, value in values.items()])
     changed = {v for inputs in queued_as(page).values() for v in inputs.values()}
     assert set(values.values()) <= changed
 

@@ -38,21 +38,21 @@ def report_of(settings: dict[str, Any], wan: Callable[..., Any], shift: float) -
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("shift", "change"),
     [
-        {},
-        {"steps": 8},
-        {"scheduler": "normal", "steps": 30},
-        {"sampler_name": "uni_pc"},
-        {"denoise": 0.6, "switch_sigma": 0.5},
-        {"fix_step": 2},
-        {"max_step": 7},
-        {"switch_mode": "sigma"},
-        {"switch_mode": "sigma", "scheduler": "karras"},
-        {"switch_mode": "step", "switch_step": 4},
+        (5.0, {}),
+        (2.0, {"steps": 8}),
+        (5.0, {"scheduler": "normal"}),
+        (2.0, {"sampler_name": "uni_pc"}),
+        (5.0, {"denoise": 0.6, "switch_sigma": 0.5}),
+        (2.0, {"fix_step": 2}),
+        (5.0, {"max_step": 7}),
+        (2.0, {"switch_mode": "sigma"}),
+        (5.0, {"switch_mode": "sigma", "scheduler": "karras"}),
+        (2.0, {"switch_mode": "step", "switch_step": 4}),
     ],
+    ids=lambda value: ",".join(value) or "defaults" if isinstance(value, dict) else "",
 )
-@pytest.mark.parametrize("shift", [5.0, 2.0])
 def test_the_plan_says_what_the_run_does(change: dict[str, Any], shift: float, wan: Callable[..., Any]) -> None:
     settings = SETTINGS | change
     told = plan.plan(settings, [{"type": "ModelSamplingSD3", "values": {"shift": shift}}])
@@ -103,6 +103,7 @@ def test_what_is_not_known_is_not_told() -> None:
         ({"sketch_steps": "soon"}, "which names no steps"),
         ({"delta": -1.0}, "delta is -1.0"),
     ],
+    ids=["switch_step", "max_step 1", "fix_step", "max_step 3", "step 30", "no steps", "delta"],
 )
 def test_settings_that_contradict_each_other_have_a_sentence(change: dict[str, Any], words: str) -> None:
     assert words in plan.plan(SETTINGS | change, SHIFT_5)["problem"]

@@ -134,7 +134,7 @@ def test_results_of_other_weights_and_settings_are_left_alone(
 
 
 def test_the_setup_follows_all_that_changes_a_result() -> None:
-    changes = [{}, {"shift": 3.0}, {"cfg": 4.0}, {"size": "192x192x9"}, {"negative": "blurred"}]
+    changes: list[dict[str, Any]] = [{}, {"shift": 3.0}, {"cfg": 4.0}, {"size": "192x192x9"}, {"negative": "blurred"}]
     assert len({rows.Family(**change).setup() for change in changes}) == len(changes)
 
 

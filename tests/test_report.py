@@ -19,7 +19,7 @@ NAMES = {"s": "sketch", "r": "render", "t": "third"}
 VERSION_1 = json.loads((Path(__file__).parent / "data" / "report_version_1.json").read_text("utf-8"))
 
 
-def run_of(letters: str, **each: float) -> Report:
+def run_of(letters: str, **each: float) -> Any:
     """A report of one step per letter (s, r or t), with a hand-over at every change; ``each``: seconds a step."""
     report, costs = Report(), {"s": 3.0, "r": 1.0, "t": 0.5} | each
     models = {"s": "Big", "r": "Small", "t": "Tiny"}

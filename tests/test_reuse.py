@@ -366,7 +366,8 @@ def test_layers_that_multiply_in_fp8_give_the_plan_of_the_plain_ones() -> None:
         layer.weight.data = layer.weight.data.to(torch.float8_e4m3fn)
         layer.bias.data = layer.bias.data.to(torch.float8_e4m3fn)
     timesteps = torch.linspace(1000, 20, STEPS)
-    plain, fast = {}, {}
+    plain: dict[str, Any] = {}
+    fast: dict[str, Any] = {}
     for found, operations in ((plain, comfy.ops.manual_cast), (fast, comfy.ops.fp8_ops)):
         for layer in (model.time_embedding[0], model.time_embedding[2]):
             layer.__class__ = operations.Linear

@@ -17,11 +17,11 @@ Pair, Route, Switch = route_module.Pair, route_module.Route, route_module.Switch
 SKETCH, RENDER = route_module.SKETCH, route_module.RENDER
 
 
-def two_legs(switch: Switch) -> Pair:
+def two_legs(switch: Any) -> Any:
     return Pair(SKETCH, RENDER, switch)
 
 
-def stages(route: Route) -> list[str]:
+def stages(route: Any) -> list[str]:
     """Who runs each step."""
     return [(route.turn(step) and route.in_charge) or route.in_charge for step in range(len(route.sigmas))]
 
@@ -35,7 +35,7 @@ def sigmas_of(places: Sequence[float], shift: float = levels.SHIFT) -> list[floa
     return [shift * u / (1 + (shift - 1) * u) for u in places]
 
 
-def hands_over(falls: Sequence[float | None], places: Sequence[float], **settings: object) -> tuple[int, str] | None:
+def hands_over(falls: Sequence[float | None], places: Sequence[float], **settings: object) -> Any:
     """(steps, reason) of the hand-over in a run whose criterion says ``falls`` after each step; None: never."""
     route = Route(two_legs(Switch(**settings)), sigmas_of(places), places)
     for step in range(len(places)):

@@ -183,7 +183,8 @@ def test_an_interrupted_or_failing_run_leaves_nothing(how: str, stage: str, wan:
     else:
         error, bad = RuntimeError, broken_from(pair[stage], 2, float("nan"))[0]
     with pytest.raises(error, match=stage if how == "failed" else None):
-        helpers.ksampler(scaled(*(pair | {stage: bad}).values(), report=report), 8)
+        pair_with_bad = pair | {stage: bad}
+        helpers.ksampler(scaled(pair_with_bad["sketch"], pair_with_bad["render"], report=report), 8)
     comfy.model_management.interrupt_current_processing(False)
     assert report.status == how
     assert torch.equal(helpers.ksampler(pair["sketch"], 8), plain)
@@ -196,7 +197,10 @@ def test_an_interrupted_or_failing_run_leaves_nothing(how: str, stage: str, wan:
 def test_the_image_of_an_image_to_video_model_comes_at_each_stages_own_size(wan: Any) -> None:
     sketch, small = shapes_of(wan(kind="i2v"), WrappersMP.DIFFUSION_MODEL)
     render, large = shapes_of(wan(seed=1, kind="i2v"), WrappersMP.DIFFUSION_MODEL)
-    image = {"concat_latent_image": torch.randn(1, 16, 2, 8, 8), "concat_mask": torch.zeros(1, 1, 2, 8, 8)}
+    image: dict[str, Any] = {
+        "concat_latent_image": torch.randn(1, 16, 2, 8, 8),
+        "concat_mask": torch.zeros(1, 1, 2, 8, 8),
+    }
     prompts = {"positive": helpers.prompt(1, **image), "negative": helpers.prompt(2, **image)}
     assert torch.isfinite(helpers.ksampler(scaled(sketch, render), 8, **prompts)).all()
     assert {s[1:] for s in small} == {(36, 2, 4, 4)} and {s[1:] for s in large} == {(36, 2, 8, 8)}

@@ -201,7 +201,8 @@ def test_a_step_that_a_cache_in_front_of_the_sketch_answers_is_not_observed(node
 @pytest.mark.parametrize("place", ["APPLY_MODEL", "function wrapper"])
 def test_a_cache_in_any_other_place_is_seen_too(place: str, wan: Any) -> None:
     """One that answers every second step from what it has."""
-    sketch, report, kept = wan().clone(), Report(), []
+    kept: list[Any] = []
+    sketch, report = wan().clone(), Report()
 
     def answer(compute: Any) -> Any:
         if report.steps[-1].step % 2 == 0 and kept:

@@ -41,7 +41,8 @@ def upstream_plan(m: torch.Tensor, coefficients: tuple[float, ...], threshold: f
     and without ret steps the last.
     """
     polynomial = numpy.poly1d(coefficients)
-    steps, accumulated, previous, plan = len(m), 0.0, None, []
+    steps, accumulated, plan = len(m), 0.0, []
+    previous: Any = None
     for cnt, modulated in enumerate(m):
         first, last = (5, steps) if ret_steps else (1, steps - 1)
         if cnt < first or cnt >= last:

@@ -114,6 +114,7 @@ def test_what_several_inputs_decide_is_said_by_the_node_and_its_sentence_comes_f
         ("page.safetensors", "page.safetensors is not a safetensors file, or its download broke off"),
         ("vae.safetensors", "vae.safetensors is not a diffusion model that this ComfyUI knows"),
     ],
+    ids=["gone", "outside", "cut", "page", "vae"],
 )
 @pytest.mark.parametrize("loader", ["SRLoadSketchDiT", "SRLoadRenderDiT"])
 def test_a_loader_refuses_a_file_by_its_header_when_it_is_queued(
@@ -153,7 +154,7 @@ def test_a_loader_refuses_a_precision_that_is_gone(server: Any, saved: Any) -> N
 def test_the_same_workflow_with_good_values_is_taken(server: Any, saved: Any) -> None:
     node_id = workflow.find(saved, "SRSampler")
     for values in ({"switch_mode": "step", "switch_step": 2, "steps": 2}, {"max_step": 3, "fix_step": 5, "steps": 6}):
-        server.run(workflow.set_inputs(saved, node_id, **values), timeout=300)
+        server.run(workflow.up_to_latent(workflow.set_inputs(saved, node_id, **values), node_id), timeout=300)
 
 
 def latent_of(server: Any, graph: Any) -> torch.Tensor:

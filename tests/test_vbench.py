@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -90,7 +91,7 @@ def test_prompts_are_read_from_vbench_s_own_list(tmp_path: Path) -> None:
 
 
 def test_a_seed_from_a_node_of_its_own_and_ksampler_advanced_are_found() -> None:
-    graph = {
+    graph: dict[str, dict[str, Any]] = {
         "1": {"class_type": "PrimitiveInt", "inputs": {"value": 3}},
         "2": {"class_type": "CLIPTextEncode", "inputs": {"text": "old", "clip": ["9", 0]}},
         "3": {"class_type": "KSamplerAdvanced", "inputs": {"noise_seed": ["1", 0], "positive": ["2", 0]}},

@@ -124,5 +124,5 @@ def test_what_if_s_seconds_are_those_of_the_plan_that_teacache_would_make(data: 
         step.reused, step.seconds = reused, 0.25 if reused else 1.0
     for row in figures.what_if(report):
         if row["after"] is not None:
-            reused = sum(planned(row["after"])) if any(plan) else 0
-            assert row["seconds"] == pytest.approx(3 * row["after"] + 0.25 * reused + steps - row["after"] - reused)
+            again = sum(planned(row["after"])) if any(plan) else 0
+            assert row["seconds"] == pytest.approx(3 * row["after"] + 0.25 * again + steps - row["after"] - again)
