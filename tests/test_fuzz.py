@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -238,7 +239,7 @@ def test_a_changed_model_file_is_refused_before_it_is_loaded_or_still_a_good_one
     for seed in range(batch * BATCH, (batch + 1) * BATCH):
         path = tmp_path / f"changed_{seed}.safetensors"
         what = mutated(model, path, seed)
-        if said := refusal(lambda path=path: checkpoint.check_video_dit(path)):
+        if said := refusal(partial(checkpoint.check_video_dit, path)):
             assert_sentence(said, path.name, what)
             refused += 1
         else:
@@ -297,7 +298,7 @@ def test_a_changed_hand_over_file_is_refused_or_still_a_good_one(batch: int, han
     for seed in range(batch * BATCH, (batch + 1) * BATCH):
         path = tmp_path / f"changed_{seed}.sketch.safetensors"
         what = mutated(hand_over, path, seed)
-        said = refusal(lambda path=path: handover.read(path))
+        said = refusal(partial(handover.read, path))
         if said:
             assert_sentence(said, path.name, what)
             refused += 1

@@ -82,7 +82,7 @@ def test_a_file_holds_one_latent_a_call_and_little_else(a_file: Path, wan: Any) 
 
 
 def set_fact(*keys: str | int, value: Any) -> Callable[[dict[str, Any], Any], None]:
-    def change(facts: dict[str, Any], tensors: Any) -> None:
+    def change(facts: Any, tensors: Any) -> None:
         for key in keys[:-1]:
             facts = facts[key]
         facts[keys[-1]] = value

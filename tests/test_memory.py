@@ -248,7 +248,6 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     with host_module.serve(
         host_module.find_or_make(), base, host_module.DEMO_PACKS, host_module.tiny_family(), extra_args=flags
     ) as running:
-        running.flag = request.param
         yield running
 
 

@@ -234,7 +234,7 @@ def test_every_kind_of_row_runs_all_steps(studio: Any, prompts: list[str]) -> No
     assert set(seen) == {(kind, "") for kind in kinds} | {("alone", "TeaCache"), ("alone", "EasyCache")}
     sketch = seen["alone", ""].video
     for cache in ("TeaCache", "EasyCache"):  # the latent is not lost
-        assert metrics.compared(seen["alone", cache].video, sketch)["ssim"] > 0.5
+        assert (metrics.compared(seen["alone", cache].video, sketch)["ssim"] or 0) > 0.5
 
 
 def test_the_number_and_the_seed_choose_the_noise(studio: Any, prompts: list[str]) -> None:
@@ -263,15 +263,15 @@ def test_the_pack_s_psnr_and_ssim_are_torchmetrics_own() -> None:
 
 def test_colorvideovdp_sees_more_where_more_is_changed() -> None:
     a = torch.rand(3, 48, 48, 3, generator=torch.Generator().manual_seed(0)) * 0.5 + 0.25
-    same, near, far = (metrics.compared(a + change, a)["cvvdp"] for change in (0, 0.01, 0.1))
+    same, near, far = (metrics.compared(a + change, a)["cvvdp"] or 0 for change in (0, 0.01, 0.1))
     assert same == 10 and same > near > far
 
 
 def test_intervals_are_those_of_a_bootstrap_over_prompts() -> None:
     values = np.random.default_rng(1).normal(5, 2, 400)
-    found = table.stat(values)
+    found = table.stat(list(values))
     error = 1.96 * np.std(values) / 20
-    assert found.mean == pytest.approx(np.mean(values))
+    assert found and found.mean == pytest.approx(np.mean(values))
     assert found.low == pytest.approx(found.mean - error, abs=0.15 * error)
     assert found.high == pytest.approx(found.mean + error, abs=0.15 * error)
     assert table.stat([3.0]) == table.Stat(3.0, 3.0, 3.0, 1) and table.stat([]) is None
@@ -289,7 +289,7 @@ def test_the_share_of_the_gain_is_of_the_way_from_render_to_sketch() -> None:
     lines = [fake(row, i, score) for i in range(4) for row, score in scores.items()]
     lines.append(fake("sketch only", 4, 0.0))  # a prompt that the others do not have
     share = table.gain(table.Results(lines).rows((50, "euler")), "step 10, fade")
-    assert (share.mean, share.low, share.high) == pytest.approx((0.75, 0.75, 0.75))
+    assert share and (share.mean, share.low, share.high) == pytest.approx((0.75, 0.75, 0.75))
 
 
 def test_there_is_no_share_of_a_gain_that_is_not_there() -> None:

@@ -91,7 +91,7 @@ def test_what_if_tells_where_the_route_would_have_switched(drawn: tuple[Any, lis
         if row["after"] is None:
             assert after is None or after > sketched
         else:
-            assert (row["after"], row["reason"]) == (after, reason)
+            assert after is not None and (row["after"], row["reason"]) == (after, reason)
             assert row["seconds"] is None or row["seconds"] == pytest.approx(3 * after + len(falls) - after)
             assert row["seconds"] is not None or sketched == len(falls)
 
