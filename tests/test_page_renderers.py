@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -47,13 +48,17 @@ from pages import (
 )
 
 
+def draw_with(page: Any, name: str) -> None:
+    page.evaluate("on => app.ui.settings.setSettingValueAsync('Comfy.VueNodes.Enabled', on)", RENDERERS[name])
+    page.wait_for_timeout(500)
+
+
 @pytest.fixture(scope="module", params=RENDERERS, autouse=True)
-def renderer(request: pytest.FixtureRequest, opened: Any) -> str:
-    """The page's renderer, which it draws with from now on."""
-    on = RENDERERS[request.param]
-    opened.evaluate("on => app.ui.settings.setSettingValueAsync('Comfy.VueNodes.Enabled', on)", on)
-    opened.wait_for_timeout(500)
-    return request.param
+def renderer(request: pytest.FixtureRequest, opened: Any) -> Iterator[str]:
+    """The page's renderer; the server remembers it, so it is the classic one again afterwards."""
+    draw_with(opened, request.param)
+    yield request.param
+    draw_with(opened, "classic")
 
 
 DROP = """([text, name]) => {
