@@ -190,12 +190,11 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Any]]:
     host = host_module.find_or_make()
     with contextlib.ExitStack() as stack, ThreadPoolExecutor() as threads:
 
-        def start(i: int) -> Any:
-            base = tmp_path_factory.mktemp(f"server{i}")
+        def start(base: Path) -> Any:
             made = host_module.serve(host, base, host_module.DEMO_PACKS, host_module.tiny_family(), start_timeout=300)
             return stack.enter_context(made)
 
-        yield list(threads.map(start, range(3)))
+        yield list(threads.map(start, [tmp_path_factory.mktemp(f"server{i}") for i in range(3)]))
 
 
 def run_spread(folder: Path, servers: list[Any], workflow: dict[str, Any]) -> subprocess.Popen[str]:
