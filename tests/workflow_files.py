@@ -26,4 +26,4 @@ HD = f"{WAN21}_720p"
 
 
 def shipped(name: str) -> dict[str, Any]:
-    return workflow.load((REPOSITORY / "demo" if name == DEMO else FOLDER) / f"{name}.json")
+    return dict(workflow.load((REPOSITORY / "demo" if name == DEMO else FOLDER) / f"{name}.json"))
