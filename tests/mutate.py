@@ -30,7 +30,7 @@ FAULT = "test_faults.py::test_after_a_fault_in_either_stage_plain_runs_are_as_be
 REFUSED = "test_faults.py::test_models_that_do_not_share_a_latent_are_refused_with_the_difference"
 MERGED = "test_every_sampler.py::test_the_switch_itself_changes_nothing[euler_cfg_pp]"
 FADED = "test_fade.py::test_a_flow_model_fades_as_a_loop_by_hand"
-WINDOWS = "test_reuse.py::test_every_context_window_has_its_own_residual"
+WINDOWS = "test_reuse.py::test_windows_that_move_from_step_to_step_do_not_get_each_others_residuals"
 LEAVES = "test_memory.py::test_only_always_takes_the_sketch_away_where_it_has_another_place"
 BREAKS = [
     Break("rule sign", "criterion", "(b - now) / (", "(now - b) / (", "test_criterion.py"),
