@@ -180,9 +180,13 @@ def _reckon_memory(run: Run) -> None:
 
 def _loads_again(run: Run, whole: Pair) -> str:
     """What to say of a run that changes its stage more than once, see memory.reload_note."""
-    changes = max(pair.switch.changes(run.steps.steps) for pair in pairs_of(whole))
-    models = {name: stage.model for name, stage in run.stages.items()}
-    return memory.reload_note(models, run.shape_of(stages_of(whole)[-1]), whole.offload_sketch, changes)
+    for pair in pairs_of(whole):
+        names = stages_of(pair)
+        models = {name: run.stages[name].model for name in names}
+        changes = pair.switch.changes(run.steps.steps)
+        if note := memory.reload_note(models, run.shape_of(names[-1]), pair.offload_sketch, changes):
+            return note
+    return ""
 
 
 def _with_those_that_stay(plan: Plan, name: str, model: ModelPatcher, sketch: ModelPatcher) -> ModelPatcher:

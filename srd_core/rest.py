@@ -48,11 +48,11 @@ def known(
     step = 0
     while step < len(levels) - 1 and not route.waits(step):
         turn = route.turn(step)
-        if turn and turn.walks and turn.pair.anew:
-            break
-        if turn and turn.walks:
-            levels = levels[:step] + resampled(levels[step:], turn.pair.render_steps)
-            done.add(turn.pair)
+        if turn and turn.walker:
+            if turn.walker.anew:
+                break
+            levels = levels[:step] + resampled(levels[step:], turn.walker.render_steps)
+            done.add(turn.walker)
             route.follow(levels[:-1], places_of(levels)[:-1])
         step += 1
     return levels, done

@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from typing import Any
 
 import torch
@@ -154,18 +154,8 @@ class Turn:
     to: str
     reason: str  # criterion, earliest, latest, step, sigma or listed
     pair: Pair  # whose rule it was
-    forward: bool  # from the pair's first part to its second
-    last: bool  # the pair changes no more
-
-    @property
-    def walks(self) -> bool:
-        """Whether the rest of the schedule has its own steps from here on."""
-        return bool(self.pair.render_steps) and self.forward and self.last
-
-    @property
-    def fade(self) -> float:
-        """Width of the fade; a part that comes back starts with its own predictions."""
-        return self.pair.fade if self.forward else 0.0
+    fade: float  # width of the fade; 0: a cut, as where a part comes back
+    walker: Pair | None  # whose own steps the rest of the schedule has from here on
 
 
 @dataclass
@@ -218,23 +208,21 @@ class Route:
     def turn(self, step: int) -> Turn | None:
         """The change of stage before ``step`` (0-based); None: the stage in charge continues."""
         self._step = step
-        part, cause = self.whole, None
+        part, changed = self.whole, list[tuple[Pair, str]]()
         while isinstance(part, Pair):
             if reason := self._reason(part, step):
                 self._over ^= {part}
                 self.criterion.forget()  # a part that comes in is not judged by what another has shown
-                cause = self._cause(cause, part, reason)
+                changed.append((part, reason))
             part = part.then if part in self._over else part.first
-        if cause is None or part == self.in_charge:
+        if not changed or part == self.in_charge:
             return None
-        self.in_charge, (pair, reason) = part, cause
-        return Turn(part, reason, pair, pair in self._over, self._settled(pair))
-
-    def _cause(self, outer: tuple[Pair, str] | None, pair: Pair, reason: str) -> tuple[Pair, str]:
-        """Of two pairs that change at once: the outer one, unless only the inner one has a fade or its own steps."""
-        if outer is None or (outer[0] in self._over and not (outer[0].fade or outer[0].render_steps)):
-            return pair, reason
-        return outer
+        self.in_charge, (pair, reason) = part, changed[0]
+        # of several that change at once, each may say how: the outer ones first, none inside one that comes back
+        forward = list(takewhile(self._over.__contains__, (pair for pair, _ in changed)))
+        fade = next((pair.fade for pair in forward if pair.fade), 0.0)
+        walker = next((pair for pair in forward if pair.render_steps and self._settled(pair)), None)
+        return Turn(part, reason, pair, fade, walker)
 
     def waits(self, step: int) -> bool:
         """Whether a change before ``step`` (0-based) hangs on predictions."""

@@ -232,12 +232,12 @@ class Run:
         smaller = self.smaller if self.smaller and turn.to not in self.smaller.stages else None
         if smaller:
             x = self._enlarge(smaller, x, timestep, step)
-        anew = turn.walks and turn.pair not in self.walked
+        anew = turn.walker is not None and turn.walker not in self.walked
         if anew and (self.steps.own_levels or x.shape != self.request["latent_image"].shape):
             anew = False
             self._note(NOT_WALKED)
-        if anew:
-            self._walk_rest(turn, step)
+        if anew and turn.walker:
+            self._walk_rest(turn.walker, step)
         self._hand_over(x, turn, smaller)
         self.books.begin_step(step, self.in_charge)
         if anew or smaller:
@@ -297,10 +297,10 @@ class Run:
             self._note(SWINGS, stage=turn.to, guard=min(guards))
         return self.fade.shares(self.steps.sigmas[self.steps.step : -1])
 
-    def _walk_rest(self, turn: Turn, step: int) -> None:
+    def _walk_rest(self, pair: Pair, step: int) -> None:
         """The rest of the schedule from ``step`` (0-based) on gets the pair's own number of steps."""
-        levels = [*self.books.sigmas[:step], *resampled(self.books.sigmas[step:], turn.pair.render_steps)]
-        self.walked.add(turn.pair)
+        levels = [*self.books.sigmas[:step], *resampled(self.books.sigmas[step:], pair.render_steps)]
+        self.walked.add(pair)
         self._follow(levels)
         self._note(ANEW, step=step, why="because the rest has its own steps")
 

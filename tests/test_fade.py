@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import cogvideox_oracle as oracle
+import comfy.model_sampling as sampling
 import comfy.samplers
 import helpers
 import pytest
@@ -140,6 +141,29 @@ def test_a_flow_model_fades_as_a_loop_by_hand(steps: int, wan: Any) -> None:
     expected = by_hand(x0_of(sketch, conds), x0_of(render, conds), 4, True, sigmas, noise * sigmas[0])
     assert distance(run(faded(sketch, render), conds, sigmas, noise), expected) < 1e-6
     assert distance(run(faded(sketch, render, fade=0.0), conds, sigmas, noise), expected) > 1e-3
+
+
+OTHER_KINDS = {
+    "noise": (sampling.ModelSamplingDiscrete, sampling.EPS),
+    "v, variance preserving": (sampling.ModelSamplingDiscrete, sampling.V_PREDICTION),
+    "v, DDPM": (sampling.ModelSamplingDiscrete, sampling.V_PREDICTION_DDPM),
+    "Cosmos": (sampling.ModelSamplingCosmosRFlow, sampling.COSMOS_RFLOW),
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_KINDS)
+def test_a_model_that_does_not_flow_fades_as_a_loop_by_hand(kind: str, wan: Any) -> None:
+    conds = (helpers.prompt(1), helpers.prompt(2))
+    sketch, render = wan(), wan(seed=1)
+    levels = type("Levels", OTHER_KINDS[kind], {})()
+    for model in (sketch, render):
+        model.add_object_patch("model_sampling", levels)
+    sigmas = comfy.samplers.calculate_sigmas(levels, "simple", 10)
+    noise = torch.randn(1, 16, 2, 8, 8, generator=torch.Generator().manual_seed(3))
+    start = levels.noise_scaling(sigmas[0], noise, torch.zeros_like(noise), True)
+    expected = by_hand(x0_of(sketch, conds), x0_of(render, conds), 4, False, sigmas, start)
+    assert distance(run(faded(sketch, render), conds, sigmas, noise), expected) < 1e-6
+    assert distance(run(faded(sketch, render, fade=0.0), conds, sigmas, noise), expected) > 1e-4
 
 
 @pytest.mark.parametrize("render_of", ["5b", "2b"])

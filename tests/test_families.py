@@ -285,21 +285,23 @@ def test_after_a_fault_in_either_stage_plain_runs_of_any_family_are_as_before(
     assert torch.equal(family.run(sketch), plain[0]) and torch.equal(family.run(render, as_render=True), plain[1])
 
 
-@pytest.mark.parametrize("sampler", ["euler", "uni_pc", "euler_cfg_pp", "dpmpp_sde"])
+@pytest.mark.parametrize(
+    ("sampler", "fade"), [("euler", 0.0), ("euler", 1.1), ("uni_pc", 1.1), ("euler_cfg_pp", 0.0), ("dpmpp_sde", 0.0)]
+)
 @pytest.mark.parametrize("away", ["sketch", "render"])
-def test_a_stage_on_another_device_changes_nothing(away: str, sampler: str, wan: Load) -> None:
+def test_a_stage_on_another_device_changes_nothing(away: str, sampler: str, fade: float, wan: Load) -> None:
     """A second device that the CPU backs: for the host and the pack it is another one, so all that is moved is moved.
 
     A tensor does not keep the number of its CPU: what is *not* moved shows on GPUs only.
     """
     sketch, render = wan(layers=2), wan(seed=1)
-    plain = helpers.ksampler(sr_model(sketch, render, 3), STEPS, sampler_name=sampler)
+    plain = helpers.ksampler(sr_model(sketch, render, 3, fade=fade), STEPS, sampler_name=sampler)
     there = torch.device("cpu", 1)
     model = (sketch if away == "sketch" else render).clone()
     model.load_device = model.offload_device = there
     assert there != (render if away == "sketch" else sketch).load_device
     pair = (model, render) if away == "sketch" else (sketch, model)
-    assert torch.equal(helpers.ksampler(sr_model(*pair, 3), STEPS, sampler_name=sampler), plain)
+    assert torch.equal(helpers.ksampler(sr_model(*pair, 3, fade=fade), STEPS, sampler_name=sampler), plain)
     assert torch.equal(helpers.ksampler(sketch, STEPS), helpers.ksampler(wan(layers=2), STEPS))
 
 

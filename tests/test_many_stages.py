@@ -77,6 +77,14 @@ def test_each_stage_has_its_own_guidance_and_prompts(wan: Any) -> None:
     assert seen == {"high": [2, 2], "low": [1, 1, 1], "small": [2, 2, 2]}
 
 
+def test_the_last_models_own_prompt_reaches_it(wan: Any) -> None:
+    inner, small = sr_model(wan(), wan(seed=1), 2), wan(seed=2)
+    asked = helpers.ksampler(sr_model(inner, small, 5, positive=helpers.prompt(5)), STEPS)
+    assert not torch.equal(asked, helpers.ksampler(sr_model(inner, small, 5), STEPS))
+    same = sr_model(inner, small, 5, positive=helpers.prompt(1))  # the run's own
+    assert torch.equal(helpers.ksampler(same, STEPS), helpers.ksampler(sr_model(inner, small, 5), STEPS))
+
+
 def test_a_stage_inside_takes_what_it_has_not_set_from_outside(wan: Any) -> None:
     outer = RenderSettings(cfg=1.0, positive=helpers.prompt(3))
     inner = RenderSettings(cfg=4.0).within(outer)
@@ -157,6 +165,13 @@ def test_a_run_that_loads_again_at_each_change_says_so_before_it(wan: Any, monke
     assert any("GB together, the device has 0.0: each change loads up to" in note for note in report.notes)
     helpers.ksampler(sr_model(wan(), wan(seed=1), 3, report), STEPS)
     assert not any("again" in note for note in report.notes)
+
+
+def test_a_pair_inside_that_loads_again_at_each_change_says_so_too(wan: Any) -> None:
+    report = Report()
+    inner = sr_model(wan(), wan(seed=1), "1, 3, 5", offload_sketch="always")
+    helpers.ksampler(sr_model(inner, wan(seed=2), 6, report), STEPS)
+    assert any("changes between its models 5 times, and offload_sketch is always" in note for note in report.notes)
 
 
 def test_a_step_beyond_the_run_is_refused_before_any_step(wan: Any) -> None:

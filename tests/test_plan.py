@@ -9,6 +9,7 @@ import comfy_extras.nodes_model_advanced as advanced
 import helpers
 import pytest
 from hosting import module
+from runs import Report, sr_model
 
 plan, sampler = module("nodes.plan"), module("nodes.sampler")
 
@@ -80,6 +81,14 @@ def test_a_list_of_steps_and_steps_of_the_render_s_own_are_counted() -> None:
         "latest": 10,
         "rest": 4,
     }
+
+
+def test_the_renders_steps_between_listed_ones_are_counted_as_the_run_counts_them(wan: Any) -> None:
+    report = Report()
+    helpers.ksampler(sr_model(wan(), wan(seed=1), "1-2, 5-6", report, render_steps=2), 8)
+    told = plan.plan(SETTINGS | {"steps": 8, "sketch_steps": "1-2, 5-6", "render_steps": 2}, [])
+    assert (told["latest"], told["rest"]) == (4, 4)
+    assert [sum(step.stage == name for step in report.steps) for name in ("sketch", "render")] == [4, 4]
 
 
 def test_what_is_not_known_is_not_told() -> None:

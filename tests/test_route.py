@@ -188,8 +188,6 @@ def test_listed_steps_are_the_sketchs_and_every_change_is_told() -> None:
     route = Route(two_legs(Switch("listed", sketch_steps="2-3, 5")), SIX, uniform(6))
     turns = [route.turn(step) for step in range(6)]
     assert [turn and turn.to for turn in turns] == [RENDER, SKETCH, None, RENDER, SKETCH, RENDER]
-    assert [turn.forward for turn in turns if turn] == [True, False, True, False, True]
-    assert [turn.last for turn in turns if turn] == [False, False, False, False, True]
     assert {turn.reason for turn in turns if turn} == {"listed"}
 
 
@@ -268,3 +266,31 @@ def test_other_models_are_measured_by_their_own_timesteps() -> None:
     sampling = Sampling()
     sigmas = [float(sampling.sigma(torch.tensor(t))) for t in (999.0, 499.5, 0.0)]
     assert levels.places_of(sampling, [*sigmas, 0.0]) == pytest.approx([1.0, 0.5, 0.0, 0.0], abs=1e-3)
+
+
+# --- two pairs that change at one step --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("inner_at", [2, 3], ids=["inner first", "at once"])
+@pytest.mark.parametrize(("outer", "inner"), [({"fade": 1.1}, {"render_steps": 2}), ({"render_steps": 2}, {"fade": 1.1})])
+def test_pairs_that_change_at_once_each_say_how(outer: dict[str, Any], inner: dict[str, Any], inner_at: int) -> None:
+    """The small model comes in at step 3, from the outer pair's rule and, inside its second part, the inner one's."""
+    within = Pair("low", "small", Switch("step", switch_step=inner_at), **inner)
+    whole = Pair("high", within, Switch("step", switch_step=3), **outer)
+    turn = next(filter(None, map(Route(whole, sigmas_of(uniform(8)), uniform(8)).turn, range(8))))
+    assert (turn.to, turn.pair, turn.fade) == ("small", whole, 1.1)
+    assert turn.walker is (whole if outer.get("render_steps") else within)
+
+
+def test_of_two_fades_that_begin_at_once_the_outer_one_counts() -> None:
+    within = Pair("low", "small", Switch("step", switch_step=3), fade=0.5)
+    whole = Pair("high", within, Switch("step", switch_step=3), fade=1.1)
+    route = Route(whole, sigmas_of(uniform(8)), uniform(8))
+    assert [turn.fade for turn in map(route.turn, range(8)) if turn] == [1.1]
+
+
+def test_nothing_fades_inside_a_part_that_comes_back() -> None:
+    within = Pair("high", "low", Switch("step", switch_step=6), fade=1.1)
+    whole = Pair(within, "small", Switch("listed", sketch_steps="1-4, 7-8"))
+    turns = [turn for turn in map(Route(whole, sigmas_of(uniform(8)), uniform(8)).turn, range(8)) if turn]
+    assert [(turn.to, turn.fade) for turn in turns] == [("small", 0.0), ("low", 0.0)]
