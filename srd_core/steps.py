@@ -18,10 +18,19 @@ LOOK_AHEAD: dict[str, tuple[tuple[int, ...], tuple[str, float, float] | None]] =
     "sample_dpm_2_ancestral": ((1,), ("eta", 1.0, 1.0)),  # its midpoint is then the next level
     "sample_dpmpp_2s_ancestral_cfg_pp": ((1,), ("eta", 1.0, 1.0)),
 }
-OWN_LEVELS = (
-    "dpm_fast_function",
-    "dpm_adaptive_function",
-)  # they take only the first and the last level of the schedule
+# Calls of every step but the last, of samplers that make further calls between two levels.
+CALLS = {
+    "sample_dpm_2": 2,
+    "sample_dpm_2_ancestral": 2,
+    "sample_dpmpp_2s_ancestral": 2,
+    "sample_dpmpp_2s_ancestral_cfg_pp": 2,
+    "sample_dpmpp_sde": 2,
+    "sample_dpmpp_sde_gpu": 2,
+    "sample_seeds_2": 2,
+    "sample_seeds_3": 3,
+}
+# They take only the first and the last level of the schedule.
+OWN_LEVELS = ("dpm_fast_function", "dpm_adaptive_function")
 
 # So many whole intervals between callbacks have to be one call before every step is taken to be one. Some samplers
 # (sa_solver_pece) begin with a step that is.
@@ -63,7 +72,7 @@ def counter_for(sampler: Any, sigmas: Iterable[Any]) -> StepCounter:
     if padded:
         levels = levels[1:-1] if levels[-1] == 0 else levels[1:]
     ahead = look_ahead(name, getattr(sampler, "extra_options", {}))
-    return StepCounter(levels, ahead, own_levels=name in OWN_LEVELS, padded=padded)
+    return StepCounter(levels, ahead, CALLS.get(name, 0), own_levels=name in OWN_LEVELS, padded=padded)
 
 
 @dataclass
@@ -78,6 +87,7 @@ class StepCounter:
 
     sigmas: Sequence[float]  # of the run, falling, length steps + 1
     look_ahead: tuple[int, ...] = ()  # offsets at which every step makes further calls
+    calls_a_step: int = 0  # of the step before, or of every step where that is known; 0: unknown
     own_levels: bool = False  # the sampler takes only the ends of the schedule
     # a level in front was dropped: the run may begin at a later step, and callbacks are numbered otherwise
     padded: bool = False
@@ -87,13 +97,13 @@ class StepCounter:
     _completed: int = -1  # the step of the last callback
     _number: int = -1  # that the sampler gave it
     _calls: list[tuple[int, bool]] = field(default_factory=list)  # since it: (index in the schedule, on a level)
-    _each: int = 0  # calls between the last two callbacks; 0 while unknown
     _first_calls: int = 0  # before the first callback
     _at_end: bool = False  # the sampler calls back after a step's last call
     _single: int = 0  # intervals in a row that were one call
     # the sampler has come two levels further without a callback: the levels alone count its steps
     _silent: bool = False
     _expected: list[int] = field(default_factory=list)  # look_ahead calls that this step has still to make
+    _elsewhere: bool = False  # a step began on another step's level
 
     @property
     def steps(self) -> int:
@@ -103,12 +113,18 @@ class StepCounter:
     @property
     def other_steps(self) -> bool:
         """At the end of a run: whether the sampler's steps were others than those of the schedule."""
-        return self.own_levels or (self.callbacks not in (0, self.steps) and not self.padded)
+        as_many = self.callbacks in (0, self.steps)
+        return self.own_levels or (self._elsewhere and not as_many and not self.padded)
 
     def on_call(self, sigma: float | None) -> bool:
         """Note a model call at ``sigma`` (None unless ``needs_sigma``); True when it begins a new ``step``."""
         place = (self.step, False) if sigma is None else self._locate(sigma)
         self._calls.append(place)
+        begins = self._begins(sigma, place)
+        self._elsewhere |= begins and place[1] and place[0] != self.step
+        return begins
+
+    def _begins(self, sigma: float | None, place: tuple[int, bool]) -> bool:
         if self.step < 0:
             return self._begin(place[0] if self.padded and place[1] else 0)
         if self.own_levels:
@@ -153,15 +169,14 @@ class StepCounter:
         """Whether a call after the step's callback belongs to the next step."""
         if sigma is None or self._at_end:
             return True
-        early = not self._each or len(self._calls) < self._each
-        if on_level and index > self.step:
-            if early and self._expected and index == self.step + self._expected[0]:
-                self._expected.pop(0)
-                return False
-            return True
-        if on_level:
+        early = not self.calls_a_step or len(self._calls) < self.calls_a_step
+        # The call that is expected comes before the next step's, whatever level it is told.
+        if early and self._expected and not (on_level and index == self.step + 1 < self.step + self._expected[0]):
+            self._expected.pop(0)
             return False
-        if self._each:
+        if on_level:
+            return index > self.step
+        if self.calls_a_step:
             return not early
         return not self.sigmas[self.step + 1] <= sigma <= self.sigmas[self.step]
 
@@ -170,7 +185,7 @@ class StepCounter:
         self._single = self._single + 1 if len(calls) == 1 else 0
         self.needs_sigma = self._single < SINGLE_CALLS
         *closing, newest = calls
-        if self._each == 0 and len(calls) > 1:
+        if self.calls_a_step == 0 and len(calls) > 1:
             starts_last = newest == (self._completed, True)  # the host's way: the newest call is the step's first
             starts_first = calls[0] == (self._completed, True)
             self._at_end = not starts_last and (starts_first or self._first_calls == len(calls))
@@ -178,9 +193,9 @@ class StepCounter:
                 ahead = tuple(i - self._completed + 1 for i, on_level in closing if on_level and i >= self._completed)
                 if ahead != self.look_ahead:
                     self.look_ahead, self._expected = ahead, list(ahead)
-        elif self._each == 0:
+        elif self.calls_a_step == 0:
             self.look_ahead = ()
-        self._each = len(calls)
+        self.calls_a_step = len(calls)
 
     def _locate(self, sigma: float) -> tuple[int, bool]:
         """(i with sigmas[i] >= sigma > sigmas[i+1], whether sigma is sigmas[i] up to rounding)."""
