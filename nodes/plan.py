@@ -56,7 +56,9 @@ def plan(settings: dict[str, Any], models: list[dict[str, Any]]) -> dict[str, An
             return found
         check_sampling(steps, 1.0, 1.0, settings)
         render_steps = int(settings.get("render_steps") or 0)
-        between = max(switch.listed) - len(switch.listed) if switch.mode == LISTED else 0  # the render's, before the rest
+        between = (
+            max(switch.listed) - len(switch.listed) if switch.mode == LISTED else 0
+        )  # the render's, before the rest
         rest = {"rest": between + render_steps} if render_steps else {}
         if switch.mode in ("step", LISTED):
             if switch.mode == LISTED:

@@ -272,7 +272,9 @@ def test_other_models_are_measured_by_their_own_timesteps() -> None:
 
 
 @pytest.mark.parametrize("inner_at", [2, 3], ids=["inner first", "at once"])
-@pytest.mark.parametrize(("outer", "inner"), [({"fade": 1.1}, {"render_steps": 2}), ({"render_steps": 2}, {"fade": 1.1})])
+@pytest.mark.parametrize(
+    ("outer", "inner"), [({"fade": 1.1}, {"render_steps": 2}), ({"render_steps": 2}, {"fade": 1.1})]
+)
 def test_pairs_that_change_at_once_each_say_how(outer: dict[str, Any], inner: dict[str, Any], inner_at: int) -> None:
     """The small model comes in at step 3, from the outer pair's rule and, inside its second part, the inner one's."""
     within = Pair("low", "small", Switch("step", switch_step=inner_at), **inner)
