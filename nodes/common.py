@@ -115,9 +115,15 @@ def as_image(picture: Image.Image) -> torch.Tensor:
 
 
 def picture(node: type[io.ComfyNode], image: torch.Tensor) -> dict[str, Any]:
-    """An IMAGE as a node shows it in the page, with the workflow that the client sent in its file."""
+    """An IMAGE as a node shows it in the page, with the workflow that the client sent in its file.
+
+    Empty where the host's folder for such files can't be written.
+    """
     metadata = getattr(getattr(node, "hidden", None), "extra_pnginfo", None)
-    return ui.PreviewImage(image, cls=node if isinstance(metadata or {}, dict) else None).as_dict()
+    shown: dict[str, Any] = {}
+    with page_only("a node's picture is not shown"):
+        shown = ui.PreviewImage(image, cls=node if isinstance(metadata or {}, dict) else None).as_dict()
+    return shown
 
 
 def preview(node: type[io.ComfyNode], image: torch.Tensor, text: str) -> dict[str, Any]:

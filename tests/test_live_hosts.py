@@ -227,3 +227,14 @@ def test_a_host_that_says_nothing_of_the_executing_node_costs_the_page_only(monk
     monkeypatch.setattr(live, "get_executing_context", object)
     assert live.executing_node() == ""
     assert live.waits_for(SimpleNamespace(hidden=SimpleNamespace(unique_id="1"))) == set()  # type: ignore[arg-type]
+
+
+def test_a_folder_that_can_not_be_written_costs_a_nodes_picture_only(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    common.said.clear()
+    monkeypatch.setattr(folder_paths, "temp_directory", "/proc/none")
+    with caplog.at_level(logging.WARNING):
+        shown = common.preview(module("nodes.inspector").SRSwitchInspector, torch.zeros(1, 8, 8, 3), "a text")
+    assert "images" not in shown and shown["text"] == ("a text",)
+    assert [message.partition(" (")[0] for message in caplog.messages] == ["SRDiffusion: a node's picture is not shown"]

@@ -235,3 +235,40 @@ def test_levels_that_rise_are_refused_by_what_makes_them(models: Any) -> None:
     with pytest.raises(ValueError, match="rises.*unsample") as error:
         handed_over(resampling(), 3, models, rising=True)
     assert len(str(error.value)) < 300
+
+
+# --- levels that coincide with others of the schedule -----------------------------------------------------------------
+
+# Wrappers multiply a level; where the product is the next level, only the number of calls tells the steps apart.
+SEVERAL_CALLS = {
+    "heun": 2,
+    "exp_heun_2_x0": 2,
+    "dpm_2": 2,
+    "dpm_2_ancestral": 2,
+    "dpmpp_2s_ancestral": 2,
+    "dpmpp_sde": 2,
+    "seeds_2": 2,
+    "seeds_3": 3,
+}
+
+
+@pytest.mark.parametrize("name", SEVERAL_CALLS)
+def test_a_told_level_that_is_another_steps_begins_no_step(name: str, models: Any) -> None:
+    levels = runs.levels_of(models[0], STEPS)
+    for after, at in ((1, 0), (4, 3), (6, 4)):
+        sampler = lying(name, float(levels[at + 1] / levels[at]), (at, at + 1))
+        report = handed_over(sampler, after, models)
+        assert report.stage("sketch").calls == after * SEVERAL_CALLS[name], (after, at)
+
+
+def test_a_closing_callback_does_not_make_other_steps(models: Any) -> None:
+    """RES4LYF calls back once more, with the number of steps, when it has ended."""
+    inner = at_end((0.5,))
+
+    def sample(model: Any, x: Any, sigmas: Any, callback: Any = None, **how: Any) -> torch.Tensor:
+        x = inner.sampler_function(model, x, sigmas, callback=callback, **how)
+        callback({"x": x, "i": len(sigmas) - 1, "sigma": sigmas[-1], "sigma_hat": sigmas[-1], "denoised": x})
+        return x
+
+    report = handed_over(KSAMPLER(sample), 5, models)
+    assert report.notes == [] and report.count("sketch") == 5
