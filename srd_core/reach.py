@@ -1,8 +1,4 @@
-"""Whom a LoRA or a patch reaches: what an artist put on a MODEL that does not act as meant goes into the report.
-
-Not to be seen: a LoRA without metadata of which no key is known to the model. The host drops it and leaves nothing on
-the MODEL; its log says "lora key not loaded".
-"""
+"""Whom a LoRA or a patch reaches: what an artist put on a MODEL that does not act as meant goes into the report."""
 
 from __future__ import annotations
 
@@ -18,7 +14,6 @@ from comfy.patcher_extension import WrappersMP
 from .latent import name_of
 
 WEIGHTS = "LoRA"  # what messages call a change of weights
-METADATA = "lora_metadata"  # attachment that the host's LoRA loader leaves
 # What acts on the whole run, wherever it stands: the sketch's noise schedule, and what is around the sampler.
 WHOLE_RUN = ("model_sampling", "denoise_mask_function", WrappersMP.OUTER_SAMPLE, WrappersMP.SAMPLER_SAMPLE)
 SHOWN = 3  # names in a message
@@ -58,15 +53,13 @@ def _fits(model: ModelPatcher, key: str, patch: Any, offset: Any) -> bool:
 
 
 def _a_lora_changed_nothing(model: ModelPatcher) -> bool:
-    """Whether the host put a LoRA on this MODEL, or one it was cloned from, that changed no weight."""
+    """Whether the host put a LoRA on this MODEL, or one it was cloned from, that changed no weight.
+
+    The host drops keys that it does not know, but marks every MODEL anew that it puts patches on.
+    """
     child, parent = model, model.parent
     while parent is not None:
-        loaded = child.attachments.get(METADATA)
-        if (
-            loaded is not None
-            and loaded is not parent.attachments.get(METADATA)
-            and _changes(child) == _changes(parent)
-        ):
+        if child.patches_uuid != parent.patches_uuid and _marked_for(child) == _marked_for(parent):
             return True
         child, parent = parent, parent.parent
     return False
@@ -74,6 +67,12 @@ def _a_lora_changed_nothing(model: ModelPatcher) -> bool:
 
 def _changes(model: ModelPatcher) -> int:
     return sum(map(len, model.patches.values()))
+
+
+def _marked_for(model: ModelPatcher) -> tuple[Any, ...]:
+    """For what the host marks a MODEL anew: weights' patches and wrappers, hooks, another dtype of computing."""
+    wrapped = sum(map(len, model.weight_wrapper_patches.values()))
+    return _changes(model), wrapped, len(model.hook_patches), model.object_patches.get("manual_cast_dtype")
 
 
 def things_on(model: ModelPatcher) -> Things:
