@@ -84,7 +84,7 @@ def test_a_run_hands_over_at_most_once_within_its_bounds_and_for_a_reason(
     switched = None
     for step in range(steps):
         if turn := way.turn(step):
-            assert (turn.to, turn.forward, turn.last) == (RENDER, True, True)
+            assert (turn.to, way.final) == (RENDER, True)
             switched, reason = step, turn.reason
             break
         assert way.in_charge == SKETCH
