@@ -147,6 +147,12 @@ def detail(page: Any, node: int = INSPECTOR) -> str:
     return text_of(page, ".srd-detail", node)
 
 
+def until_detail(page: Any, text: str, node: int = INSPECTOR) -> None:
+    """Wait until the chart says this of its switch; a page that has just got another workflow may still show the old."""
+    says = f"text => ({ELEMENT % node})?.querySelector('.srd-detail')?.textContent === text"
+    page.wait_for_function(says, arg=text, timeout=30_000)
+
+
 def hover(page: Any, selector: str = ".srd-status", node: int = INSPECTOR) -> str:
     """What is said to whoever points there."""
     return page.evaluate(f"selector => ({ELEMENT % node}).querySelector(selector).title", selector)

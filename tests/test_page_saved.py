@@ -23,6 +23,7 @@ from pages import (
     show,
     slide,
     text_of,
+    until_detail,
     until_done,
 )
 
@@ -113,8 +114,7 @@ def test_every_reason_of_a_hand_over_has_its_sentence(
     report = a_report("Big", "Small")
     report.hand_overs[0].reason, report.switch = reason, {"mode": "adaptive", "delta": 0.01, "switch_step": 2} | switch
     open_saved(page, json.loads(report.to_json()))
-    until_done(page)
-    assert detail(page) == f"Switched at step 2 of 4 (50 %): {sentence}."
+    until_detail(page, f"Switched at step 2 of 4 (50 %): {sentence}.")
 
 
 @pytest.mark.parametrize(
