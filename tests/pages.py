@@ -148,7 +148,7 @@ def detail(page: Any, node: int = INSPECTOR) -> str:
 
 
 def until_detail(page: Any, text: str, node: int = INSPECTOR) -> None:
-    """Wait until the chart says this of its switch; a page that has just got another workflow may still show the old."""
+    """Wait until the chart says this of its switch; just after another workflow has come it may show the old one."""
     says = f"text => ({ELEMENT % node})?.querySelector('.srd-detail')?.textContent === text"
     page.wait_for_function(says, arg=text, timeout=30_000)
 
