@@ -284,8 +284,8 @@ def test_the_report_begins_with_what_the_host_will_ask_for(wan: Any, monkeypatch
 
 def test_each_switch_ends_what_a_newer_host_records_of_allocations(wan: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     ended: list[int] = []
+    report: Any = Report()
     prefetch = memory.comfy.model_prefetch
     monkeypatch.setattr(prefetch, "cleanup_malloc_graph", lambda: ended.append(len(report.hand_overs)), raising=False)
-    report = Report()
     helpers.ksampler(sr_model(wan(), wan(seed=1), "1-2, 4", report), STEPS)
     assert set(ended) >= {0, 1, 2} and len(report.hand_overs) == 3
