@@ -274,3 +274,10 @@ def test_many_switches_can_be_drawn_and_the_summary_has_each_stages_memory_once(
         hand_over.memory = {"before": {"free": 10**9}}
     plot.draw(report)
     assert text.summarize(report).count("Memory, GB") == len({hand_over.to for hand_over in report.hand_overs})
+
+
+@pytest.mark.parametrize("steps", [500, 10_000])
+def test_a_run_of_more_steps_than_the_picture_has_columns_can_be_drawn(steps: int) -> None:
+    report = run_of("s" * (steps // 2) + "r" * (steps - steps // 2))
+    report.steps[-2].reused = True
+    assert plot.draw(report).size == (plot.WIDTH, plot.HEIGHT)

@@ -279,7 +279,11 @@ def test_time_that_is_over_is_a_failure_of_the_prompt_and_ends_nobody_else_s_wor
 def test_a_stopped_command_takes_its_work_off_the_servers(servers: list[Any], tmp_path: Path) -> None:
     long = graph(sketch_steps=600)
     long["8"]["inputs"]["steps"] = 800
+    ours = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # tests in the background may ignore it; children too
     running = run_spread(tmp_path, servers[1:], long)
+    signal.signal(signal.SIGINT, ours)
     wait_for(lambda: at_work(servers[1]), "it never got to work")
     running.send_signal(signal.SIGINT)
     _, said = running.communicate(timeout=60)

@@ -115,10 +115,11 @@ def _seconds(canvas: ImageDraw.ImageDraw, report: Report, panel: Panel) -> None:
     for step in report.steps:
         left, right = _column(report, step.step)
         tone = colour(report, step.stage, TONES)
+        gap = min(1.0, (right - left) / 4)
         if step.seconds:
-            canvas.rectangle((left + 1, min(y(step.seconds), bottom), right - 1, bottom), fill=tone)
+            canvas.rectangle((left + gap, min(y(step.seconds), bottom), right - gap, bottom), fill=tone)
         if step.reused:  # TeaCache
-            _hatch(canvas, (left + 1, top, right - 1, bottom), tone)
+            _hatch(canvas, (left + gap, top, right - gap, bottom), tone)
         if step.step % every == 0 or step.step == 1:
             canvas.text(((left + right) / 2, bottom + 6), str(step.step), fill=FAINT, font=font(14), anchor="ma")
     _axis(canvas, panel)
