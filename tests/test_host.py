@@ -341,29 +341,34 @@ def test_make_demo_hands_the_prompt_over_exactly_as_typed(tmp_path: Path, prompt
     assert not (tmp_path / "evil").exists()
 
 
-JUNIT = '<testsuites><testsuite><testcase classname="t" name="one"/>{}</testsuite></testsuites>'
-SKIP = '<testcase classname="t" name="two"><skipped type="pytest.skip" message="{}"/></testcase>'
+JUNIT = '<testsuites><testsuite><testcase classname="tests.t.C" name="one[a::b]"/>{}</testsuite></testsuites>'
+SKIP = '<testcase classname="tests.t" name="two"><skipped type="pytest.skip" message="{}"/></testcase>'
+ONE, TWO = "tests/t.py::C::one[a::b]", "tests/t.py::two"
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs POSIX")
 @pytest.mark.parametrize(
     ("report", "there", "said"),
     [
-        (JUNIT.format(""), 2, ""),
-        (JUNIT.format(SKIP.format("needs a GPU")), 4, ""),
-        (JUNIT.format(SKIP.format("no browser")), 4, "only a missing GPU is a reason"),
-        (JUNIT.format(""), 3, "3 tests are there, but 2 ran"),
-        ("<testsuites/>", 0, "no test ran in"),
+        (JUNIT.format(""), [ONE], ""),
+        (JUNIT.format(SKIP.format("needs a GPU")), [ONE, TWO], ""),
+        (JUNIT.format(SKIP.format("no browser")), [ONE, TWO], "only a missing GPU is a reason"),
+        (
+            JUNIT.format(""),
+            [ONE, TWO],
+            "these tests ran neither in `make test` nor in `make test-long`:\n  tests.t::two\n",
+        ),
+        ("<testsuites/>", [], "no test ran in"),
     ],
     ids=["all ran", "no GPU", "skipped", "left out", "none"],
 )
 def test_ci_fails_when_a_test_is_left_out_or_skipped_unless_for_want_of_a_gpu(
-    tmp_path: Path, report: str, there: int, said: str
+    tmp_path: Path, report: str, there: list[str], said: str
 ) -> None:
     (tmp_path / "report.xml").write_text(report)
     stub = tmp_path / "make"
     copy = f'cp "{tmp_path}/report.xml" "${{PYTEST_ADDOPTS##*--junitxml=}}"'
-    names = "\\n".join(f"test::{i}" for i in range(there))
+    names = "\\n".join(there)
     stub.write_text(
         f'#!/bin/sh\nif [ "$2" = test-names ]; then printf "{names}"; exit; fi\n{copy}\necho "== 2 passed =="\n'
     )
