@@ -217,6 +217,11 @@ def test_what_if_tells_another_delta_s_hand_over_and_use_this_delta_writes_it(pa
     until(page, "Sketching")
     until_done(page)
     assert f"at step {predicted} of 50" in text_of(page, ".srd-detail")
+    slide(page, -3)  # the page asks anew for all runs, of which two are this chart's: the choice stays
+    with page.expect_response(lambda answer: answer.url.endswith("/srdiffusion/runs")):
+        page.evaluate("app.api.dispatchCustomEvent('reconnected')")
+    page.wait_for_timeout(500)
+    assert text_of(page, ".srd-outcome").startswith("delta 0.001: ")
 
 
 def test_a_render_larger_than_the_sketch_is_noted_in_the_chart(page: Any) -> None:

@@ -150,7 +150,7 @@ async function catchUp() {
   forgetUnended(runs)
   // A run that ended while this answer was on its way stays ended.
   runs.filter((run) => run.report.status !== 'running' || !isOver(run)).forEach(take)
-  known().forEach((run) => show(run))
+  showKnown()
 }
 
 /** Show a run on the nodes that it belongs to, if its workflow is the open one. */
@@ -162,11 +162,13 @@ function show(run, live = false) {
 /** Show on every chart the newest run that is its own, and no other. */
 function showKnown() {
   if (!ready) return
-  for (const [, node] of nodesOf(root())) {
+  const runs = known().filter((run) => belongs(run))
+  for (const [id, node] of nodesOf(root())) {
     const view = views.get(node)
-    if (view?.run && !belongs(view.run)) view.show(null)
+    const newest = runs.findLast((run) => run.nodes.includes(id))
+    if (newest) view?.show(newest)
+    else if (view?.run && !belongs(view.run)) view.show(null)
   }
-  known().forEach((run) => show(run))
 }
 
 /** Call act(view, id) for every chart of the open workflow, if that queued the prompt of a message. */
