@@ -115,8 +115,13 @@ def reload_note(models: Mapping[str, ModelPatcher], noise_shape: Sequence[int], 
     )
 
 
-def make_room(stage: str, model: ModelPatcher, others: Mapping[str, ModelPatcher]) -> tuple[str, str]:
-    """After ``model`` ran out of memory, the others leave: (note on the second attempt, what to say if it fails)."""
+def make_room(
+    stage: str, model: ModelPatcher, others: Mapping[str, ModelPatcher], settable: bool = True
+) -> tuple[str, str]:
+    """After ``model`` ran out of memory, the others leave: (note on the second attempt, what to say if it fails).
+
+    ``settable``: the node has an input offload_sketch.
+    """
     for each in (model, *others.values()):
         each.remove_additional_models(BESIDE)
     freed = [name for name, other in others.items() if _release(other, model)]
@@ -125,7 +130,7 @@ def make_room(stage: str, model: ModelPatcher, others: Mapping[str, ModelPatcher
     lighter = LIGHTER.format(stage=stage)
     if freed:
         names = " and ".join(freed)
-        hint = " Set offload_sketch to always to free it at once." if "sketch" in freed else ""
+        hint = " Set offload_sketch to always to free it at once." if settable and "sketch" in freed else ""
         return f"{begun}, after the {names} had left the device.{hint}", _give_up(
             stage, SMALLER, lighter, f", also without the {names}"
         )

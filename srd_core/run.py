@@ -321,7 +321,7 @@ class Run:
     def make_room(self) -> str:
         """After the stage in charge ran out of memory: the others leave. Returns what to say if that does not help."""
         others = {name: stage.model for name, stage in self.stages.items() if name != self.in_charge}
-        note, give_up = memory.make_room(self.in_charge, self.stages[self.in_charge].model, others)
+        note, give_up = memory.make_room(self.in_charge, self.stages[self.in_charge].model, others, not self.at_end)
         self._keep_objects()
         self.books.report.notes.append(note)
         logging.warning("SRDiffusion: %s", note)

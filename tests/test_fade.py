@@ -14,7 +14,19 @@ import helpers
 import pytest
 import torch
 from hosting import module
-from runs import Report, Switch, a_video, broken_from, distance, rendered, right_half, sketched, sr_model
+from runs import (
+    THRESHOLD,
+    Report,
+    Switch,
+    a_video,
+    broken_from,
+    distance,
+    rendered,
+    right_half,
+    sketched,
+    slow_wan,
+    sr_model,
+)
 
 fade_module, cogvideox = module("srd_core.fade"), module("srd_core.cogvideox")
 Fade, WIDTH = fade_module.Fade, 1.1
@@ -243,6 +255,17 @@ def test_the_two_halves_fade_as_one_run(wan: Any) -> None:
         one = helpers.ksampler(faded(wan(), wan(seed=1)), 8, sampler_name=sampler)
         record = sketched(wan(), **how)[0]
         assert torch.equal(rendered(record, wan(seed=1), fade=WIDTH)[0]["samples"], one), sampler
+
+
+def test_a_render_with_teacache_reuses_the_same_steps_and_fades_what_it_gives() -> None:
+    """At the last call a hair of the fade is left: what is held is by far the most at the first."""
+    reports_of, latents = [Report(), Report()], []
+    for width, report in zip((0.0, WIDTH), reports_of):
+        model = faded(slow_wan(), slow_wan(1), report=report, fade=width, teacache=THRESHOLD)
+        latents.append(helpers.ksampler(model, 20))
+    reused = [[step.reused for step in report.steps] for report in reports_of]
+    assert reused[0] == reused[1] and sum(reused[0]) > 0
+    assert distance(*latents) > 1e-3
 
 
 def test_a_stage_that_comes_back_starts_with_its_own_predictions(wan: Any) -> None:

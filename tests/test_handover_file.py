@@ -16,10 +16,11 @@ import safetensors
 import safetensors.torch
 import torch
 from hosting import module
-from runs import a_video, half_render, handover, rendered, sampler_nodes, sketched, through_a_file
+from runs import a_video, distance, half_render, handover, rendered, sampler_nodes, sketched, sr_sampler, through_a_file
 from runs import handover_nodes as node
 
 record_module = module("srd_core.handover.record")
+FIRST_RELEASE = Path(__file__).parent / "data" / f"hand_over_version_1{handover.SUFFIX}"
 
 
 # --- the file ---------------------------------------------------------------------------------------------------------
@@ -38,27 +39,11 @@ def rewritten(path: Path, change: Callable[[dict[str, Any], dict[str, torch.Tens
     return changed
 
 
-def as_version_1(facts: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
-    """The report as the first releases wrote it."""
-    new = facts["report"]
-    sketch, render = new["stages"]
-    names = {"fall": "derivative", "fall_low": "derivative_low"}
-    same = ("status", "switch", "sampler", "shape", "sigmas", "total_seconds", "notes", "error")
-    old: dict[str, Any] = {key: new[key] for key in same} | {"version": 1, "teacache": {}}
-    old |= {"sketch": sketch["model"], "render": render["model"], "delta": 0.0, "fix_step": 0, "limit": 0}
-    for key in ("calls", "seconds", "load_seconds"):
-        old[key] = {stage["name"]: stage[key] for stage in (sketch, render)}
-    for key in ("steps", "hand_overs"):
-        old[key] = [{names.get(name, name): value for name, value in part.items()} for part in new[key]]
-    facts["report"] = old
-
-
-def test_a_file_of_the_first_release_renders_as_one_of_today(a_file: Path, wan: Any) -> None:
-    path = rewritten(a_file, as_version_1)
-    path.write_bytes(path.read_bytes().replace(b'hand_over":"2"', b'hand_over":"1"'))
-    render = wan(seed=1)
-    old, new = (rendered(half_render.load(file), render)[0]["samples"] for file in (path, a_file))
-    assert torch.equal(old, new)
+def test_a_file_of_the_first_release_renders_as_a_run_of_today(wan: Any) -> None:
+    """Written by SR Sketch of commit fd58ddf (0.1.0): three of six uni_pc steps."""
+    latent, report = rendered(half_render.load(FIRST_RELEASE), wan(seed=1))
+    assert distance(latent["samples"], sr_sampler(wan(), wan(seed=1), sampler_name="uni_pc")) < 1e-5
+    assert [step.stage for step in report.steps] == ["sketch"] * 3 + ["render"] * 3
 
 
 def test_a_file_gives_back_every_value_bit_for_bit(wan: Any, tmp_path: Path) -> None:

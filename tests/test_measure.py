@@ -10,7 +10,7 @@ import helpers
 import pytest
 import torch
 from hosting import module
-from runs import Broken, failing, interrupting, sr_model, state_of
+from runs import Broken, failing, interrupting, out_of_memory, sr_model, state_of
 from test_fade import x0_of
 
 fit, measure_run, text = module("srd_core.measure.fit"), module("srd_core.measure.run"), module("srd_core.measure.text")
@@ -158,6 +158,18 @@ def test_after_a_fault_both_models_are_as_before(stage: str, fault: Any, wan: An
         executed(*pair)
     assert [state_of(model) for model in (sketch, render)] == before
     assert torch.equal(helpers.ksampler(sketch), plain)
+
+
+def test_a_shortage_of_memory_is_tried_again_and_measures_the_same(wan: Any, caplog: pytest.LogCaptureFixture) -> None:
+    sketch, render = wan(), wan(seed=1)
+    plain = measured(sketch, render)
+    for pair in ((out_of_memory(sketch, 3), render), (sketch, out_of_memory(render, 2))):
+        caplog.clear()
+        found = measured(*pair)
+        assert (found.points, found.guided) == (plain.points, plain.guided)
+        assert "the step was tried once more" in caplog.text and "offload_sketch" not in caplog.text
+    with pytest.raises(comfy.model_management.OOM_EXCEPTION, match="not enough memory for the render, also without the sketch"):
+        executed(sketch, out_of_memory(render, {2, 3}))
 
 
 @pytest.mark.parametrize(("how", "words"), [({"steps": 3}, "needs 4 steps"), ({"denoise": 0.0}, "denoise is 0")])

@@ -122,6 +122,8 @@ def test_a_dropped_workflow_runs_and_its_chart_grows_step_by_step(renderer: str,
     assert "the sketch alone (estimated)" in hover(page) and "50 steps in " in hover(page)
     label = page.evaluate(f"({ELEMENT % INSPECTOR}).querySelector('svg[role=img]').ariaLabel")
     assert f"at step {marked} of 50" in label
+    words = page.evaluate(f"[...({ELEMENT % INSPECTOR}).querySelectorAll('svg text')].map(text => text.textContent)")
+    assert {"D: change of the prediction", "fall of D", "seconds of each step", "step", "50"} <= set(words)
     page.wait_for_function("!!document.querySelector('video')")
     page.evaluate(f"({ELEMENT % SAMPLER}).querySelector('.srd-toggle').click()")
     page.wait_for_function(f"({ELEMENT % SAMPLER}).querySelectorAll('{BARS[1]}').length > 10")

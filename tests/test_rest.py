@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import comfy.model_management
 import comfy.sample
 import comfy.samplers
 import helpers
@@ -15,18 +16,23 @@ from runs import (
     ADAPTIVE,
     GUIDERS,
     THRESHOLD,
+    Broken,
     Report,
     Switch,
     a_video,
     distance,
+    failing,
     growing,
+    interrupting,
     levels_of,
+    out_of_memory,
     rendered,
     right_half,
     sampled,
     sketched,
     slow_wan,
     sr_model,
+    state_of,
 )
 
 route, rest, figures = module("srd_core.route"), module("srd_core.rest"), module("srd_core.report.figures")
@@ -213,6 +219,29 @@ def test_the_two_halves_of_an_adaptive_run_walk_the_rest_as_one_run(sampler: str
     one = helpers.ksampler(shortened(wan(), wan(seed=1), 3, ADAPTIVE), 20, sampler_name=sampler)
     assert torch.equal(latent["samples"], one)
     assert not any("noise here differs" in note for note in report.notes)
+
+
+@pytest.mark.parametrize("fault", [failing, interrupting], ids=["failed", "interrupted"])
+def test_after_a_fault_in_a_rest_that_began_anew_plain_runs_are_as_before(fault: Any, wan: Any) -> None:
+    sketch, render, report = wan(), wan(seed=1), Report()
+    plain, states = [helpers.ksampler(m) for m in (sketch, render)], [state_of(m) for m in (sketch, render)]
+    model = shortened(sketch, fault(render, 3), 4, ADAPTIVE, report, fade=1.1)
+    with pytest.raises(Broken if fault is failing else comfy.model_management.InterruptProcessingException):
+        helpers.ksampler(model, 20, sampler_name="uni_pc")
+    assert report.status == ("failed" if fault is failing else "interrupted")
+    assert [step.stage for step in report.steps if step.seconds is not None][-2:] == ["render"] * 2
+    assert [state_of(m) for m in (sketch, render)] == states
+    assert all(torch.equal(helpers.ksampler(m), latent) for m, latent in zip((sketch, render), plain))
+
+
+@pytest.mark.parametrize("call", [1, 3])
+def test_a_shortage_in_a_rest_that_began_anew_gets_a_second_try(call: int, wan: Any) -> None:
+    sketch, render, report = wan(), wan(seed=1), Report()
+    how = {"sampler_name": "uni_pc"}
+    plain = helpers.ksampler(shortened(sketch, render, 4, ADAPTIVE, fade=1.1), 20, **how)
+    model = shortened(sketch, out_of_memory(render, call), 4, ADAPTIVE, report, fade=1.1)
+    assert torch.equal(helpers.ksampler(model, 20, **how), plain)
+    assert any(note.startswith("Out of memory in the render") for note in report.notes)
 
 
 def test_without_a_history_the_halves_of_a_known_rest_are_one_run_too(wan: Any) -> None:
