@@ -101,13 +101,16 @@ def main_rows() -> list[Row]:
         Row(f"sigma {BOUNDARY}, re-noised", "noised anew", value=BOUNDARY),
         cut(10, "no guidance", "fixed, step 10", **NO_GUIDANCE),
         cut(10, "fade, no guidance, 20 render steps", "fixed, step 10", **FADE, **NO_GUIDANCE, render_steps=20),
+        cut(10, "TeaCache 0.14", "fixed, step 10", teacache=0.14),
         Row("sketch steps 1-8, 20, 35, fade", "together", inputs={"sketch_steps": "1-8, 20, 35", **FADE}),
         *(
             Row(f"{cache} {value} on the sketch", "alone", value=value, cache=cache, like="sketch only")
             for cache, value in (("TeaCache", 0.14), ("EasyCache", 0.1))
         ),
     ]
-    for steps, sampler, step in ((20, "euler", 4), (10, "euler", 3), (50, "uni_pc", 10), (50, "dpmpp_2m", 10)):
+    short = ((20, "euler", 4), (10, "euler", 3), (8, "euler", 3))
+    others = ((50, sampler, 10) for sampler in ("uni_pc", "dpmpp_2m", "dpmpp_2m_sde"))
+    for steps, sampler, step in (*short, *others):
         rows += [replace(row, steps=steps, sampler=sampler) for row in (ALONE[0], *beyond(step))]
     return rows
 
