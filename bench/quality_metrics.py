@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-import hosting
+import hosting  # it puts demo/ on sys.path
 import torch
+
+# isort: split
+import cache
 
 REQUIREMENTS = Path(__file__).parent / "requirements.txt"
 FPS = 6  # of the family's videos, see demo/video.py
@@ -26,13 +27,9 @@ def extras() -> str:
     The packages' own requirements are left out or in the list: pip would bring a second torch with them.
     """
     wanted = hashlib.sha256(REQUIREMENTS.read_bytes()).hexdigest()[:12]
-    folder: Path = hosting.host_module.cache_folder() / "tools" / f"bench-{wanted}"
-    if not folder.is_dir():
-        partial = folder.with_name(f".partial-{folder.name}-{os.getpid()}")
-        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(partial)]
-        subprocess.run([*pip, "-r", str(REQUIREMENTS)], check=True)
-        partial.rename(folder)
-    return str(folder)
+    folder = cache.cache_folder() / "tools" / f"bench-{wanted}"
+    arguments = ["--no-deps", "-r", str(REQUIREMENTS)]
+    return str(cache.packages(folder, Path(sys.executable), arguments, "what the bench needs", cache.say))
 
 
 sys.path.append(extras())

@@ -1,6 +1,6 @@
 r"""A list of prompts over several ComfyUI servers: some sketch, some render, hand-over files go between them.
 
-    pip install ray
+    pip install urllib3
     python3 bench/spread.py --workflow workflows/wan2.1_t2v_14B_to_1.3B.json --prompts prompts.txt --output out \
         --sketch http://big1:8188 http://big2:8188 --render http://small1:8188
 
@@ -12,21 +12,20 @@ results.jsonl. A server that dies loses no prompt: others take over, and only wh
 that fails three times, by an error, by its time (--timeout) or with a server that then answers again, is given up.
 
 Stop: Ctrl-C ends the work on the servers too. The same command continues where a stopped or killed one was.
-
-Ray runs the tasks, on this machine or, with --ray ADDRESS, on a cluster that can reach the servers.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib.util
 import json
-import logging
-import os
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +34,7 @@ from spread_graph import OWN, Graph, render_graph, sketch_graph, to_api, with_pr
 
 # isort: split
 import client  # spread_graph has put demo/ on sys.path
+from cache import aside
 
 SKETCH, RENDER = "sketch", "render"
 SUFFIX = ".sketch.safetensors"
@@ -62,26 +62,26 @@ class Job:
         return RENDER if self.hand_over(output).is_file() else SKETCH
 
 
-# --- what a task does, on whatever machine it runs --------------------------------------------------------------------
+# --- what a task does, in a thread of its own ------------------------------------------------------------------------
 
 
-def sketch_on(url: str, graph: Graph, timeout: float) -> Outcome:
+def sketch_on(url: str, graph: Graph, timeout: float, stop: threading.Event) -> Outcome:
     """Sketch on that server; done: the hand-over file's content."""
 
     def run(server: Any) -> bytes:
-        (file,) = client.files_of({"outputs": {OWN[1]: finished(server, graph, timeout)["outputs"][OWN[1]]}})
+        (file,) = client.files_of({"outputs": {OWN[1]: finished(server, graph, timeout, stop)["outputs"][OWN[1]]}})
         content: bytes = server.view(file)
         return content
 
     return outcome_of(url, run)
 
 
-def render_on(url: str, graph: Graph, name: str, content: bytes, timeout: float) -> Outcome:
+def render_on(url: str, graph: Graph, name: str, content: bytes, timeout: float, stop: threading.Event) -> Outcome:
     """Put the hand-over into that server's input folder and render; done: [(file name, content)] of what was saved."""
 
     def run(server: Any) -> list[tuple[str, bytes]]:
         server.upload_image(content, name)
-        files = client.files_of(finished(server, graph, timeout))
+        files = client.files_of(finished(server, graph, timeout, stop))
         return [(str(file["filename"]), server.view(file)) for file in files if file.get("type") == "output"]
 
     return outcome_of(url, run)
@@ -97,28 +97,26 @@ def outcome_of(url: str, run: Callable[[Any], Any]) -> Outcome:
         return ("failed" if error.details else "lost"), str(error).splitlines()[0]
 
 
-def finished(server: Any, graph: Graph, timeout: float) -> dict[str, Any]:
+def finished(server: Any, graph: Graph, timeout: float, stop: threading.Event) -> dict[str, Any]:
     """Queue a graph and wait; its history entry. Whoever stops waiting takes the graph off the server.
 
     Raises HostError: with details for a fault of the graph, which its time is too; without when the server does not
-    answer or has forgotten the graph.
+    answer or has forgotten the graph, and when ``stop`` is set.
     """
     prompt_id = server.queue(graph)
-    try:
-        entry = _entry(server, prompt_id, time.monotonic() + timeout)
-    except KeyboardInterrupt:  # ray.cancel
-        _take_off(server, prompt_id)
-        raise
+    entry = _entry(server, prompt_id, time.monotonic() + timeout, stop)
     if entry is None:
         _take_off(server, prompt_id)
+        if stop.is_set():
+            raise client.HostError("stopped")
         raise client.HostError(f"{server.url} did not finish within {timeout:.0f} s.", {"timeout": timeout})
     checked: dict[str, Any] = client.checked(entry)
     return checked
 
 
-def _entry(server: Any, prompt_id: str, until: float) -> dict[str, Any] | None:
+def _entry(server: Any, prompt_id: str, until: float, stop: threading.Event) -> dict[str, Any] | None:
     missed = 0
-    while time.monotonic() < until:
+    while time.monotonic() < until and not stop.is_set():
         queue = server.get("/queue")
         entry: dict[str, Any] | None = server.get(f"/history/{prompt_id}").get(prompt_id)
         if entry is not None:
@@ -127,7 +125,7 @@ def _entry(server: Any, prompt_id: str, until: float) -> dict[str, Any] | None:
         missed = 0 if known else missed + 1
         if missed > 5:  # it was between queue and history once; now it is gone
             raise client.HostError(f"{server.url} was started anew and has forgotten its work.")
-        time.sleep(0.3)
+        stop.wait(0.3)
     return None
 
 
@@ -161,10 +159,8 @@ def done_keys(results: Path) -> set[tuple[int, str]]:
 
 def write(path: Path, content: bytes) -> None:
     """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(content)
-    partial.replace(path)
+    with aside(path) as partial:
+        partial.write_bytes(content)
 
 
 @dataclass
@@ -176,8 +172,9 @@ class Spread:
     output: Path
     timeout: float
     waiting: dict[str, deque[Job]] = field(default_factory=lambda: {SKETCH: deque(), RENDER: deque()})
-    # Ray's reference -> stage, job, url, start
-    running: dict[Any, tuple[str, Job, str, float]] = field(default_factory=dict)
+    # what runs -> stage, job, url, start
+    running: dict[Future[Outcome], tuple[str, Job, str, float]] = field(default_factory=dict)
+    stop: threading.Event = field(default_factory=threading.Event)
     lost: dict[str, float] = field(default_factory=dict)  # servers that did not answer -> when to ask again
     suspects: dict[str, tuple[str, Job, str]] = field(default_factory=dict)  # such a server -> stage, job, why
     failed: int = 0
@@ -188,31 +185,31 @@ class Spread:
         for job in jobs:
             self.waiting[job.stage(self.output)].append(job)
 
-    def work(self, ray: Any) -> None:
-        """Run all jobs. Raises SystemExit when no server of a pool that is needed answers any more."""
-        tasks = {SKETCH: sketch_on, RENDER: render_on}
-        remote = {stage: ray.remote(num_cpus=0, max_retries=2)(task) for stage, task in tasks.items()}
-        while self.running or any(self.waiting.values()):
-            for stage, job, url in self._pairs():
-                self.running[remote[stage].remote(*self._call(stage, job, url))] = (stage, job, url, time.monotonic())
-            if not self.running:
-                self._wait_for_a_server()
-                continue
-            ready, _ = ray.wait(list(self.running), num_returns=1, timeout=2)
-            for reference in ready:
-                stage, job, url, began = self.running.pop(reference)
-                try:
-                    what, made = ray.get(reference)
-                except ray.exceptions.RayError as error:  # Ray's own process for the task died, more than twice
-                    what, made = "failed", str(error).splitlines()[0]
-                self._take(stage, job, url, what, made, time.monotonic() - began)
+    def work(self) -> None:
+        """Run all jobs, one a server at a time. Raises SystemExit when no server of a needed pool answers any more."""
+        with ThreadPoolExecutor(len({url for pool in self.pools.values() for url in pool})) as threads:
+            try:
+                while self.running or any(self.waiting.values()):
+                    self._start(threads)
+                    if not self.running:
+                        self._wait_for_a_server()
+                    self._take_ended()
+            except BaseException:  # Ctrl-C too: the threads take what runs off the servers and end
+                self.stop.set()
+                raise
 
-    def stop(self, ray: Any) -> None:
-        """Take what runs off the servers."""
-        for reference in self.running:
-            ray.cancel(reference)
-        if self.running:
-            ray.wait(list(self.running), num_returns=len(self.running), timeout=10)
+    def _start(self, threads: ThreadPoolExecutor) -> None:
+        for stage, job, url in self._pairs():
+            task: Callable[..., Outcome] = sketch_on if stage == SKETCH else render_on
+            future = threads.submit(task, *self._call(stage, job, url), self.timeout, self.stop)
+            self.running[future] = (stage, job, url, time.monotonic())
+
+    def _take_ended(self) -> None:
+        for future in wait(self.running, timeout=2, return_when=FIRST_COMPLETED).done:
+            stage, job, url, began = self.running.pop(future)
+            error = future.exception()  # what no server says of itself: an answer without a file
+            what, made = ("failed", f"{type(error).__name__}: {error}") if error else future.result()
+            self._take(stage, job, url, what, made, time.monotonic() - began)
 
     def _pairs(self) -> Iterator[tuple[str, Job, str]]:
         """(stage, job, server) to start now. Renders first, so that videos come early."""
@@ -240,9 +237,9 @@ class Spread:
     def _call(self, stage: str, job: Job, url: str) -> tuple[Any, ...]:
         graph, name = with_prompt(self.graph, job.prompt), f"spread_{job.number:04}_{job.key}"
         if stage == SKETCH:
-            return url, sketch_graph(graph, f"srdiffusion/{name}"), self.timeout
+            return url, sketch_graph(graph, f"srdiffusion/{name}")
         content = job.hand_over(self.output).read_bytes()
-        return url, render_graph(graph, name + SUFFIX), name + SUFFIX, content, self.timeout
+        return url, render_graph(graph, name + SUFFIX), name + SUFFIX, content
 
     def _wait_for_a_server(self) -> None:
         self._alone_since = self._alone_since or time.monotonic()
@@ -324,23 +321,6 @@ def api_graph(path: Path, urls: Sequence[str]) -> Graph:
     raise SystemExit("spread: none of the servers answers.")
 
 
-def start_ray(address: str | None) -> Any:
-    """Ray, on this machine or connected to a cluster; this file's helpers travel with the tasks."""
-    try:
-        import ray
-    except ImportError:
-        raise SystemExit("spread: Ray is missing. Install it beside this Python: pip install ray") from None
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    packages = str(Path(ray.__file__).parents[1])  # Ray's own processes must find it too, wherever it lies
-    os.environ["PYTHONPATH"] = os.pathsep.join([packages, *filter(None, [os.environ.get("PYTHONPATH")])])
-    ray.cloudpickle.register_pickle_by_value(client)
-    local: dict[str, Any] = (
-        {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 1 << 30} if address is None else {}
-    )
-    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
-    return ray
-
-
 def arguments() -> argparse.Namespace:
     """The command's options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -351,13 +331,14 @@ def arguments() -> argparse.Namespace:
     add("--render", nargs="+", required=True, metavar="URL", help="servers that render")
     add("--output", type=Path, required=True, help="folder for results; one that is there is continued")
     add("--timeout", type=float, default=7200, help="seconds for one stage of one prompt")
-    add("--ray", metavar="ADDRESS", help="of a Ray cluster; default: Ray is started on this machine")
     return parser.parse_args()
 
 
 def main() -> int:
     """The command; returns the exit status: 0 when every prompt is done."""
     asked = arguments()
+    if importlib.util.find_spec("urllib3") is None:
+        raise SystemExit("spread: urllib3 is missing. Install it beside this Python: pip install urllib3")
     pools = {stage: [url.rstrip("/") for url in getattr(asked, stage)] for stage in (SKETCH, RENDER)}
     asked.output.mkdir(parents=True, exist_ok=True)
     graph, results = api_graph(asked.workflow, [*pools[RENDER], *pools[SKETCH]]), asked.output / "results.jsonl"
@@ -366,16 +347,11 @@ def main() -> int:
     say(f"{len(jobs)} prompts, {len(jobs) - len(todo)} done already")
     spread = Spread(graph, pools, asked.output, asked.timeout)
     spread.add(todo)
-    if todo:
-        ray = start_ray(asked.ray)
-        try:
-            spread.work(ray)
-        except KeyboardInterrupt:
-            spread.stop(ray)
-            say("spread: stopped; the same command continues from here.")
-            return 130
-        finally:
-            ray.shutdown()
+    try:
+        spread.work()
+    except KeyboardInterrupt:
+        say("spread: stopped; the same command continues from here.")
+        return 130
     say(f"{len(jobs) - spread.failed} of {len(jobs)} prompts done; {results}")
     return 1 if spread.failed else 0
 

@@ -168,7 +168,9 @@ def test_a_shortage_of_memory_is_tried_again_and_measures_the_same(wan: Any, cap
         found = measured(*pair)
         assert (found.points, found.guided) == (plain.points, plain.guided)
         assert "the step was tried once more" in caplog.text and "offload_sketch" not in caplog.text
-    with pytest.raises(comfy.model_management.OOM_EXCEPTION, match="not enough memory for the render, also without the sketch"):
+    with pytest.raises(
+        comfy.model_management.OOM_EXCEPTION, match="not enough memory for the render, also without the sketch"
+    ):
         executed(sketch, out_of_memory(render, {2, 3}))
 
 

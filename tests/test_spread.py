@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -171,7 +172,7 @@ def test_a_prompt_that_fails_goes_to_the_end_and_is_given_up_after_three_times(t
 
 
 def test_a_server_that_stays_away_costs_its_prompt_nothing_but_its_place(tmp_path: Path) -> None:
-    what, why = spread.sketch_on("http://127.0.0.1:9", graph(), 1)
+    what, why = spread.sketch_on("http://127.0.0.1:9", graph(), 1, threading.Event())
     assert what == "lost" and "127.0.0.1:9" in why
     work, first, second = jobs_at_work(tmp_path, "http://127.0.0.1:9")
     for _ in range(8):
@@ -269,7 +270,7 @@ def test_time_that_is_over_is_a_failure_of_the_prompt_and_ends_nobody_else_s_wor
         }
     )
     wait_for(lambda: at_work(server), "it never got to work")
-    what, why = spread.sketch_on(server.url, graph(), 0.0)
+    what, why = spread.sketch_on(server.url, graph(), 0.0, threading.Event())
     assert what == "failed" and "did not finish within 0 s" in why
     assert all(item[1] == other for items in server.get("/queue").values() for item in items)
     wait_for(lambda: other in server.get("/history"), "it was never done")
