@@ -78,11 +78,7 @@ def cut(step: int, more: str = "", like: str = "", **inputs: Any) -> Row:
 def beyond(step: int) -> list[Row]:
     """A cut, and what goes beyond the paper at the same step."""
     plain = cut(step)
-    return [
-        plain,
-        cut(step, "fade", **FADE),
-        cut(step, "fade, no guidance", plain.name, **FADE, **NO_GUIDANCE),
-    ]
+    return [plain, cut(step, "fade", **FADE), cut(step, "fade, no guidance", plain.name, **FADE, **NO_GUIDANCE)]
 
 
 ALONE = [Row(f"{model} only", "alone", model) for model in (SKETCH, RENDER)]

@@ -206,11 +206,7 @@ def markdown(lines: Sequence[Line], no_lpips: str) -> list[str]:
     results = Results(lines)
     told = {name: ", ".join(sorted({line[name] for line in lines})) for name in ("date", "host", "machine", "commit")}
     setup = f"{lines[0]['setup']}, scheduler simple; weights {lines[0]['weights']}"
-    out = [
-        f"{told['date']}; {told['host']}; {told['machine']}; commits {told['commit']}. {setup}.",
-        "",
-        NOTE,
-    ]
+    out = [f"{told['date']}; {told['host']}; {told['machine']}; commits {told['commit']}. {setup}.", "", NOTE]
     if loads := [line["load"] for line in results.timed if line["load"]]:
         out += ["", f"Other programs ran while it was timed: the load was {statistics.median(loads):.1f} (median)."]
     if no_lpips and not any(line.get("lpips") for line in lines):

@@ -26,10 +26,7 @@ WAN = (
     "wan2.2_t2v_low_noise_14B_fp8_scaled",
 )
 ENCODERS = ("umt5_xxl_fp8_e4m3fn_scaled", "t5xxl_fp16", "mistral_3_small_flux2_fp8", "qwen_3_4b")
-LORAS = (
-    "lightx2v_T2V_14B_cfg_step_distill_v2_lora_rank64_bf16",
-    "wan2.2_t2v_lightx2v_4steps_lora_v1.1_low_noise",
-)
+LORAS = ("lightx2v_T2V_14B_cfg_step_distill_v2_lora_rank64_bf16", "wan2.2_t2v_lightx2v_4steps_lora_v1.1_low_noise")
 
 
 def all_files(folder: Path) -> Files:

@@ -102,8 +102,7 @@ def test_a_backend_that_takes_containers_still_does(wan: Any, monkeypatch: pytes
 
 
 def test_a_backend_that_is_missing_here_warns_and_runs_with_the_default(
-    models_folder: Path,
-    caplog: pytest.LogCaptureFixture,
+    models_folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     name = helpers.wan_file(models_folder, seed=0).name
     with caplog.at_level(logging.WARNING):
@@ -162,8 +161,7 @@ def test_set_attention_has_the_loaders_choice() -> None:
 
 
 def test_the_chosen_attention_runs_on_a_model_of_the_hosts_loader(
-    models_folder: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    models_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = of_the_host(helpers.wan_file(models_folder, seed=0, layers=2))
     calls = count_calls_of("one", monkeypatch)
@@ -177,8 +175,7 @@ def test_the_chosen_attention_runs_on_a_model_of_the_hosts_loader(
 
 
 def test_set_attention_after_our_loader_is_what_runs_and_an_override_is_chained(
-    models_folder: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    models_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of two choices the later one holds; another node's override stays around it."""
     one, two, before = count_calls_of("one", monkeypatch), count_calls_of("two", monkeypatch), []

@@ -202,9 +202,7 @@ def test_a_prompt_longer_than_226_tokens_is_cut_with_one_line(
     assert lines == ["SRDiffusion: CogVideoX reads 226 tokens of a prompt; cut: positive 300."]
 
 
-def test_the_fix_without_dynamic_cfg_takes_only_that_of_another_fix_off(
-    folders: dict[str, Path],
-) -> None:
+def test_the_fix_without_dynamic_cfg_takes_only_that_of_another_fix_off(folders: dict[str, Path]) -> None:
     model = cogvideox.load(folders["5b"])
     dynamic = cogvideox.correct(model, dynamic_cfg=True)
     assert torch.equal(run(cogvideox.correct(dynamic), 1), run(model, 1)) and not torch.equal(

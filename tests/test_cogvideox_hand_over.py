@@ -94,9 +94,7 @@ def test_masks_and_denoise_and_previews_are_in_the_sketchs_space(folders: dict[s
 
 @pytest.mark.parametrize("switch", [3, 7])
 def test_5b_then_2b_is_the_hand_written_ddim_hand_over_of_diffusers(
-    switch: int,
-    networks: dict[str, Any],
-    folders: dict[str, Path],
+    switch: int, networks: dict[str, Any], folders: dict[str, Path]
 ) -> None:
     sketch, render = cogvideox.load(folders["5b"]), cogvideox.load(folders["2b"])
     report = Report()
@@ -116,8 +114,7 @@ def test_within_5b_the_switch_changes_not_a_bit(sampler: str, folders: dict[str,
 
 
 def test_a_2b_as_the_host_loads_it_does_not_fit_and_the_message_names_the_fix(
-    networks: dict[str, Any],
-    folders: dict[str, Path],
+    networks: dict[str, Any], folders: dict[str, Path]
 ) -> None:
     state_dict = dict(networks["2b"].state_dict())
     files.rename(state_dict)
@@ -153,8 +150,7 @@ def test_the_map_takes_a_noisy_latent_to_what_the_render_would_have_seen(kind: s
 
 @pytest.mark.parametrize("kind", ["2b", "5b", "1.5"])
 def test_a_plan_that_reuses_nothing_changes_nothing_and_another_runs_no_block_there(
-    kind: str,
-    folders: dict[str, Path],
+    kind: str, folders: dict[str, Path]
 ) -> None:
     model, calls = slow(cogvideox.load(folders[kind]))
     blocks = len(model.model.diffusion_model.blocks)
@@ -172,9 +168,7 @@ def test_a_plan_that_reuses_nothing_changes_nothing_and_another_runs_no_block_th
     assert type(model.model.diffusion_model.blocks) is torch.nn.ModuleList, "nothing is left on the network"
 
 
-def test_the_plan_of_a_render_in_another_space_is_of_the_noise_levels_that_it_sees(
-    folders: dict[str, Path],
-) -> None:
+def test_the_plan_of_a_render_in_another_space_is_of_the_noise_levels_that_it_sees(folders: dict[str, Path]) -> None:
     sketch, render = cogvideox.load(folders["5b"]), slow(cogvideox.load(folders["2b"]))[0]
     report, after = Report(), 5
     sample(sr_model(sketch, cached(render, THRESHOLD), after, report), noise(), STEPS, cfg=1.0)
@@ -216,8 +210,7 @@ def test_a_network_asks_for_replacements_only_while_a_cached_model_is_loaded(fol
 
 
 def test_a_cached_model_whose_network_was_taken_over_by_another_computes_and_says_so(
-    folders: dict[str, Path],
-    caplog: pytest.LogCaptureFixture,
+    folders: dict[str, Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     model, calls = slow(cogvideox.load(folders["2b"]))
     plain = sample(model, noise(), STEPS, cfg=1.0)

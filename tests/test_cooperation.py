@@ -16,18 +16,7 @@ from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_custom_sampler import KSamplerSelect, SamplerCustom, SamplerSEEDS2
 from hosting import module
 from nodes import KSamplerAdvanced
-from runs import (
-    GUIDERS,
-    STEPS,
-    Report,
-    Switch,
-    a_video,
-    levels_of,
-    sampled,
-    sr_model,
-    sr_sampler,
-    wrapped,
-)
+from runs import GUIDERS, STEPS, Report, Switch, a_video, levels_of, sampled, sr_model, sr_sampler, wrapped
 
 SCHEDULERS = comfy.samplers.KSampler.SCHEDULERS
 

@@ -218,10 +218,7 @@ def test_a_pair_that_does_not_fit_is_refused_when_queued_on_the_render_s_file(no
 
 def test_where_another_loader_has_the_render_the_sketch_s_loader_says_it(server: Any) -> None:
     graph = serving.cooperating()
-    graph["render"] = {
-        "class_type": "UNETLoader",
-        "inputs": {"unet_name": MISFIT, "weight_dtype": "default"},
-    }
+    graph["render"] = {"class_type": "UNETLoader", "inputs": {"unet_name": MISFIT, "weight_dtype": "default"}}
     where, said = refused(server, graph)
     assert where == "sketch" and "use different VAEs" in said
 

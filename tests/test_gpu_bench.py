@@ -119,14 +119,7 @@ def rows_of_a_card() -> list[dict[str, Any]]:
         {**b, "row": "sketch step, sage", "unavailable": "pip install sageattention."},
         {**c, **run, "row": "sketch only", "seconds": 80.0, "k": 10},
         {**c, **run, "row": "render only", "seconds": 15.0, "k": 0},
-        {
-            **c,
-            **run,
-            "row": "SR",
-            "seconds": 28.5,
-            "hand_over": {"seconds": 0.2, "in": 3e9},
-            "render_bytes": 3e9,
-        },
+        {**c, **run, "row": "SR", "seconds": 28.5, "hand_over": {"seconds": 0.2, "in": 3e9}, "render_bytes": 3e9},
         {**c, **run, "row": "SR, TeaCache", "seconds": 21.0, "reused": 5},
         {
             **c,

@@ -52,9 +52,7 @@ def hand_overs(server: Any) -> list[str]:
 
 @pytest.mark.one_host
 @pytest.mark.timeout(900)
-def test_after_kill_9_the_next_server_works_and_takes_no_half_file_for_whole(
-    tmp_path: Path,
-) -> None:
+def test_after_kill_9_the_next_server_works_and_takes_no_half_file_for_whole(tmp_path: Path) -> None:
     base, files = tmp_path / "base", wan_files(tmp_path / "files")
     found: list[tuple[str, str]] = []
     for stage, how in [*STAGES.items(), ("", {})]:

@@ -196,9 +196,7 @@ def test_a_prompt_of_any_shape_costs_the_link_to_the_sampler_alone(prompt: Any, 
     assert told[-1]["node_id"] == INSPECTOR and told[-1]["sampler"] == "" and not log and shown.ui["report"]
 
 
-def test_an_old_report_is_refused_in_words_on_a_server_of_another_host_too(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_an_old_report_is_refused_in_words_on_a_server_of_another_host_too(monkeypatch: pytest.MonkeyPatch) -> None:
     instance = SimpleNamespace()
     monkeypatch.setitem(sys.modules, "server", SimpleNamespace(PromptServer=SimpleNamespace(instance=instance)))
     node = module("nodes.inspector").SRSwitchInspector.PREPARE_CLASS_CLONE(

@@ -19,14 +19,7 @@ import torch
 import workflow
 from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete, ModelSamplingSD3
 from hosting import REPOSITORY, host_module, module
-from runs import (
-    STEPS,
-    Report,
-    a_video,
-    right_half,
-    sr_model,
-    sr_sampler,
-)
+from runs import STEPS, Report, a_video, right_half, sr_model, sr_sampler
 
 memory, reports = module("srd_core.memory"), module("srd_core.report.data")
 

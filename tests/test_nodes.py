@@ -178,9 +178,7 @@ LATER_OPTIONAL = [
 ]
 
 
-def test_an_input_with_a_default_may_be_missing_and_keeps_its_place(
-    schema: Any,
-) -> None:
+def test_an_input_with_a_default_may_be_missing_and_keeps_its_place(schema: Any) -> None:
     for i in schema.inputs:
         if i.id in LATER_OPTIONAL:
             assert i.optional and i.default is not None, i.id

@@ -15,20 +15,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
 from hosting import module
-from runs import (
-    STEPS,
-    Report,
-    Switch,
-    a_video,
-    cached,
-    pair,
-    rendered,
-    sampled,
-    sketched,
-    slow_wan,
-    sr_model,
-    wrapped,
-)
+from runs import STEPS, Report, Switch, a_video, cached, pair, rendered, sampled, sketched, slow_wan, sr_model, wrapped
 
 criterion = module("srd_core.criterion")
 NEVER = {"switch_sigma": 0.0, "delta": 1e-9}
