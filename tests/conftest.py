@@ -125,7 +125,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     (base / "input").mkdir()
     picture = Image.effect_noise((96, 64), 90).convert("RGB")
     picture.save(base / "input" / "example.png")  # every ComfyUI has one of this name
-    with serving.serving(base, server_files.all_files(tmp_path_factory.mktemp("files"))) as running:
+    # The host's default cache drops results where the machine has little memory left, whatever runs beside it.
+    with serving.serving(base, server_files.all_files(tmp_path_factory.mktemp("files")), "--cache-classic") as running:
         yield running
 
 
