@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import asdict, fields
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -29,7 +29,6 @@ QUEUED = "/srdiffusion/queued"
 METADATA = "srdiffusion"  # the key in the metadata of saved files and in their workflow's `extra`
 INSPECTOR = "SRSwitchInspector"
 KEPT = 16  # runs of which a page that is opened later can still be told
-BULKY = ("steps", "sigmas")  # fields of a report that are not sent whole with every step
 NOT_TOLD = "the page is not told of this run"
 
 # what the page needs to know of a run: where it belongs, its report and the figures that follow from it
@@ -186,16 +185,13 @@ def _tell(report: Report, node_id: str, made_for: str, metadata: Any) -> None:
         return
     if over and made_for == context.prompt_id:
         _store(metadata, node_id, report)
-    run = _runs.get((context.prompt_id, node_id, report.sampler_node))
-    begins = run is None or (not report.steps and not over)
-    if run is None or begins:
-        run = _begin(running, context.prompt_id, node_id, report, node_id)
+    known = _runs.get((context.prompt_id, node_id, report.sampler_node)) if report.steps or over else None
+    run = known or _begin(running, context.prompt_id, node_id, report, node_id)
     if over:
         run |= told(report)  # the next run fills the same object
     if _heard(running):
-        running.send_sync(
-            EVENT, whole(run) if begins or over else {**run, "report": newest(report), "figures": figures(report)}
-        )
+        news = whole(run) if over or not known else run | {"report": newest(report), "figures": figures(report)}
+        running.send_sync(EVENT, news)
 
 
 def _heard(running: Any) -> bool:
@@ -206,15 +202,8 @@ def _heard(running: Any) -> bool:
 def _begin(running: Any, prompt_id: str, node_id: str, report: Report | str, sampler: str) -> Run:
     """Note a run of this node; ``sampler``: the node that has the switching inputs."""
     samples = "" if isinstance(report, str) or node_id != sampler else report.sampler_node
-    place = _place(running, prompt_id, node_id, samples)
-    run = {
-        "prompt_id": prompt_id,
-        "node_id": node_id,
-        "samples": samples,
-        "sampler": sampler,
-        "report": report,
-        **place,
-    }
+    run: Run = {"prompt_id": prompt_id, "node_id": node_id, "samples": samples, "sampler": sampler, "report": report}
+    run |= _place(running, prompt_id, node_id, samples)
     _runs.pop(_key(run), None)
     _runs[_key(run)] = run
     while len(_runs) > KEPT:
@@ -269,14 +258,9 @@ def whole(run: Run) -> Run:
 
 def newest(report: Report) -> dict[str, Any]:
     """What changed since the message before: all but the schedule and the older steps."""
-    small = {field.name: getattr(report, field.name) for field in fields(report) if field.name not in BULKY}
-    return {
-        **small,
-        "hand_overs": [dict(vars(hand_over)) for hand_over in report.hand_overs],
-        "steps": [dict(vars(step)) for step in report.steps[-2:]],
-        "count": len(report.steps),
-        "stages": [dict(vars(stage)) for stage in report.stages],
-    }
+    small = asdict(replace(report, steps=report.steps[-2:], sigmas=[])) | {"count": len(report.steps)}
+    del small["sigmas"]
+    return small
 
 
 @page_only("saved files do not carry the report")
