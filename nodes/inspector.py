@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import Any
 
 from comfy_api.latest import io, ui
@@ -86,11 +85,10 @@ class SRSwitchInspector(io.ComfyNode):
 def _saved(text: str, prefix: str, shown: dict[str, Any]) -> str:
     """Save a report's JSON and note the file in ``shown``; why not, or "": a fault costs the file, not the run."""
     try:
-        folder, name, counter, subfolder, _ = place_of(prefix)
-        path = Path(folder, f"{name}_{counter:05}_.json")
+        path, saved = place_of(prefix, ".json")
         path.write_text(text, encoding="utf-8")
     except Exception as fault:  # noqa: BLE001  (the host raises nothing narrower for a folder outside its own)
         outside = None if isinstance(fault, OSError) else unsavable("save_report", prefix, PREFIX)
         return outside or NOT_SAVED.format(place=f"{prefix[:200]!r}", fault=f"{type(fault).__name__}: {fault}")
-    shown["saved"] = [{"filename": path.name, "subfolder": subfolder, "type": "output"}]
+    shown["saved"] = [saved]
     return ""

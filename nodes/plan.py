@@ -56,14 +56,12 @@ def plan(settings: dict[str, Any], models: list[dict[str, Any]]) -> dict[str, An
             return found
         check_sampling(steps, 1.0, 1.0, settings)
         render_steps = int(settings.get("render_steps") or 0)
-        between = (
-            max(switch.listed) - len(switch.listed) if switch.mode == LISTED else 0
-        )  # the render's, before the rest
+        listed = switch.listed  # none in another mode
+        between = max(listed, default=0) - len(listed)  # the render's, before the rest
         rest = {"rest": between + render_steps} if render_steps else {}
         if switch.mode in ("step", LISTED):
-            if switch.mode == LISTED:
-                check_switch(Pair(SKETCH, RENDER, switch, render_steps=render_steps), [1.0] * steps)
-            return found | {"latest": len(switch.listed) if switch.mode == LISTED else switch.switch_step} | rest
+            check_switch(Pair(SKETCH, RENDER, switch, render_steps=render_steps), [1.0] * steps)
+            return found | {"latest": len(listed) or switch.switch_step} | rest
     except ValueError as error:
         return found | {"problem": str(error)}
     shift = shift_of(models)
