@@ -194,9 +194,7 @@ def read_header(path: Path, limit: int = HEADER_LIMIT) -> dict[str, Any]:
             "The download or copy broke off; get it again."
         )
     try:
-        with safetensors.safe_open(
-            path, framework="np"
-        ):  # checks types, shapes and offsets; reads no tensor, needs no memory
+        with safetensors.safe_open(path, framework="np"):  # checks types, shapes and offsets; reads no tensor
             return header
     except (safetensors.SafetensorError, ValueError, TypeError) as error:
         raise ValueError(f"{path.name} is damaged: {str(error)[:200]}. Get it again.") from error
@@ -237,9 +235,6 @@ def model_config(state_dict: dict[str, torch.Tensor], metadata: dict[str, str]) 
 def _check_numbers(described: dict[str, Any], largest: int) -> None:
     """Raises OddNumber for a size in the metadata that the weights can't have: the host would build it."""
     for name, value in described.items():
-        if (
-            isinstance(value, int)
-            and ("layers" in name or "blocks" in name or "dim" in name)
-            and value > max(largest, 1 << 16)
-        ):
+        is_size = isinstance(value, int) and any(part in name for part in ("layers", "blocks", "dim"))
+        if is_size and value > max(largest, 1 << 16):
             raise OddNumber(f"says {name} {value}")

@@ -62,7 +62,8 @@ def summarize(found: Comparison) -> str:
     lines = [f"{b} compared with {a}, {len(found.psnr)} frames"]
     if math.isinf(found.whole_psnr):
         return "\n".join([*lines, "They are identical.", *found.notes])
-    lines.append(f"PSNR: {found.whole_psnr:.2f} dB (frames {min(found.psnr):.2f} to {_decibel(max(found.psnr))})")
+    best = "identical" if math.isinf(max(found.psnr)) else f"{max(found.psnr):.2f}"
+    lines.append(f"PSNR: {found.whole_psnr:.2f} dB (frames {min(found.psnr):.2f} to {best})")
     for name, values in (("SSIM", found.ssim), ("LPIPS", found.lpips)):
         if values:
             mean = sum(values) / len(values)
@@ -72,10 +73,6 @@ def summarize(found: Comparison) -> str:
             f"Change from frame to frame: {100 * found.flicker[0]:.2f} % in {a}, {100 * found.flicker[1]:.2f} % in {b}"
         )
     return "\n".join(lines + found.notes)
-
-
-def _decibel(value: float) -> str:
-    return "identical" if math.isinf(value) else f"{value:.2f}"
 
 
 # --- pictures ---

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,7 @@ def render_from(record: SketchRecord, render: ModelPatcher, settings: RenderSett
     settings = replace(settings, anew=True, sketch_size=record.sketch_size)
     stand_in = _stand_in(record, render)
     stand_in.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, KEY, _load_nothing)
-    replay = Replay(record, report)
+    replay = Replay(record, report, iter(record.calls))
     stand_in.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, f"{KEY}_record", replay.predict)
     model = cooperate(stand_in, render, Switch("step", switch_step=record.steps), settings, report, replay.check_latent)
     watch, report.watch = report.watch, partial(_tell_merged, record.report, report.watch, [])
@@ -131,11 +131,8 @@ class Replay:
 
     record: SketchRecord
     report: Report
-    _calls: Iterator[Call] = field(init=False)
+    _calls: Iterator[Call]  # of the record, that are still to be answered
     _warned: bool = False
-
-    def __post_init__(self) -> None:
-        self._calls = iter(self.record.calls)
 
     def predict(
         self, executor: WrapperExecutor, x: torch.Tensor, timestep: torch.Tensor, *args: Any, **kwargs: Any

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .fit import KEPT, Pull, fitted_fade, nearest, speed_of, step_for
+from .fit import KEPT, Pull, fitted_fade, speed_of, step_for
 from .run import Measured
 
 
@@ -25,7 +25,7 @@ def advise(measured: Measured, speed_up: float) -> Advice:
     """For a run that is to be so many times as fast as the sketch alone."""
     steps, sketch, render = measured.steps, measured.sketch_seconds, measured.render_seconds
     after = step_for(speed_up, steps, sketch, render)
-    at = nearest(sorted({row.j for row in measured.guided}), after - 1)
+    at = min(sorted({row.j for row in measured.guided}), key=lambda step: abs(step - (after - 1)))
     fade = fitted_fade(measured.guided)
     errors = {"cut": _mean(measured.guided, at, 0.0), "fade": _mean(measured.guided, at, fade)}
     if measured.unguided:

@@ -137,10 +137,7 @@ class Report:
 
     def stage(self, name: str) -> StageReport:
         """The stage of that name. Raises KeyError."""
-        for stage in self.stages:
-            if stage.name == name:
-                return stage
-        raise KeyError(name)
+        return {stage.name: stage for stage in self.stages}[name]
 
     def count(self, stage: str) -> int:
         """Scheduler steps that ``stage`` ran."""
