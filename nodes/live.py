@@ -82,15 +82,12 @@ async def _queued(request: web.Request) -> web.Response:
 
 async def _read(request: web.Request) -> web.Response:
     """Answer {"report": ..., "figures": ...} for a saved report of any version; for other text, what is wrong."""
-    return web.json_response(read(await request.text()))
-
-
-def read(text: str) -> dict[str, Any]:
-    """What the page needs to know of a saved report."""
+    text = await request.text()
     try:
-        return told(Report.from_json(text))
+        report: Report | str = Report.from_json(text)
     except ValueError as error:
-        return told(str(error))
+        report = str(error)
+    return web.json_response(told(report))
 
 
 def told(report: Report | str) -> dict[str, Any]:

@@ -44,8 +44,8 @@ def plan(settings: dict[str, Any], models: list[dict[str, Any]]) -> dict[str, An
     it has its own steps.
     """
     settings = chosen(settings)
-    if missing := [name for name in RULE if name not in settings]:
-        return {"mode": settings.get("switch_mode") if missing != ["switch_mode"] else None}
+    if not settings.keys() >= set(RULE):
+        return {"mode": settings.get("switch_mode")}
     steps = settings.get("steps")
     found: dict[str, Any] = {"mode": mode_of(settings), "steps": steps}
     try:

@@ -50,9 +50,7 @@ def total_steps(report: Report) -> int:
 
 def in_charge(report: Report) -> StageReport | None:
     """The stage that runs the next step; None where the report has no stages."""
-    if not report.stages:
-        return None
-    return report.stage(report.hand_overs[-1].to) if report.hand_overs else report.stages[0]
+    return report.stage(report.hand_overs[-1].to) if report.hand_overs else next(iter(report.stages), None)
 
 
 def remaining(report: Report) -> Left | None:

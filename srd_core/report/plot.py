@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 
 from ..drawing import FAINT, INK, PAPER, axis, curve, fitting, font
 from ..route import LISTED
-from .data import Report, StageReport
+from .data import Report
 from .figures import Panel, panels
 from .text import describe_hand_over, describe_speed_up
 
@@ -46,13 +46,13 @@ def _headline(canvas: ImageDraw.ImageDraw, report: Report) -> None:
     title = _one_line("  ->  ".join(stage.model for stage in report.stages)) or "no run yet"
     canvas.text((LEFT, 42), title, fill=INK, font=font(fitting(canvas, title, RIGHT - LEFT)), anchor="ls")
     if report.steps:
-        lines = [f"switched {describe_hand_over(h, report)}" for h in report.hand_overs] or [
-            f"switch: {report.never()}"
-        ]
-        canvas.text((LEFT, 52), _one_line(lines[-1]), fill=INK, font=font(16))
+        last = report.hand_overs[-1] if report.hand_overs else None
+        line = f"switched {describe_hand_over(last, report)}" if last else f"switch: {report.never()}"
+        canvas.text((LEFT, 52), _one_line(line), fill=INK, font=font(16))
     x = LEFT
     for stage in report.stages:
-        text = _legend(report, stage)
+        reused = f" ({report.reused(stage.name)} reused, hatched)" if stage.teacache.get("table") else ""
+        text = f"{stage.name}: {report.count(stage.name)} steps{reused}, {stage.seconds:.3g} s"
         canvas.rectangle((x, 84, x + 14, 98), fill=colour(report, stage.name, TONES))
         canvas.text((x + 20, 82), text, fill=INK, font=font(15))
         x += 44 + int(canvas.textlength(text, font=font(15)))
@@ -63,11 +63,6 @@ def colour(report: Report, stage: str, colours: tuple[str, ...]) -> str:
     """Of these, the one of ``stage``."""
     names = [s.name for s in report.stages]
     return colours[names.index(stage) % len(colours)]
-
-
-def _legend(report: Report, stage: StageReport) -> str:
-    reused = f" ({report.reused(stage.name)} reused, hatched)" if stage.teacache.get("table") else ""
-    return f"{stage.name}: {report.count(stage.name)} steps{reused}, {stage.seconds:.3g} s"
 
 
 def _stages(canvas: ImageDraw.ImageDraw, report: Report, panel: Panel) -> None:
