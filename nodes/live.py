@@ -137,14 +137,14 @@ def executing_node() -> str:
 
 def source_of(hidden: io.HiddenHolder) -> str:
     """The node that an executing node's input `report` is linked to; "" if to none."""
-    return _linked(_object(hidden.prompt).get(hidden.unique_id), "report")
+    return _links(hidden.prompt, hidden.unique_id).get("report", "")
 
 
 def waits_for(node: type[io.ComfyNode]) -> set[str]:
     """The nodes that this (executing) node's input `after` comes from; none if the host does not say."""
     with page_only(NOT_TOLD):
         hidden = getattr(node, "hidden", None)
-        return before(_object(hidden.prompt), hidden.unique_id, "after") if hidden is not None else set()
+        return before(hidden.prompt, hidden.unique_id, "after") if hidden is not None else set()
     return set()
 
 
@@ -152,22 +152,18 @@ def linked(node: type[io.ComfyNode]) -> set[str]:
     """The inputs of this (executing) node that links set; none if the host does not say."""
     with page_only("a preset replaces what links give, too"):
         hidden = getattr(node, "hidden", None)
-        graph, me = _object(getattr(hidden, "prompt", None)), str(getattr(hidden, "unique_id", ""))
-        inputs = _object(_object(graph.get(me)).get("inputs"))
-        return {name for name, value in inputs.items() if isinstance(value, list)}
+        return set(_links(hidden.prompt, hidden.unique_id)) if hidden is not None else set()
     return set()
 
 
 def before(graph: dict[str, Any], node_id: str, name: str = "") -> set[str]:
     """The nodes of a prompt that this one's input ``name`` (all inputs if "") comes from, itself not among them."""
     found: set[str] = set()
-    ahead = [(node_id, name)]
+    ahead = [source for key, source in _links(graph, node_id).items() if name in ("", key)]
     while ahead:
-        node, only = ahead.pop()
-        for key, link in _object(_object(graph.get(node)).get("inputs")).items():
-            if only in ("", key) and isinstance(link, list) and len(link) == 2 and str(link[0]) not in found:
-                found.add(str(link[0]))
-                ahead.append((str(link[0]), ""))
+        if (node := ahead.pop()) not in found:
+            found.add(node)
+            ahead += _links(graph, node).values()
     return found
 
 
@@ -223,7 +219,7 @@ def _place(running: Any, prompt_id: str, node_id: str, samples: str) -> dict[str
         inspector
         for inspector, node in graph.items()
         if _object(node).get("class_type") == INSPECTOR
-        and _linked(node, "report") == node_id
+        and _links(graph, inspector).get("report") == node_id
         and _shows(graph, inspector, node_id, samples)
     ]
     workflow = _object(_object(extra.get("extra_pnginfo")).get("workflow"))
@@ -237,10 +233,10 @@ def _shows(graph: dict[str, Any], inspector: str, node_id: str, samples: str) ->
     return node_id not in chosen or samples not in graph or samples in chosen or samples == node_id
 
 
-def _linked(node: Any, name: str) -> str:
-    """The node that the input ``name`` of a graph's ``node`` is linked to; "" if to none."""
-    link = _object(_object(node).get("inputs")).get(name)
-    return str(link[0]) if isinstance(link, list) and link else ""
+def _links(graph: Any, node: Any) -> dict[str, str]:
+    """The inputs of a prompt's node that are links, with the nodes that these come from."""
+    inputs = _object(_object(_object(graph).get(node)).get("inputs"))
+    return {name: str(link[0]) for name, link in inputs.items() if isinstance(link, list) and len(link) == 2}
 
 
 def _object(value: Any) -> dict[str, Any]:
