@@ -24,8 +24,7 @@ said: set[tuple[str, str]] = set()  # (what does not work, kind of fault) that t
 
 @lru_cache(maxsize=1)
 def _texts() -> dict[str, Any]:
-    texts: dict[str, Any] = json.loads(TEXTS.read_text("utf-8"))
-    return texts
+    return dict(json.loads(TEXTS.read_text("utf-8")))
 
 
 def schema(node_id: str, inputs: list[io.Input], outputs: dict[str, Any], aliases: list[str], **more: Any) -> io.Schema:

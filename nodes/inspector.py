@@ -52,7 +52,11 @@ class SRSwitchInspector(io.ComfyNode):
         cls, report: Report | None = None, after: Any = None, report_json: str | None = None, save_report: str = ""
     ) -> io.NodeOutput:
         if report_json and report_json.strip():
-            report = cls._read(report_json)
+            try:
+                report = Report.from_json(report_json)
+            except ValueError as error:
+                live.show(cls, str(error))
+                raise
         elif report is not None:
             report = report.of_nodes(live.waits_for(cls))
             live.keep(cls, report)
@@ -72,14 +76,6 @@ class SRSwitchInspector(io.ComfyNode):
                 logging.warning("SRDiffusion: %s", said)
                 shown |= ui.PreviewText(f"{summary}\n\n{said}").as_dict()
         return io.NodeOutput(plot, summary, text, ui=shown)
-
-    @classmethod
-    def _read(cls, text: str) -> Report:
-        try:
-            return Report.from_json(text)
-        except ValueError as error:
-            live.show(cls, str(error))
-            raise
 
 
 def _saved(text: str, prefix: str, shown: dict[str, Any]) -> str:

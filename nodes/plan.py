@@ -32,7 +32,7 @@ def answer(asked: dict[str, Any]) -> dict[str, Any]:
     found = plan(asked["settings"], models)
     with page_only("the page is not told whether two models fit"):
         pair = verdict_on(models, asked.get("render", []), bool(asked.get("own_prompts")))
-        found |= ({"problem": pair.problem} if pair.problem else {}) | ({"note": pair.note} if pair.note else {})
+        found |= {name: said for name, said in vars(pair).items() if said}
     return found
 
 
