@@ -81,9 +81,8 @@ def summarize(found: Comparison) -> str:
 def picture(a: torch.Tensor, b: torch.Tensor, labels: tuple[str, str], layout: str, position: float) -> torch.Tensor:
     """Both videos in one [frames, h, w', 3], float32 on the CPU; each with its label, if that is not empty.
 
-    layout: one of LAYOUTS; position: where a wipe's edge is, 0..1 from the left. Raises ValueError as ``compare``.
+    Of clips that ``compare`` takes. layout: one of LAYOUTS; position: where a wipe's edge is, 0..1 from the left.
     """
-    likeness.check_comparable(a, b, labels)
     a, b = (video[..., :3].detach().float().cpu().clamp(0, 1) for video in (a, b))
     if layout == "side by side":
         return torch.cat([labelled(a, labels[0], "left"), labelled(b, labels[1], "left")], 2)

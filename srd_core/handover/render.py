@@ -154,9 +154,7 @@ class Replay:
             self._tell(function, call, guider, options, x, timestep)
         return call.prediction.to(x.device, copy=True)
 
-    def _tell(
-        self, function: Callable[[dict[str, Any]], Any], call: Call, guider: Any, options: Any, x: Any, sigma: Any
-    ) -> None:
+    def _tell(self, function: Any, call: Call, guider: Any, options: Any, x: torch.Tensor, sigma: torch.Tensor) -> None:
         """Give a function that the sampler added what it was given while sketching: it keeps what it needs."""
         if not call.noted:
             raise RuntimeError(f"The hand-over misses what {self.record.settings.sampler_name} needs: sketch again.")

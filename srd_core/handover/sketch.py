@@ -185,8 +185,7 @@ def latent_format_of(record: SketchRecord) -> Any:
             f"The hand-over's latent has {theirs[0]} channels and {theirs[1]} dimensions, but {name[:40]} has "
             f"{ours[0]} and {ours[1]}. {what_to_do(record)}"
         )
-    if latent_format.scale_factor != record.latent_facts["scale"]:
-        latent_format.scale_factor = record.latent_facts["scale"]
+    latent_format.scale_factor = record.latent_facts["scale"]
     return latent_format
 
 

@@ -180,9 +180,8 @@ def _rendered(recorder: Recorder, stage: Stage, kept: Kept) -> dict[str, torch.T
     assert recorder.call is not None
     call, guider = recorder.call, recorder.call.arguments["self"]
     device = call.arguments["x"].device
-    own = PREDICT_NOISE.bind(*call.args, **call.kwargs)
+    own, noted = noting(guider, call, keep=torch.Tensor.detach)
     own.arguments["x"], own.arguments["timestep"] = kept.x.to(device), kept.sigma.to(device)
-    own, noted = noting(guider, own, keep=torch.Tensor.detach)
     prediction = stage.predict(own)
     recorder.run.finite.watch(prediction, partial(recorder.run.not_finite, RENDER, kept.step, kept.sigma))
     recorder.run.finite.check(wait=True)
