@@ -111,10 +111,9 @@ class SRLoadHandOver(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, hand_over: str | None = None) -> bool | str:
-        if hand_over is None:  # from another node: known when it runs
-            return True
         try:
-            file.check(_path(hand_over))
+            if hand_over is not None:  # else it comes from another node, and is known when it runs
+                file.check(_path(hand_over))
         except (ValueError, OSError) as error:
             return str(error)
         return True

@@ -215,21 +215,17 @@ def _place(running: Any, prompt_id: str, node_id: str, samples: str) -> dict[str
     with page_only("the page is not told where runs belong"):
         queued = (item for item in running.prompt_queue.get_current_queue_volatile()[0] if item[1] == prompt_id)
         graph, extra = map(_object, next(queued, (0, prompt_id, {}, {}))[2:4])
-    inspectors = [
-        inspector
-        for inspector, node in graph.items()
-        if _object(node).get("class_type") == INSPECTOR
-        and _links(graph, inspector).get("report") == node_id
-        and _shows(graph, inspector, node_id, samples)
-    ]
+    inspectors = [node for node in graph if _shows(graph, node, node_id, samples)]
     workflow = _object(_object(extra.get("extra_pnginfo")).get("workflow"))
     client = str(extra.get("client_id") or "")
     return {"workflow_id": str(workflow.get("id") or ""), "client_id": client, "nodes": [node_id, *inspectors]}
 
 
-def _shows(graph: dict[str, Any], inspector: str, node_id: str, samples: str) -> bool:
-    """Whether an Inspector shows a run sampled by ``samples``: each, unless `after` comes from a certain sampler."""
-    chosen = before(graph, inspector, "after")
+def _shows(graph: dict[str, Any], node: str, node_id: str, samples: str) -> bool:
+    """Whether a node is an Inspector that shows a run sampled by ``samples``: each, unless `after` tells of another."""
+    if _object(graph[node]).get("class_type") != INSPECTOR or _links(graph, node).get("report") != node_id:
+        return False
+    chosen = before(graph, node, "after")
     return node_id not in chosen or samples not in graph or samples in chosen or samples == node_id
 
 

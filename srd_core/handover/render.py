@@ -239,7 +239,7 @@ def _sampling(record: SketchRecord, render: ModelPatcher) -> Any:
             "Sampling Fix ...) on the render as on the sketch."
         )
     for name, value in schedule.values.items():
-        if type(own.values.get(name)) in (int, float, bool):
+        if name in own.values:
             setattr(sampling, name, value)
     for name, table in schedule.tables.items():
         sampling.register_buffer(name, table.clone())

@@ -38,6 +38,7 @@ def draw(report: Report) -> Image.Image:
         _fades(canvas, report)
         for panel in shown:
             (_seconds if panel.field == "seconds" else _curve)(canvas, report, panel)
+            axis(canvas, LEFT, PANELS[panel.field], TITLES[panel.field], f"{panel.low:.3g}", f"{panel.high:.3g}")
         _hand_overs(canvas, report)
     return image
 
@@ -101,7 +102,6 @@ def _curve(canvas: ImageDraw.ImageDraw, report: Report, panel: Panel) -> None:
     points = [(step, value) for step, value in points if value is not None and math.isfinite(value)]
     line = [(sum(_column(report, step)) / 2, min(max(y(value), top), bottom)) for step, value in points]
     curve(canvas, line, INK)
-    _axis(canvas, panel)
 
 
 def _seconds(canvas: ImageDraw.ImageDraw, report: Report, panel: Panel) -> None:
@@ -117,7 +117,6 @@ def _seconds(canvas: ImageDraw.ImageDraw, report: Report, panel: Panel) -> None:
             _hatch(canvas, (left + gap, top, right - gap, bottom), tone)
         if step.step % every == 0 or step.step == 1:
             canvas.text(((left + right) / 2, bottom + 6), str(step.step), fill=FAINT, font=font(14), anchor="ma")
-    _axis(canvas, panel)
     canvas.text((RIGHT, bottom + 26), "scheduler step", fill=FAINT, font=font(14), anchor="ra")
 
 
@@ -151,10 +150,6 @@ def _hand_overs(canvas: ImageDraw.ImageDraw, report: Report) -> None:
 def _one_line(text: str) -> str:
     """Without line breaks, which the drawing library can't measure; names come from files."""
     return " ".join(text.splitlines())
-
-
-def _axis(canvas: ImageDraw.ImageDraw, panel: Panel) -> None:
-    axis(canvas, LEFT, PANELS[panel.field], TITLES[panel.field], f"{panel.low:.3g}", f"{panel.high:.3g}")
 
 
 def _column(report: Report, step: int) -> tuple[float, float]:
