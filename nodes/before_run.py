@@ -51,8 +51,7 @@ _asked: ContextVar[dict[str, Any]] = ContextVar("srdiffusion_prompt")
 @page_only(NOT_TOLD)
 def listen() -> None:
     """See every prompt before the host validates it."""
-    running = server()
-    if running is not None:
+    if (running := server()) is not None:
         running.add_on_prompt_handler(_note)
 
 

@@ -41,8 +41,7 @@ _runs: OrderedDict[tuple[str, str, str], Run] = OrderedDict()
 @page_only("the page is not told of runs before it was opened")
 def add_route() -> None:
     """Answer GET on ROUTE ({"runs": [...]}, oldest first) and QUEUED, and POST of a report's JSON on READ."""
-    running = server()
-    if running is not None:
+    if (running := server()) is not None:
         running.routes.get(ROUTE)(_answer)
         running.routes.get(QUEUED)(_queued)
         running.routes.post(READ)(_read)
@@ -58,8 +57,7 @@ def answer_posts(path: str, reply: Callable[[Any], dict[str, Any]]) -> None:
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             return web.json_response({"problem": str(error)}, status=400)
 
-    running = server()
-    if running is not None:
+    if (running := server()) is not None:
         running.routes.post(path)(answer)
 
 
@@ -113,8 +111,8 @@ def show(node: type[io.ComfyNode], report: Report | str) -> None:
     hidden, context, running = getattr(node, "hidden", None), get_executing_context(), server()
     if running is None or context is None or hidden is None or not hidden.unique_id:
         return
-    run = _begin(running, context.prompt_id, hidden.unique_id, report, source_of(hidden)) | told(report)
-    _runs[_key(run)] = run
+    run = _begin(running, context.prompt_id, hidden.unique_id, report, source_of(hidden))
+    run |= told(report)
     if _heard(running):
         running.send_sync(EVENT, run)
 
@@ -197,15 +195,11 @@ def _begin(running: Any, prompt_id: str, node_id: str, report: Report | str, sam
     samples = "" if isinstance(report, str) or node_id != sampler else report.sampler_node
     run: Run = {"prompt_id": prompt_id, "node_id": node_id, "samples": samples, "sampler": sampler, "report": report}
     run |= _place(running, prompt_id, node_id, samples)
-    _runs.pop(_key(run), None)
-    _runs[_key(run)] = run
+    _runs.pop((prompt_id, node_id, samples), None)
+    _runs[prompt_id, node_id, samples] = run
     while len(_runs) > KEPT:
         _runs.popitem(last=False)
     return run
-
-
-def _key(run: Run) -> tuple[str, str, str]:
-    return run["prompt_id"], run["node_id"], run["samples"]
 
 
 def _place(running: Any, prompt_id: str, node_id: str, samples: str) -> dict[str, Any]:
