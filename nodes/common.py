@@ -116,10 +116,7 @@ def as_image(picture: Image.Image) -> torch.Tensor:
 
 
 def picture(node: type[io.ComfyNode], image: torch.Tensor) -> dict[str, Any]:
-    """An IMAGE as a node shows it in the page, with the workflow that the client sent in its file.
-
-    Empty where the host's folder for such files can't be written.
-    """
+    """An IMAGE as a node shows it, with the client's workflow in its file; empty where that can't be written."""
     metadata = getattr(getattr(node, "hidden", None), "extra_pnginfo", None)
     with page_only("a node's picture is not shown"):
         return dict(ui.PreviewImage(image, cls=node if isinstance(metadata or {}, dict) else None).as_dict())

@@ -29,10 +29,7 @@ NAMES = [CUSTOM, *PRESETS]
 
 
 def chosen(values: dict[str, Any], linked: Collection[str] = ()) -> dict[str, Any]:
-    """The ``values`` of a node's widgets, with those of its preset in their place.
-
-    The ``linked`` inputs keep what their link gives. Raises ValueError for a preset that is not there.
-    """
+    """A node's ``values``, with its preset's in the place of all that are not ``linked``. Raises ValueError."""
     name = values.get("preset", CUSTOM)
     if name not in NAMES:
         raise ValueError(f"preset is {name!r:.100}; choose one of {', '.join(NAMES)}.")

@@ -71,10 +71,7 @@ def called(path: Path) -> str:
 
 
 def weight_files(path: Path) -> list[Path]:
-    """The files with the weights of a model: ``path``, or all shards for a folder, an index or a shard.
-
-    Raises ValueError naming what is missing and the next step.
-    """
+    """``path``, or all shards of the model for a folder, an index or a shard. Raises ValueError: what is missing."""
     if path.is_dir():
         indices, files = sorted(path.glob(f"*{INDEX}")), sorted(path.glob("*.safetensors"))
         if not indices and len(files) == 1 and not SHARD.fullmatch(files[0].name):
@@ -103,10 +100,7 @@ def weight_files(path: Path) -> list[Path]:
 
 
 def check_video_dit(path: Path) -> None:
-    """Raises ValueError if the host can't load ``path``, a file or a folder, as a video DiT.
-
-    Only safetensors files are looked into; other formats (.gguf, .pt) are left to the host's loader.
-    """
+    """Raises ValueError if ``path``, a file or a folder, is no video DiT for the host. All but safetensors passes."""
     if not path.exists():
         raise ValueError(f"{path.name} is not there any more. Put it into models/diffusion_models and press R.")
     shards = weight_files(path)
@@ -172,10 +166,7 @@ def _odd_config(metadata: dict[str, str], error: Exception) -> str:
 
 
 def read_header(path: Path, limit: int = HEADER_LIMIT) -> dict[str, Any]:
-    """The JSON header of a safetensors file: tensor name -> {dtype, shape, data_offsets}, and __metadata__.
-
-    Raises ValueError with a sentence for a file that is not a safetensors file or was cut short.
-    """
+    """Of a safetensors file: tensor name -> {dtype, shape, data_offsets}, and __metadata__. Raises ValueError."""
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(8)

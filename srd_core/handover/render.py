@@ -137,10 +137,7 @@ class Replay:
     def predict(
         self, executor: WrapperExecutor, x: torch.Tensor, timestep: torch.Tensor, *args: Any, **kwargs: Any
     ) -> torch.Tensor:
-        """PREDICT_NOISE wrapper: x [B, C, ...], timestep [B]; returns the recorded x0 like x.
-
-        Raises RuntimeError when the sampler makes other calls than it made for the sketch.
-        """
+        """PREDICT_NOISE wrapper: x [B, C, ...], timestep [B]; the recorded x0. Raises RuntimeError for other calls."""
         guider, call = executor.class_obj, next(self._calls, None)
         sigma = float(timestep[0])
         if call is None or call.prediction.shape != x.shape or abs(call.sigma - sigma) > SAME_LEVEL * call.sigma:

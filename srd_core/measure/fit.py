@@ -62,10 +62,7 @@ def difference(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def step_for(speed_up: float, steps: int, sketch: float, render: float) -> int:
-    """After which step, 1 to ``steps``, a hand-over makes the run so many times as fast as the sketch alone.
-
-    ``sketch``, ``render``: seconds per step.
-    """
+    """After which step, 1 to ``steps``, a hand-over gives this speed-up; ``sketch``, ``render``: seconds per step."""
     if sketch <= render:
         return steps
     return max(1, min(steps, int(steps * (sketch / speed_up - render) / (sketch - render))))
