@@ -35,7 +35,6 @@ SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-\d{5}\.safetensors")  # how the Hub n
 WEIGHTS = "diffusion_pytorch_model.safetensors"  # how the Hub calls the one file of a model
 INDEX = ".safetensors.index.json"  # after the stem: which tensor lies in which shard
 
-
 GET = "Get the version for ComfyUI"
 SUCH_AS = "such as wan2.1_t2v_14B_fp8_scaled.safetensors."
 

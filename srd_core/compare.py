@@ -37,7 +37,7 @@ class Comparison:
     notes: list[str] = field(default_factory=list)  # what could not be measured, and why
 
 
-def compare(a: torch.Tensor, b: torch.Tensor, labels: tuple[str, str], net: str = "alex") -> Comparison:
+def compare(a: torch.Tensor, b: torch.Tensor, labels: tuple[str, str], net: str) -> Comparison:
     """Measure b against a. net: LPIPS network, or "off". Raises ValueError for clips of different size or length."""
     likeness.check_comparable(a, b, labels)
     a, b = a[..., :3], b[..., :3]

@@ -167,7 +167,7 @@ def _compare(recorder: Recorder, stage: Stage, measured: Measured) -> None:
         _note(measured, recorder.kept[:at], kept, rendered, flow)
         progress.update(1)
     calls = run.books.report.stage(SKETCH).calls / measured.steps
-    measured.render_seconds = median(seconds[1:] or seconds) * calls  # the first one warms up
+    measured.render_seconds = median(seconds[1:]) * calls  # the first one warms up
 
 
 def _rendered(recorder: Recorder, stage: Stage, kept: Kept) -> dict[str, torch.Tensor]:
