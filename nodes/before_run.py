@@ -51,8 +51,7 @@ _asked: ContextVar[dict[str, Any]] = ContextVar("srdiffusion_prompt")
 @page_only(NOT_TOLD)
 def listen() -> None:
     """See every prompt before the host validates it."""
-    running = server()
-    if running is not None:
+    if (running := server()) is not None:
         running.add_on_prompt_handler(_note)
 
 
@@ -103,11 +102,8 @@ def fault_of(loader: type) -> str | None:
 def _pairs(graph: Any, outputs: Any) -> Iterator[tuple[Chain, Chain, bool]]:
     """The pairs of a prompt that its outputs need."""
     graph = graph if isinstance(graph, dict) else {}
-    ends = outputs or [
-        i
-        for i, node in graph.items()
-        if getattr(nodes.NODE_CLASS_MAPPINGS.get(node["class_type"]), "OUTPUT_NODE", False)
-    ]
+    kinds = nodes.NODE_CLASS_MAPPINGS
+    ends = outputs or [i for i, node in graph.items() if getattr(kinds.get(node["class_type"]), "OUTPUT_NODE", False)]
     needed = set().union(*({str(end)} | live.before(graph, str(end)) for end in ends))
     for node_id in sorted(needed):
         if graph[node_id]["class_type"] in PAIRING:

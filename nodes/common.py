@@ -24,8 +24,7 @@ said: set[tuple[str, str]] = set()  # (what does not work, kind of fault) that t
 
 @lru_cache(maxsize=1)
 def _texts() -> dict[str, Any]:
-    texts: dict[str, Any] = json.loads(TEXTS.read_text("utf-8"))
-    return texts
+    return dict(json.loads(TEXTS.read_text("utf-8")))
 
 
 def schema(node_id: str, inputs: list[io.Input], outputs: dict[str, Any], aliases: list[str], **more: Any) -> io.Schema:
@@ -92,9 +91,11 @@ def show_on_node(node: type[io.ComfyNode], text: str) -> None:
         running.send_progress_text(text, hidden.unique_id)
 
 
-def place_of(prefix: str) -> tuple[str, str, int, str, str]:
-    """The host's folder, file name, counter, subfolder and prefix for a file in its output folder."""
-    return folder_paths.get_save_image_path(prefix, folder_paths.get_output_directory())  # type: ignore[no-any-return]
+def place_of(prefix: str, ending: str = "") -> tuple[Path, dict[str, str]]:
+    """A new file in the host's output folder, and what a node says of it in the page. The host raises any exception."""
+    folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, folder_paths.get_output_directory())
+    path = Path(folder, f"{name}_{counter:05}_{ending}")
+    return path, {"filename": path.name, "subfolder": subfolder, "type": "output"}
 
 
 def unsavable(name: str, prefix: str, such_as: str) -> str | None:
@@ -115,15 +116,11 @@ def as_image(picture: Image.Image) -> torch.Tensor:
 
 
 def picture(node: type[io.ComfyNode], image: torch.Tensor) -> dict[str, Any]:
-    """An IMAGE as a node shows it in the page, with the workflow that the client sent in its file.
-
-    Empty where the host's folder for such files can't be written.
-    """
+    """An IMAGE as a node shows it, with the client's workflow in its file; empty where that can't be written."""
     metadata = getattr(getattr(node, "hidden", None), "extra_pnginfo", None)
-    shown: dict[str, Any] = {}
     with page_only("a node's picture is not shown"):
-        shown = ui.PreviewImage(image, cls=node if isinstance(metadata or {}, dict) else None).as_dict()
-    return shown
+        return dict(ui.PreviewImage(image, cls=node if isinstance(metadata or {}, dict) else None).as_dict())
+    return {}
 
 
 def preview(node: type[io.ComfyNode], image: torch.Tensor, text: str) -> dict[str, Any]:

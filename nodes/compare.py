@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from comfy_api.latest import io
 
 from ..srd_core.compare import LAYOUTS, compare, picture, plot, summarize
 from ..srd_core.likeness import LPIPS_NETS
-from .common import as_image, optional, preview, schema
+from .common import as_image, defaults, optional, preview, schema
 
 
 class SRCompare(io.ComfyNode):
@@ -32,18 +34,10 @@ class SRCompare(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls,
-        a: torch.Tensor,
-        b: torch.Tensor,
-        label_a: str = "sketch only",
-        label_b: str = "sketch + render",
-        layout: str = LAYOUTS[0],
-        position: float = 0.5,
-        lpips: str = LPIPS_NETS[0],
-    ) -> io.NodeOutput:
-        names = (label_a.strip() or "a", label_b.strip() or "b")
-        found = compare(a, b, names, lpips)
-        shown = picture(a, b, (label_a, label_b), layout, position)
+    def execute(cls, a: torch.Tensor, b: torch.Tensor, **values: Any) -> io.NodeOutput:
+        values = defaults(cls.define_schema().inputs) | values
+        labels = values["label_a"], values["label_b"]
+        found = compare(a, b, (labels[0].strip() or "a", labels[1].strip() or "b"), values["lpips"])
+        shown = picture(a, b, labels, values["layout"], values["position"])
         curves, summary = as_image(plot(found)), summarize(found)
         return io.NodeOutput(shown, curves, summary, ui=preview(cls, curves, summary))

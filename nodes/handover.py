@@ -94,16 +94,13 @@ class SRSaveHandOver(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, filename_prefix: str | None = None) -> bool | str:
-        if filename_prefix is None:  # from another node: known when it runs
-            return True
-        return unsavable("filename_prefix", filename_prefix, PREFIX) or True
+        # None: it comes from another node, and is known when it runs
+        return filename_prefix is None or unsavable("filename_prefix", filename_prefix, PREFIX) or True
 
     @classmethod
     def execute(cls, hand_over: SketchRecord, filename_prefix: str) -> io.NodeOutput:
-        folder, name, counter, subfolder, _ = place_of(filename_prefix)
-        path = Path(folder, f"{name}_{counter:05}_{file.SUFFIX}")
+        path, saved = place_of(filename_prefix, file.SUFFIX)
         file.write(hand_over, path)
-        saved = {"filename": path.name, "subfolder": subfolder, "type": "output"}
         return io.NodeOutput(hand_over, ui={"hand_overs": [saved]})
 
 
@@ -114,10 +111,9 @@ class SRLoadHandOver(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, hand_over: str | None = None) -> bool | str:
-        if hand_over is None:  # from another node: known when it runs
-            return True
         try:
-            file.check(_path(hand_over))
+            if hand_over is not None:  # else it comes from another node, and is known when it runs
+                file.check(_path(hand_over))
         except (ValueError, OSError) as error:
             return str(error)
         return True
@@ -139,13 +135,10 @@ class SRLoadHandOver(io.ComfyNode):
 def _files() -> list[str]:
     """The names of all hand-over files, as Load Hand-over lists them."""
     inputs, outputs = Path(folder_paths.get_input_directory()), Path(folder_paths.get_output_directory())
-    found = [(path, inputs, "") for path in [*inputs.glob(f"*{file.SUFFIX}"), *_below(inputs / FOLDER)]]
-    found += [(path, outputs, " [output]") for path in _below(outputs / FOLDER)]
+    named = f"*{file.SUFFIX}"
+    found = [(path, inputs, "") for path in [*inputs.glob(named), *(inputs / FOLDER).rglob(named)]]
+    found += [(path, outputs, " [output]") for path in (outputs / FOLDER).rglob(named)]
     return sorted(path.relative_to(base).as_posix() + mark for path, base, mark in found)
-
-
-def _below(folder: Path) -> list[Path]:
-    return list(folder.rglob(f"*{file.SUFFIX}"))
 
 
 def _path(name: str) -> Path:

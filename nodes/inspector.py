@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import Any
 
 from comfy_api.latest import io, ui
@@ -53,7 +52,11 @@ class SRSwitchInspector(io.ComfyNode):
         cls, report: Report | None = None, after: Any = None, report_json: str | None = None, save_report: str = ""
     ) -> io.NodeOutput:
         if report_json and report_json.strip():
-            report = cls._read(report_json)
+            try:
+                report = Report.from_json(report_json)
+            except ValueError as error:
+                live.show(cls, str(error))
+                raise
         elif report is not None:
             report = report.of_nodes(live.waits_for(cls))
             live.keep(cls, report)
@@ -74,23 +77,14 @@ class SRSwitchInspector(io.ComfyNode):
                 shown |= ui.PreviewText(f"{summary}\n\n{said}").as_dict()
         return io.NodeOutput(plot, summary, text, ui=shown)
 
-    @classmethod
-    def _read(cls, text: str) -> Report:
-        try:
-            return Report.from_json(text)
-        except ValueError as error:
-            live.show(cls, str(error))
-            raise
-
 
 def _saved(text: str, prefix: str, shown: dict[str, Any]) -> str:
     """Save a report's JSON and note the file in ``shown``; why not, or "": a fault costs the file, not the run."""
     try:
-        folder, name, counter, subfolder, _ = place_of(prefix)
-        path = Path(folder, f"{name}_{counter:05}_.json")
+        path, saved = place_of(prefix, ".json")
         path.write_text(text, encoding="utf-8")
     except Exception as fault:  # noqa: BLE001  (the host raises nothing narrower for a folder outside its own)
         outside = None if isinstance(fault, OSError) else unsavable("save_report", prefix, PREFIX)
         return outside or NOT_SAVED.format(place=f"{prefix[:200]!r}", fault=f"{type(fault).__name__}: {fault}")
-    shown["saved"] = [{"filename": path.name, "subfolder": subfolder, "type": "output"}]
+    shown["saved"] = [saved]
     return ""

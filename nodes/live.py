@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import asdict, fields
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -29,7 +29,6 @@ QUEUED = "/srdiffusion/queued"
 METADATA = "srdiffusion"  # the key in the metadata of saved files and in their workflow's `extra`
 INSPECTOR = "SRSwitchInspector"
 KEPT = 16  # runs of which a page that is opened later can still be told
-BULKY = ("steps", "sigmas")  # fields of a report that are not sent whole with every step
 NOT_TOLD = "the page is not told of this run"
 
 # what the page needs to know of a run: where it belongs, its report and the figures that follow from it
@@ -42,8 +41,7 @@ _runs: OrderedDict[tuple[str, str, str], Run] = OrderedDict()
 @page_only("the page is not told of runs before it was opened")
 def add_route() -> None:
     """Answer GET on ROUTE ({"runs": [...]}, oldest first) and QUEUED, and POST of a report's JSON on READ."""
-    running = server()
-    if running is not None:
+    if (running := server()) is not None:
         running.routes.get(ROUTE)(_answer)
         running.routes.get(QUEUED)(_queued)
         running.routes.post(READ)(_read)
@@ -59,8 +57,7 @@ def answer_posts(path: str, reply: Callable[[Any], dict[str, Any]]) -> None:
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             return web.json_response({"problem": str(error)}, status=400)
 
-    running = server()
-    if running is not None:
+    if (running := server()) is not None:
         running.routes.post(path)(answer)
 
 
@@ -83,15 +80,12 @@ async def _queued(request: web.Request) -> web.Response:
 
 async def _read(request: web.Request) -> web.Response:
     """Answer {"report": ..., "figures": ...} for a saved report of any version; for other text, what is wrong."""
-    return web.json_response(read(await request.text()))
-
-
-def read(text: str) -> dict[str, Any]:
-    """What the page needs to know of a saved report."""
+    text = await request.text()
     try:
-        return told(Report.from_json(text))
+        report: Report | str = Report.from_json(text)
     except ValueError as error:
-        return told(str(error))
+        report = str(error)
+    return web.json_response(told(report))
 
 
 def told(report: Report | str) -> dict[str, Any]:
@@ -117,8 +111,8 @@ def show(node: type[io.ComfyNode], report: Report | str) -> None:
     hidden, context, running = getattr(node, "hidden", None), get_executing_context(), server()
     if running is None or context is None or hidden is None or not hidden.unique_id:
         return
-    run = _begin(running, context.prompt_id, hidden.unique_id, report, source_of(hidden)) | told(report)
-    _runs[_key(run)] = run
+    run = _begin(running, context.prompt_id, hidden.unique_id, report, source_of(hidden))
+    run |= told(report)
     if _heard(running):
         running.send_sync(EVENT, run)
 
@@ -141,14 +135,14 @@ def executing_node() -> str:
 
 def source_of(hidden: io.HiddenHolder) -> str:
     """The node that an executing node's input `report` is linked to; "" if to none."""
-    return _linked(_object(hidden.prompt).get(hidden.unique_id), "report")
+    return _links(hidden.prompt, hidden.unique_id).get("report", "")
 
 
 def waits_for(node: type[io.ComfyNode]) -> set[str]:
     """The nodes that this (executing) node's input `after` comes from; none if the host does not say."""
     with page_only(NOT_TOLD):
         hidden = getattr(node, "hidden", None)
-        return before(_object(hidden.prompt), hidden.unique_id, "after") if hidden is not None else set()
+        return before(hidden.prompt, hidden.unique_id, "after") if hidden is not None else set()
     return set()
 
 
@@ -156,22 +150,18 @@ def linked(node: type[io.ComfyNode]) -> set[str]:
     """The inputs of this (executing) node that links set; none if the host does not say."""
     with page_only("a preset replaces what links give, too"):
         hidden = getattr(node, "hidden", None)
-        graph, me = _object(getattr(hidden, "prompt", None)), str(getattr(hidden, "unique_id", ""))
-        inputs = _object(_object(graph.get(me)).get("inputs"))
-        return {name for name, value in inputs.items() if isinstance(value, list)}
+        return set(_links(hidden.prompt, hidden.unique_id)) if hidden is not None else set()
     return set()
 
 
 def before(graph: dict[str, Any], node_id: str, name: str = "") -> set[str]:
     """The nodes of a prompt that this one's input ``name`` (all inputs if "") comes from, itself not among them."""
     found: set[str] = set()
-    ahead = [(node_id, name)]
+    ahead = [source for key, source in _links(graph, node_id).items() if name in ("", key)]
     while ahead:
-        node, only = ahead.pop()
-        for key, link in _object(_object(graph.get(node)).get("inputs")).items():
-            if only in ("", key) and isinstance(link, list) and len(link) == 2 and str(link[0]) not in found:
-                found.add(str(link[0]))
-                ahead.append((str(link[0]), ""))
+        if (node := ahead.pop()) not in found:
+            found.add(node)
+            ahead += _links(graph, node).values()
     return found
 
 
@@ -186,16 +176,13 @@ def _tell(report: Report, node_id: str, made_for: str, metadata: Any) -> None:
         return
     if over and made_for == context.prompt_id:
         _store(metadata, node_id, report)
-    run = _runs.get((context.prompt_id, node_id, report.sampler_node))
-    begins = run is None or (not report.steps and not over)
-    if run is None or begins:
-        run = _begin(running, context.prompt_id, node_id, report, node_id)
+    known = _runs.get((context.prompt_id, node_id, report.sampler_node)) if report.steps or over else None
+    run = known or _begin(running, context.prompt_id, node_id, report, node_id)
     if over:
         run |= told(report)  # the next run fills the same object
     if _heard(running):
-        running.send_sync(
-            EVENT, whole(run) if begins or over else {**run, "report": newest(report), "figures": figures(report)}
-        )
+        news = whole(run) if over or not known else run | {"report": newest(report), "figures": figures(report)}
+        running.send_sync(EVENT, news)
 
 
 def _heard(running: Any) -> bool:
@@ -206,24 +193,13 @@ def _heard(running: Any) -> bool:
 def _begin(running: Any, prompt_id: str, node_id: str, report: Report | str, sampler: str) -> Run:
     """Note a run of this node; ``sampler``: the node that has the switching inputs."""
     samples = "" if isinstance(report, str) or node_id != sampler else report.sampler_node
-    place = _place(running, prompt_id, node_id, samples)
-    run = {
-        "prompt_id": prompt_id,
-        "node_id": node_id,
-        "samples": samples,
-        "sampler": sampler,
-        "report": report,
-        **place,
-    }
-    _runs.pop(_key(run), None)
-    _runs[_key(run)] = run
+    run: Run = {"prompt_id": prompt_id, "node_id": node_id, "samples": samples, "sampler": sampler, "report": report}
+    run |= _place(running, prompt_id, node_id, samples)
+    _runs.pop((prompt_id, node_id, samples), None)
+    _runs[prompt_id, node_id, samples] = run
     while len(_runs) > KEPT:
         _runs.popitem(last=False)
     return run
-
-
-def _key(run: Run) -> tuple[str, str, str]:
-    return run["prompt_id"], run["node_id"], run["samples"]
 
 
 def _place(running: Any, prompt_id: str, node_id: str, samples: str) -> dict[str, Any]:
@@ -233,28 +209,24 @@ def _place(running: Any, prompt_id: str, node_id: str, samples: str) -> dict[str
     with page_only("the page is not told where runs belong"):
         queued = (item for item in running.prompt_queue.get_current_queue_volatile()[0] if item[1] == prompt_id)
         graph, extra = map(_object, next(queued, (0, prompt_id, {}, {}))[2:4])
-    inspectors = [
-        inspector
-        for inspector, node in graph.items()
-        if _object(node).get("class_type") == INSPECTOR
-        and _linked(node, "report") == node_id
-        and _shows(graph, inspector, node_id, samples)
-    ]
+    inspectors = [node for node in graph if _shows(graph, node, node_id, samples)]
     workflow = _object(_object(extra.get("extra_pnginfo")).get("workflow"))
     client = str(extra.get("client_id") or "")
     return {"workflow_id": str(workflow.get("id") or ""), "client_id": client, "nodes": [node_id, *inspectors]}
 
 
-def _shows(graph: dict[str, Any], inspector: str, node_id: str, samples: str) -> bool:
-    """Whether an Inspector shows a run sampled by ``samples``: each, unless `after` comes from a certain sampler."""
-    chosen = before(graph, inspector, "after")
+def _shows(graph: dict[str, Any], node: str, node_id: str, samples: str) -> bool:
+    """Whether a node is an Inspector that shows a run sampled by ``samples``: each, unless `after` tells of another."""
+    if _object(graph[node]).get("class_type") != INSPECTOR or _links(graph, node).get("report") != node_id:
+        return False
+    chosen = before(graph, node, "after")
     return node_id not in chosen or samples not in graph or samples in chosen or samples == node_id
 
 
-def _linked(node: Any, name: str) -> str:
-    """The node that the input ``name`` of a graph's ``node`` is linked to; "" if to none."""
-    link = _object(_object(node).get("inputs")).get(name)
-    return str(link[0]) if isinstance(link, list) and link else ""
+def _links(graph: Any, node: Any) -> dict[str, str]:
+    """The inputs of a prompt's node that are links, with the nodes that these come from."""
+    inputs = _object(_object(_object(graph).get(node)).get("inputs"))
+    return {name: str(link[0]) for name, link in inputs.items() if isinstance(link, list) and len(link) == 2}
 
 
 def _object(value: Any) -> dict[str, Any]:
@@ -269,14 +241,9 @@ def whole(run: Run) -> Run:
 
 def newest(report: Report) -> dict[str, Any]:
     """What changed since the message before: all but the schedule and the older steps."""
-    small = {field.name: getattr(report, field.name) for field in fields(report) if field.name not in BULKY}
-    return {
-        **small,
-        "hand_overs": [dict(vars(hand_over)) for hand_over in report.hand_overs],
-        "steps": [dict(vars(step)) for step in report.steps[-2:]],
-        "count": len(report.steps),
-        "stages": [dict(vars(stage)) for stage in report.stages],
-    }
+    small = asdict(replace(report, steps=report.steps[-2:], sigmas=[])) | {"count": len(report.steps)}
+    del small["sigmas"]
+    return small
 
 
 @page_only("saved files do not carry the report")

@@ -19,19 +19,6 @@ from .model_files import listed, names, path_of
 WEIGHT_DTYPES = ["default", "fp8_e4m3fn", "fp8_e4m3fn_fast", "fp8_e5m2"]
 
 
-def _schema(node_id: str) -> io.Schema:
-    return schema(
-        node_id,
-        [
-            io.Combo.Input("model_name", options=names()),
-            *optional(io.Combo.Input("weight_dtype", options=WEIGHT_DTYPES, default="default"), attention_input()),
-        ],
-        {"MODEL": io.Model},
-        ["Wan 14B 1.3B", "load video model", "attention", "sage attention"],
-        hidden=[io.Hidden.unique_id],
-    )
-
-
 def _check(path: Path) -> bool:
     """Whether the model is a CogVideoX, else a video DiT for the host. Raises ValueError when it is neither."""
     if cogvideox.is_cogvideox(path):
@@ -43,6 +30,21 @@ def _check(path: Path) -> bool:
 
 class _LoadDiT(io.ComfyNode):
     """What both loaders do; they differ in their words, see common.TEXTS."""
+
+    NODE: str  # the node's id
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            cls.NODE,
+            [
+                io.Combo.Input("model_name", options=names()),
+                *optional(io.Combo.Input("weight_dtype", options=WEIGHT_DTYPES, default="default"), attention_input()),
+            ],
+            {"MODEL": io.Model},
+            ["Wan 14B 1.3B", "load video model", "attention", "sage attention"],
+            hidden=[io.Hidden.unique_id],
+        )
 
     @classmethod
     def validate_inputs(cls, model_name: str | None = None) -> bool | str:
@@ -73,12 +75,8 @@ class _LoadDiT(io.ComfyNode):
 
 
 class SRLoadSketchDiT(_LoadDiT):
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return _schema("SRLoadSketchDiT")
+    NODE = "SRLoadSketchDiT"
 
 
 class SRLoadRenderDiT(_LoadDiT):
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return _schema("SRLoadRenderDiT")
+    NODE = "SRLoadRenderDiT"

@@ -34,23 +34,14 @@ class SRMeasurePair(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls,
-        sketch: ModelPatcher,
-        render: ModelPatcher,
-        speed_up: float = 2.5,
-        points: int = 12,
-        render_positive: list[Any] | None = None,
-        render_negative: list[Any] | None = None,
-        **sampling: Any,
-    ) -> io.NodeOutput:
-        """``sampling``: by SAMPLING, named as the host's own sampling call names them."""
+    def execute(cls, sketch: ModelPatcher, render: ModelPatcher, **values: Any) -> io.NodeOutput:
+        sampling, speed_up = {name: values[name] for name in SAMPLING}, values["speed_up"]
         check_numbers(cfg=sampling["cfg"], denoise=sampling["denoise"], speed_up=speed_up)
         if sampling["denoise"] <= 0:
             raise ValueError("denoise is 0: there is no step to measure. Set it above 0.")
         measured = Measured()
-        settings = RenderSettings(positive=render_positive, negative=render_negative)
-        model = measuring(sketch, render, settings, points, measured)
+        settings = RenderSettings(positive=values.get("render_positive"), negative=values.get("render_negative"))
+        model = measuring(sketch, render, settings, values["points"], measured)
         nodes.common_ksampler(model, **sampling)
         advice = advise(measured, speed_up)
         plot, summary = as_image(draw(measured, advice)), describe(measured, advice, speed_up)

@@ -32,7 +32,7 @@ def answer(asked: dict[str, Any]) -> dict[str, Any]:
     found = plan(asked["settings"], models)
     with page_only("the page is not told whether two models fit"):
         pair = verdict_on(models, asked.get("render", []), bool(asked.get("own_prompts")))
-        found |= ({"problem": pair.problem} if pair.problem else {}) | ({"note": pair.note} if pair.note else {})
+        found |= {name: said for name, said in vars(pair).items() if said}
     return found
 
 
@@ -44,8 +44,8 @@ def plan(settings: dict[str, Any], models: list[dict[str, Any]]) -> dict[str, An
     it has its own steps.
     """
     settings = chosen(settings)
-    if missing := [name for name in RULE if name not in settings]:
-        return {"mode": settings.get("switch_mode") if missing != ["switch_mode"] else None}
+    if not settings.keys() >= set(RULE):
+        return {"mode": settings.get("switch_mode")}
     steps = settings.get("steps")
     found: dict[str, Any] = {"mode": mode_of(settings), "steps": steps}
     try:
@@ -56,14 +56,12 @@ def plan(settings: dict[str, Any], models: list[dict[str, Any]]) -> dict[str, An
             return found
         check_sampling(steps, 1.0, 1.0, settings)
         render_steps = int(settings.get("render_steps") or 0)
-        between = (
-            max(switch.listed) - len(switch.listed) if switch.mode == LISTED else 0
-        )  # the render's, before the rest
+        listed = switch.listed  # none in another mode
+        between = max(listed, default=0) - len(listed)  # the render's, before the rest
         rest = {"rest": between + render_steps} if render_steps else {}
         if switch.mode in ("step", LISTED):
-            if switch.mode == LISTED:
-                check_switch(Pair(SKETCH, RENDER, switch, render_steps=render_steps), [1.0] * steps)
-            return found | {"latest": len(switch.listed) if switch.mode == LISTED else switch.switch_step} | rest
+            check_switch(Pair(SKETCH, RENDER, switch, render_steps=render_steps), [1.0] * steps)
+            return found | {"latest": len(listed) or switch.switch_step} | rest
     except ValueError as error:
         return found | {"problem": str(error)}
     shift = shift_of(models)

@@ -13,6 +13,7 @@ CUSTOM = "custom"  # the widgets as they are
 PRESETS_KEY = "srdiffusion_presets"  # of the table in the widget's options, for the page
 
 ADAPTIVE = {"switch_mode": "adaptive", "delta": 0.01, "fix_step": 5, "max_step": 0, "switch_sigma": 0.875}
+STEP = {"switch_mode": "step", "switch_step": 10}
 PLAIN = {"render_cfg": 0.0, "teacache": 0.0, "fade": 0.0, "sketch_steps": "", "render_steps": 0}
 FADE = 1.1  # the fitted width. TeaCache stays off: with a fade, and at 20 steps, it has not been measured
 
@@ -22,24 +23,13 @@ PRESETS: dict[str, dict[str, Any]] = {
     "balanced": {"steps": 20, **ADAPTIVE, **PLAIN, "fade": FADE},
     "fast": {"steps": 20, **ADAPTIVE, **PLAIN, "fade": FADE, "render_cfg": 1.0},
     # As workflows/wan2.1_t2v_14B_few_step_render.json: the render is a few-step model, or has a few-step LoRA.
-    "few-step render": {
-        "steps": 50,
-        "switch_mode": "step",
-        "switch_step": 10,
-        **PLAIN,
-        "fade": FADE,
-        "render_cfg": 1.0,
-        "render_steps": 4,
-    },
+    "few-step render": {"steps": 50, **STEP, **PLAIN, "fade": FADE, "render_cfg": 1.0, "render_steps": 4},
 }
 NAMES = [CUSTOM, *PRESETS]
 
 
 def chosen(values: dict[str, Any], linked: Collection[str] = ()) -> dict[str, Any]:
-    """The ``values`` of a node's widgets, with those of its preset in their place.
-
-    The ``linked`` inputs keep what their link gives. Raises ValueError for a preset that is not there.
-    """
+    """A node's ``values``, with its preset's in the place of all that are not ``linked``. Raises ValueError."""
     name = values.get("preset", CUSTOM)
     if name not in NAMES:
         raise ValueError(f"preset is {name!r:.100}; choose one of {', '.join(NAMES)}.")

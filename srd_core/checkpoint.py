@@ -35,7 +35,6 @@ SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-\d{5}\.safetensors")  # how the Hub n
 WEIGHTS = "diffusion_pytorch_model.safetensors"  # how the Hub calls the one file of a model
 INDEX = ".safetensors.index.json"  # after the stem: which tensor lies in which shard
 
-
 GET = "Get the version for ComfyUI"
 SUCH_AS = "such as wan2.1_t2v_14B_fp8_scaled.safetensors."
 
@@ -71,10 +70,7 @@ def called(path: Path) -> str:
 
 
 def weight_files(path: Path) -> list[Path]:
-    """The files with the weights of a model: ``path``, or all shards for a folder, an index or a shard.
-
-    Raises ValueError naming what is missing and the next step.
-    """
+    """``path``, or all shards of the model for a folder, an index or a shard. Raises ValueError: what is missing."""
     if path.is_dir():
         indices, files = sorted(path.glob(f"*{INDEX}")), sorted(path.glob("*.safetensors"))
         if not indices and len(files) == 1 and not SHARD.fullmatch(files[0].name):
@@ -103,10 +99,7 @@ def weight_files(path: Path) -> list[Path]:
 
 
 def check_video_dit(path: Path) -> None:
-    """Raises ValueError if the host can't load ``path``, a file or a folder, as a video DiT.
-
-    Only safetensors files are looked into; other formats (.gguf, .pt) are left to the host's loader.
-    """
+    """Raises ValueError if ``path``, a file or a folder, is no video DiT for the host. All but safetensors passes."""
     if not path.exists():
         raise ValueError(f"{path.name} is not there any more. Put it into models/diffusion_models and press R.")
     shards = weight_files(path)
@@ -172,10 +165,7 @@ def _odd_config(metadata: dict[str, str], error: Exception) -> str:
 
 
 def read_header(path: Path, limit: int = HEADER_LIMIT) -> dict[str, Any]:
-    """The JSON header of a safetensors file: tensor name -> {dtype, shape, data_offsets}, and __metadata__.
-
-    Raises ValueError with a sentence for a file that is not a safetensors file or was cut short.
-    """
+    """Of a safetensors file: tensor name -> {dtype, shape, data_offsets}, and __metadata__. Raises ValueError."""
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(8)
@@ -194,9 +184,7 @@ def read_header(path: Path, limit: int = HEADER_LIMIT) -> dict[str, Any]:
             "The download or copy broke off; get it again."
         )
     try:
-        with safetensors.safe_open(
-            path, framework="np"
-        ):  # checks types, shapes and offsets; reads no tensor, needs no memory
+        with safetensors.safe_open(path, framework="np"):  # checks types, shapes and offsets; reads no tensor
             return header
     except (safetensors.SafetensorError, ValueError, TypeError) as error:
         raise ValueError(f"{path.name} is damaged: {str(error)[:200]}. Get it again.") from error
@@ -237,9 +225,6 @@ def model_config(state_dict: dict[str, torch.Tensor], metadata: dict[str, str]) 
 def _check_numbers(described: dict[str, Any], largest: int) -> None:
     """Raises OddNumber for a size in the metadata that the weights can't have: the host would build it."""
     for name, value in described.items():
-        if (
-            isinstance(value, int)
-            and ("layers" in name or "blocks" in name or "dim" in name)
-            and value > max(largest, 1 << 16)
-        ):
+        is_size = isinstance(value, int) and any(part in name for part in ("layers", "blocks", "dim"))
+        if is_size and value > max(largest, 1 << 16):
             raise OddNumber(f"says {name} {value}")

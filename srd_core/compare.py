@@ -37,7 +37,7 @@ class Comparison:
     notes: list[str] = field(default_factory=list)  # what could not be measured, and why
 
 
-def compare(a: torch.Tensor, b: torch.Tensor, labels: tuple[str, str], net: str = "alex") -> Comparison:
+def compare(a: torch.Tensor, b: torch.Tensor, labels: tuple[str, str], net: str) -> Comparison:
     """Measure b against a. net: LPIPS network, or "off". Raises ValueError for clips of different size or length."""
     likeness.check_comparable(a, b, labels)
     a, b = a[..., :3], b[..., :3]
@@ -62,7 +62,8 @@ def summarize(found: Comparison) -> str:
     lines = [f"{b} compared with {a}, {len(found.psnr)} frames"]
     if math.isinf(found.whole_psnr):
         return "\n".join([*lines, "They are identical.", *found.notes])
-    lines.append(f"PSNR: {found.whole_psnr:.2f} dB (frames {min(found.psnr):.2f} to {_decibel(max(found.psnr))})")
+    best = "identical" if math.isinf(max(found.psnr)) else f"{max(found.psnr):.2f}"
+    lines.append(f"PSNR: {found.whole_psnr:.2f} dB (frames {min(found.psnr):.2f} to {best})")
     for name, values in (("SSIM", found.ssim), ("LPIPS", found.lpips)):
         if values:
             mean = sum(values) / len(values)
@@ -74,19 +75,14 @@ def summarize(found: Comparison) -> str:
     return "\n".join(lines + found.notes)
 
 
-def _decibel(value: float) -> str:
-    return "identical" if math.isinf(value) else f"{value:.2f}"
-
-
 # --- pictures ---
 
 
 def picture(a: torch.Tensor, b: torch.Tensor, labels: tuple[str, str], layout: str, position: float) -> torch.Tensor:
     """Both videos in one [frames, h, w', 3], float32 on the CPU; each with its label, if that is not empty.
 
-    layout: one of LAYOUTS; position: where a wipe's edge is, 0..1 from the left. Raises ValueError as ``compare``.
+    Of clips that ``compare`` takes. layout: one of LAYOUTS; position: where a wipe's edge is, 0..1 from the left.
     """
-    likeness.check_comparable(a, b, labels)
     a, b = (video[..., :3].detach().float().cpu().clamp(0, 1) for video in (a, b))
     if layout == "side by side":
         return torch.cat([labelled(a, labels[0], "left"), labelled(b, labels[1], "left")], 2)

@@ -27,7 +27,7 @@ class Unavailable(RuntimeError):
     """A measure that this machine can't take; the text says what is missing and how to get it."""
 
 
-def check_comparable(a: torch.Tensor, b: torch.Tensor, names: tuple[str, str] = ("a", "b")) -> None:
+def check_comparable(a: torch.Tensor, b: torch.Tensor, names: tuple[str, str]) -> None:
     """Raises ValueError, in a sentence, for two videos that can't be compared pixel by pixel."""
     for video, name in zip((a, b), names):
         if video.ndim != 4 or video.shape[-1] < 3 or not video.numel():

@@ -114,8 +114,8 @@ READER: TypeAdapter[Facts] = TypeAdapter(Facts)
 def check(path: Path) -> Facts:
     """The facts of a hand-over file, from its header alone. Raises ValueError: what is wrong, and what to do."""
     header = read_header(path, HEADER_LIMIT)
-    metadata = header.pop("__metadata__", None)
-    if not isinstance(metadata, dict) or not isinstance(metadata.get(MARK), str):
+    metadata = header.pop("__metadata__", None) or {}
+    if MARK not in metadata:
         raise ValueError(
             f"{path.name} is a safetensors file, but not a hand-over. Choose one that Save Hand-over wrote."
         )
@@ -124,8 +124,7 @@ def check(path: Path) -> Facts:
             f"{path.name} is a hand-over of version {metadata[MARK][:20]!r}; this ComfyUI-SRDiffusion reads versions "
             f"{READS[0]} to {READS[-1]}. Update the pack where the file is used, or sketch again."
         )
-    strange = [name for name, each in header.items() if not isinstance(each, dict) or each.get("dtype") not in FLOATS]
-    if strange:
+    if strange := [name for name, each in header.items() if each["dtype"] not in FLOATS]:
         raise damaged(path, f"{strange[0][:40]!r} is not a tensor of floating point numbers")
     try:
         return READER.validate_json(metadata.get(FACTS, ""))
@@ -212,8 +211,7 @@ def _report(facts: dict[str, Any], steps: int) -> Report:
     report = Report.from_json(json.dumps(facts))
     _need(len(report.hand_overs) <= 1, "its report tells of more than one hand-over")
     for hand_over in report.hand_overs:
-        inside = type(hand_over.after_step) is int and 0 < hand_over.after_step < steps
-        _need(inside, "its hand-over lies outside the run")
+        _need(0 < hand_over.after_step < steps, "its hand-over lies outside the run")
         _need(hand_over.to == RENDER, "its report does not hand over to a render")
     _need([stage.name for stage in report.stages] == [SKETCH, RENDER], "its report is not of two stages")
     _need(len(report.steps) <= steps, "its report has more steps than the run")

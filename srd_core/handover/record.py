@@ -21,7 +21,6 @@ SAMPLES = 256  # values of x that are kept of each call
 # What the functions that *_cfg_pp samplers add to the guidance are given and read.
 NOTED = ("denoised", "cond_denoised", "uncond_denoised")
 
-
 STRICT = ConfigDict(strict=True, arbitrary_types_allowed=True)  # of what is read from a file
 Index = Annotated[int, Field(ge=0, lt=2**63)]
 Value = Annotated[int | FiniteFloat, Field(gt=-(2**63), lt=2**63)]

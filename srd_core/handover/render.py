@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,7 @@ def render_from(record: SketchRecord, render: ModelPatcher, settings: RenderSett
     settings = replace(settings, anew=True, sketch_size=record.sketch_size)
     stand_in = _stand_in(record, render)
     stand_in.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, KEY, _load_nothing)
-    replay = Replay(record, report)
+    replay = Replay(record, report, iter(record.calls))
     stand_in.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, f"{KEY}_record", replay.predict)
     model = cooperate(stand_in, render, Switch("step", switch_step=record.steps), settings, report, replay.check_latent)
     watch, report.watch = report.watch, partial(_tell_merged, record.report, report.watch, [])
@@ -131,19 +131,13 @@ class Replay:
 
     record: SketchRecord
     report: Report
-    _calls: Iterator[Call] = field(init=False)
+    _calls: Iterator[Call]  # of the record, that are still to be answered
     _warned: bool = False
-
-    def __post_init__(self) -> None:
-        self._calls = iter(self.record.calls)
 
     def predict(
         self, executor: WrapperExecutor, x: torch.Tensor, timestep: torch.Tensor, *args: Any, **kwargs: Any
     ) -> torch.Tensor:
-        """PREDICT_NOISE wrapper: x [B, C, ...], timestep [B]; returns the recorded x0 like x.
-
-        Raises RuntimeError when the sampler makes other calls than it made for the sketch.
-        """
+        """PREDICT_NOISE wrapper: x [B, C, ...], timestep [B]; the recorded x0. Raises RuntimeError for other calls."""
         guider, call = executor.class_obj, next(self._calls, None)
         sigma = float(timestep[0])
         if call is None or call.prediction.shape != x.shape or abs(call.sigma - sigma) > SAME_LEVEL * call.sigma:
@@ -157,9 +151,7 @@ class Replay:
             self._tell(function, call, guider, options, x, timestep)
         return call.prediction.to(x.device, copy=True)
 
-    def _tell(
-        self, function: Callable[[dict[str, Any]], Any], call: Call, guider: Any, options: Any, x: Any, sigma: Any
-    ) -> None:
+    def _tell(self, function: Any, call: Call, guider: Any, options: Any, x: torch.Tensor, sigma: torch.Tensor) -> None:
         """Give a function that the sampler added what it was given while sketching: it keeps what it needs."""
         if not call.noted:
             raise RuntimeError(f"The hand-over misses what {self.record.settings.sampler_name} needs: sketch again.")
@@ -244,7 +236,7 @@ def _sampling(record: SketchRecord, render: ModelPatcher) -> Any:
             "Sampling Fix ...) on the render as on the sketch."
         )
     for name, value in schedule.values.items():
-        if type(own.values.get(name)) in (int, float, bool):
+        if name in own.values:
             setattr(sampling, name, value)
     for name, table in schedule.tables.items():
         sampling.register_buffer(name, table.clone())

@@ -121,8 +121,7 @@ class Recorder:
         call, noted = noting(executor.class_obj, call, only_beside_others=True)
         sampled = samples_of(x)
         prediction = executor(*call.args[1:], **call.kwargs)
-        kept = _on_the_cpu(prediction)
-        self.record.calls.append(Call(float(timestep[0]), kept, sampled, noted))
+        self.record.calls.append(Call(float(timestep[0]), _on_the_cpu(prediction), sampled, noted))
         return prediction
 
     def hand_over(self, x: torch.Tensor, turn: Turn) -> None:
@@ -186,8 +185,7 @@ def latent_format_of(record: SketchRecord) -> Any:
             f"The hand-over's latent has {theirs[0]} channels and {theirs[1]} dimensions, but {name[:40]} has "
             f"{ours[0]} and {ours[1]}. {what_to_do(record)}"
         )
-    if latent_format.scale_factor != record.latent_facts["scale"]:
-        latent_format.scale_factor = record.latent_facts["scale"]
+    latent_format.scale_factor = record.latent_facts["scale"]
     return latent_format
 
 
@@ -207,16 +205,8 @@ def schedule_of(sampling: Any) -> Schedule:
     plain = (bool, int, float)
     values = {k: v for k, v in vars(sampling).items() if type(v) in plain and not k.startswith("_") and k != "training"}
     tables = {k: v.detach().cpu().clone() for k, v in sampling.named_buffers() if v.is_floating_point()}
-    return Schedule(_kinds(sampling), values, tables)
-
-
-def _kinds(sampling: Any) -> list[str]:
-    """The host's classes that a noise schedule is made of."""
-    return [kind.__name__ for kind in type(sampling).__mro__ if _is_the_hosts(kind)]
-
-
-def _is_the_hosts(kind: type) -> bool:
-    return getattr(comfy.model_sampling, kind.__name__, None) is kind
+    hosts = [kind for kind in type(sampling).__mro__ if getattr(comfy.model_sampling, kind.__name__, None) is kind]
+    return Schedule([kind.__name__ for kind in hosts], values, tables)
 
 
 def what_to_do(record: SketchRecord) -> str:

@@ -6,7 +6,7 @@ another.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -44,12 +44,11 @@ def pull(j: int, i: int, away: float, v_j: torch.Tensor, sketch: torch.Tensor, r
     return Pull(j, i, away, float(e @ e) / size, float(e @ d) / size, float(d @ d) / size)
 
 
-def fitted_fade(pulls: Iterable[Pull]) -> float:
+def fitted_fade(pulls: Sequence[Pull]) -> float:
     """The width whose mean squared error is least; 0 where no fade is better than none by 1 %."""
-    rows = list(pulls)
-    if not rows:
+    if not pulls:
         return 0.0
-    columns = torch.tensor([[row.away, row.ee, row.ed, row.dd] for row in rows], dtype=torch.float64)
+    columns = torch.tensor([[row.away, row.ee, row.ed, row.dd] for row in pulls], dtype=torch.float64)
     away, ee, ed, dd = columns.unbind(1)
     a = weight(away[None], torch.zeros(1, dtype=torch.float64), WIDTHS[:, None])
     errors = (ee + 2 * a * ed + a.square() * dd).mean(1)
@@ -63,10 +62,7 @@ def difference(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def step_for(speed_up: float, steps: int, sketch: float, render: float) -> int:
-    """After which step, 1 to ``steps``, a hand-over makes the run so many times as fast as the sketch alone.
-
-    ``sketch``, ``render``: seconds per step.
-    """
+    """After which step, 1 to ``steps``, a hand-over gives this speed-up; ``sketch``, ``render``: seconds per step."""
     if sketch <= render:
         return steps
     return max(1, min(steps, int(steps * (sketch / speed_up - render) / (sketch - render))))
@@ -81,8 +77,3 @@ def chosen(steps: int, points: int) -> list[int]:
     """The steps (0-based) that are measured: so many of the run's, evenly spread, from the second to the last."""
     count = min(points, steps - 1)
     return sorted({round(1 + i * (steps - 2) / max(count - 1, 1)) for i in range(count)})
-
-
-def nearest(steps: Sequence[int], step: int) -> int:
-    """The measured step that is nearest to ``step``."""
-    return min(steps, key=lambda each: abs(each - step))

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 
 from ..drawing import FAINT, INK, PAPER, axis, curve, font
 from ..report.plot import MARK, TONES
-from .fit import KEPT, Pull
+from .fit import Pull
 from .run import Measured
 from .text import Advice
 
@@ -28,8 +28,8 @@ def draw(measured: Measured, advice: Advice) -> Image.Image:
     settings = f"fade {advice.fade:g}, {switch}: {advice.speed_up:.2f}x (reckoned)"
     canvas.text((LEFT, 50), settings, fill=INK, font=font(15))
     panel = partial(_panel, canvas, measured.steps, advice.switch_step)
-    names = [name for name in KEPT if name in measured.points[0].differences]
-    far = [(name, [(point.step + 1, point.differences[name]) for point in measured.points]) for name in names]
+    points = measured.points
+    far = [(name, [(point.step + 1, point.differences[name]) for point in points]) for name in points[0].differences]
     panel(PANELS[0], "disagreement of the render with the sketch", far)
     after = [("cut", _errors(measured.guided, advice, 0.0)), ("fade", _errors(measured.guided, advice, advice.fade))]
     if measured.unguided:

@@ -26,6 +26,7 @@ from ..checks import check_plain, check_run, check_settings, check_together
 from ..fade import log_snr, velocity
 from ..handover.sketch import noting
 from ..latent import FLOW, check_pair, kind_of, name_of
+from ..pair import Member
 from ..report.data import Report
 from ..report.figures import step_seconds
 from ..route import RENDER, SKETCH, Pair, Switch
@@ -81,24 +82,18 @@ def measuring(
         check_plain(role, model)
     check_together(sketch, render, settings)
     model = sketch.clone()
-    sample = partial(_sample, render, settings, points, measured)
+    sample = partial(_sample, render=Member(render, settings), points=points, measured=measured)
     model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, sample)
     return model
 
 
 def _sample(
-    render: ModelPatcher,
-    settings: RenderSettings,
-    points: int,
-    measured: Measured,
-    executor: WrapperExecutor,
-    *args: Any,
-    **kwargs: Any,
+    executor: WrapperExecutor, *args: Any, render: Member, points: int, measured: Measured, **kwargs: Any
 ) -> torch.Tensor:
     """OUTER_SAMPLE wrapper: one sampling run of the host."""
     guider = executor.class_obj
     call = OUTER_SAMPLE.bind(guider, *args, **kwargs)
-    stage = Stage.beside(guider, render, settings, check_pair(guider.model_patcher, render))
+    stage = Stage.beside(guider, render.model, render.settings, check_pair(guider.model_patcher, render.model))
     run = begin_run(guider, call.arguments, {RENDER: stage}, Pair(SKETCH, RENDER, NEVER), Report())
     recorder = Recorder(run, chosen(run.steps.steps, points))
     run.outside = [recorder.predict]
@@ -106,7 +101,7 @@ def _sample(
 
     def prepare() -> None:
         check_run(guider, call.arguments, run.steps.sigmas)
-        check_settings(guider, render, settings)
+        check_settings(guider, render.model, render.settings)
         if run.steps.steps < 4:
             raise ValueError(
                 f"Measure Pair needs 4 steps or more; this run has {run.steps.steps}. Raise steps, or denoise."
@@ -123,7 +118,7 @@ class Recorder:
     run: Run
     chosen: list[int]  # 0-based
     kept: list[Kept] = field(default_factory=list)
-    call: inspect.BoundArguments | None = None  # the newest, as the sampler made it
+    call: inspect.BoundArguments = field(init=False)  # the newest, as the sampler made it
 
     def predict(
         self, executor: WrapperExecutor, x: torch.Tensor, timestep: torch.Tensor, *args: Any, **kwargs: Any
@@ -172,17 +167,15 @@ def _compare(recorder: Recorder, stage: Stage, measured: Measured) -> None:
         _note(measured, recorder.kept[:at], kept, rendered, flow)
         progress.update(1)
     calls = run.books.report.stage(SKETCH).calls / measured.steps
-    measured.render_seconds = median(seconds[1:] or seconds) * calls  # the first one warms up
+    measured.render_seconds = median(seconds[1:]) * calls  # the first one warms up
 
 
 def _rendered(recorder: Recorder, stage: Stage, kept: Kept) -> dict[str, torch.Tensor]:
     """The render's x0 at a kept call, by KEPT, on the CPU."""
-    assert recorder.call is not None
     call, guider = recorder.call, recorder.call.arguments["self"]
     device = call.arguments["x"].device
-    own = PREDICT_NOISE.bind(*call.args, **call.kwargs)
+    own, noted = noting(guider, call, keep=torch.Tensor.detach)
     own.arguments["x"], own.arguments["timestep"] = kept.x.to(device), kept.sigma.to(device)
-    own, noted = noting(guider, own, keep=torch.Tensor.detach)
     prediction = stage.predict(own)
     recorder.run.finite.watch(prediction, partial(recorder.run.not_finite, RENDER, kept.step, kept.sigma))
     recorder.run.finite.check(wait=True)

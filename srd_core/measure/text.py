@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .fit import KEPT, Pull, fitted_fade, nearest, speed_of, step_for
+from .fit import Pull, fitted_fade, speed_of, step_for
 from .run import Measured
 
 
@@ -25,7 +25,7 @@ def advise(measured: Measured, speed_up: float) -> Advice:
     """For a run that is to be so many times as fast as the sketch alone."""
     steps, sketch, render = measured.steps, measured.sketch_seconds, measured.render_seconds
     after = step_for(speed_up, steps, sketch, render)
-    at = nearest(sorted({row.j for row in measured.guided}), after - 1)
+    at = min(sorted({row.j for row in measured.guided}), key=lambda step: abs(step - (after - 1)))
     fade = fitted_fade(measured.guided)
     errors = {"cut": _mean(measured.guided, at, 0.0), "fade": _mean(measured.guided, at, fade)}
     if measured.unguided:
@@ -42,9 +42,8 @@ def _mean(pulls: Sequence[Pull], j: int, fade: float) -> float:
 
 def describe(measured: Measured, advice: Advice, speed_up: float) -> str:
     """The measurement in a few lines."""
-    most = measured.sketch_seconds / measured.render_seconds
-    names = [name for name in KEPT if name in measured.points[0].differences]
-    means = {name: sum(point.differences[name] for point in measured.points) / len(measured.points) for name in names}
+    most, points = measured.sketch_seconds / measured.render_seconds, measured.points
+    means = {name: sum(p.differences[name] for p in points) / len(points) for name in points[0].differences}
     within = advice.speed_up >= 0.99 * speed_up
     reach = "" if within else f" {speed_up:g}x is out of reach with this pair and number of steps."
     lines = [

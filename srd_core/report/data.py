@@ -8,7 +8,7 @@ import logging
 import math
 from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any, ClassVar, NoReturn
+from typing import Annotated, Any, ClassVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -137,10 +137,7 @@ class Report:
 
     def stage(self, name: str) -> StageReport:
         """The stage of that name. Raises KeyError."""
-        for stage in self.stages:
-            if stage.name == name:
-                return stage
-        raise KeyError(name)
+        return {stage.name: stage for stage in self.stages}[name]
 
     def count(self, stage: str) -> int:
         """Scheduler steps that ``stage`` ran."""
@@ -166,7 +163,7 @@ class Report:
         ``figures`` beside the fields, which saved files have for the page, are left out: they follow from the fields.
         """
         try:
-            data = json.loads(text, parse_constant=_no_number, parse_float=_finite)
+            data = json.loads(text, parse_constant=_finite, parse_float=_finite)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"This is not a report: it is not JSON ({error}).") from error
         if not isinstance(data, dict) or data.get("version") not in (1, VERSION):
@@ -193,13 +190,10 @@ def fault_of(error: ValidationError) -> str:
     return f"{place or 'text':.60} is {fault['input']!r:.60} ({fault['msg']})"
 
 
-def _no_number(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a number that a run could give")
-
-
 def _finite(text: str) -> float:
-    value = float(text)
-    return value if math.isfinite(value) else _no_number(text)
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{text} is not a number that a run could give")
+    return value
 
 
 def _check_sense(report: Report) -> None:

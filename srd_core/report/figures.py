@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import takewhile
 from statistics import median
 from typing import Any
 
@@ -42,13 +43,6 @@ def step_seconds(report: Report, stage: str) -> float | None:
     return medians(report).get((stage, False))
 
 
-def run_seconds(report: Report) -> float | None:
-    """Of the steps that ran, from the median step of each kind; None where no step has ended."""
-    each = medians(report)
-    done = [s for s in report.steps if s.seconds is not None]
-    return sum(each[s.stage, s.reused] for s in done) if done else None
-
-
 def total_steps(report: Report) -> int:
     """Of the run's schedule."""
     return max(len(report.sigmas) - 1, 0)
@@ -56,9 +50,7 @@ def total_steps(report: Report) -> int:
 
 def in_charge(report: Report) -> StageReport | None:
     """The stage that runs the next step; None where the report has no stages."""
-    if not report.stages:
-        return None
-    return report.stage(report.hand_overs[-1].to) if report.hand_overs else report.stages[0]
+    return report.stage(report.hand_overs[-1].to) if report.hand_overs else next(iter(report.stages), None)
 
 
 def remaining(report: Report) -> Left | None:
@@ -66,10 +58,8 @@ def remaining(report: Report) -> Left | None:
     stage, each = in_charge(report), medians(report)
     if stage is None or (stage.name, False) not in each:
         return None
-    if report.small_shape and not report.count(
-        report.stages[-1].name
-    ):  # nothing is known yet of steps at the full size
-        return None
+    if report.small_shape and not report.count(report.stages[-1].name):
+        return None  # nothing is known yet of steps at the full size
     reuses, seconds = len(still_reused(report)), 0.0
     to_come = _to_come(report, stage.name)
     for name, steps in to_come.items():
@@ -96,11 +86,11 @@ def speed_up(report: Report) -> float | None:
     None while only one stage has run, or more than the last one is still to come, and where the first one ran on fewer
     pixels: its steps at the full size are not known.
     """
-    ran = {s.stage for s in report.steps if s.seconds is not None}
-    alone = step_seconds(report, report.stages[0].name) if report.stages else None
-    seconds, steps = run_seconds(report), sum(s.seconds is not None for s in report.steps)
-    if alone is None or seconds is None or len(ran) < 2 or report.small_shape:
+    each, done = medians(report), [s for s in report.steps if s.seconds is not None]
+    alone = each.get((report.stages[0].name, False)) if report.stages else None
+    if alone is None or len({s.stage for s in done}) < 2 or report.small_shape:
         return None
+    seconds, steps = sum(each[s.stage, s.reused] for s in done), len(done)
     if report.status == "running":
         left = remaining(report)
         if left is None or left.bound:
@@ -147,21 +137,15 @@ def what_if(report: Report) -> list[dict[str, Any]]:
     the first stage would run on past the recorded curve; ``seconds``, of the whole run, is None where they are not
     known.
     """
-    if report.switch.get("mode") != "adaptive" or len(report.stages) < 2 or not report.steps:
+    own = list(takewhile(lambda s: s.stage == report.stages[0].name, report.steps))
+    if report.switch.get("mode") != "adaptive" or len(report.stages) < 2 or not own:
         return []
-    first, each = report.stages[0].name, medians(report)
-    total = report.given_steps or total_steps(report)
-    if report.steps[0].stage != first:
-        return []
+    each, ran, total = medians(report), len(own), report.given_steps or total_steps(report)
     rows: list[tuple[float, int | None, str]] = []
-    lowest, before = float("inf"), float("inf")
-    fall, low = 0.0, 0.0
-    end: tuple[float, int | None, str] = (0.0, None, "")
-    for s in report.steps:
-        if s.stage != first or s.step >= total:
-            break
-        if s.step >= report.latest:
-            end = (0.0, s.step, "latest")
+    lowest = before = math.inf
+    fall = low = 0.0
+    for s in own:
+        if s.step >= min(report.latest, total):
             break
         if s.fall is not None:  # a step that was not looked at keeps what the one before has shown
             fall, low = s.fall, s.fall if s.fall_low is None else s.fall_low
@@ -172,14 +156,15 @@ def what_if(report: Report) -> list[dict[str, Any]]:
         elif fall < lowest:
             # With a delta above ``before`` the rule held already when it was not allowed yet.
             at_earliest = s.step == report.earliest
-            if at_earliest and fall < before < float("inf"):
+            if at_earliest and fall < before < math.inf:
                 rows.append((before, s.step, "earliest"))
             lowest = fall
             rows.append((lowest, s.step, "earliest" if at_earliest and before <= fall else "criterion"))
-    ran = next((i for i, s in enumerate(report.steps) if s.stage != first), len(report.steps))
+    last = next((s.step for s in own if report.latest <= s.step < total), None)
+    rows.append((0.0, last, "latest" if last else ""))
     return [
         {"delta": delta, "after": after, "reason": reason, "seconds": _cost(report, each, min(after or ran + 1, total))}
-        for delta, after, reason in [*rows, end]
+        for delta, after, reason in rows
     ]
 
 

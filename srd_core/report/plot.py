@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 
 from ..drawing import FAINT, INK, PAPER, axis, curve, fitting, font
 from ..route import LISTED
-from .data import Report, StageReport
+from .data import Report
 from .figures import Panel, panels
 from .text import describe_hand_over, describe_speed_up
 
@@ -38,6 +38,7 @@ def draw(report: Report) -> Image.Image:
         _fades(canvas, report)
         for panel in shown:
             (_seconds if panel.field == "seconds" else _curve)(canvas, report, panel)
+            axis(canvas, LEFT, PANELS[panel.field], TITLES[panel.field], f"{panel.low:.3g}", f"{panel.high:.3g}")
         _hand_overs(canvas, report)
     return image
 
@@ -46,13 +47,13 @@ def _headline(canvas: ImageDraw.ImageDraw, report: Report) -> None:
     title = _one_line("  ->  ".join(stage.model for stage in report.stages)) or "no run yet"
     canvas.text((LEFT, 42), title, fill=INK, font=font(fitting(canvas, title, RIGHT - LEFT)), anchor="ls")
     if report.steps:
-        lines = [f"switched {describe_hand_over(h, report)}" for h in report.hand_overs] or [
-            f"switch: {report.never()}"
-        ]
-        canvas.text((LEFT, 52), _one_line(lines[-1]), fill=INK, font=font(16))
+        last = report.hand_overs[-1] if report.hand_overs else None
+        line = f"switched {describe_hand_over(last, report)}" if last else f"switch: {report.never()}"
+        canvas.text((LEFT, 52), _one_line(line), fill=INK, font=font(16))
     x = LEFT
     for stage in report.stages:
-        text = _legend(report, stage)
+        reused = f" ({report.reused(stage.name)} reused, hatched)" if stage.teacache.get("table") else ""
+        text = f"{stage.name}: {report.count(stage.name)} steps{reused}, {stage.seconds:.3g} s"
         canvas.rectangle((x, 84, x + 14, 98), fill=colour(report, stage.name, TONES))
         canvas.text((x + 20, 82), text, fill=INK, font=font(15))
         x += 44 + int(canvas.textlength(text, font=font(15)))
@@ -63,11 +64,6 @@ def colour(report: Report, stage: str, colours: tuple[str, ...]) -> str:
     """Of these, the one of ``stage``."""
     names = [s.name for s in report.stages]
     return colours[names.index(stage) % len(colours)]
-
-
-def _legend(report: Report, stage: StageReport) -> str:
-    reused = f" ({report.reused(stage.name)} reused, hatched)" if stage.teacache.get("table") else ""
-    return f"{stage.name}: {report.count(stage.name)} steps{reused}, {stage.seconds:.3g} s"
 
 
 def _stages(canvas: ImageDraw.ImageDraw, report: Report, panel: Panel) -> None:
@@ -106,7 +102,6 @@ def _curve(canvas: ImageDraw.ImageDraw, report: Report, panel: Panel) -> None:
     points = [(step, value) for step, value in points if value is not None and math.isfinite(value)]
     line = [(sum(_column(report, step)) / 2, min(max(y(value), top), bottom)) for step, value in points]
     curve(canvas, line, INK)
-    _axis(canvas, panel)
 
 
 def _seconds(canvas: ImageDraw.ImageDraw, report: Report, panel: Panel) -> None:
@@ -122,7 +117,6 @@ def _seconds(canvas: ImageDraw.ImageDraw, report: Report, panel: Panel) -> None:
             _hatch(canvas, (left + gap, top, right - gap, bottom), tone)
         if step.step % every == 0 or step.step == 1:
             canvas.text(((left + right) / 2, bottom + 6), str(step.step), fill=FAINT, font=font(14), anchor="ma")
-    _axis(canvas, panel)
     canvas.text((RIGHT, bottom + 26), "scheduler step", fill=FAINT, font=font(14), anchor="ra")
 
 
@@ -156,10 +150,6 @@ def _hand_overs(canvas: ImageDraw.ImageDraw, report: Report) -> None:
 def _one_line(text: str) -> str:
     """Without line breaks, which the drawing library can't measure; names come from files."""
     return " ".join(text.splitlines())
-
-
-def _axis(canvas: ImageDraw.ImageDraw, panel: Panel) -> None:
-    axis(canvas, LEFT, PANELS[panel.field], TITLES[panel.field], f"{panel.low:.3g}", f"{panel.high:.3g}")
 
 
 def _column(report: Report, step: int) -> tuple[float, float]:

@@ -49,10 +49,8 @@ def describe_rest(report: Report) -> str:
     steps = len(report.sigmas) - 1
     if not report.hand_overs or report.given_steps in (0, steps):
         return ""
-    where = ""
-    if len(report.hand_overs) == 1:
-        k = report.hand_overs[0].after_step
-        where = f" (the rest after step {k} is walked in {steps - k})"
+    k = report.hand_overs[0].after_step
+    where = f" (the rest after step {k} is walked in {steps - k})" if len(report.hand_overs) == 1 else ""
     return f"Steps: {steps} in the place of {report.given_steps}{where}"
 
 

@@ -6,7 +6,6 @@ from typing import Any
 
 STAGES = ("sketch", "render")
 RENAMED = {"derivative": "fall", "derivative_low": "fall_low"}
-REASONS = {"max_step": "latest"}
 KEPT = ("status", "switch", "sampler", "shape", "sigmas", "total_seconds", "notes", "error")
 OF_A_STAGE = ("calls", "seconds", "load_seconds")
 FIELDS = {*KEPT, *STAGES, *OF_A_STAGE, "version", "delta", "fix_step", "limit", "steps", "hand_overs", "teacache"}
@@ -43,6 +42,6 @@ def _renamed(part: dict[str, Any], scale: float) -> dict[str, Any]:
     for name in RENAMED.values():
         if new.get(name) is not None:
             new[name] /= scale
-    if "reason" in new:
-        new["reason"] = REASONS.get(new["reason"], new["reason"])
+    if new.get("reason") == "max_step":
+        new["reason"] = "latest"
     return new
