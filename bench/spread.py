@@ -62,7 +62,7 @@ class Job:
         return RENDER if self.hand_over(output).is_file() else SKETCH
 
 
-# --- what a task does, in a thread of its own ------------------------------------------------------------------------
+# --- what a task does, in its own thread ----------------------------------------------------------------------------
 
 
 def sketch_on(url: str, graph: Graph, timeout: float, stop: threading.Event) -> Outcome:

@@ -148,7 +148,7 @@ def export(
         videos = [file for file in files_of(entry) if file["filename"].endswith(".mp4")]
         if len(videos) != 1:
             raise ValueError(f"The workflow saved {len(videos)} mp4 files for one prompt; one is needed.")
-        partial = options.output / ".partial"  # a name of its own: the video's may be as long as a name can be
+        partial = options.output / ".partial"  # its own name: the video's may be as long as a name can be
         partial.write_bytes(running.view(videos[0]))
         partial.replace(options.output / f"{prompt}-{index}.mp4")
         left = (time.monotonic() - begun) / done * (len(missing) - done)

@@ -69,7 +69,7 @@ class SRSwitchInspector(io.ComfyNode):
         # "report" is for programs: the run as JSON, in the server's history and in its message about this node.
         # The picture is not among "images", which the page would show below its own chart of the same.
         text = report.to_json()
-        shown = {"plot": picture(cls, plot)["images"], "report": (text,)} | ui.PreviewText(summary).as_dict()
+        shown = {"plot": picture(cls, plot).get("images", []), "report": (text,)} | ui.PreviewText(summary).as_dict()
         if prefix := save_report.strip():
             said = _saved(text, prefix, shown) if report.status != "not run" else NOTHING
             if said:

@@ -62,9 +62,12 @@ def answer_posts(path: str, reply: Callable[[Any], dict[str, Any]]) -> None:
 
 
 async def _answer(request: web.Request) -> web.Response:
-    here = getattr(server(), "sockets", None) or {}
-    runs = [whole(run) | {"left": run["client_id"] not in here} for run in list(_runs.values())]
-    return web.json_response({"runs": runs})
+    return web.json_response({"runs": [_with_left(whole(run)) for run in list(_runs.values())]})
+
+
+def _with_left(run: Run) -> Run:
+    """The run, and whether the tab that queued it has been closed: it is then any tab's of its workflow."""
+    return run | {"left": run["client_id"] not in (getattr(server(), "sockets", None) or {})}
 
 
 async def _queued(request: web.Request) -> web.Response:
@@ -114,7 +117,7 @@ def show(node: type[io.ComfyNode], report: Report | str) -> None:
     run = _begin(running, context.prompt_id, hidden.unique_id, report, source_of(hidden))
     run |= told(report)
     if _heard(running):
-        running.send_sync(EVENT, run)
+        running.send_sync(EVENT, _with_left(run))
 
 
 @page_only(NOT_TOLD)
@@ -182,7 +185,7 @@ def _tell(report: Report, node_id: str, made_for: str, metadata: Any) -> None:
         run |= told(report)  # the next run fills the same object
     if _heard(running):
         news = whole(run) if over or not known else run | {"report": newest(report), "figures": figures(report)}
-        running.send_sync(EVENT, news)
+        running.send_sync(EVENT, _with_left(news))
 
 
 def _heard(running: Any) -> bool:

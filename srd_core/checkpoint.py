@@ -99,7 +99,7 @@ def weight_files(path: Path) -> list[Path]:
 
 
 def check_video_dit(path: Path) -> None:
-    """Raises ValueError if ``path``, a file or a folder, is no video DiT for the host. All but safetensors passes."""
+    """Raises ValueError if ``path``, a file or a folder, is not a video DiT of the host. All but safetensors passes."""
     if not path.exists():
         raise ValueError(f"{path.name} is not there any more. Put it into models/diffusion_models and press R.")
     shards = weight_files(path)

@@ -234,5 +234,7 @@ def test_a_folder_that_can_not_be_written_costs_a_nodes_picture_only(
     monkeypatch.setattr(folder_paths, "temp_directory", "/proc/none")
     with caplog.at_level(logging.WARNING):
         shown = common.preview(module("nodes.inspector").SRSwitchInspector, torch.zeros(1, 8, 8, 3), "a text")
+        inspector = module("nodes.inspector").SRSwitchInspector.PREPARE_CLASS_CLONE({})
+        assert inspector.execute(module("srd_core.report.data").Report()).ui["plot"] == []
     assert "images" not in shown and shown["text"] == ("a text",)
     assert [message.partition(" (")[0] for message in caplog.messages] == ["SRDiffusion: a node's picture is not shown"]
