@@ -125,26 +125,6 @@ def test_a_2b_as_the_host_loads_it_does_not_fit_and_the_message_names_the_fix(
         sr_model(cogvideox.load(folders["5b"]), uncorrected, 3)
 
 
-@pytest.mark.parametrize("kind", [latent.FLOW, latent.VARIANCE_EXPLODING], ids=["flow", "exploding"])
-def test_the_map_takes_a_noisy_latent_to_what_the_render_would_have_seen(kind: str) -> None:
-    clean, noise = random(3, 2, 2, 2).double(), random(3, 2, 2, 2, seed=1).double()
-    sigma = torch.tensor([1.0, 0.6, 0.0] if kind == latent.FLOW else [4518.8, 1.0, 0.0], dtype=torch.float64)
-
-    def noisy(scale: float, sigma: torch.Tensor) -> torch.Tensor:
-        weight = 1 - sigma if kind == latent.FLOW else torch.ones_like(sigma)
-        return weight.view(-1, 1, 1, 1) * scale * clean + sigma.view(-1, 1, 1, 1) * noise
-
-    mapping = latent.LatentMap(1.2 / 0.7, kind)
-    x, mapped = mapping.to_render(noisy(0.7, sigma), sigma)
-    assert torch.allclose(x, noisy(1.2, mapped), rtol=1e-12, atol=1e-12)
-    assert torch.allclose(mapping.clean_to_sketch(1.2 * clean), 0.7 * clean)
-    assert torch.allclose(mapping.clean_to_render(0.7 * clean), 1.2 * clean)
-    single = mapping.to_render(noisy(0.7, sigma)[:1], sigma[0])
-    assert torch.equal(single[0], x[:1]) and single[1] == mapped[0]
-    same = latent.LatentMap(1.0, kind)
-    assert same.is_identity and all(a is b for a, b in zip(same.to_render(clean, sigma), (clean, sigma)))
-
-
 # --- TeaCache ---------------------------------------------------------------------------------------------------------
 
 

@@ -29,7 +29,6 @@ OTHERS: dict[str, Any] = {
     "sketch_steps": "1-2, 5",
     "render_steps": 3,
 }
-SAMPLING: dict[str, Any] = {"seed": 7, "cfg": 3.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}
 
 
 @pytest.fixture
@@ -38,8 +37,7 @@ def run(wan: Callable[..., Any]) -> Callable[..., tuple[torch.Tensor, Any]]:
     sketch, render = wan(seed=0), wan(seed=1)
 
     def run(**values: Any) -> tuple[torch.Tensor, Any]:
-        prompts = {"positive": helpers.prompt(1), "negative": helpers.prompt(2), "latent": helpers.empty_latent()}
-        latent, report = sampler.SRSampler.execute(sketch, render, **prompts, **SAMPLING, **values).args
+        latent, report = sampler.SRSampler.execute(sketch, render, **helpers.sampling_inputs(**values)).args
         return latent["samples"], report
 
     return run
@@ -112,7 +110,7 @@ def test_a_preset_is_checked_and_planned_by_its_own_values(run: Callable[..., An
         run(**contradicting)
     run(**contradicting, preset="balanced")
     shift = [{"type": "ModelSamplingSD3", "values": {"shift": 5.0}}]
-    settings = contradicting | SAMPLING
+    settings = helpers.SAMPLING | contradicting
     assert "switch_step is 60" in plan.plan(settings, shift)["problem"]
     told = plan.plan(settings | {"preset": "balanced"}, shift)
     assert told == plan.plan(settings | presets.PRESETS["balanced"], shift) and told["steps"] == 20

@@ -17,7 +17,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_slg import SkipLayerGuidanceDiT
 from hosting import module
-from test_host_features import lora, windows
+from test_host_features import windows
 
 teacache = module("srd_core.teacache.plan")
 wan_modulation = module("srd_core.teacache.wan").modulation
@@ -145,14 +145,6 @@ def test_a_reused_step_runs_no_transformer_block(how: str) -> None:
     assert len(calls) == plan.count(False) * calls_a_step * runs.LAYERS * PER_BLOCK
 
 
-def test_a_lora_is_in_what_is_reused() -> None:
-    model, _ = comfy.sd.load_lora_for_models(runs.slow_wan(), None, lora(), 1.0, 0.0)
-    model, calls = count_blocks(model)
-    out = helpers.ksampler(runs.cached(model), STEPS)
-    assert len(calls) == plan_of(model).count(False) * runs.LAYERS * PER_BLOCK
-    assert not torch.equal(out, helpers.ksampler(runs.cached(runs.slow_wan()), STEPS))
-
-
 def test_every_context_window_has_its_own_residual() -> None:
     model, calls = count_blocks(windows(runs.slow_wan()))
     model, made = watch(model)
@@ -202,22 +194,6 @@ def test_skip_layer_guidance_keeps_working_and_is_reused_too() -> None:
     assert (
         len(calls) == plan_of(model).count(False) * (runs.LAYERS + 1) * PER_BLOCK
     )  # the second call runs block 1 alone
-
-
-def test_another_nodes_block_replacement_is_run_and_not_lost() -> None:
-    seen: list[int] = []
-
-    def double(args: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
-        seen.append(1)
-        return {"img": extra["original_block"](args)["img"] * 1.1}
-
-    model = runs.slow_wan()
-    model.set_model_patch_replace(double, "dit", "double_block", runs.LAYERS - 1)
-    plain = helpers.ksampler(model, STEPS)
-    assert torch.equal(helpers.ksampler(runs.cached(model, 1e-9), STEPS), plain)
-    seen.clear()
-    helpers.ksampler(runs.cached(model), STEPS)
-    assert len(seen) == plan_of(model).count(False)
 
 
 @pytest.mark.parametrize("sampler", ["heun", "dpmpp_sde", "heunpp2", "dpm_fast", "lms"])

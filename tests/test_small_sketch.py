@@ -153,21 +153,15 @@ def test_step_caches_and_context_windows_of_the_host_stay_in_step(wan: Any) -> N
 
 
 @pytest.mark.parametrize("stage", ["sketch", "render"])
-@pytest.mark.parametrize("how", ["interrupted", "failed"])
-def test_an_interrupted_or_failing_run_leaves_nothing(how: str, stage: str, wan: Any) -> None:
-    pair, report = {"sketch": wan(), "render": wan(seed=1)}, runs.Report()
-    plain, before = helpers.ksampler(pair["sketch"], 8), helpers.ksampler(scaled(*pair.values()), 8)
-    if how == "interrupted":
-        error, bad = comfy.model_management.InterruptProcessingException, runs.interrupting(pair[stage], 2)
-    else:
-        error, bad = RuntimeError, runs.broken_from(pair[stage], 2, float("nan"))[0]
-    with pytest.raises(error, match=stage if how == "failed" else None):
-        pair_with_bad = pair | {stage: bad}
-        helpers.ksampler(scaled(pair_with_bad["sketch"], pair_with_bad["render"], report=report), 8)
-    comfy.model_management.interrupt_current_processing(False)
-    assert report.status == how
-    assert torch.equal(helpers.ksampler(pair["sketch"], 8), plain)
-    assert torch.equal(helpers.ksampler(scaled(*pair.values()), 8), before)
+@runs.FAULTS
+def test_an_interrupted_or_failing_run_leaves_nothing(fault: Any, stage: str, wan: Any) -> None:
+    sketch, render, report = wan(), wan(seed=1), runs.Report()
+    before = helpers.ksampler(scaled(sketch, render), 8)
+    pair = (fault(sketch, 2), render) if stage == "sketch" else (sketch, fault(render, 2))
+    with runs.left_as_before(sketch, render):
+        helpers.ksampler(scaled(*pair, report=report), 8)
+    assert report.status == ("failed" if fault is runs.failing else "interrupted")
+    assert torch.equal(helpers.ksampler(scaled(sketch, render), 8), before)
 
 
 # --- what has the latent's size ---------------------------------------------------------------------------------------
@@ -279,14 +273,6 @@ def test_a_scale_within_a_part_is_refused(wan: Any) -> None:
         parts = {"sketch": wan(), "render": wan(seed=1), inner: scaled(wan(seed=2), wan(seed=3))}
         with pytest.raises(ValueError, match="whose sketch_scale is below 1 is connected to another"):
             runs.sr_model(parts["sketch"], parts["render"], 4)
-
-
-@pytest.mark.parametrize("sampler", ["uni_pc", "dpmpp_2m_sde", "heun", "dpmpp_2m_cfg_pp"])
-def test_the_two_halves_are_one_run_bit_for_bit(sampler: str, wan: Any) -> None:
-    one = helpers.ksampler(scaled(wan(), wan(seed=1)), 8, sampler_name=sampler)
-    record, preview, _ = runs.sketched(wan(), sampler_name=sampler, **HALF)
-    assert preview["samples"].shape[-2:] == record.x.shape[-2:] == (4, 4)
-    assert torch.equal(runs.rendered(record, wan(seed=1))[0]["samples"], one)
 
 
 def test_the_halves_of_a_run_whose_noise_a_node_changes_are_one_run_up_to_rounding(wan: Any) -> None:
