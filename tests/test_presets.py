@@ -15,20 +15,9 @@ from hosting import REPOSITORY, host_module, module
 presets, sampler, plan = module("nodes.presets"), module("nodes.sampler"), module("nodes.plan")
 
 # What the widgets are before a preset is chosen: none of these is what any preset says.
-OTHERS: dict[str, Any] = {
-    "steps": 9,
-    "switch_mode": "sigma",
-    "delta": 0.02,
-    "fix_step": 2,
-    "max_step": 4,
-    "switch_step": 3,
-    "switch_sigma": 0.5,
-    "render_cfg": 2.0,
-    "teacache": 0.5,
-    "fade": 0.4,
-    "sketch_steps": "1-2, 5",
-    "render_steps": 3,
-}
+OTHERS: dict[str, Any] = {"steps": 9, "switch_mode": "sigma", "delta": 0.02, "fix_step": 2, "max_step": 4}
+OTHERS |= {"switch_step": 3, "switch_sigma": 0.5, "render_cfg": 2.0, "teacache": 0.5, "fade": 0.4}
+OTHERS |= {"sketch_steps": "1-2, 5", "render_steps": 3}
 
 
 @pytest.fixture

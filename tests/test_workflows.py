@@ -56,13 +56,8 @@ OFFICIAL = tuple(
 )
 QUANTIZED = "https://huggingface.co/city96/Wan2.1-T2V-14B-gguf/resolve/main/"
 KIJAI = "https://huggingface.co/Kijai/WanVideo_comfy/resolve/main/Lightx2v/"  # of LoRAs
-LATER = {
-    "SRSampler": 5,
-    "SRModel": 5,
-    "SRSketch": 1,
-    "SRRender": 2,
-    "SRSwitchInspector": 1,
-}  # widgets that a file of the first release has no value for
+# Widgets that a file of the first release has no value for.
+LATER = {"SRSampler": 5, "SRModel": 5, "SRSketch": 1, "SRRender": 2, "SRSwitchInspector": 1}
 
 
 def test_there_is_a_workflow_for_each_promise() -> None:
@@ -141,10 +136,8 @@ def test_every_model_folder_comes_with_its_official_address_in_the_note(name: st
 def test_the_file_names_and_addresses_are_those_of_the_host_s_own_templates() -> None:
     folders = [Path(path).parent for path in comfyui_workflow_templates_core.__path__]
     wan = (WAN21, WAN22, FEW_STEP, THREE, BALANCED, LONG, MOE, MOE_LORA, MOE_IMAGE, IMAGE, VACE)
-    subjects = dict.fromkeys(wan, "wan") | {
-        COG: "void",
-        FLUX: "flux2",
-    }  # void: made of CogVideoX, with its VAE and text encoder
+    # void: made of CogVideoX, with its VAE and text encoder.
+    subjects = dict.fromkeys(wan, "wan") | {COG: "void", FLUX: "flux2"}
     for name in subjects.keys() & set(NAMES):
         pattern = f"comfyui_workflow_templates*/**/*{subjects[name]}*.json"
         texts = [path.read_text("utf-8") for folder in folders for path in folder.glob(pattern)]
