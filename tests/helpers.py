@@ -16,6 +16,11 @@ from comfy.patcher_extension import WrappersMP
 
 DIM, TEXT_DIM, FRAMES, SIDE = 128, 4096, 2, 8
 IN_CHANNELS = {"t2v": 16, "i2v": 36}
+SAMPLING: dict[str, Any] = {"seed": 7, "steps": 6, "cfg": 3.0}
+SAMPLING |= {"sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}
+RULE: dict[str, Any] = {"switch_mode": "step", "delta": 0.01, "fix_step": 5, "max_step": 0}
+RULE |= {"switch_step": 3, "switch_sigma": 0.875}
+RENDERING: dict[str, Any] = {"render_cfg": 0.0, "teacache": 0.0, "offload_sketch": "auto"}
 
 
 def randomised(model: torch.nn.Module, seed: int) -> dict[str, torch.Tensor]:
@@ -60,19 +65,14 @@ def empty_latent(batch: int = 1, frames: int = FRAMES, side: int = SIDE) -> dict
     return {"samples": torch.zeros(batch, 16, frames, side, side)}
 
 
+def sampling_inputs(**how: Any) -> dict[str, Any]:
+    """The inputs that KSampler, SR Sampler and SR Sketch share."""
+    return {"positive": prompt(1), "negative": prompt(2), "latent": empty_latent(), **SAMPLING, **how}
+
+
 def ksampler(model: Any, steps: int = 6, **how: Any) -> torch.Tensor:
     """The host's KSampler; returns the latent [B, 16, T, H, W]."""
-    call: dict[str, Any] = {
-        "seed": 7,
-        "cfg": 3.0,
-        "sampler_name": "euler",
-        "scheduler": "simple",
-        "positive": prompt(1),
-        "negative": prompt(2),
-        "latent": empty_latent(),
-        "denoise": 1.0,
-    } | how
-    (out,) = nodes.common_ksampler(model, steps=steps, **call)
+    (out,) = nodes.common_ksampler(model, **sampling_inputs(steps=steps, **how))
     return out["samples"]
 
 

@@ -158,6 +158,12 @@ def hover(page: Any, selector: str = ".srd-status", node: int = INSPECTOR) -> st
     return page.evaluate(f"selector => ({ELEMENT % node}).querySelector(selector).title", selector)
 
 
+def press(page: Any, button: str, node: int = INSPECTOR) -> None:
+    """Click a chart's button."""
+    buttons = f"[...({ELEMENT % node}).querySelectorAll('button')]"
+    page.evaluate(f"text => {buttons}.find(button => button.textContent === text).click()", button)
+
+
 def slide(page: Any, place: float, node: int = INSPECTOR) -> None:
     """Move the "what if" slider: log10 of delta."""
     page.evaluate(
@@ -246,20 +252,14 @@ def three_stages() -> Any:
         "reuse": [i % 3 == 2 for i in range(12)],
         "first_step": 18,
     }
+    switch = {"mode": "adaptive", "delta": 0.01, "fix_step": 5, "max_step": 0, "switch_step": 18, "switch_sigma": 0.875}
     report.begin(
         stages=[
             stage("high", "Wan 2.2 high noise", 9, 27.0),
             stage("low", "Wan 2.2 low noise", 9, 27.0),
             stage("small", "Wan 2.1 1.3B", 12, 8.8, teacache=cache),
         ],
-        switch={
-            "mode": "adaptive",
-            "delta": 0.01,
-            "fix_step": 5,
-            "max_step": 0,
-            "switch_step": 18,
-            "switch_sigma": 0.875,
-        },
+        switch=switch,
         earliest=4,
         latest=12,
         sigmas=[1 - i / steps for i in range(steps + 1)],

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +28,7 @@ Report = module("srd_core.report.data").Report
 
 STEPS = 6
 OWN_LEVELS = ("dpm_fast", "dpm_adaptive")  # they take only the first and the last level of the schedule
-RULE: dict[str, Any] = {
-    "switch_mode": "step",
-    "delta": 0.01,
-    "fix_step": 5,
-    "max_step": 0,
-    "switch_step": 3,
-    "switch_sigma": 0.875,
-}
-SWITCHING: dict[str, Any] = {**RULE, "render_cfg": 0.0, "teacache": 0.0, "offload_sketch": "auto"}
+RULE, SWITCHING = helpers.RULE, helpers.RULE | helpers.RENDERING
 ADAPTIVE = Switch("adaptive", delta=1e9, fix_step=5, switch_sigma=0.0, max_step=9)  # settles where D falls
 
 
@@ -48,25 +41,9 @@ def sr_model(sketch: Any, render: Any, switch: Any = 3, report: Any = None, **se
     return pair.cooperate(sketch, render, switch, RenderSettings(**settings), report or Report())
 
 
-def sampling_inputs(**how: Any) -> dict[str, Any]:
-    """The inputs that SR Sampler and SR Sketch share."""
-    return {
-        "positive": helpers.prompt(1),
-        "negative": helpers.prompt(2),
-        "latent": helpers.empty_latent(),
-        "seed": 7,
-        "steps": STEPS,
-        "cfg": 3.0,
-        "sampler_name": "euler",
-        "scheduler": "simple",
-        "denoise": 1.0,
-        **how,
-    }
-
-
 def sr_outputs(sketch: Any, render: Any, **how: Any) -> Any:
     """SR Sampler's outputs: LATENT, report."""
-    return sampler_nodes.SRSampler.execute(sketch, render, **sampling_inputs(**SWITCHING | how)).args
+    return sampler_nodes.SRSampler.execute(sketch, render, **helpers.sampling_inputs(**SWITCHING | how)).args
 
 
 def sr_sampler(sketch: Any, render: Any, steps: int = STEPS, **how: Any) -> torch.Tensor:
@@ -76,7 +53,7 @@ def sr_sampler(sketch: Any, render: Any, steps: int = STEPS, **how: Any) -> torc
 
 def sketched(sketch: Any, **how: Any) -> Any:
     """SR Sketch's outputs: hand-over, preview, report."""
-    return handover_nodes.SRSketch.execute(sketch, **sampling_inputs(**RULE | how)).args
+    return handover_nodes.SRSketch.execute(sketch, **helpers.sampling_inputs(**RULE | how)).args
 
 
 def rendered(record: Any, render: Any, **how: Any) -> Any:
@@ -215,6 +192,19 @@ def state_of(model: Any) -> tuple[Any, ...]:
     return options, repr(model.wrappers), repr(model.callbacks), model.hook_mode, model.model.current_patcher
 
 
+FAULTS = pytest.mark.parametrize("fault", [failing, interrupting], ids=["failed", "interrupted"])
+
+
+@contextmanager
+def left_as_before(*models: Any, run: Callable[[Any], torch.Tensor] = helpers.ksampler) -> Iterator[None]:
+    """A run that one of FAULTS ends here leaves these models and their plain runs as they were."""
+    plain, states = [run(model) for model in models], [state_of(model) for model in models]
+    with pytest.raises((Broken, comfy.model_management.InterruptProcessingException)):
+        yield
+    assert [state_of(model) for model in models] == states
+    assert all(torch.equal(run(model), latent) for model, latent in zip(models, plain))
+
+
 def growing(model: Any, x: Any, sigmas: Any, extra_args: Any = None, callback: Any = None, **_: Any) -> torch.Tensor:
     """Euler that doubles the video's sides before its third step."""
     for i in range(len(sigmas) - 1):
@@ -248,20 +238,8 @@ def cached(model: Any, threshold: float = THRESHOLD, **settings: Any) -> Any:
 
 
 def vace_state_dict(seed: int) -> dict[str, torch.Tensor]:
-    model = comfy.ldm.wan.model.VaceWanModel(
-        dim=128,
-        ffn_dim=256,
-        num_heads=1,
-        num_layers=LAYERS,
-        vace_layers=1,
-        vace_in_dim=96,
-        text_dim=helpers.TEXT_DIM,
-        device="cpu",
-        dtype=torch.float32,
-        operations=comfy.ops.disable_weight_init,
-    )
-    generator = torch.Generator().manual_seed(seed)
-    return {key: torch.randn(value.shape, generator=generator) * 0.05 for key, value in model.state_dict().items()}
+    layout = helpers.wan_layout(LAYERS) | {"vace_layers": 1, "vace_in_dim": 96}
+    return helpers.random_model(comfy.ldm.wan.model.VaceWanModel, seed, **layout)
 
 
 def asked_for(run: Any, monkeypatch: pytest.MonkeyPatch) -> list[float]:

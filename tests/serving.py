@@ -12,23 +12,7 @@ from hosting import REPOSITORY, host_module
 
 Graph = dict[str, dict[str, Any]]
 PACKS = {**host_module.DEMO_PACKS, "0_srd_test": REPOSITORY / "tests" / "server_pack"}
-SAMPLING: dict[str, Any] = {
-    "seed": 7,
-    "steps": 6,
-    "cfg": 3.0,
-    "sampler_name": "euler",
-    "scheduler": "simple",
-    "denoise": 1.0,
-}
-SWITCHING: dict[str, Any] = {
-    "switch_mode": "step",
-    "delta": 0.01,
-    "fix_step": 5,
-    "max_step": 0,
-    "switch_step": 3,
-    "switch_sigma": 0.875,
-}
-RENDERING: dict[str, Any] = {"render_cfg": 0.0, "teacache": 0.0, "offload_sketch": "auto"}
+SAMPLING, SWITCHING, RENDERING = helpers.SAMPLING, helpers.RULE, helpers.RENDERING
 
 
 def wan_files(folder: Path) -> dict[str, list[Path]]:

@@ -32,6 +32,18 @@ def count_calls_of(name: str, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return calls
 
 
+def overridden(model: Any) -> list[int]:
+    """Put another node's override on a MODEL; returns a list that gets one entry a call of it."""
+    before: list[int] = []
+
+    def other_nodes(function: Any, *args: Any, **kwargs: Any) -> Any:
+        before.append(1)
+        return function(*args, **kwargs)
+
+    model.model_options["transformer_options"]["optimized_attention_override"] = other_nodes
+    return before
+
+
 def test_the_list_is_auto_and_what_the_host_has_registered() -> None:
     options = {i.id: i for i in loaders.SRLoadSketchDiT.GET_SCHEMA().inputs}["attention"].options
     assert options == ["auto", *sorted(host.REGISTERED_ATTENTION_FUNCTIONS)]
@@ -60,24 +72,6 @@ def test_each_stage_has_its_own_backend(models_folder: Path, monkeypatch: pytest
     a_call = 2 * 2  # layers, self and cross attention
     assert (len(sketch_calls), len(render_calls)) == (1 * a_call, (STEPS - 1) * a_call)
     assert torch.equal(out, helpers.ksampler(load(name, attention="pytorch"), STEPS))
-
-
-def test_an_override_that_is_there_already_is_called_with_the_chosen_backend(
-    wan: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls, before = count_calls_of("one", monkeypatch), []
-
-    def other_nodes(function: Any, *args: Any, **kwargs: Any) -> Any:
-        before.append(1)
-        return function(*args, **kwargs)
-
-    model = wan()
-    model.model_options["transformer_options"]["optimized_attention_override"] = other_nodes
-    helpers.ksampler(attention.with_attention(model, "one"), STEPS)
-    assert len(calls) == len(before) > 0
-    calls.clear()
-    helpers.ksampler(model, STEPS)
-    assert not calls, "the MODEL that came in is as it was"
 
 
 def test_a_backend_that_takes_containers_still_does(wan: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,19 +172,14 @@ def test_set_attention_after_our_loader_is_what_runs_and_an_override_is_chained(
     models_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of two choices the later one holds; another node's override stays around it."""
-    one, two, before = count_calls_of("one", monkeypatch), count_calls_of("two", monkeypatch), []
-
-    def other_nodes(function: Any, *args: Any, **kwargs: Any) -> Any:
-        before.append(1)
-        return function(*args, **kwargs)
-
+    one, two = count_calls_of("one", monkeypatch), count_calls_of("two", monkeypatch)
     name = helpers.wan_file(models_folder, seed=0, layers=2).name
     (model,) = node.execute(load(name, attention="one"), attention="two").args
     helpers.ksampler(model, STEPS)
     assert two and not one
     two.clear()
     model = of_the_host(models_folder / name)
-    model.model_options["transformer_options"]["optimized_attention_override"] = other_nodes
+    before = overridden(model)
     helpers.ksampler(node.execute(model, attention="two").args[0], STEPS)
     assert len(two) == len(before) > 0
     model = node.execute(node.execute(model, attention="one").args[0], attention="two").args[0]
@@ -198,13 +187,6 @@ def test_set_attention_after_our_loader_is_what_runs_and_an_override_is_chained(
     before.clear()
     helpers.ksampler(model, STEPS)
     assert len(two) == len(before) > 0 and not one
-
-
-def test_each_stage_of_a_run_has_the_attention_that_was_set(wan: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    sketch_calls, render_calls = count_calls_of("one", monkeypatch), count_calls_of("two", monkeypatch)
-    sketch, render = (node.execute(wan(seed=seed), attention=name).args[0] for seed, name in ((0, "one"), (1, "two")))
-    helpers.ksampler(sr_model(sketch, render, 1), STEPS)
-    assert (len(sketch_calls), len(render_calls)) == (1 * 2, (STEPS - 1) * 2)
 
 
 def test_a_sketch_render_model_is_refused_by_set_attention(wan: Any) -> None:
@@ -222,17 +204,12 @@ def test_auto_and_a_missing_backend_leave_a_model_without_a_choice_as_it_is(wan:
 def test_auto_and_a_missing_backend_take_an_earlier_choice_back(
     later: str, wan: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls, before = count_calls_of("one", monkeypatch), []
-
-    def other_nodes(function: Any, *args: Any, **kwargs: Any) -> Any:
-        before.append(1)
-        return function(*args, **kwargs)
-
+    calls = count_calls_of("one", monkeypatch)
     chosen = attention.with_attention(wan(), "one")
     helpers.ksampler(node.execute(chosen, attention=later).args[0], STEPS)
     assert not calls
     model = wan()
-    model.model_options["transformer_options"]["optimized_attention_override"] = other_nodes
+    before = overridden(model)
     helpers.ksampler(node.execute(attention.with_attention(model, "one"), attention=later).args[0], STEPS)
     assert before and not calls, "another node's override stays"
     helpers.ksampler(chosen, STEPS)

@@ -119,23 +119,6 @@ def test_the_criterion_reads_the_guided_prediction_that_the_sampler_gets(wan: An
     assert [s.d for s in report.steps[1:]] == pytest.approx(expected, rel=1e-6)
 
 
-def test_switch_sigma_hands_over_at_the_first_step_below_it(wan: Any) -> None:
-    report = Report()
-    switch = Switch(mode="sigma", switch_sigma=0.9)
-    helpers.ksampler(sr_model(wan(), wan(seed=1), switch, report), 20)
-    assert {s.stage for s in report.steps if s.sigma >= 0.9} == {"sketch"}
-    assert {s.stage for s in report.steps if s.sigma < 0.9} == {"render"}
-
-
-@pytest.mark.parametrize(("sampler", "calls"), [("heun", 2 * 8 - 1), ("dpm_2", 2 * 8 - 1), ("euler", 8)])
-def test_samplers_with_two_calls_count_scheduler_steps(sampler: str, calls: int, wan: Any) -> None:
-    report = Report()
-    helpers.ksampler(sr_model(wan(), wan(seed=1), 3, report), 8, sampler_name=sampler)
-    assert sum(stage.calls for stage in report.stages) == calls
-    assert (report.count("sketch"), report.count("render")) == (3, 5)
-    assert report.stage("sketch").calls == 3 * (1 if sampler == "euler" else 2)
-
-
 def test_seconds_of_the_stages_add_up_to_the_run(wan: Any) -> None:
     report = Report()
     helpers.ksampler(sr_model(wan(), wan(seed=1), 3, report), 8)
@@ -203,15 +186,6 @@ def test_the_hand_over_is_one_log_line(wan: Any, caplog: pytest.LogCaptureFixtur
         helpers.ksampler(sr_model(wan(), wan(seed=1), 3))
     (line,) = [r.getMessage() for r in caplog.records if "SRDiffusion" in r.getMessage()]
     assert "switched to the render after step 3 of 6" in line
-
-
-def test_progress_goes_through_the_hosts_own_callback_once_per_step(wan: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    import latent_preview
-
-    seen = []
-    monkeypatch.setattr(latent_preview, "prepare_callback", lambda model, steps: lambda i, *rest: seen.append(i))
-    helpers.ksampler(sr_model(wan(), wan(seed=1), 3), 6)
-    assert seen == list(range(6))
 
 
 def test_noise_can_be_left_out(wan: Any) -> None:

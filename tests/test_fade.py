@@ -12,28 +12,16 @@ import comfy.model_sampling as sampling
 import comfy.samplers
 import helpers
 import pytest
+import runs
 import torch
 from hosting import module
-from runs import (
-    THRESHOLD,
-    Report,
-    Switch,
-    a_video,
-    broken_from,
-    distance,
-    rendered,
-    right_half,
-    sketched,
-    slow_wan,
-    sr_model,
-)
 
 fade_module, cogvideox = module("srd_core.fade"), module("srd_core.cogvideox")
 Fade, WIDTH = fade_module.Fade, 1.1
 
 
 def faded(sketch: Any, render: Any, switch: Any = 4, report: Any = None, **settings: Any) -> Any:
-    return sr_model(sketch, render, switch, report, **{"fade": WIDTH, **settings})
+    return runs.sr_model(sketch, render, switch, report, **{"fade": WIDTH, **settings})
 
 
 # --- the formula ------------------------------------------------------------------------------------------------------
@@ -115,6 +103,14 @@ def by_hand(sketch: Any, render: Any, after: int, flow: bool, sigmas: torch.Tens
     return x
 
 
+def guided(model: Any, conds: tuple[Any, Any]) -> Any:
+    """The host's own guider, at cfg 3."""
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(*conds)
+    guider.set_cfg(3.0)
+    return guider
+
+
 def x0_of(model: Any, conds: tuple[Any, Any]) -> Callable[[torch.Tensor, float], torch.Tensor]:
     """The guided x0 prediction of a MODEL at x and sigma, through the host's own guider."""
 
@@ -125,21 +121,15 @@ def x0_of(model: Any, conds: tuple[Any, Any]) -> Callable[[torch.Tensor, float],
             seen.append(model_k(x, torch.full((len(x),), sigma), **extra_args))
             return noise
 
-        guider = comfy.samplers.CFGGuider(model)
-        guider.set_conds(*conds)
-        guider.set_cfg(3.0)
-        guider.sample(
-            torch.zeros_like(x), torch.zeros_like(x), comfy.samplers.KSAMPLER(look), torch.tensor([sigma, 0.0])
-        )
+        nothing, levels = torch.zeros_like(x), torch.tensor([sigma, 0.0])
+        guided(model, conds).sample(nothing, nothing, comfy.samplers.KSAMPLER(look), levels)
         return seen[0]
 
     return predict
 
 
 def run(model: Any, conds: tuple[Any, Any], sigmas: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    guider = comfy.samplers.CFGGuider(model)
-    guider.set_conds(*conds)
-    guider.set_cfg(3.0)
+    guider = guided(model, conds)
     out = guider.sample(noise, torch.zeros_like(noise), comfy.samplers.sampler_object("euler"), sigmas, seed=1)
     return guider.model_patcher.model.process_latent_in(out)
 
@@ -151,8 +141,8 @@ def test_a_flow_model_fades_as_a_loop_by_hand(steps: int, wan: Any) -> None:
     sigmas = comfy.samplers.calculate_sigmas(sketch.get_model_object("model_sampling"), "simple", steps)
     noise = torch.randn(2, 16, 2, 8, 8, generator=torch.Generator().manual_seed(3))
     expected = by_hand(x0_of(sketch, conds), x0_of(render, conds), 4, True, sigmas, noise * sigmas[0])
-    assert distance(run(faded(sketch, render), conds, sigmas, noise), expected) < 1e-6
-    assert distance(run(faded(sketch, render, fade=0.0), conds, sigmas, noise), expected) > 1e-3
+    assert runs.distance(run(faded(sketch, render), conds, sigmas, noise), expected) < 1e-6
+    assert runs.distance(run(faded(sketch, render, fade=0.0), conds, sigmas, noise), expected) > 1e-3
 
 
 OTHER_KINDS = {
@@ -174,8 +164,8 @@ def test_a_model_that_does_not_flow_fades_as_a_loop_by_hand(kind: str, wan: Any)
     noise = torch.randn(1, 16, 2, 8, 8, generator=torch.Generator().manual_seed(3))
     start = levels.noise_scaling(sigmas[0], noise, torch.zeros_like(noise), True)
     expected = by_hand(x0_of(sketch, conds), x0_of(render, conds), 4, False, sigmas, start)
-    assert distance(run(faded(sketch, render), conds, sigmas, noise), expected) < 1e-6
-    assert distance(run(faded(sketch, render, fade=0.0), conds, sigmas, noise), expected) > 1e-4
+    assert runs.distance(run(faded(sketch, render), conds, sigmas, noise), expected) < 1e-6
+    assert runs.distance(run(faded(sketch, render, fade=0.0), conds, sigmas, noise), expected) > 1e-4
 
 
 @pytest.mark.parametrize("render_of", ["5b", "2b"])
@@ -194,7 +184,7 @@ def test_cogvideox_fades_as_a_loop_by_hand_also_into_another_latent_space(
 
     start = sketch.get_model_object("model_sampling").noise_scaling(sigmas[0], noise, torch.zeros_like(noise), True)
     expected = by_hand(x0_of(sketch, conds), in_sketchs_space, 4, False, sigmas, start)
-    assert distance(run(faded(sketch, render), conds, sigmas, noise), expected) < 2e-6
+    assert runs.distance(run(faded(sketch, render), conds, sigmas, noise), expected) < 2e-6
 
 
 # --- in every kind of run ---------------------------------------------------------------------------------------------
@@ -205,7 +195,7 @@ SAMPLERS = ["euler", "heun", "dpmpp_2m", "uni_pc", "dpmpp_sde", "euler_ancestral
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_fade_changes_the_render_alone(sampler: str, wan: Any) -> None:
-    cut, soft = Report(), Report()
+    cut, soft = runs.Report(), runs.Report()
     sketch, render = wan(), wan(seed=1)
     hard = helpers.ksampler(faded(sketch, render, report=cut, fade=0.0), 8, sampler_name=sampler)
     latent = helpers.ksampler(faded(sketch, render, report=soft), 8, sampler_name=sampler)
@@ -216,14 +206,14 @@ def test_a_fade_changes_the_render_alone(sampler: str, wan: Any) -> None:
 
 
 def test_the_report_tells_the_share_of_every_step(wan: Any) -> None:
-    report = Report()
+    report = runs.Report()
     helpers.ksampler(faded(wan(), wan(seed=1), report=report), 20)
     (hand_over,) = report.hand_overs
     lambdas = [math.log((1 - s) / s) for s in report.sigmas[3:-1]]
     expected = [1 / (1 + ((x - lambdas[0]) / WIDTH) ** 2) for x in lambdas[1:]]
     guard = hand_over.fade[0] / expected[0]
     assert 0 < guard <= 1 and hand_over.fade == pytest.approx([guard * a for a in expected], rel=1e-5)
-    assert Report.from_json(report.to_json()).hand_overs[0].fade == hand_over.fade
+    assert runs.Report.from_json(report.to_json()).hand_overs[0].fade == hand_over.fade
 
 
 def test_with_the_same_weights_a_fade_lies_between_a_plain_run_and_a_held_velocity(wan: Any) -> None:
@@ -231,19 +221,19 @@ def test_with_the_same_weights_a_fade_lies_between_a_plain_run_and_a_held_veloci
     plain = helpers.ksampler(sketch, 20)
     soft = helpers.ksampler(faded(sketch, wan(), 8), 20)
     held = helpers.ksampler(faded(sketch, wan(), 8, fade=1e6), 20)
-    assert 0 < distance(soft, plain) < distance(held, plain)
+    assert 0 < runs.distance(soft, plain) < runs.distance(held, plain)
 
 
 def test_a_hand_over_after_one_step_is_a_cut_and_says_so(wan: Any) -> None:
-    sketch, render, report = wan(), wan(seed=1), Report()
+    sketch, render, report = wan(), wan(seed=1), runs.Report()
     latent = helpers.ksampler(faded(sketch, render, 1, report), 8)
     assert torch.equal(latent, helpers.ksampler(faded(sketch, render, 1, fade=0.0), 8))
     assert any("No fade to the render" in note for note in report.notes)
 
 
 def test_a_masked_and_a_batched_run_fade(wan: Any) -> None:
-    given = a_video()
-    soft = helpers.ksampler(faded(wan(), wan(seed=1)), 8, latent={"samples": given, "noise_mask": right_half()})
+    given = runs.a_video()
+    soft = helpers.ksampler(faded(wan(), wan(seed=1)), 8, latent={"samples": given, "noise_mask": runs.right_half()})
     assert torch.allclose(soft[..., :4], given[..., :4], atol=1e-4)
     batch = helpers.ksampler(faded(wan(), wan(seed=1)), 8, latent=helpers.empty_latent(batch=2))
     assert torch.isfinite(batch).all() and not torch.equal(batch[0], batch[1])
@@ -253,46 +243,28 @@ def test_the_two_halves_fade_as_one_run(wan: Any) -> None:
     for sampler in ("euler", "uni_pc", "dpmpp_2m_sde", "heun"):
         how = {"steps": 8, "switch_mode": "step", "switch_step": 4, "sampler_name": sampler}
         one = helpers.ksampler(faded(wan(), wan(seed=1)), 8, sampler_name=sampler)
-        record = sketched(wan(), **how)[0]
-        assert torch.equal(rendered(record, wan(seed=1), fade=WIDTH)[0]["samples"], one), sampler
+        record = runs.sketched(wan(), **how)[0]
+        assert torch.equal(runs.rendered(record, wan(seed=1), fade=WIDTH)[0]["samples"], one), sampler
 
 
 def test_a_render_with_teacache_reuses_the_same_steps_and_fades_what_it_gives() -> None:
     """At the last call a hair of the fade is left: what is held is by far the most at the first."""
-    reports_of, latents = [Report(), Report()], []
+    reports_of, latents = [runs.Report(), runs.Report()], []
     for width, report in zip((0.0, WIDTH), reports_of):
-        model = faded(slow_wan(), slow_wan(1), report=report, fade=width, teacache=THRESHOLD)
+        model = faded(runs.slow_wan(), runs.slow_wan(1), report=report, fade=width, teacache=runs.THRESHOLD)
         latents.append(helpers.ksampler(model, 20))
     reused = [[step.reused for step in report.steps] for report in reports_of]
     assert reused[0] == reused[1] and sum(reused[0]) > 0
-    assert distance(*latents) > 1e-3
+    assert runs.distance(*latents) > 1e-3
 
 
 def test_a_stage_that_comes_back_starts_with_its_own_predictions(wan: Any) -> None:
-    report = Report()
+    report = runs.Report()
     helpers.ksampler(faded(wan(), wan(seed=1), "1-3, 6-7", report), 10)
     assert [(h.to, len(h.fade)) for h in report.hand_overs] == [("render", 2), ("sketch", 0), ("render", 3)]
-
-
-def test_the_rule_sees_the_same_with_and_without_a_fade(wan: Any) -> None:
-    """D is of the stage's own predictions: an adaptive run hands over at the same step."""
-    reports_of = []
-    for width in (0.0, WIDTH):
-        reports_of.append(Report())
-        helpers.ksampler(faded(wan(), wan(seed=1), Switch(), reports_of[-1], fade=width), 20)
-    assert reports_of[0].hand_overs[0].after_step == reports_of[1].hand_overs[0].after_step
-
-
-def test_after_an_interrupt_or_a_fault_nothing_is_held(wan: Any) -> None:
-    sketch = wan()
-    plain = helpers.ksampler(sketch)
-    broken, _ = broken_from(wan(seed=1), 2, float("nan"))
-    with pytest.raises(RuntimeError, match="render"):
-        helpers.ksampler(faded(sketch, broken), 8)
-    assert torch.equal(helpers.ksampler(sketch), plain)
 
 
 @pytest.mark.parametrize("width", [-1.0, float("nan"), float("inf")])
 def test_a_width_that_is_no_width_is_refused(width: float) -> None:
     with pytest.raises(ValueError, match="fade is"):
-        sr_model(None, None, fade=width)
+        runs.sr_model(None, None, fade=width)

@@ -16,59 +16,30 @@ import comfy.ops
 import comfy.sd
 import helpers
 import pytest
+import runs
 import torch
 from comfy.patcher_extension import WrappersMP
 from hosting import module
-from runs import (
-    STEPS,
-    SWITCHING,
-    Broken,
-    Report,
-    Switch,
-    broken_from,
-    failing,
-    interrupting,
-    load,
-    sampled,
-    sampler_nodes,
-    sr_model,
-    sr_sampler,
-    state_of,
-    wrapped,
-)
 
 CANCELLED = comfy.model_management.InterruptProcessingException
 
 
-def assert_as_before(models: list[Any], plain: list[torch.Tensor], states: list[Any]) -> None:
-    for model, latent, state in zip(models, plain, states):
-        assert state_of(model) == state
-        assert torch.equal(helpers.ksampler(model, STEPS), latent)
-
-
 @pytest.mark.parametrize("sampler", ["uni_pc", "euler_cfg_pp"])
 @pytest.mark.parametrize("stage", ["sketch", "render"])
-@pytest.mark.parametrize("fault", [failing, interrupting], ids=["failed", "interrupted"])
+@runs.FAULTS
 def test_after_a_fault_in_either_stage_plain_runs_are_as_before(fault: Any, stage: str, sampler: str, wan: Any) -> None:
-    sketch, render = wan(), wan(seed=1)
-    plain = [helpers.ksampler(m, STEPS) for m in (sketch, render)]
-    states = [state_of(m) for m in (sketch, render)]
+    sketch, render, report = wan(), wan(seed=1), runs.Report()
     pair = (fault(sketch, 2), render) if stage == "sketch" else (sketch, fault(render, 2))
-    report = Report()
-    with pytest.raises(Broken if fault is failing else CANCELLED):
-        helpers.ksampler(sr_model(*pair, 3, report), STEPS, sampler_name=sampler)
-    assert report.status == ("failed" if fault is failing else "interrupted")
-    assert ("call 2" in report.error) == (fault is failing)
-    assert_as_before([sketch, render], plain, states)
+    with runs.left_as_before(sketch, render):
+        helpers.ksampler(runs.sr_model(*pair, 3, report), sampler_name=sampler)
+    assert report.status == ("failed" if fault is runs.failing else "interrupted")
+    assert ("call 2" in report.error) == (fault is runs.failing)
 
 
 def test_after_a_render_that_can_not_be_loaded_plain_runs_are_as_before(wan: Any) -> None:
     sketch, render = wan(), wan(seed=1)
-    plain = [helpers.ksampler(m, STEPS) for m in (sketch, render)]
-    states = [state_of(m) for m in (sketch, render)]
-    with pytest.raises(Broken):
-        helpers.ksampler(sr_model(sketch, failing(render, 1, kind=WrappersMP.PREPARE_SAMPLING), 3), STEPS)
-    assert_as_before([sketch, render], plain, states)
+    with runs.left_as_before(sketch, render):
+        helpers.ksampler(runs.sr_model(sketch, runs.failing(render, 1, kind=WrappersMP.PREPARE_SAMPLING), 3))
 
 
 def test_an_interrupt_before_the_hand_over_does_not_load_the_render(wan: Any) -> None:
@@ -77,24 +48,24 @@ def test_an_interrupt_before_the_hand_over_does_not_load_the_render(wan: Any) ->
         comfy.model_management.interrupt_current_processing()
         return out
 
-    render = failing(wan(seed=1), 1, kind=WrappersMP.PREPARE_SAMPLING)
+    render = runs.failing(wan(seed=1), 1, kind=WrappersMP.PREPARE_SAMPLING)
     with pytest.raises(CANCELLED):
-        helpers.ksampler(sr_model(wrapped(wan(), cancel_after), render, 1), STEPS)
+        helpers.ksampler(runs.sr_model(runs.wrapped(wan(), cancel_after), render, 1), runs.STEPS)
 
 
-@pytest.mark.parametrize("fault", [None, failing, interrupting], ids=["done", "failed", "interrupted"])
+@pytest.mark.parametrize("fault", [None, runs.failing, runs.interrupting], ids=["done", "failed", "interrupted"])
 def test_nothing_keeps_a_model_or_a_latent_alive_after_a_run(fault: Any, wan: Any) -> None:
     def run() -> list[weakref.ref[Any]]:
         sketch, render = wan(), wan(seed=1)
-        model = sr_model(sketch, fault(render, 2) if fault else render, 3, report)
+        model = runs.sr_model(sketch, fault(render, 2) if fault else render, 3, report)
         latent = helpers.empty_latent()
         try:
-            helpers.ksampler(model, STEPS, latent=latent)
-        except (Broken, CANCELLED):
+            helpers.ksampler(model, runs.STEPS, latent=latent)
+        except (runs.Broken, CANCELLED):
             assert fault
         return [weakref.ref(x) for x in (sketch, sketch.model, render, render.model, model, latent["samples"])]
 
-    report = Report()  # the Inspector may keep it
+    report = runs.Report()  # the Inspector may keep it
     held = run()
     comfy.model_management.unload_all_models()
     gc.collect()
@@ -107,7 +78,7 @@ def test_nothing_keeps_a_model_or_a_latent_alive_after_a_run(fault: Any, wan: An
 
 
 def never_called(model: Any) -> Any:
-    return failing(model, 1)
+    return runs.failing(model, 1)
 
 
 def other_format(model: Any, **facts: Any) -> Any:
@@ -135,7 +106,7 @@ def test_models_that_do_not_share_a_latent_are_refused_with_the_difference(
     facts: dict[str, Any], named: str, wan: Any
 ) -> None:
     with pytest.raises(ValueError) as error:
-        sr_model(wan(), other_format(wan(seed=1), **facts))
+        runs.sr_model(wan(), other_format(wan(seed=1), **facts))
     message = str(error.value)
     assert named in message and "WAN21" in message and "Wan2.1 T2V 14B -> Wan2.1 T2V 1.3B" in message
 
@@ -151,7 +122,7 @@ def test_models_with_different_kinds_of_noise_schedule_are_refused(wan: Any) -> 
         ValueError,
         match=r"noise schedules \(flow and variance exploding\), so .* Put the same ModelSampling node on both",
     ):
-        sr_model(wan(), render)
+        runs.sr_model(wan(), render)
 
 
 def test_models_of_different_families_need_conditioning_of_their_own(wan: Any) -> None:
@@ -161,33 +132,33 @@ def test_models_of_different_families_need_conditioning_of_their_own(wan: Any) -
     sketch, render = wan(), wan(seed=1)
     render.model.__class__ = OtherFamily
     with pytest.raises(ValueError, match="different text encoders.*Connect render_positive"):
-        sr_model(sketch, render)
+        runs.sr_model(sketch, render)
     with pytest.raises(ValueError, match="different text encoders.*Connect render_negative"):
-        helpers.ksampler(sr_model(never_called(sketch), render, positive=helpers.prompt(1)), STEPS)
-    sr_model(sketch, render, positive=helpers.prompt(1), negative=helpers.prompt(2))
+        helpers.ksampler(runs.sr_model(never_called(sketch), render, positive=helpers.prompt(1)), runs.STEPS)
+    runs.sr_model(sketch, render, positive=helpers.prompt(1), negative=helpers.prompt(2))
 
 
 def test_one_family_with_text_inputs_of_another_width_needs_its_own_conditioning(wan: Any) -> None:
     sketch, render = wan(), wan(seed=1)
     render.model.model_config.unet_config = {**render.model.model_config.unet_config, "text_dim": 64}
     with pytest.raises(ValueError, match="different text encoders"):
-        sr_model(sketch, render)
+        runs.sr_model(sketch, render)
 
 
 def test_render_conditioning_that_the_guider_can_not_take_is_refused_before_any_step(wan: Any) -> None:
-    model = sr_model(never_called(wan()), never_called(wan(seed=1)), negative=helpers.prompt(2))
+    model = runs.sr_model(never_called(wan()), never_called(wan(seed=1)), negative=helpers.prompt(2))
     with pytest.raises(ValueError, match="render_negative is connected, but the guider .* takes none"):
-        sampled(model, guider="BasicGuider")
+        runs.sampled(model, guider="BasicGuider")
 
 
 def test_a_schedule_whose_noise_level_rises_is_refused_before_any_step(wan: Any) -> None:
-    model = sr_model(never_called(wan()), never_called(wan(seed=1)))
+    model = runs.sr_model(never_called(wan()), never_called(wan(seed=1)))
     with pytest.raises(ValueError, match="rises in step 1 of 2; .* never rises. FlipSigmas"):
-        sampled(model, sigmas=torch.tensor([0.01, 0.5, 0.9]), guider="BasicGuider")
+        runs.sampled(model, sigmas=torch.tensor([0.01, 0.5, 0.9]), guider="BasicGuider")
 
 
 def test_an_adaptive_rule_that_could_never_decide_is_refused_before_any_step(wan: Any) -> None:
-    model = sr_model(never_called(wan()), never_called(wan(seed=1)), Switch(fix_step=10, max_step=5))
+    model = runs.sr_model(never_called(wan()), never_called(wan(seed=1)), runs.Switch(fix_step=10, max_step=5))
     with pytest.raises(
         ValueError, match="max_step is 5, but the rule of adaptive decides after step .* Raise max_step"
     ):
@@ -195,11 +166,11 @@ def test_an_adaptive_rule_that_could_never_decide_is_refused_before_any_step(wan
 
 
 def test_the_report_of_a_refused_run_says_so_and_not_what_the_run_before_did(wan: Any) -> None:
-    report = Report()
-    model = sr_model(wan(), wan(seed=1), 3, report)
-    helpers.ksampler(model, STEPS)
+    report = runs.Report()
+    model = runs.sr_model(wan(), wan(seed=1), 3, report)
+    helpers.ksampler(model, runs.STEPS)
     with pytest.raises(ValueError):
-        helpers.ksampler(model, STEPS, latent={"samples": torch.full((1, 16, 2, 8, 8), torch.nan)})
+        helpers.ksampler(model, runs.STEPS, latent={"samples": torch.full((1, 16, 2, 8, 8), torch.nan)})
     assert report.status == "failed" and "not finite" in report.error and not report.steps
 
 
@@ -207,13 +178,13 @@ def test_the_report_of_a_refused_run_says_so_and_not_what_the_run_before_did(wan
 def test_a_prediction_that_is_not_finite_stops_the_run_and_says_what_to_try(
     stage: str, at: int, bad: float, wan: Any
 ) -> None:
-    broken, calls = broken_from(wan(), at if stage == "sketch" else at - 3, bad)
+    broken, calls = runs.broken_from(wan(), at if stage == "sketch" else at - 3, bad)
     pair = (broken, wan(seed=1)) if stage == "sketch" else (wan(), broken)
-    report = Report()
+    report = runs.Report()
     with pytest.raises(
-        RuntimeError, match=f"The {stage}'s prediction .*not finite.* at step {at} of {STEPS} .sigma"
+        RuntimeError, match=f"The {stage}'s prediction .*not finite.* at step {at} of {runs.STEPS} .sigma"
     ) as error:
-        helpers.ksampler(sr_model(*pair, 3, report), STEPS)
+        helpers.ksampler(runs.sr_model(*pair, 3, report), runs.STEPS)
     assert len(calls) == (at if stage == "sketch" else at - 3)
     for fact in ("WAN21", "attention: ", "weights: float32", "broken LoRA"):
         assert fact in str(error.value)
@@ -227,9 +198,9 @@ def test_the_advice_names_the_attention_backend_and_fp8_weights_when_those_are_u
     host = module("srd_core.attention").attention
     monkeypatch.setitem(host.REGISTERED_ATTENTION_FUNCTIONS, "sage", host.attention_pytorch)
     name = helpers.wan_file(models_folder, seed=0).name
-    broken, _ = broken_from(load(name, attention="sage", weight_dtype="fp8_e4m3fn"), 1, float("nan"))
+    broken, _ = runs.broken_from(runs.load(name, attention="sage", weight_dtype="fp8_e4m3fn"), 1, float("nan"))
     with pytest.raises(RuntimeError) as error:
-        helpers.ksampler(sr_model(broken, load(name), 3), STEPS)
+        helpers.ksampler(runs.sr_model(broken, runs.load(name), 3), runs.STEPS)
     for fact in (
         "attention: sage",
         "weights: float8_e4m3fn",
@@ -241,11 +212,8 @@ def test_the_advice_names_the_attention_backend_and_fp8_weights_when_those_are_u
 
 def wan_22_5b() -> Any:
     """A tiny MODEL with the latent of Wan 2.2 5B: 48 channels, with its own statistics."""
-    network = {"dim": 128, "ffn_dim": 256, "num_heads": 1, "num_layers": 1, "in_dim": 48, "out_dim": 48}
-    made = comfy.ldm.wan.model.WanModel(
-        model_type="t2v", text_dim=4096, **network, operations=comfy.ops.disable_weight_init
-    )
-    return comfy.sd.load_diffusion_model_state_dict({k: torch.zeros(v.shape) for k, v in made.state_dict().items()})
+    layout = helpers.wan_layout() | {"model_type": "t2v", "in_dim": 48, "out_dim": 48}
+    return comfy.sd.load_diffusion_model_state_dict(helpers.random_model(comfy.ldm.wan.model.WanModel, 0, **layout))
 
 
 def test_wan_2_2_5b_is_refused_in_two_lines_and_the_numbers_go_to_the_log(
@@ -254,7 +222,7 @@ def test_wan_2_2_5b_is_refused_in_two_lines_and_the_numbers_go_to_the_log(
     other = wan_22_5b()
     assert type(other.model.latent_format).__name__ == "Wan22"
     with pytest.raises(ValueError) as error:
-        sr_model(wan(), other)
+        runs.sr_model(wan(), other)
     said = str(error.value)
     assert "use different VAEs (16 and 48 channels), so they do not fit together" in said
     assert (
@@ -263,14 +231,14 @@ def test_wan_2_2_5b_is_refused_in_two_lines_and_the_numbers_go_to_the_log(
     )
     assert "Cosmos" not in said and "CogVideoX" not in said and len(said) < 400 and "channel means" in caplog.text
     with pytest.raises(ValueError, match="Wan 2.2 5B cannot be paired with any model. Use it alone.") as error:
-        sr_model(other, wan())
+        runs.sr_model(other, wan())
     assert "Pairs" not in str(error.value)
 
 
 @pytest.mark.parametrize("shape", [(1, 48, 2, 8, 8), (16, 2, 8, 8), (1, 16, 8)], ids=str)
 def test_a_latent_of_wrong_dimensions_is_refused_before_any_step(shape: tuple[int, ...], wan: Any) -> None:
     with pytest.raises(ValueError, match=r"LATENT has shape .* needs \[batch, 16, frames, height, width\]"):
-        sr_sampler(never_called(wan()), never_called(wan(seed=1)), latent={"samples": torch.ones(shape)})
+        runs.sr_sampler(never_called(wan()), never_called(wan(seed=1)), latent={"samples": torch.ones(shape)})
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -278,7 +246,7 @@ def test_a_latent_that_is_not_finite_is_refused_before_any_step(bad: float, wan:
     latent = helpers.empty_latent()
     latent["samples"][0, 3, 1, 2, 2] = bad
     with pytest.raises(ValueError, match="not finite"):
-        sr_sampler(never_called(wan()), never_called(wan(seed=1)), latent=latent)
+        runs.sr_sampler(never_called(wan()), never_called(wan(seed=1)), latent=latent)
 
 
 @pytest.mark.parametrize(
@@ -295,22 +263,24 @@ def test_settings_that_can_not_be_followed_are_refused_before_any_step(
     setting: dict[str, Any], message: str, wan: Any
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        sr_sampler(never_called(wan()), never_called(wan(seed=1)), **setting)
+        runs.sr_sampler(never_called(wan()), never_called(wan(seed=1)), **setting)
 
 
 def test_render_cfg_without_a_negative_prompt_is_refused_before_any_step(wan: Any) -> None:
-    model = sr_model(never_called(wan()), never_called(wan(seed=1)), cfg=2.0)
+    model = runs.sr_model(never_called(wan()), never_called(wan(seed=1)), cfg=2.0)
     with pytest.raises(ValueError, match="render_cfg is 2.0.*Set render_cfg to 0"):
-        sampled(model, guider="BasicGuider")
+        runs.sampled(model, guider="BasicGuider")
 
 
 def test_switch_step_beyond_the_steps_is_refused_or_means_never(wan: Any) -> None:
     sketch = wan()
     with pytest.raises(ValueError, match="switch_step is 99, but the run has 6 steps"):
-        sr_sampler(never_called(sketch), never_called(wan(seed=1)), switch_step=99)
-    assert torch.equal(helpers.ksampler(sr_model(sketch, wan(seed=1), 99), STEPS), helpers.ksampler(sketch, STEPS))
+        runs.sr_sampler(never_called(sketch), never_called(wan(seed=1)), switch_step=99)
+    assert torch.equal(
+        helpers.ksampler(runs.sr_model(sketch, wan(seed=1), 99), runs.STEPS), helpers.ksampler(sketch, runs.STEPS)
+    )
 
 
 def test_every_error_in_settings_is_raised_by_sketch_render_model_too(wan: Any) -> None:
     with pytest.raises(ValueError, match="teacache"):
-        sampler_nodes.SRModel.execute(wan(), wan(seed=1), **SWITCHING | {"teacache": -0.2})
+        runs.sampler_nodes.SRModel.execute(wan(), wan(seed=1), **runs.SWITCHING | {"teacache": -0.2})

@@ -23,15 +23,7 @@ from test_families import FAMILIES, weights
 foresight, before_run, plan = module("srd_core.foresight"), module("nodes.before_run"), module("nodes.plan")
 checks, stage, latent = module("srd_core.checks"), module("srd_core.stage"), module("srd_core.latent")
 loaders = module("nodes.loaders")
-SETTINGS: dict[str, Any] = {
-    "steps": 20,
-    "switch_mode": "step",
-    "delta": 0.01,
-    "fix_step": 5,
-    "max_step": 0,
-    "switch_step": 10,
-    "switch_sigma": 0.875,
-}
+SETTINGS = helpers.RULE | {"steps": 20, "switch_step": 10}
 MISFIT = "ltxv.safetensors"  # of the server's files, for a Wan sketch
 KINDS = ("LTX-Video", "Kandinsky 5", "SD3.5", "Flux.2", "Wan2.1 VACE")
 
@@ -85,15 +77,8 @@ def test_another_text_encoder_is_told_unless_the_render_has_its_own_prompts(file
 
 def sparse_wan(path: Path, **size: int) -> Path:
     """A Wan of a real size: a whole header, and a hole in the file system where the weights would be."""
-    model = comfy.ldm.wan.model.WanModel(
-        model_type="t2v",
-        text_dim=4096,
-        in_dim=16,
-        device="meta",
-        dtype=torch.float16,
-        operations=comfy.ops.disable_weight_init,
-        **size,
-    )
+    how = {"device": "meta", "dtype": torch.float16, "operations": comfy.ops.disable_weight_init}
+    model = comfy.ldm.wan.model.WanModel(model_type="t2v", text_dim=4096, in_dim=16, **how, **size)
     header, end = {}, 0
     for key, value in model.state_dict().items():
         begin, end = end, end + 2 * value.numel()

@@ -12,7 +12,7 @@ import helpers
 import pytest
 import torch
 from hosting import module
-from runs import Broken, failing, interrupting, sr_model
+from runs import FAULTS, broken_from, left_as_before, out_of_memory, sr_model
 
 memory, reports = module("srd_core.memory"), module("srd_core.report.data")
 STEPS = 8
@@ -30,9 +30,7 @@ def test_where_the_models_are_changes_nothing_of_the_result(
 ) -> None:
     sketch, render, report = wan(), wan(seed=1), reports.Report()
     with_room = helpers.ksampler(sr_model(sketch, render, 3), STEPS)
-    monkeypatch.setattr(
-        comfy.model_management, "EXTRA_RESERVED_VRAM", 2**60
-    )  # as --reserve-vram, larger than any device
+    monkeypatch.setattr(comfy.model_management, "EXTRA_RESERVED_VRAM", 2**60)  # as --reserve-vram, beyond any device
     without = helpers.ksampler(sr_model(sketch, render, 3, report, offload_sketch=offload), STEPS)
     assert torch.equal(with_room, without) and report.status == "done" and len(report.hand_overs) == 1
 
@@ -45,44 +43,28 @@ def test_the_sketch_leaves_before_the_render_comes_where_it_shall(wan: Any) -> N
 
 
 @pytest.mark.parametrize("stage", ["sketch", "render"])
-@pytest.mark.parametrize("fault", [failing, interrupting])
+@FAULTS
 def test_after_an_interrupt_or_an_error_the_next_run_is_as_ever(fault: Any, stage: str, wan: Any) -> None:
     sketch, render, report = wan(), wan(seed=1), reports.Report()
-    before = helpers.ksampler(sketch, STEPS), helpers.ksampler(sr_model(sketch, render), STEPS)
-    models = {"sketch": sketch, "render": render}
-    models[stage] = fault(models[stage], 2)
-    with pytest.raises((Broken, comfy.model_management.InterruptProcessingException)):
-        helpers.ksampler(sr_model(models["sketch"], models["render"], 3, report), STEPS)
+    before = helpers.ksampler(sr_model(sketch, render), STEPS)
+    pair = (fault(sketch, 2), render) if stage == "sketch" else (sketch, fault(render, 2))
+    with left_as_before(sketch, render):
+        helpers.ksampler(sr_model(*pair, 3, report), STEPS)
     assert report.status in ("failed", "interrupted")
-    comfy.model_management.interrupt_current_processing(False)
-    after = helpers.ksampler(sketch, STEPS), helpers.ksampler(sr_model(sketch, render), STEPS)
-    assert all(map(torch.equal, before, after))
+    assert torch.equal(helpers.ksampler(sr_model(sketch, render), STEPS), before)
 
 
 def test_a_step_that_runs_out_of_memory_is_tried_once_more(wan: Any) -> None:
-    left = [comfy.model_management.OOM_EXCEPTION("no memory")]
-
-    def short(executor: Any, *args: Any, **kwargs: Any) -> Any:
-        if left:
-            raise left.pop()
-        return executor(*args, **kwargs)
-
     sketch, render, report = wan(), wan(seed=1), reports.Report()
     expected = helpers.ksampler(sr_model(sketch, render), STEPS)
-    limited = render.clone()
-    limited.add_wrapper_with_key("diffusion_model", "short", short)
-    assert torch.equal(helpers.ksampler(sr_model(sketch, limited, 3, report), STEPS), expected)
+    assert torch.equal(helpers.ksampler(sr_model(sketch, out_of_memory(render), 3, report), STEPS), expected)
     assert any("Out of memory in the render" in note for note in report.notes)
 
 
 def test_a_prediction_that_is_not_finite_stops_the_run_and_says_whose_it_was(wan: Any) -> None:
-    def broken(executor: Any, *args: Any, **kwargs: Any) -> Any:
-        return executor(*args, **kwargs) * float("nan")
-
-    render, report = wan(seed=1).clone(), reports.Report()
-    render.add_wrapper_with_key("diffusion_model", "broken", broken)
+    report = reports.Report()
     with pytest.raises(RuntimeError, match="render"):
-        helpers.ksampler(sr_model(wan(), render, 3, report), STEPS)
+        helpers.ksampler(sr_model(wan(), broken_from(wan(seed=1), 1, float("nan"))[0], 3, report), STEPS)
     assert report.status == "failed" and len(report.steps) <= 5  # by the end of the next step
 
 

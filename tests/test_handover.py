@@ -10,24 +10,11 @@ import comfy.model_management
 import comfy.sample
 import helpers
 import pytest
+import runs
 import safetensors.torch
 import torch
 from comfy_extras.nodes_model_advanced import ModelSamplingSD3
 from hosting import module
-from runs import (
-    STEPS,
-    Report,
-    a_video,
-    half_render,
-    interrupting,
-    rendered,
-    right_half,
-    sketched,
-    sr_model,
-    sr_outputs,
-    sr_sampler,
-    through_a_file,
-)
 from test_host_features import windows
 
 cogvideox = module("srd_core.cogvideox")
@@ -41,34 +28,34 @@ record_module, sketch_module = module("srd_core.handover.record"), module("srd_c
 def test_an_encoded_video_with_a_mask_and_denoise_below_1_goes_along(
     sampler: str, batch: int, wan: Any, tmp_path: Path
 ) -> None:
-    sketch, render, mask = wan(), wan(seed=1), right_half()
+    sketch, render, mask = wan(), wan(seed=1), runs.right_half()
     how: dict[str, Any] = {
         "sampler_name": sampler,
         "denoise": 0.7,
-        "latent": {"samples": a_video(batch), "noise_mask": mask},
+        "latent": {"samples": runs.a_video(batch), "noise_mask": mask},
     }
-    latent, _ = rendered(through_a_file(sketched(sketch, **how)[0], tmp_path), render)
-    assert torch.equal(latent["samples"], sr_sampler(sketch, render, **how))
+    latent, _ = runs.rendered(runs.through_a_file(runs.sketched(sketch, **how)[0], tmp_path), render)
+    assert torch.equal(latent["samples"], runs.sr_sampler(sketch, render, **how))
     assert torch.equal(latent["noise_mask"], mask)
 
 
 def test_the_noise_of_a_batch_taken_apart_goes_along(wan: Any, tmp_path: Path) -> None:
     sketch, render = wan(), wan(seed=1)
     how: dict[str, Any] = {"latent": helpers.empty_latent(2) | {"batch_index": [3, 1]}}
-    latent, _ = rendered(through_a_file(sketched(sketch, **how)[0], tmp_path), render)
-    assert torch.equal(latent["samples"], sr_sampler(sketch, render, **how)) and latent["batch_index"] == [3, 1]
+    latent, _ = runs.rendered(runs.through_a_file(runs.sketched(sketch, **how)[0], tmp_path), render)
+    assert torch.equal(latent["samples"], runs.sr_sampler(sketch, render, **how)) and latent["batch_index"] == [3, 1]
 
 
 def test_the_noise_of_any_place_in_a_batch_goes_through_a_file(a_file: Path, tmp_path: Path) -> None:
-    record = half_render.load(a_file)
+    record = runs.half_render.load(a_file)
     object.__setattr__(record.settings, "batch_index", [100_001])
-    assert through_a_file(record, tmp_path).settings.batch_index == [100_001]
+    assert runs.through_a_file(record, tmp_path).settings.batch_index == [100_001]
 
 
 def test_what_else_a_latent_has_comes_out_as_out_of_sr_sampler(wan: Any) -> None:
     latent = helpers.empty_latent() | {"downscale_ratio_spacial": 8, "type": "video"}
-    ours = rendered(sketched(wan(), latent=latent)[0], wan(seed=1))[0]
-    whole = sr_outputs(wan(), wan(seed=1), latent=latent)[0]
+    ours = runs.rendered(runs.sketched(wan(), latent=latent)[0], wan(seed=1))[0]
+    whole = runs.sr_outputs(wan(), wan(seed=1), latent=latent)[0]
     assert set(ours) == set(whole) == {"samples", "type"} and ours["type"] == "video"
 
 
@@ -77,9 +64,9 @@ def test_the_run_follows_the_sketchs_schedule_where_the_render_has_another_shift
     sampler: str, wan: Any, tmp_path: Path
 ) -> None:
     (sketch,), (render,) = ModelSamplingSD3().patch(wan(), 3.0), ModelSamplingSD3().patch(wan(seed=1), 9.0)
-    record = through_a_file(sketched(sketch, sampler_name=sampler)[0], tmp_path)
-    latent, _ = rendered(record, render)
-    assert torch.equal(latent["samples"], sr_sampler(sketch, render, sampler_name=sampler))
+    record = runs.through_a_file(runs.sketched(sketch, sampler_name=sampler)[0], tmp_path)
+    latent, _ = runs.rendered(record, render)
+    assert torch.equal(latent["samples"], runs.sr_sampler(sketch, render, sampler_name=sampler))
 
 
 @pytest.mark.parametrize("sampler", ["uni_pc", "euler_ancestral"])
@@ -87,9 +74,9 @@ def test_render_cfg_teacache_and_other_prompts_of_the_render_work_as_in_sr_sampl
     sketch, render = wan(), wan(seed=1)
     own = {"positive": helpers.prompt(5), "negative": helpers.prompt(6)}
     how = {"render_cfg": 1.5, "teacache": 0.3}
-    latent, report = rendered(sketched(sketch, steps=12, sampler_name=sampler)[0], render, **own, **how)
+    latent, report = runs.rendered(runs.sketched(sketch, steps=12, sampler_name=sampler)[0], render, **own, **how)
     inputs = {f"render_{role}": conds for role, conds in own.items()}
-    whole = sr_sampler(sketch, render, 12, sampler_name=sampler, **how, **inputs)
+    whole = runs.sr_sampler(sketch, render, 12, sampler_name=sampler, **how, **inputs)
     assert torch.equal(latent["samples"], whole) and report.stage("render").teacache["threshold"] == 0.3
 
 
@@ -99,54 +86,54 @@ def test_noise_that_a_node_of_the_sketch_rearranged_goes_along(sampler: str, wan
     sketch, render = windows(wan(), freenoise=True), windows(wan(seed=1), freenoise=True)
     how: dict[str, Any] = {"latent": helpers.empty_latent(frames=6), "sampler_name": sampler}
     assert not torch.equal(helpers.ksampler(sketch, **how), helpers.ksampler(windows(wan()), **how))
-    latent, report = rendered(through_a_file(sketched(sketch, **how)[0], tmp_path), render)
-    assert torch.equal(latent["samples"], sr_sampler(sketch, render, **how)) and not report.notes
+    latent, report = runs.rendered(runs.through_a_file(runs.sketched(sketch, **how)[0], tmp_path), render)
+    assert torch.equal(latent["samples"], runs.sr_sampler(sketch, render, **how)) and not report.notes
 
 
 def test_noise_that_is_the_seed_s_is_not_written(a_file: Path) -> None:
     assert "noise" not in safetensors.torch.load_file(a_file)
-    assert half_render.load(a_file).noise is None
+    assert runs.half_render.load(a_file).noise is None
 
 
 def test_a_file_from_before_noise_was_written_renders_and_says_what_may_differ(wan: Any, tmp_path: Path) -> None:
     sketch, how = windows(wan(), freenoise=True), {"latent": helpers.empty_latent(frames=6)}
-    record = sketched(sketch, **how)[0]
+    record = runs.sketched(sketch, **how)[0]
     record.noise = None
-    _, report = rendered(through_a_file(record, tmp_path), wan(seed=1))
+    _, report = runs.rendered(runs.through_a_file(record, tmp_path), wan(seed=1))
     (note,) = report.notes
     assert "context windows" in note and "Sketch again" in note
 
 
 def test_one_sketch_serves_many_renders_and_stays_as_it_was(wan: Any) -> None:
     sketch = wan()
-    record = sketched(sketch, sampler_name="uni_pc")[0]
+    record = runs.sketched(sketch, sampler_name="uni_pc")[0]
     renders = [wan(seed=1), wan(seed=2), wan(seed=1)]
-    first, other, again = (rendered(record, render)[0]["samples"] for render in renders)
+    first, other, again = (runs.rendered(record, render)[0]["samples"] for render in renders)
     assert torch.equal(first, again) and not torch.equal(first, other)
-    assert torch.equal(other, sr_sampler(sketch, renders[1], sampler_name="uni_pc"))
+    assert torch.equal(other, runs.sr_sampler(sketch, renders[1], sampler_name="uni_pc"))
 
 
 def test_no_sketch_is_loaded_or_called_to_render(wan: Any) -> None:
-    record, (render, calls) = sketched(wan())[0], helpers.count_calls(wan(seed=1))
+    record, (render, calls) = runs.sketched(wan())[0], helpers.count_calls(wan(seed=1))
     comfy.model_management.unload_all_models()
-    rendered(record, render)
+    runs.rendered(record, render)
     (loaded,) = comfy.model_management.loaded_models()
-    assert loaded.model is render.model and len(calls) == STEPS - 3
+    assert loaded.model is render.model and len(calls) == runs.STEPS - 3
 
 
 def test_sketching_runs_no_step_after_the_hand_over_and_leaves_nothing_behind(wan: Any) -> None:
     sketch, calls = helpers.count_calls(wan())
     before = helpers.ksampler(sketch)
     calls.clear()
-    sketched(sketch)
+    runs.sketched(sketch)
     assert len(calls) == 3
     assert torch.equal(helpers.ksampler(sketch), before)
 
 
 def test_a_sketch_that_never_hands_over_comes_back_finished(wan: Any, tmp_path: Path) -> None:
     sketch, (render, calls) = wan(), helpers.count_calls(wan(seed=1))
-    record, preview, report = sketched(sketch, switch_step=STEPS, sampler_name="dpmpp_2m")
-    latent, _ = rendered(through_a_file(record, tmp_path), render)
+    record, preview, report = runs.sketched(sketch, switch_step=runs.STEPS, sampler_name="dpmpp_2m")
+    latent, _ = runs.rendered(runs.through_a_file(record, tmp_path), render)
     plain = helpers.ksampler(sketch, sampler_name="dpmpp_2m")
     assert torch.equal(latent["samples"], plain) and torch.equal(preview["samples"], plain)
     assert not report.hand_overs and not calls
@@ -161,21 +148,23 @@ def test_a_latent_of_another_scale_is_mapped_as_in_sr_sampler_bit_for_bit(
     denoise = 1.0 if sampler in ("euler", "heun", "uni_pc") else 0.6
     video = oracle.random(1, 16, 2, 8, 12, seed=9)
     how: dict[str, Any] = {"latent": {"samples": video * (denoise < 1)}, "denoise": denoise, "sampler_name": sampler}
-    record, preview, _ = sketched(sketch, **oracle.prompts(), **how)
-    latent, report = rendered(through_a_file(record, tmp_path), render, **oracle.prompts())
-    assert torch.equal(latent["samples"], sr_sampler(sketch, render, **oracle.prompts(), **how)) and not report.notes
+    record, preview, _ = runs.sketched(sketch, **oracle.prompts(), **how)
+    latent, report = runs.rendered(runs.through_a_file(record, tmp_path), render, **oracle.prompts())
+    assert (
+        torch.equal(latent["samples"], runs.sr_sampler(sketch, render, **oracle.prompts(), **how)) and not report.notes
+    )
     assert preview["samples"].shape == video.shape
 
 
 @pytest.mark.parametrize("denoise", [1.0, 0.7])
 def test_a_scale_that_another_node_put_on_the_sketch_goes_along(denoise: float, wan: Any, tmp_path: Path) -> None:
     sketch, render = wan(), wan(seed=1)
-    how: dict[str, Any] = {"latent": {"samples": a_video()}, "denoise": denoise}
+    how: dict[str, Any] = {"latent": {"samples": runs.a_video()}, "denoise": denoise}
     latent_format = type(sketch.model.latent_format)()
     latent_format.scale_factor = 0.5
     sketch.add_object_patch("latent_format", latent_format)
-    latent, _ = rendered(through_a_file(sketched(sketch, **how)[0], tmp_path), render)
-    assert torch.equal(latent["samples"], sr_sampler(sketch, render, **how))
+    latent, _ = runs.rendered(runs.through_a_file(runs.sketched(sketch, **how)[0], tmp_path), render)
+    assert torch.equal(latent["samples"], runs.sr_sampler(sketch, render, **how))
 
 
 # --- what the artist sees ---------------------------------------------------------------------------------------------
@@ -187,8 +176,8 @@ def test_the_preview_is_the_sketchs_last_x0_prediction_with_the_masked_part_kept
     seen: list[torch.Tensor] = []
     keep = lambda model, steps: lambda i, x0, x, total: seen.append(x0.clone())  # noqa: E731
     monkeypatch.setattr(latent_preview, "prepare_callback", keep)
-    sketch, latent = wan(), {"samples": a_video(), "noise_mask": right_half()}
-    record, preview, _ = sketched(sketch, latent=latent)
+    sketch, latent = wan(), {"samples": runs.a_video(), "noise_mask": runs.right_half()}
+    record, preview, _ = runs.sketched(sketch, latent=latent)
     expected = sketch.model.process_latent_out(seen[-1])
     assert len(seen) == 3 and torch.allclose(preview["samples"], expected, atol=1e-5)
     assert torch.allclose(preview["samples"][..., :4], latent["samples"][..., :4], atol=1e-5)
@@ -198,9 +187,9 @@ def test_the_preview_is_the_sketchs_last_x0_prediction_with_the_masked_part_kept
 def test_the_reports_of_both_halves_together_are_that_of_one_run(wan: Any, tmp_path: Path) -> None:
     sketch, render = wan(), wan(seed=1)
     rule = {"switch_mode": "adaptive", "delta": 1.0, "fix_step": 1, "steps": 10}
-    record, _, first = sketched(sketch, **rule)
-    _, report = rendered(through_a_file(record, tmp_path), render)
-    whole = sr_outputs(sketch, render, **rule)[1]
+    record, _, first = runs.sketched(sketch, **rule)
+    _, report = runs.rendered(runs.through_a_file(record, tmp_path), render)
+    whole = runs.sr_outputs(sketch, render, **rule)[1]
     for name in ("switch", "earliest", "latest", "sampler", "shape", "sigmas", "status"):
         assert getattr(report, name) == getattr(whole, name), name
     for ours, theirs, names in (
@@ -214,12 +203,12 @@ def test_the_reports_of_both_halves_together_are_that_of_one_run(wan: Any, tmp_p
 
 
 def test_while_it_renders_those_who_look_see_the_sketchs_own_seconds_and_reason(wan: Any) -> None:
-    record, _, first = sketched(wan(), switch_mode="adaptive", delta=1.0, fix_step=1, steps=10)
+    record, _, first = runs.sketched(wan(), switch_mode="adaptive", delta=1.0, fix_step=1, steps=10)
     seen: list[tuple[float, str]] = []
-    report = Report()
+    report = runs.Report()
     report.watch = lambda now: now.hand_overs and seen.append((now.stage("sketch").seconds, now.hand_overs[0].reason))
-    settings = half_render.RenderSettings(0.0, helpers.prompt(1), helpers.prompt(2), 0.0)
-    half_render.render_from(record, wan(seed=1), settings, report)
+    settings = runs.half_render.RenderSettings(0.0, helpers.prompt(1), helpers.prompt(2), 0.0)
+    runs.half_render.render_from(record, wan(seed=1), settings, report)
     assert len(seen) > 3 and set(seen) == {(first.stage("sketch").seconds, "criterion")}
 
 
@@ -231,17 +220,17 @@ def test_samples_of_a_tensor_too_large_for_float32_places_end_at_its_last_value(
 
 
 def test_noise_that_differs_from_the_sketchs_is_said_in_the_report(wan: Any) -> None:
-    record = sketched(wan())[0]
+    record = runs.sketched(wan())[0]
     object.__setattr__(record.settings, "seed", 8)  # as another machine's generator would draw it
-    (note,) = rendered(record, wan(seed=1))[1].notes
+    (note,) = runs.rendered(record, wan(seed=1))[1].notes
     assert note.startswith("The noise differs") and "torch drew it" in note
 
 
 def test_noise_that_only_the_sampler_draws_otherwise_is_said_to_be_the_sampler_s(wan: Any) -> None:
-    record = sketched(wan(), sampler_name="euler_ancestral")[0]
+    record = runs.sketched(wan(), sampler_name="euler_ancestral")[0]
     record.noise = comfy.sample.prepare_noise(record.latent_image, 7)
     object.__setattr__(record.settings, "seed", 8)
-    (note,) = rendered(record, wan(seed=1))[1].notes
+    (note,) = runs.rendered(record, wan(seed=1))[1].notes
     assert "euler_ancestral draws noise in its steps" in note and "another device" in note
 
 
@@ -255,47 +244,47 @@ def test_noise_that_only_the_sampler_draws_otherwise_is_said_to_be_the_sampler_s
         ({"switch_step": 0}, "would run no step"),
         ({"switch_mode": "sigma", "switch_sigma": 2.0}, "would run no step"),
         ({"latent": {"samples": torch.zeros(1, 4, 8, 8) + 1}}, "needs [batch, 16, frames"),
-        ({"switch_step": STEPS + 1}, f"switch_step is {STEPS + 1}, but the run has {STEPS} steps"),
+        ({"switch_step": runs.STEPS + 1}, f"switch_step is {runs.STEPS + 1}, but the run has {runs.STEPS} steps"),
     ],
     ids=["denoise 0", "step 0", "sigma", "latent", "beyond"],
 )
 def test_a_sketch_that_makes_no_sense_is_refused(how: dict[str, Any], words: str, wan: Any) -> None:
     sketch, calls = helpers.count_calls(wan())
     with pytest.raises(ValueError) as error:
-        sketched(sketch, **how)
+        runs.sketched(sketch, **how)
     assert words in str(error.value) and not calls
 
 
 def test_a_render_of_another_latent_is_refused_naming_both(wan: Any) -> None:
-    record, (render, calls) = sketched(wan())[0], helpers.count_calls(wan(seed=1))
+    record, (render, calls) = runs.sketched(wan())[0], helpers.count_calls(wan(seed=1))
     record.latent_facts["latent format"] = "HunyuanVideo"
     with pytest.raises(ValueError, match="HunyuanVideo.*Wan21"):
-        rendered(record, render)
+        runs.rendered(record, render)
     record.latent_facts["latent format"] = "os.system"
     with pytest.raises(ValueError, match="does not know"):
-        rendered(record, render)
+        runs.rendered(record, render)
     assert not calls
 
 
 def test_another_kind_of_noise_schedule_and_an_unknown_sampler_are_refused(wan: Any) -> None:
-    record, render = sketched(wan())[0], wan(seed=1)
+    record, render = runs.sketched(wan())[0], wan(seed=1)
     record.schedule.kinds[0] = "ModelSamplingFlux"
     with pytest.raises(ValueError, match="ModelSamplingFlux.*ModelSamplingDiscreteFlow"):
-        rendered(record, render)
+        runs.rendered(record, render)
     object.__setattr__(record.settings, "sampler_name", "__import__")
     with pytest.raises(ValueError, match="__import__"):
-        rendered(record, render)
+        runs.rendered(record, render)
 
 
 def test_a_sampler_that_makes_other_calls_than_it_did_is_refused_naming_both_hosts(wan: Any) -> None:
-    record = sketched(wan(), sampler_name="heun")[0]
+    record = runs.sketched(wan(), sampler_name="heun")[0]
     object.__setattr__(record.settings, "sampler_name", "euler")
     with pytest.raises(RuntimeError, match="Both are ComfyUI .* damaged.* Sketch again here") as error:
-        rendered(record, wan(seed=1))
+        runs.rendered(record, wan(seed=1))
     assert "use one version" not in str(error.value)
     record.host = "0.17.0"
     with pytest.raises(RuntimeError, match="from ComfyUI 0.17.0, this is .*: use one version"):
-        rendered(record, wan(seed=1))
+        runs.rendered(record, wan(seed=1))
 
 
 @pytest.mark.parametrize(
@@ -304,26 +293,26 @@ def test_a_sampler_that_makes_other_calls_than_it_did_is_refused_naming_both_hos
 def test_a_latent_that_this_host_knows_otherwise_is_refused_naming_every_difference(
     change: Any, named: str, wan: Any
 ) -> None:
-    record = sketched(wan())[0]
+    record = runs.sketched(wan())[0]
     record.latent_facts |= change
     with pytest.raises(ValueError, match=rf"different: {named}\)\. Both are ComfyUI"):
-        rendered(record, wan(seed=1))
+        runs.rendered(record, wan(seed=1))
 
 
 @pytest.mark.parametrize("shape", [(3,), (3, 3), (1001,)], ids=str)
 def test_a_noise_schedule_of_another_size_is_refused_with_both_sizes(shape: tuple[int, ...], wan: Any) -> None:
-    record, (render, calls) = sketched(wan())[0], helpers.count_calls(wan(seed=1))
+    record, (render, calls) = runs.sketched(wan())[0], helpers.count_calls(wan(seed=1))
     record.schedule.tables["sigmas"] = torch.ones(shape)
     with pytest.raises(ValueError) as error:
-        rendered(record, render)
+        runs.rendered(record, render)
     assert f"sigmas {list(shape)}" in str(error.value) and "sigmas [1000]" in str(error.value) and not calls
 
 
 @pytest.mark.parametrize("name", ["Wan22", "SDXL", "LatentFormat"])
 def test_neither_preview_nor_render_takes_a_latent_that_its_format_can_not_be(name: str, wan: Any) -> None:
-    record = sketched(wan())[0]
+    record = runs.sketched(wan())[0]
     record.latent_facts["latent format"] = name
-    for half in (lambda: sketch_module.preview_of(record), lambda: rendered(record, wan(seed=1))):
+    for half in (lambda: sketch_module.preview_of(record), lambda: runs.rendered(record, wan(seed=1))):
         with pytest.raises(ValueError, match=f"has 16 channels and 3 dimensions, but {name} has"):
             half()
 
@@ -342,29 +331,31 @@ def test_levels_and_scales_that_are_not_finite_are_refused_by_both_samplers(
 ) -> None:
     sketch, calls = helpers.count_calls(wan())
     with pytest.raises(ValueError, match=words):
-        sketched(sketch, **how)
+        runs.sketched(sketch, **how)
     with pytest.raises(ValueError, match=words):
-        sr_sampler(sketch, wan(seed=1), how.get("steps", STEPS), **{k: v for k, v in how.items() if k != "steps"})
+        runs.sr_sampler(
+            sketch, wan(seed=1), how.get("steps", runs.STEPS), **{k: v for k, v in how.items() if k != "steps"}
+        )
     assert not calls and "is not told" not in caplog.text
 
 
 def test_a_render_cfg_that_is_no_number_is_refused_before_any_step(wan: Any) -> None:
-    record, (render, calls) = sketched(wan())[0], helpers.count_calls(wan(seed=1))
+    record, (render, calls) = runs.sketched(wan())[0], helpers.count_calls(wan(seed=1))
     with pytest.raises(ValueError, match="render_cfg is nan"):
-        rendered(record, render, render_cfg=float("nan"))
+        runs.rendered(record, render, render_cfg=float("nan"))
     with pytest.raises(ValueError, match="render_cfg is nan"):
-        sr_sampler(wan(), render, render_cfg=float("nan"))
+        runs.sr_sampler(wan(), render, render_cfg=float("nan"))
     assert not calls
 
 
 def test_neither_half_takes_a_sketch_render_model(wan: Any) -> None:
-    both = sr_model(wan(), wan(seed=1))
-    record = sketched(wan())[0]
-    for half in (lambda: sketched(both), lambda: rendered(record, both)):
+    both = runs.sr_model(wan(), wan(seed=1))
+    record = runs.sketched(wan())[0]
+    for half in (lambda: runs.sketched(both), lambda: runs.rendered(record, both)):
         with pytest.raises(ValueError, match="already is a Sketch-Render Model"):
             half()
 
 
 def test_an_interrupt_while_sketching_gives_no_hand_over(wan: Any) -> None:
     with pytest.raises(comfy.model_management.InterruptProcessingException):
-        sketched(interrupting(wan(), 2))
+        runs.sketched(runs.interrupting(wan(), 2))

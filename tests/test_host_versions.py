@@ -19,17 +19,8 @@ from hosting import REPOSITORY, host_module, module
 
 host_check = module("srd_core.host_check")
 ANEW = "That version has it, so this installation is changed or incomplete: install ComfyUI anew."
-HOST_PACKAGES = (
-    "comfy",
-    "comfy_api",
-    "comfy_execution",
-    "comfy_extras",
-    "comfyui_version",
-    "folder_paths",
-    "latent_preview",
-    "nodes",
-    "server",
-)
+HOST_PACKAGES = ["comfy", "comfy_api", "comfy_execution", "comfy_extras", "comfyui_version", "folder_paths"]
+HOST_PACKAGES += ["latent_preview", "nodes", "server"]
 
 
 def names_used(path: Path) -> Iterator[str]:

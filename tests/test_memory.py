@@ -19,7 +19,7 @@ import torch
 import workflow
 from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete, ModelSamplingSD3
 from hosting import REPOSITORY, host_module, module
-from runs import STEPS, Report, a_video, right_half, sr_model, sr_sampler
+from runs import STEPS, Report, a_video, asked_for, right_half, sr_model, sr_sampler
 
 memory, reports = module("srd_core.memory"), module("srd_core.report.data")
 
@@ -141,39 +141,30 @@ def test_a_run_of_any_policy_after_any_other_gives_the_same_bits(no_room: None, 
 # --- nothing else changes ---------------------------------------------------------------------------------------------
 
 
+def assert_leaving_changes_nothing(sketch: Any, render: Any, switch: int = 3, **how: Any) -> None:
+    models = [sr_model(sketch, render, switch, offload_sketch=policy) for policy in ("never", "always")]
+    assert torch.equal(*(helpers.ksampler(model, STEPS, **how) for model in models))
+
+
 @pytest.mark.parametrize("sampler", READERS)
 def test_samplers_that_read_the_sketchs_schedule_are_the_same_when_it_left(sampler: str, wan: Any) -> None:
     """Also where it left with its own noise schedule, which the sampler still reads."""
     sketch, render = (ModelSamplingSD3().patch(model, 7.0)[0] for model in (wan(), wan(seed=1)))
-    stayed, left = (
-        helpers.ksampler(
-            sr_model(sketch, render, 3, offload_sketch=policy), STEPS, sampler_name=sampler, scheduler="beta"
-        )
-        for policy in ("never", "always")
-    )
-    assert torch.equal(left, stayed)
+    assert_leaving_changes_nothing(sketch, render, sampler_name=sampler, scheduler="beta")
 
 
 def test_ranges_of_prompts_follow_the_schedule_of_a_sketch_that_left(wan: Any) -> None:
     """Its shift is a patch of the MODEL, and goes with it; the range's end is asked for after that."""
     sketch, render = ModelSamplingSD3().patch(wan(), 12.0)[0], wan(seed=1)
     ends_early = [*helpers.prompt(3, start_percent=0.0, end_percent=0.3), *helpers.prompt(4, start_percent=0.3)]
-    stayed, left = (
-        helpers.ksampler(sr_model(sketch, render, 1, offload_sketch=policy), STEPS, positive=ends_early)
-        for policy in ("never", "always")
-    )
-    assert torch.equal(left, stayed)
+    assert_leaving_changes_nothing(sketch, render, 1, positive=ends_early)
 
 
 def test_masks_go_on_with_the_sketchs_kind_of_noise_after_it_left(wan: Any) -> None:
     """The sampler puts the masked part back with the patched model_sampling (here not Wan's own kind) of the sketch."""
     sketch, render = (ModelSamplingDiscrete().patch(model, "eps", False)[0] for model in (wan(), wan(seed=1)))
     latent = {"samples": a_video(), "noise_mask": right_half()}
-    stayed, left = (
-        helpers.ksampler(sr_model(sketch, render, 3, offload_sketch=policy), STEPS, latent=latent)
-        for policy in ("never", "always")
-    )
-    assert torch.equal(left, stayed)
+    assert_leaving_changes_nothing(sketch, render, latent=latent)
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -259,19 +250,10 @@ def test_every_policy_does_in_a_server_what_it_says(server: Any) -> None:
 
 def test_the_report_begins_with_what_the_host_will_ask_for(wan: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reckoned before the run; against what the host then asks its memory manager for."""
-    asked: list[int] = []
-    load = comfy.model_management.load_models_gpu
-
-    def watch(models: Any, memory_required: int = 0, *args: Any, **kwargs: Any) -> Any:
-        asked.append(int(memory_required))
-        return load(models, memory_required, *args, **kwargs)
-
-    monkeypatch.setattr(comfy.model_management, "load_models_gpu", watch)
-    sketch, render = wan(seed=0, layers=2), wan(seed=1)
-    report = Report()
-    helpers.ksampler(sr_model(sketch, render, 2, report=report), 4)
+    sketch, render, report = wan(seed=0, layers=2), wan(seed=1), Report()
+    asked = asked_for(lambda: helpers.ksampler(sr_model(sketch, render, 2, report=report), 4), monkeypatch)
     assert [entry.weight_bytes for entry in report.stages] == [sketch.model_size(), render.model_size()]
-    assert [entry.step_bytes for entry in report.stages] == asked and min(asked) > 0
+    assert [entry.step_bytes for entry in report.stages] == list(map(int, asked)) and min(asked) > 0
     assert report.device_bytes == comfy.model_management.get_total_memory(sketch.load_device)
 
 

@@ -15,16 +15,8 @@ from hosting import REPOSITORY, module, pack
 from runs import SWITCHING
 
 MODELS = ["sketch", "render"]
-SWITCH = [
-    *SWITCHING,
-    "render_positive",
-    "render_negative",
-    "fade",
-    "sketch_steps",
-    "render_steps",
-    "sketch_scale",
-    "preset",
-]
+SWITCH = [*SWITCHING, "render_positive", "render_negative"]
+SWITCH += ["fade", "sketch_steps", "render_steps", "sketch_scale", "preset"]
 SAMPLER = ["positive", "negative", "latent", "seed", "steps", "cfg", "sampler_name", "scheduler", "denoise"]
 RULE = ["switch_mode", "delta", "fix_step", "max_step", "switch_step", "switch_sigma"]
 LOADER = ["model_name", "weight_dtype", "attention"]
@@ -66,15 +58,9 @@ DEFAULTS = {
     "sampler_name": "uni_pc",
     "scheduler": "simple",
     "denoise": 1.0,
+    **SWITCHING,
     "switch_mode": "adaptive",
-    "delta": 0.01,
-    "fix_step": 5,
-    "max_step": 0,
     "switch_step": 10,
-    "switch_sigma": 0.875,
-    "render_cfg": 0.0,
-    "teacache": 0.0,
-    "offload_sketch": "auto",
     "weight_dtype": "default",
     "attention": "auto",
     "threshold": 0.08,
@@ -87,23 +73,8 @@ DEFAULTS = {
     "save_report": "",
     "preset": "custom",
 }
-ADVANCED = {
-    "max_step",
-    "switch_step",
-    "switch_sigma",
-    "render_cfg",
-    "teacache",
-    "offload_sketch",
-    "form",
-    "keep_on",
-    "lpips",
-    "fade",
-    "sketch_steps",
-    "render_steps",
-    "sketch_scale",
-    "points",
-    "save_report",
-}
+ADVANCED = {"max_step", "switch_step", "switch_sigma", "render_cfg", "teacache", "offload_sketch", "form", "keep_on"}
+ADVANCED |= {"lpips", "fade", "sketch_steps", "render_steps", "sketch_scale", "points", "save_report"}
 
 
 def node_classes() -> list[Any]:
@@ -161,21 +132,8 @@ def test_defaults_are_those_of_the_contract(schema: Any) -> None:
         assert bool(getattr(i, "advanced", None)) == (i.id in ADVANCED), i.id
 
 
-LATER_OPTIONAL = [
-    *SWITCHING,
-    "weight_dtype",
-    "attention",
-    "form",
-    "keep_on",
-    "dynamic_cfg",
-    "label_a",
-    "label_b",
-    "layout",
-    "position",
-    "lpips",
-    "save_report",
-    "preset",
-]
+LATER_OPTIONAL = {*SWITCHING, "weight_dtype", "attention", "form", "keep_on", "dynamic_cfg", "label_a", "label_b"}
+LATER_OPTIONAL |= {"layout", "position", "lpips", "save_report", "preset"}
 
 
 def test_an_input_with_a_default_may_be_missing_and_keeps_its_place(schema: Any) -> None:
@@ -205,17 +163,7 @@ def test_sketch_render_model_under_ksampler_is_sr_sampler(wan: Any) -> None:
     sketch, render = wan(), wan(seed=1)
     nodes = module("nodes.sampler")
     model, through_model = nodes.SRModel.execute(sketch, render, **SWITCHING).args
-    call: dict[str, Any] = {
-        "positive": helpers.prompt(1),
-        "negative": helpers.prompt(2),
-        "latent": helpers.empty_latent(),
-        "seed": 7,
-        "steps": 6,
-        "cfg": 3.0,
-        "sampler_name": "uni_pc",
-        "scheduler": "beta",
-        "denoise": 1.0,
-    }
+    call = helpers.sampling_inputs(sampler_name="uni_pc", scheduler="beta")
     latent, through_sampler = nodes.SRSampler.execute(sketch, render, **call, **SWITCHING).args
     assert torch.equal(latent["samples"], helpers.ksampler(model, **call))
     assert [s.stage for s in through_model.steps] == [s.stage for s in through_sampler.steps]
@@ -256,25 +204,11 @@ def test_data_flows_from_nodes_to_core_to_host() -> None:
         assert not any(name.startswith(above) or name == "nodes" for name in imports_of(path)), path.name
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "criterion",
-        "route",
-        "steps",
-        "teacache/plan",
-        "report/data",
-        "report/figures",
-        "report/text",
-        "report/plot",
-        "report/version1",
-        "families",
-        "likeness",
-        "compare",
-    ],
-)
-def test_the_algorithm_does_not_know_the_host(name: str) -> None:
-    assert not any(n.startswith("comfy") for n in imports_of(REPOSITORY / "srd_core" / f"{name}.py"))
+def test_the_algorithm_does_not_know_the_host() -> None:
+    core = REPOSITORY / "srd_core"
+    alone = [core / f"{name}.py" for name in ("criterion", "route", "steps", "families", "likeness", "compare")]
+    for path in (*alone, core / "teacache" / "plan.py", *(core / "report").glob("*.py")):
+        assert not any(name.startswith("comfy") for name in imports_of(path)), path.name
 
 
 def test_every_test_helper_reaches_the_pack_without_the_root_on_the_path() -> None:

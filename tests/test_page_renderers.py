@@ -8,52 +8,17 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+import pages
 import pytest
 from hosting import module
-from pages import (
-    BARS,
-    CHART,
-    CLICKED,
-    CONTRAST,
-    DEMO,
-    ELEMENT,
-    INSPECTOR,
-    LOOK,
-    OPEN,
-    PLAN,
-    QUEUED,
-    RENDERERS,
-    SAMPLER,
-    SHIFT,
-    a_report,
-    choose,
-    connect,
-    count,
-    detail,
-    disconnect,
-    hover,
-    look_at,
-    open_saved,
-    picture,
-    plan_of,
-    queue,
-    reopened,
-    reports,
-    shown_values,
-    status,
-    text_of,
-    three_stages,
-    until_done,
-    until_idle,
-)
 
 
 def draw_with(page: Any, name: str) -> None:
-    page.evaluate("on => app.ui.settings.setSettingValueAsync('Comfy.VueNodes.Enabled', on)", RENDERERS[name])
+    page.evaluate("on => app.ui.settings.setSettingValueAsync('Comfy.VueNodes.Enabled', on)", pages.RENDERERS[name])
     page.wait_for_timeout(500)
 
 
-@pytest.fixture(scope="module", params=RENDERERS, autouse=True)
+@pytest.fixture(scope="module", params=pages.RENDERERS, autouse=True)
 def renderer(request: pytest.FixtureRequest, opened: Any) -> Iterator[str]:
     """The page's renderer; the server remembers it, so it is the classic one again afterwards."""
     draw_with(opened, request.param)
@@ -70,7 +35,7 @@ DROP = """([text, name]) => {
 }"""
 # Note how many bars the Inspector's chart has whenever it is drawn, from now on.
 WATCH = f"""() => {{
-  const chart = {ELEMENT % INSPECTOR};
+  const chart = {pages.ELEMENT % pages.INSPECTOR};
   window.bars = [];
   new MutationObserver(() => {{
     if (/running|done/.test(chart.querySelector('.srd-status').dataset.status) && window.bars.at(-1) !== 50)
@@ -85,7 +50,7 @@ IN_A_MODE = {
 }
 
 
-def widgets_in_view(page: Any, name: str, node: int = SAMPLER) -> set[str]:
+def widgets_in_view(page: Any, name: str, node: int = pages.SAMPLER) -> set[str]:
     """The widgets of a node that somebody sees in that renderer, those behind "advanced" left out in Nodes 2.0."""
     page.wait_for_timeout(400)
     if name == "classic":
@@ -100,155 +65,159 @@ def widgets_in_view(page: Any, name: str, node: int = SAMPLER) -> set[str]:
 
 def test_a_dropped_workflow_runs_and_its_chart_grows_step_by_step(renderer: str, page: Any, server: Any) -> None:
     page.evaluate("app.graph.clear()")
-    page.evaluate(DROP, [DEMO.read_text("utf-8"), "demo.json"])
-    page.wait_for_function(f"{CHART}.length >= 2")
-    look_at(page)
+    page.evaluate(DROP, [pages.DEMO.read_text("utf-8"), "demo.json"])
+    page.wait_for_function(f"{pages.CHART}.length >= 2")
+    pages.look_at(page)
     assert page.evaluate("app.graph._nodes.every(node => LiteGraph.registered_node_types[node.type])")
     page.evaluate(WATCH)
-    queue(page, (SAMPLER, "delta", 0.03), (SAMPLER, "seed", random.randrange(1 << 30)))
+    pages.queue(page, (pages.SAMPLER, "delta", 0.03), (pages.SAMPLER, "seed", random.randrange(1 << 30)))
     page.wait_for_function("window.bars.includes(50)", timeout=120_000)
-    until_done(page)
-    until_idle(server)
+    pages.until_done(page)
+    pages.until_idle(server)
     grown = page.evaluate("window.bars")
     assert grown == sorted(grown) and len(set(grown)) > 4 and grown[0] < 25
-    report = reports(server)[-1][str(INSPECTOR)]
+    report = pages.reports(server)[-1][str(pages.INSPECTOR)]
     (hand_over,) = report["hand_overs"]
     assert report["switch"]["delta"] == 0.03 and hand_over["reason"] in ("criterion", "earliest")
-    marked = page.evaluate(f"({ELEMENT % INSPECTOR}).querySelector('.srd-mark').dataset.after")
-    assert int(marked) == hand_over["after_step"] == count(page, BARS[0])
+    marked = page.evaluate(f"({pages.ELEMENT % pages.INSPECTOR}).querySelector('.srd-mark').dataset.after")
+    assert int(marked) == hand_over["after_step"] == pages.count(page, pages.BARS[0])
     after = hand_over["after_step"]
-    assert re.fullmatch(rf"\d\.\d+x( \(slower\))?, switched at {after} of 50, [\d.]+ s", status(page))
-    assert status(page, SAMPLER) == status(page)
-    assert "the sketch alone (estimated)" in hover(page) and "50 steps in " in hover(page)
-    label = page.evaluate(f"({ELEMENT % INSPECTOR}).querySelector('svg[role=img]').ariaLabel")
+    assert re.fullmatch(rf"\d\.\d+x( \(slower\))?, switched at {after} of 50, [\d.]+ s", pages.status(page))
+    assert pages.status(page, pages.SAMPLER) == pages.status(page)
+    assert "the sketch alone (estimated)" in pages.hover(page) and "50 steps in " in pages.hover(page)
+    label = page.evaluate(f"({pages.ELEMENT % pages.INSPECTOR}).querySelector('svg[role=img]').ariaLabel")
     assert f"at step {marked} of 50" in label
-    words = page.evaluate(f"[...({ELEMENT % INSPECTOR}).querySelectorAll('svg text')].map(text => text.textContent)")
+    words = page.evaluate(
+        f"[...({pages.ELEMENT % pages.INSPECTOR}).querySelectorAll('svg text')].map(text => text.textContent)"
+    )
     assert {"D: change of the prediction", "fall of D", "seconds of each step", "step", "50"} <= set(words)
     page.wait_for_function("!!document.querySelector('video')")
-    page.evaluate(f"({ELEMENT % SAMPLER}).querySelector('.srd-toggle').click()")
-    page.wait_for_function(f"({ELEMENT % SAMPLER}).querySelectorAll('{BARS[1]}').length > 10")
-    picture(page, f"{renderer}_run")
+    page.evaluate(f"({pages.ELEMENT % pages.SAMPLER}).querySelector('.srd-toggle').click()")
+    page.wait_for_function(f"({pages.ELEMENT % pages.SAMPLER}).querySelectorAll('{pages.BARS[1]}').length > 10")
+    pages.picture(page, f"{renderer}_run")
 
 
 def test_a_mode_shows_its_own_widgets_and_the_workflow_keeps_all_values(renderer: str, page: Any) -> None:
     behind = {"max_step", "switch_sigma"} if renderer == "vue" else set()  # in adaptive "advanced"
-    values = page.evaluate(f"app.graph.getNodeById({SAMPLER}).serialize().widgets_values")
-    shipped = next(n for n in json.loads(DEMO.read_text("utf-8"))["nodes"] if n["id"] == SAMPLER)["widgets_values"]
+    values = page.evaluate(f"app.graph.getNodeById({pages.SAMPLER}).serialize().widgets_values")
+    shipped = next(n for n in json.loads(pages.DEMO.read_text("utf-8"))["nodes"] if n["id"] == pages.SAMPLER)[
+        "widgets_values"
+    ]
     assert values[: len(shipped)] == shipped  # newer widgets come last
     for mode in ("adaptive", "step", "sigma", "adaptive"):
-        choose(page, switch_mode=mode)
+        pages.choose(page, switch_mode=mode)
         every = {widget for widgets in IN_A_MODE.values() for widget in widgets}
         wanted = set(IN_A_MODE[mode]) - (behind if mode == "adaptive" else set())
         assert widgets_in_view(page, renderer) & every == wanted and {"steps", "cfg"} <= widgets_in_view(page, renderer)
-        saved = page.evaluate(f"app.graph.getNodeById({SAMPLER}).serialize().widgets_values")
+        saved = page.evaluate(f"app.graph.getNodeById({pages.SAMPLER}).serialize().widgets_values")
         assert saved == [mode if value == "adaptive" else value for value in values]
-    queued = page.evaluate("app.graphToPrompt().then(({output}) => output)")[str(SAMPLER)]["inputs"]
+    queued = page.evaluate("app.graphToPrompt().then(({output}) => output)")[str(pages.SAMPLER)]["inputs"]
     assert {*IN_A_MODE["adaptive"], "switch_step", "offload_sketch"} <= set(queued)
 
 
 def test_a_widget_that_a_link_sets_stays_in_view(renderer: str, page: Any) -> None:
     assert "switch_step" not in widgets_in_view(page, renderer)
-    connect(page, "switch_step", "PrimitiveInt")
+    pages.connect(page, "switch_step", "PrimitiveInt")
     assert "switch_step" in widgets_in_view(page, renderer)
-    reopened(page)
+    pages.reopened(page)
     assert "switch_step" in widgets_in_view(page, renderer)
-    disconnect(page, "switch_step")
+    pages.disconnect(page, "switch_step")
     assert "switch_step" not in widgets_in_view(page, renderer)
 
 
 def test_a_line_says_what_the_settings_mean_and_is_amber_where_they_contradict(renderer: str, page: Any) -> None:
-    assert not plan_of(page, "50 steps: earliest 6, latest 16 (sigma 0.81)")
-    choose(page, steps=20)
-    assert not plan_of(page, "20 steps: earliest 3, latest 7 (sigma ")
-    choose(page, switch_mode="step", switch_step=60)
-    assert plan_of(page, "switch_step is 60, but the run has 20 steps")
-    lowest, words = page.evaluate(f"({CONTRAST})({PLAN % SAMPLER})")
+    assert not pages.plan_of(page, "50 steps: earliest 6, latest 16 (sigma 0.81)")
+    pages.choose(page, steps=20)
+    assert not pages.plan_of(page, "20 steps: earliest 3, latest 7 (sigma ")
+    pages.choose(page, switch_mode="step", switch_step=60)
+    assert pages.plan_of(page, "switch_step is 60, but the run has 20 steps")
+    lowest, words = page.evaluate(f"({pages.CONTRAST})({pages.PLAN % pages.SAMPLER})")
     assert lowest >= 7, words
-    choose(page, switch_step=4)
-    assert not plan_of(page, "20 steps: sketch 4, render 16")
-    choose(page, switch_mode="adaptive")
-    choose(page, SHIFT, shift=8)
-    page.evaluate(LOOK)
-    plan_of(page, "20 steps: earliest 7, latest 13 (sigma ")
-    page.evaluate(f"app.graph.getNodeById({SAMPLER}).disconnectInput(0)")
-    plan_of(page, "switches once the composition has settled")
+    pages.choose(page, switch_step=4)
+    assert not pages.plan_of(page, "20 steps: sketch 4, render 16")
+    pages.choose(page, switch_mode="adaptive")
+    pages.choose(page, pages.SHIFT, shift=8)
+    page.evaluate(pages.LOOK)
+    pages.plan_of(page, "20 steps: earliest 7, latest 13 (sigma ")
+    page.evaluate(f"app.graph.getNodeById({pages.SAMPLER}).disconnectInput(0)")
+    pages.plan_of(page, "switches once the composition has settled")
 
 
 PRESETS = module("nodes.presets").PRESETS
 
 
 def test_a_preset_writes_its_widgets_and_changing_one_makes_it_custom(renderer: str, page: Any) -> None:
-    before = shown_values(page)
+    before = pages.shown_values(page)
     assert before["preset"] == "custom" and "preset" in widgets_in_view(page, renderer)
     for preset, table in PRESETS.items():
-        page.evaluate(CLICKED, [SAMPLER, "preset", preset])
+        page.evaluate(pages.CLICKED, [pages.SAMPLER, "preset", preset])
         page.wait_for_timeout(200)
-        now = shown_values(page)
+        now = pages.shown_values(page)
         assert {key: now[key] for key in table} == table
         assert now["preset"] == preset and now["cfg"] == before["cfg"] and now["seed"] == before["seed"]
-        queued = page.evaluate(QUEUED)[str(SAMPLER)]["inputs"]
+        queued = page.evaluate(pages.QUEUED)[str(pages.SAMPLER)]["inputs"]
         assert {key: queued[key] for key in table} == table
         assert queued["preset"] == "custom"  # its values are in the widgets
-        assert preset in page.evaluate(f"app.graph.getNodeById({SAMPLER}).serialize().widgets_values")
-    assert not plan_of(page, "50 steps: sketch 10, render 4")
-    page.evaluate(CLICKED, [SAMPLER, "cfg", 2.5])
-    assert shown_values(page)["preset"] == "few-step render"  # cfg belongs to none
-    page.evaluate(CLICKED, [SAMPLER, "fade", 0.5])
+        assert preset in page.evaluate(f"app.graph.getNodeById({pages.SAMPLER}).serialize().widgets_values")
+    assert not pages.plan_of(page, "50 steps: sketch 10, render 4")
+    page.evaluate(pages.CLICKED, [pages.SAMPLER, "cfg", 2.5])
+    assert pages.shown_values(page)["preset"] == "few-step render"  # cfg belongs to none
+    page.evaluate(pages.CLICKED, [pages.SAMPLER, "fade", 0.5])
     page.wait_for_timeout(200)
-    assert shown_values(page)["preset"] == "custom" and shown_values(page)["render_steps"] == 4
-    page.evaluate(CLICKED, [SAMPLER, "preset", "balanced"])
-    saved = reopened(page)
-    assert shown_values(page)["preset"] == "balanced" and shown_values(page)["steps"] == 20
-    (node,) = (node for node in saved["nodes"] if node["id"] == SAMPLER)
+    assert pages.shown_values(page)["preset"] == "custom" and pages.shown_values(page)["render_steps"] == 4
+    page.evaluate(pages.CLICKED, [pages.SAMPLER, "preset", "balanced"])
+    saved = pages.reopened(page)
+    assert pages.shown_values(page)["preset"] == "balanced" and pages.shown_values(page)["steps"] == 20
+    (node,) = (node for node in saved["nodes"] if node["id"] == pages.SAMPLER)
     values = node["widgets_values"]
     values[values.index(1.1)] = 0.7  # a file whose values are not its preset's runs as it is shown
-    page.evaluate(OPEN, saved)
+    page.evaluate(pages.OPEN, saved)
     page.wait_for_timeout(300)
-    assert (shown_values(page)["fade"], shown_values(page)["preset"]) == (0.7, "custom")
+    assert (pages.shown_values(page)["fade"], pages.shown_values(page)["preset"]) == (0.7, "custom")
 
 
 def test_the_folded_chart_is_a_line_that_is_not_cut_and_the_panel_lists_none(renderer: str, page: Any) -> None:
-    open_saved(page, json.loads(a_report("Big", "Small").to_json()))
+    pages.open_saved(page, json.loads(pages.a_report("Big", "Small").to_json()))
     page.evaluate(  # as wide as a new one, and higher than it needs to be
-        "id => app.graph.getNodeById(id).setSize([LiteGraph.createNode('SRSampler').size[0], 900])", SAMPLER
+        "id => app.graph.getNodeById(id).setSize([LiteGraph.createNode('SRSampler').size[0], 900])", pages.SAMPLER
     )
-    until_done(page, SAMPLER)
-    look_at(page)
+    pages.until_done(page, pages.SAMPLER)
+    pages.look_at(page)
     page.wait_for_timeout(600)
     chart, toggle = page.evaluate(f"""() => {{
-      const chart = {ELEMENT % SAMPLER}, line = chart.querySelector('.srd-toggle');
+      const chart = {pages.ELEMENT % pages.SAMPLER}, line = chart.querySelector('.srd-toggle');
       return [chart.getBoundingClientRect().height / app.canvas.ds.scale, [line.scrollWidth, line.clientWidth]];
     }}""")
-    picture(page, f"folded_{renderer}")
+    pages.picture(page, f"folded_{renderer}")
     assert 20 < chart < 36 and toggle[0] <= toggle[1]
     assert page.evaluate(
-        f"app.graph.getNodeById({SAMPLER}).widgets.find(w => w.name === 'srd_chart').options.hideInPanel"
+        f"app.graph.getNodeById({pages.SAMPLER}).widgets.find(w => w.name === 'srd_chart').options.hideInPanel"
     )
 
 
 def test_a_run_of_three_stages_has_a_colour_and_a_line_for_each(renderer: str, page: Any) -> None:
-    open_saved(page, json.loads(three_stages().to_json()))
-    assert until_done(page).startswith("1.4x, switched at 9, 18 of 30, ")
-    assert detail(page).startswith(
+    pages.open_saved(page, json.loads(pages.three_stages().to_json()))
+    assert pages.until_done(page).startswith("1.4x, switched at 9, 18 of 30, ")
+    assert pages.detail(page).startswith(
         "Switched to low at step 9 of 30 (30 %): the composition settled. Switched to small at step 18 of"
     )
-    assert [count(page, bars) for bars in BARS] == [9, 9, 12, 0]
-    assert (count(page, ".srd-key"), count(page, ".srd-mark")) == (3, 2)
+    assert [pages.count(page, bars) for bars in pages.BARS] == [9, 9, 12, 0]
+    assert (pages.count(page, ".srd-key"), pages.count(page, ".srd-mark")) == (3, 2)
     tones = page.evaluate(
-        f"[...({ELEMENT % INSPECTOR}).querySelectorAll('.srd-bar')].map(bar => getComputedStyle(bar).fill)"
+        f"[...({pages.ELEMENT % pages.INSPECTOR}).querySelectorAll('.srd-bar')].map(bar => getComputedStyle(bar).fill)"
     )
     assert len(set(tones)) == 3
-    assert text_of(page, ".srd-outcome").endswith("(criterion)")  # seconds of another hand-over are not known
-    page.evaluate(f"({ELEMENT % SAMPLER}).querySelector('.srd-toggle').click()")
-    picture(page, f"three_{renderer}")
+    assert pages.text_of(page, ".srd-outcome").endswith("(criterion)")  # seconds of another hand-over are not known
+    page.evaluate(f"({pages.ELEMENT % pages.SAMPLER}).querySelector('.srd-toggle').click()")
+    pages.picture(page, f"three_{renderer}")
 
 
 def test_every_word_of_the_chart_is_readable_in_every_palette(renderer: str, page: Any) -> None:
-    for report in (three_stages(), a_report("Big", "Small", "it broke")):
-        open_saved(page, json.loads(report.to_json()))
-        page.wait_for_function(f"!!({ELEMENT % INSPECTOR}).querySelector('.srd-bar')")
+    for report in (pages.three_stages(), pages.a_report("Big", "Small", "it broke")):
+        pages.open_saved(page, json.loads(report.to_json()))
+        page.wait_for_function(f"!!({pages.ELEMENT % pages.INSPECTOR}).querySelector('.srd-bar')")
         for palette in PALETTES:
             page.evaluate("theme => app.ui.settings.setSettingValueAsync('Comfy.ColorPalette', theme)", palette)
-            lowest, words = page.evaluate(f"({CONTRAST})({ELEMENT % INSPECTOR})")
+            lowest, words = page.evaluate(f"({pages.CONTRAST})({pages.ELEMENT % pages.INSPECTOR})")
             assert lowest >= 7, (palette, words)
     page.evaluate("app.ui.settings.setSettingValueAsync('Comfy.ColorPalette', 'dark')")

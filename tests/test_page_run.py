@@ -6,32 +6,8 @@ import random
 import re
 from typing import Any
 
+import pages
 import pytest
-from pages import (
-    BARS,
-    CHART,
-    DEMO,
-    ELEMENT,
-    IDLE,
-    INSPECTOR,
-    LOADERS,
-    OPEN,
-    SAMPLER,
-    VALUE,
-    a_report,
-    count,
-    page_module,
-    queue,
-    report_module,
-    reports,
-    show,
-    slide,
-    status,
-    text_of,
-    until,
-    until_done,
-    until_idle,
-)
 
 TO_WORKFLOW = """async path => {
   const store = app.extensionManager.workflow, workflow = store.getWorkflowByPath(path);
@@ -55,24 +31,24 @@ TWIN = """() => {
 def queue_long(page: Any) -> None:
     """A run that ends when it is interrupted."""
     long = {"switch_mode": "step", "switch_step": 5000, "steps": 5000, "seed": random.randrange(1 << 30)}
-    queue(page, *((SAMPLER, name, value) for name, value in long.items()))
-    until(page, "Sketching")
+    pages.queue(page, *((pages.SAMPLER, name, value) for name, value in long.items()))
+    pages.until(page, "Sketching")
 
 
 def grows(page: Any) -> None:
-    before = count(page, BARS[0])
-    page.wait_for_function(f"({ELEMENT % INSPECTOR}).querySelectorAll('{BARS[0]}').length > {before}")
+    before = pages.count(page, pages.BARS[0])
+    page.wait_for_function(f"({pages.ELEMENT % pages.INSPECTOR}).querySelectorAll('{pages.BARS[0]}').length > {before}")
 
 
 def test_a_reload_in_mid_run_shows_the_run_that_continues(page: Any) -> None:
     queue_long(page)
-    before = count(page, BARS[0])
+    before = pages.count(page, pages.BARS[0])
     page.reload()
-    page.wait_for_function(page_module.READY, timeout=120_000)
-    page.wait_for_function(f"{CHART}.length >= 2")
-    page.wait_for_function(f"({ELEMENT % INSPECTOR}).querySelectorAll('{BARS[0]}').length > {before}")
+    page.wait_for_function(pages.page_module.READY, timeout=120_000)
+    page.wait_for_function(f"{pages.CHART}.length >= 2")
+    page.wait_for_function(f"({pages.ELEMENT % pages.INSPECTOR}).querySelectorAll('{pages.BARS[0]}').length > {before}")
     page.evaluate("fetch('/interrupt', {method: 'POST'})")
-    assert "of 5000" in until(page, "Interrupted after step")
+    assert "of 5000" in pages.until(page, "Interrupted after step")
 
 
 def as_if_it_were_open(route: Any) -> None:
@@ -84,92 +60,92 @@ def as_if_it_were_open(route: Any) -> None:
 def test_a_tab_shows_the_runs_that_it_queued_and_those_of_tabs_that_are_closed(
     page: Any, server: Any, browser: Any
 ) -> None:
-    first, second = page_module.open_page(browser, server.url), page_module.open_page(browser, server.url)
+    first, second = pages.page_module.open_page(browser, server.url), pages.page_module.open_page(browser, server.url)
     for tab in (first, second):
-        show(tab, DEMO)
+        pages.show(tab, pages.DEMO)
     queue_long(first)
     grows(first)
-    assert status(second) == status(page) == IDLE
+    assert pages.status(second) == pages.status(page) == pages.IDLE
     first.close()
-    third = page_module.open_page(browser, server.url)
+    third = pages.page_module.open_page(browser, server.url)
     third.route("**/srdiffusion/runs", as_if_it_were_open)  # as where the server has not noticed yet
-    show(third, DEMO)
-    until(third, "Sketching")
+    pages.show(third, pages.DEMO)
+    pages.until(third, "Sketching")
     grows(third)
-    assert status(second) == status(page) == IDLE
+    assert pages.status(second) == pages.status(page) == pages.IDLE
     third.evaluate("fetch('/interrupt', {method: 'POST'})")
-    until(third, "Interrupted after step")
+    pages.until(third, "Interrupted after step")
     second.close(), third.close()
 
 
 def test_a_chart_belongs_to_the_workflow_that_queued_its_run(page: Any, server: Any) -> None:
     """Whatever else is opened: shipped workflows share their id."""
-    queue(page, (SAMPLER, "steps", 6), (SAMPLER, "seed", random.randrange(1 << 30)))
-    until(page, "Sketching")
-    ran = until_done(page)
+    pages.queue(page, (pages.SAMPLER, "steps", 6), (pages.SAMPLER, "seed", random.randrange(1 << 30)))
+    pages.until(page, "Sketching")
+    ran = pages.until_done(page)
     first = page.evaluate("app.extensionManager.workflow.activeWorkflow.path")
-    show(page, DEMO)  # a fresh drop of the same file
+    pages.show(page, pages.DEMO)  # a fresh drop of the same file
     page.wait_for_timeout(500)
-    assert status(page) == status(page, SAMPLER) == IDLE
-    queue(page, (SAMPLER, "steps", 300), (SAMPLER, "seed", random.randrange(1 << 30)))
-    until(page, "Sketching")
+    assert pages.status(page) == pages.status(page, pages.SAMPLER) == pages.IDLE
+    pages.queue(page, (pages.SAMPLER, "steps", 300), (pages.SAMPLER, "seed", random.randrange(1 << 30)))
+    pages.until(page, "Sketching")
     second = page.evaluate("app.extensionManager.workflow.activeWorkflow.path")
     page.evaluate(TO_WORKFLOW, first)
-    page.wait_for_function(f"{CHART}.length >= 2")
+    page.wait_for_function(f"{pages.CHART}.length >= 2")
     page.wait_for_timeout(500)
-    assert status(page) == status(page, SAMPLER) == ran and second != first
+    assert pages.status(page) == pages.status(page, pages.SAMPLER) == ran and second != first
     page.evaluate(TO_WORKFLOW, second)
-    until(page, "Sketching")
+    pages.until(page, "Sketching")
     page.evaluate("fetch('/interrupt', {method: 'POST'})")
-    until(page, "Interrupted")
+    pages.until(page, "Interrupted")
 
 
 @pytest.mark.parametrize(
     "wrong",
     [
-        [(SAMPLER, "switch_mode", "step"), (SAMPLER, "switch_step", 60)],
-        [(LOADERS[0], "model_name", "missing.safetensors")],
+        [(pages.SAMPLER, "switch_mode", "step"), (pages.SAMPLER, "switch_step", 60)],
+        [(pages.LOADERS[0], "model_name", "missing.safetensors")],
     ],
     ids=["by the run", "when queued"],
 )
 def test_what_an_older_run_left_is_gone_when_the_next_one_is_refused(wrong: list[Any], page: Any, server: Any) -> None:
-    queue(page, (SAMPLER, "steps", 6), (SAMPLER, "seed", random.randrange(1 << 30)))
-    until_done(page)
-    until_idle(server)
-    queue(page, *wrong)
+    pages.queue(page, (pages.SAMPLER, "steps", 6), (pages.SAMPLER, "seed", random.randrange(1 << 30)))
+    pages.until_done(page)
+    pages.until_idle(server)
+    pages.queue(page, *wrong)
     page.wait_for_timeout(500)
-    until_idle(server)
-    assert status(page) == status(page, SAMPLER) == IDLE
+    pages.until_idle(server)
+    assert pages.status(page) == pages.status(page, pages.SAMPLER) == pages.IDLE
 
 
 def test_a_run_that_comes_from_the_cache_keeps_its_chart(page: Any, server: Any) -> None:
-    queue(page, (SAMPLER, "steps", 6), (SAMPLER, "seed", random.randrange(1 << 30)))
-    until(page, "Sketching")
-    ran = until_done(page)
-    queue(page)
-    until_idle(server)
+    pages.queue(page, (pages.SAMPLER, "steps", 6), (pages.SAMPLER, "seed", random.randrange(1 << 30)))
+    pages.until(page, "Sketching")
+    ran = pages.until_done(page)
+    pages.queue(page)
+    pages.until_idle(server)
     page.wait_for_timeout(500)
-    assert status(page) == status(page, SAMPLER) == ran
+    assert pages.status(page) == pages.status(page, pages.SAMPLER) == ran
 
 
 def test_an_interrupt_in_either_stage_is_said_and_the_next_run_starts_clean(page: Any, server: Any) -> None:
     for mode, stage in (("adaptive", "Sketching"), ("step", "Rendering")):
-        queue(
+        pages.queue(
             page,
-            (SAMPLER, "switch_mode", mode),
-            (SAMPLER, "switch_step", 2),
-            (SAMPLER, "steps", 400),
-            (SAMPLER, "seed", random.randrange(1 << 30)),
+            (pages.SAMPLER, "switch_mode", mode),
+            (pages.SAMPLER, "switch_step", 2),
+            (pages.SAMPLER, "steps", 400),
+            (pages.SAMPLER, "seed", random.randrange(1 << 30)),
         )
-        until(page, stage)
+        pages.until(page, stage)
         page.evaluate("fetch('/interrupt', {method: 'POST'})")
-        said = until(page, "Interrupted after step")
-        counted = sum(int(number) for number in re.findall(r": (\d+) steps", text_of(page, ".srd-legend")))
+        said = pages.until(page, "Interrupted after step")
+        counted = sum(int(number) for number in re.findall(r": (\d+) steps", pages.text_of(page, ".srd-legend")))
         assert said == f"Interrupted after step {counted} of 400"
-        until_idle(server)
-    queue(page, (SAMPLER, "steps", 12))
-    assert "switched at 2 of 12" in until_done(page)
-    assert count(page, BARS[0]) == 2 and count(page, BARS[1]) == 10
+        pages.until_idle(server)
+    pages.queue(page, (pages.SAMPLER, "steps", 12))
+    assert "switched at 2 of 12" in pages.until_done(page)
+    assert pages.count(page, pages.BARS[0]) == 2 and pages.count(page, pages.BARS[1]) == 10
 
 
 def test_two_samplers_and_two_queued_runs_never_mix(page: Any, server: Any) -> None:
@@ -179,71 +155,67 @@ def test_two_samplers_and_two_queued_runs_never_mix(page: Any, server: Any) -> N
       app.api.addEventListener('srdiffusion.run', ({detail: {prompt_id, node_id, nodes, report}}) =>
         window.seen.push([prompt_id, node_id, nodes.join(), report.switch?.switch_step]));
     }""")
-    runs = [{SAMPLER: 3, twin: 5}, {SAMPLER: 7, twin: 9}]
+    runs = [{pages.SAMPLER: 3, twin: 5}, {pages.SAMPLER: 7, twin: 9}]
     for run in runs:
         values = [
             (node, name, value)
             for node, step in run.items()
             for name, value in (("switch_mode", "step"), ("switch_step", step), ("steps", 14))
         ]
-        queue(page, *values)
+        pages.queue(page, *values)
     page.wait_for_function("window.seen.length > 40")
-    until_idle(server)
+    pages.until_idle(server)
     told = {(prompt, node, nodes, step) for prompt, node, nodes, step in page.evaluate("window.seen")}
-    samplers = [entry for entry in told if entry[1] in (str(SAMPLER), str(twin))]
-    assert {nodes for _, _, nodes, _ in samplers} == {f"{SAMPLER},{INSPECTOR}", f"{twin},{inspector}"}
+    samplers = [entry for entry in told if entry[1] in (str(pages.SAMPLER), str(twin))]
+    assert {nodes for _, _, nodes, _ in samplers} == {f"{pages.SAMPLER},{pages.INSPECTOR}", f"{twin},{inspector}"}
     assert sorted(step for *_, step in samplers) == [3, 5, 7, 9]  # one setting a sampler and prompt
-    for node, viewer in ((SAMPLER, INSPECTOR), (twin, inspector)):
-        until_done(page, viewer)
-        assert f"at step {runs[-1][node]} of 14" in text_of(page, ".srd-detail", viewer)
-    for run, shown in zip(runs, reports(server)[-2:]):
-        for node, viewer in ((SAMPLER, INSPECTOR), (twin, inspector)):
+    for node, viewer in ((pages.SAMPLER, pages.INSPECTOR), (twin, inspector)):
+        pages.until_done(page, viewer)
+        assert f"at step {runs[-1][node]} of 14" in pages.text_of(page, ".srd-detail", viewer)
+    for run, shown in zip(runs, pages.reports(server)[-2:]):
+        for node, viewer in ((pages.SAMPLER, pages.INSPECTOR), (twin, inspector)):
             assert shown[str(viewer)]["hand_overs"][0]["after_step"] == run[node]
 
 
 def test_what_if_tells_another_delta_s_hand_over_and_use_this_delta_writes_it(page: Any) -> None:
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
-    queue(page, (SAMPLER, "delta", 0.01), (SAMPLER, "seed", random.randrange(1 << 30)))
-    until(page, "Sketching")
-    until_done(page)
-    slide(page, -1)
-    outcome = text_of(page, ".srd-outcome")
+    pages.queue(page, (pages.SAMPLER, "delta", 0.01), (pages.SAMPLER, "seed", random.randrange(1 << 30)))
+    pages.until(page, "Sketching")
+    pages.until_done(page)
+    pages.slide(page, -1)
+    outcome = pages.text_of(page, ".srd-outcome")
     assert outcome.startswith("delta 0.1: after step ") and outcome.endswith(" s")
-    page.evaluate(
-        f"[...({ELEMENT % INSPECTOR}).querySelectorAll('button')].find(b => b.textContent === 'use this delta').click()"
-    )
-    page.wait_for_function(f"({VALUE})([{SAMPLER}, 'delta']) === 0.1")
-    page.evaluate(
-        f"[...({ELEMENT % INSPECTOR}).querySelectorAll('button')].find(b => b.textContent === 'copy report').click()"
-    )
+    pages.press(page, "use this delta")
+    page.wait_for_function(f"({pages.VALUE})([{pages.SAMPLER}, 'delta']) === 0.1")
+    pages.press(page, "copy report")
     page.wait_for_function("navigator.clipboard.readText().then(text => text.includes('hand_overs'))")
-    copied = report_module.Report.from_json(page.evaluate("navigator.clipboard.readText()"))
+    copied = pages.report_module.Report.from_json(page.evaluate("navigator.clipboard.readText()"))
     assert copied.status == "done" and len(copied.steps) == 50
     predicted = int(outcome.split("after step ")[1].split()[0])
-    queue(page)
-    until(page, "Sketching")
-    until_done(page)
-    assert f"at step {predicted} of 50" in text_of(page, ".srd-detail")
-    slide(page, -3)  # the page asks anew for all runs, of which two are this chart's: the choice stays
+    pages.queue(page)
+    pages.until(page, "Sketching")
+    pages.until_done(page)
+    assert f"at step {predicted} of 50" in pages.text_of(page, ".srd-detail")
+    pages.slide(page, -3)  # the page asks anew for all runs, of which two are this chart's: the choice stays
     with page.expect_response(lambda answer: answer.url.endswith("/srdiffusion/runs")):
         page.evaluate("app.api.dispatchCustomEvent('reconnected')")
     page.wait_for_timeout(500)
-    assert text_of(page, ".srd-outcome").startswith("delta 0.001: ")
+    assert pages.text_of(page, ".srd-outcome").startswith("delta 0.001: ")
 
 
 def test_a_render_larger_than_the_sketch_is_noted_in_the_chart(page: Any) -> None:
-    swapped = [page.evaluate(VALUE, [node, "model_name"]) for node in LOADERS]
-    small_first = [(node, "model_name", name) for node, name in zip(LOADERS, swapped[::-1])]
-    queue(page, *small_first, (SAMPLER, "steps", 8), (SAMPLER, "seed", random.randrange(1 << 30)))
-    until(page, "Sketching")
-    until_done(page)
-    assert "Are the two swapped?" in text_of(page, ".srd-notes")
+    swapped = [page.evaluate(pages.VALUE, [node, "model_name"]) for node in pages.LOADERS]
+    small_first = [(node, "model_name", name) for node, name in zip(pages.LOADERS, swapped[::-1])]
+    pages.queue(page, *small_first, (pages.SAMPLER, "steps", 8), (pages.SAMPLER, "seed", random.randrange(1 << 30)))
+    pages.until(page, "Sketching")
+    pages.until_done(page)
+    assert "Are the two swapped?" in pages.text_of(page, ".srd-notes")
 
 
 def test_an_old_report_is_shown_from_its_text_and_a_malformed_one_gets_a_sentence(page: Any, server: Any) -> None:
-    good = a_report("<b>Sketcher</b>", "<img src=x onerror='window.hacked = 1'>", "<i>failed</i>")
+    good = pages.a_report("<b>Sketcher</b>", "<img src=x onerror='window.hacked = 1'>", "<i>failed</i>")
     for text, words in ((good.to_json(), "<i>failed</i>"), ("no JSON", "This is not a report")):
-        page.evaluate(OPEN, {"nodes": [], "links": [], "version": 0.4})
+        page.evaluate(pages.OPEN, {"nodes": [], "links": [], "version": 0.4})
         inspector = page.evaluate(
             """text => {
               const kinds = ['PrimitiveStringMultiline', 'SRSwitchInspector'];
@@ -256,7 +228,7 @@ def test_an_old_report_is_shown_from_its_text_and_a_malformed_one_gets_a_sentenc
             }""",
             text,
         )
-        queue(page)
-        page.wait_for_function(f"words => ({ELEMENT % inspector}).textContent.includes(words)", arg=words)
-        until_idle(server)
-        assert count(page, "b, img, i", inspector) == 0 and page.evaluate("window.hacked") is None
+        pages.queue(page)
+        page.wait_for_function(f"words => ({pages.ELEMENT % inspector}).textContent.includes(words)", arg=words)
+        pages.until_idle(server)
+        assert pages.count(page, "b, img, i", inspector) == 0 and page.evaluate("window.hacked") is None

@@ -6,26 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pages
 import pytest
 from hosting import module
-from pages import (
-    BARS,
-    DEMO,
-    ELEMENT,
-    INSPECTOR,
-    OPEN,
-    SAMPLER,
-    a_report,
-    count,
-    detail,
-    hover,
-    open_saved,
-    show,
-    slide,
-    text_of,
-    until_detail,
-    until_done,
-)
 
 
 @pytest.fixture
@@ -40,11 +23,11 @@ VERSION_1 = Path(__file__).parent / "data" / "report_version_1.json"
 LATER = {"SRSampler": [0, "", 0, 1, "custom"], "SRSwitchInspector": [""]}
 
 
-@pytest.mark.parametrize("path", [DEMO, FIRST_RELEASE], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [pages.DEMO, FIRST_RELEASE], ids=lambda path: path.stem)
 def test_a_workflow_saved_from_the_page_and_loaded_again_is_unchanged(path: Path, page: Any) -> None:
-    show(page, path)
+    pages.show(page, path)
     saved = page.evaluate("JSON.stringify(app.graph.serialize())")
-    page.evaluate(OPEN, json.loads(saved))
+    page.evaluate(pages.OPEN, json.loads(saved))
     again = json.loads(page.evaluate("JSON.stringify(app.graph.serialize())"))
     saved = json.loads(saved)
     for workflow in (saved, again):
@@ -61,38 +44,38 @@ def test_a_workflow_saved_from_the_page_and_loaded_again_is_unchanged(path: Path
 
 
 def test_a_video_s_workflow_opens_with_the_chart_of_its_run_and_stays_as_it_was(page: Any) -> None:
-    open_saved(page, json.loads(a_report("Sketcher", "Renderer").to_json()))
-    assert until_done(page) == "1.0x, switched at 2 of 4, 4 s"
-    assert "at step 2 of 4" in detail(page, SAMPLER)
+    pages.open_saved(page, json.loads(pages.a_report("Sketcher", "Renderer").to_json()))
+    assert pages.until_done(page) == "1.0x, switched at 2 of 4, 4 s"
+    assert "at step 2 of 4" in pages.detail(page, pages.SAMPLER)
     assert "srdiffusion" not in page.evaluate("app.graph.serialize().extra ?? {}")
 
 
 def test_a_video_of_the_first_releases_still_opens_with_its_chart(page: Any) -> None:
-    open_saved(page, json.loads(VERSION_1.read_text("utf-8")))
-    assert until_done(page) == "1.8x, switched at 4 of 10, 16.5 s"
-    assert detail(page) == "Switched at step 4 of 10 (40 %): the composition settled."
-    assert hover(page, ".srd-detail").endswith(", D fell by 0.008, less than 0.01 (delta)")
-    assert hover(page).startswith(
+    pages.open_saved(page, json.loads(VERSION_1.read_text("utf-8")))
+    assert pages.until_done(page) == "1.8x, switched at 4 of 10, 16.5 s"
+    assert pages.detail(page) == "Switched at step 4 of 10 (40 %): the composition settled."
+    assert pages.hover(page, ".srd-detail").endswith(", D fell by 0.008, less than 0.01 (delta)")
+    assert pages.hover(page).startswith(
         "1.82x as fast as the sketch alone (estimated)\n10 steps in 16.5 s\nrender from sigma "
     )
-    assert [count(page, bars) for bars in BARS] == [4, 6, 0, 0] and count(page, ".srd-reused") == 2
-    assert text_of(page, ".srd-legend") == "sketch: 4 steps, 12 srender: 6 steps (2 reused, hatched), 4.5 s"
-    assert text_of(page, ".srd-notes") == "A note."
-    slide(page, -2)
-    assert text_of(page, ".srd-outcome") == "delta 0.01: after step 4 (criterion), about 16.5 s"
-    slide(page, -1)
-    assert text_of(page, ".srd-outcome").startswith("delta 0.1: after step 3 (criterion), about ")
+    assert [pages.count(page, bars) for bars in pages.BARS] == [4, 6, 0, 0] and pages.count(page, ".srd-reused") == 2
+    assert pages.text_of(page, ".srd-legend") == "sketch: 4 steps, 12 srender: 6 steps (2 reused, hatched), 4.5 s"
+    assert pages.text_of(page, ".srd-notes") == "A note."
+    pages.slide(page, -2)
+    assert pages.text_of(page, ".srd-outcome") == "delta 0.01: after step 4 (criterion), about 16.5 s"
+    pages.slide(page, -1)
+    assert pages.text_of(page, ".srd-outcome").startswith("delta 0.1: after step 3 (criterion), about ")
 
 
 def test_a_run_that_is_slower_says_so_and_a_swapped_pair_is_asked_about(page: Any) -> None:
-    report = a_report("Small", "Big")
+    report = pages.a_report("Small", "Big")
     report.notes = [module("srd_core.pair").LARGER]
     for step in report.steps[2:]:
         step.seconds = 3.0
-    open_saved(page, json.loads(report.to_json()))
-    assert until_done(page) == "0.50x (slower), switched at 2 of 4, 4 s"
-    assert hover(page).startswith("0.50x: slower than the sketch alone (estimated)\n")
-    assert text_of(page, ".srd-notes") == "The render is larger than the sketch. Are the two swapped?"
+    pages.open_saved(page, json.loads(report.to_json()))
+    assert pages.until_done(page) == "0.50x (slower), switched at 2 of 4, 4 s"
+    assert pages.hover(page).startswith("0.50x: slower than the sketch alone (estimated)\n")
+    assert pages.text_of(page, ".srd-notes") == "The render is larger than the sketch. Are the two swapped?"
 
 
 @pytest.mark.parametrize(
@@ -111,10 +94,10 @@ def test_a_run_that_is_slower_says_so_and_a_swapped_pair_is_asked_about(page: An
 def test_every_reason_of_a_hand_over_has_its_sentence(
     reason: str, switch: dict[str, Any], sentence: str, page: Any
 ) -> None:
-    report = a_report("Big", "Small")
+    report = pages.a_report("Big", "Small")
     report.hand_overs[0].reason, report.switch = reason, {"mode": "adaptive", "delta": 0.01, "switch_step": 2} | switch
-    open_saved(page, json.loads(report.to_json()))
-    until_detail(page, f"Switched at step 2 of 4 (50 %): {sentence}.")
+    pages.open_saved(page, json.loads(report.to_json()))
+    pages.until_detail(page, f"Switched at step 2 of 4 (50 %): {sentence}.")
 
 
 @pytest.mark.parametrize(
@@ -130,6 +113,6 @@ def test_every_reason_of_a_hand_over_has_its_sentence(
     ids=["object", "text", "damaged"],
 )
 def test_a_foreign_report_in_a_workflow_gets_a_sentence_and_is_never_html(report: Any, words: str, page: Any) -> None:
-    open_saved(page, report)
-    page.wait_for_function(f"words => ({ELEMENT % INSPECTOR}).textContent.includes(words)", arg=words)
-    assert count(page, "img") == 0 and page.evaluate("window.hacked") is None
+    pages.open_saved(page, report)
+    page.wait_for_function(f"words => ({pages.ELEMENT % pages.INSPECTOR}).textContent.includes(words)", arg=words)
+    assert pages.count(page, "img") == 0 and page.evaluate("window.hacked") is None

@@ -5,24 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pages
 from hosting import REPOSITORY, load_by_path, module
-from pages import (
-    CLICKED,
-    LOADERS,
-    LOOK,
-    OPEN,
-    QUEUED,
-    SAMPLER,
-    SHIFT,
-    VALUE,
-    WIDGETS,
-    choose,
-    connect,
-    disconnect,
-    plan_of,
-    reopened,
-    shown_values,
-)
 
 workflow_module = load_by_path("srd_workflow", REPOSITORY / "demo" / "workflow.py")
 PRESETS = module("nodes.presets").PRESETS
@@ -61,15 +45,17 @@ CHOOSE = """() => {
 
 
 def test_the_line_asks_whether_the_two_are_swapped_as_soon_as_the_files_are_chosen(page: Any) -> None:
-    assert not plan_of(page, "50 steps: earliest 6, latest 16 (sigma 0.81)")
-    large, small = (page.evaluate(VALUE, [node, "model_name"]) for node in LOADERS)
-    choose(page, LOADERS[0], model_name=small)
-    choose(page, LOADERS[1], model_name=large)
-    page.evaluate(LOOK)
-    assert plan_of(page, "The render is larger than the sketch. Are the two swapped? 50 steps: earliest 6, latest 16")
-    page.evaluate("id => { app.graph.getNodeById(id).mode = 4 }", SHIFT)  # a bypassed node changes nothing
-    page.evaluate(LOOK)
-    plan_of(
+    assert not pages.plan_of(page, "50 steps: earliest 6, latest 16 (sigma 0.81)")
+    large, small = (page.evaluate(pages.VALUE, [node, "model_name"]) for node in pages.LOADERS)
+    pages.choose(page, pages.LOADERS[0], model_name=small)
+    pages.choose(page, pages.LOADERS[1], model_name=large)
+    page.evaluate(pages.LOOK)
+    assert pages.plan_of(
+        page, "The render is larger than the sketch. Are the two swapped? 50 steps: earliest 6, latest 16"
+    )
+    page.evaluate("id => { app.graph.getNodeById(id).mode = 4 }", pages.SHIFT)  # a bypassed node changes nothing
+    page.evaluate(pages.LOOK)
+    pages.plan_of(
         page, "The render is larger than the sketch. Are the two swapped? switches once the composition has settled"
     )
 
@@ -84,27 +70,29 @@ def test_the_line_knows_the_models_that_come_through_a_reroute(page: Any) -> Non
           loader.connect(0, reroute, 0);
           for (const [node, slot] of ends) reroute.connect(0, node, slot);
         })""",
-        [*LOADERS, SHIFT],
+        [*pages.LOADERS, pages.SHIFT],
     )
-    large, small = (page.evaluate(VALUE, [node, "model_name"]) for node in LOADERS)
-    choose(page, LOADERS[0], model_name=small)
-    choose(page, LOADERS[1], model_name=large)
-    page.evaluate(LOOK)
-    assert plan_of(page, "The render is larger than the sketch. Are the two swapped? 50 steps: earliest 6, latest 16")
+    large, small = (page.evaluate(pages.VALUE, [node, "model_name"]) for node in pages.LOADERS)
+    pages.choose(page, pages.LOADERS[0], model_name=small)
+    pages.choose(page, pages.LOADERS[1], model_name=large)
+    page.evaluate(pages.LOOK)
+    assert pages.plan_of(
+        page, "The render is larger than the sketch. Are the two swapped? 50 steps: earliest 6, latest 16"
+    )
 
 
 def test_a_preset_leaves_what_a_link_sets(page: Any) -> None:
-    connect(page, "steps", "PrimitiveInt", 7)
-    page.evaluate(CLICKED, [SAMPLER, "preset", "fast"])
+    pages.connect(page, "steps", "PrimitiveInt", 7)
+    page.evaluate(pages.CLICKED, [pages.SAMPLER, "preset", "fast"])
     page.wait_for_timeout(200)
-    now, queued = shown_values(page), page.evaluate(QUEUED)[str(SAMPLER)]["inputs"]
+    now, queued = pages.shown_values(page), page.evaluate(pages.QUEUED)[str(pages.SAMPLER)]["inputs"]
     assert now["preset"] == "fast" and now["render_cfg"] == 1 and now["steps"] == 50
     assert isinstance(queued["steps"], list) and queued["preset"] == "custom"
 
 
 def queued_sampler(page: Any) -> dict[str, Any]:
     """The inputs of the one SR Sampler that the page would queue."""
-    (node,) = (node for node in page.evaluate(QUEUED).values() if node["class_type"] == "SRSampler")
+    (node,) = (node for node in page.evaluate(pages.QUEUED).values() if node["class_type"] == "SRSampler")
     return node["inputs"]
 
 
@@ -117,15 +105,15 @@ def run_of(inputs: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_a_preset_leaves_what_a_node_of_the_page_sets(page: Any) -> None:
-    connect(page, "steps", "PrimitiveNode", 30)  # the page's own node: queued as if it were typed
-    page.evaluate(CLICKED, [SAMPLER, "preset", "fast"])
+    pages.connect(page, "steps", "PrimitiveNode", 30)  # the page's own node: queued as if it were typed
+    page.evaluate(pages.CLICKED, [pages.SAMPLER, "preset", "fast"])
     page.wait_for_timeout(300)
     assert run_of(queued_sampler(page)) == PRESETS["fast"] | {"steps": 30}
-    assert shown_values(page)["preset"] == "fast"
+    assert pages.shown_values(page)["preset"] == "fast"
 
 
 def test_a_preset_in_a_subgraph_leaves_what_the_subgraph_s_node_sets(page: Any) -> None:
-    page.evaluate(PROMOTE, [SAMPLER, {"steps": 30}])
+    page.evaluate(PROMOTE, [pages.SAMPLER, {"steps": 30}])
     page.evaluate(INNER_CLICKED, ["preset", "fast"])
     page.wait_for_timeout(300)
     assert run_of(queued_sampler(page)) == PRESETS["fast"] | {"steps": 30}
@@ -133,26 +121,28 @@ def test_a_preset_in_a_subgraph_leaves_what_the_subgraph_s_node_sets(page: Any) 
 
 
 def test_a_preset_that_a_node_of_the_page_sets_says_what_it_replaces(page: Any) -> None:
-    connect(page, "preset", "PrimitiveNode", "fast")
-    connect(page, "delta", "PrimitiveNode", 0.05)
+    pages.connect(page, "preset", "PrimitiveNode", "fast")
+    pages.connect(page, "delta", "PrimitiveNode", 0.05)
     for widget, value in (("fade", 0.3), ("steps", 30)):
-        page.evaluate(CLICKED, [SAMPLER, widget, value])
-    page.evaluate(LOOK)
-    assert plan_of(page, OUTSIDE + "steps, delta, fix_step, switch_sigma, fade. 20 steps: earliest 2, latest 5 (sigma ")
+        page.evaluate(pages.CLICKED, [pages.SAMPLER, widget, value])
+    page.evaluate(pages.LOOK)
+    assert pages.plan_of(
+        page, OUTSIDE + "steps, delta, fix_step, switch_sigma, fade. 20 steps: earliest 2, latest 5 (sigma "
+    )
     assert run_of(queued_sampler(page)) == PRESETS["fast"]
-    reopened(page)
-    plan_of(page, OUTSIDE + "steps, delta, fix_step, switch_sigma, fade. 20 steps: ")
+    pages.reopened(page)
+    pages.plan_of(page, OUTSIDE + "steps, delta, fix_step, switch_sigma, fade. 20 steps: ")
     assert run_of(queued_sampler(page)) == PRESETS["fast"]
-    disconnect(page, "preset")
-    plan_of(page, "30 steps: ")
-    assert shown_values(page)["preset"] == "custom" and run_of(queued_sampler(page))["steps"] == 30
+    pages.disconnect(page, "preset")
+    pages.plan_of(page, "30 steps: ")
+    assert pages.shown_values(page)["preset"] == "custom" and run_of(queued_sampler(page))["steps"] == 30
 
 
 def test_a_preset_that_a_subgraph_s_node_sets_says_what_it_replaces(page: Any) -> None:
-    page.evaluate(PROMOTE, [SAMPLER, {"preset": "fast"}])
+    page.evaluate(PROMOTE, [pages.SAMPLER, {"preset": "fast"}])
     for widget, value in (("fade", 0.3), ("steps", 30)):
         page.evaluate(INNER_CLICKED, [widget, value])
-    page.evaluate(LOOK)
+    page.evaluate(pages.LOOK)
     page.wait_for_function(
         f"start => ({INNER}).textContent.startsWith(start)",
         arg=OUTSIDE + "steps, delta, fix_step, switch_sigma, fade. ",
@@ -168,16 +158,16 @@ def test_a_preset_that_another_node_s_output_sets_says_that_it_replaces_widgets(
           source.outputs[0].type = '*';  // as nodes of other packs give a choice
           source.connect(0, node, node.inputs.findIndex(input => input.name === 'preset'));
         }""",
-        SAMPLER,
+        pages.SAMPLER,
     )
-    page.evaluate(LOOK)
-    assert plan_of(page, "The preset is set from outside: it replaces the widgets that it stands for.")
+    page.evaluate(pages.LOOK)
+    assert pages.plan_of(page, "The preset is set from outside: it replaces the widgets that it stands for.")
     assert isinstance(queued_sampler(page)["preset"], list)
 
 
 def queued_as(page: Any) -> dict[str, dict[str, Any]]:
     """The inputs that the page would queue, by the node's type; the links left out."""
-    prompt = page.evaluate(QUEUED)
+    prompt = page.evaluate(pages.QUEUED)
     return {
         f"{node['class_type']} {node['_meta']['title']}": {
             k: v for k, v in node["inputs"].items() if not isinstance(v, list)
@@ -191,9 +181,9 @@ def test_the_blueprint_is_listed_and_gives_what_the_main_workflow_gives(page: An
     assert [(found["name"], found["info"]["node_pack"]) for found in listed] == [
         (BLUEPRINT.stem, "custom_nodes.ComfyUI-SRDiffusion")
     ]
-    page.evaluate(OPEN, json.loads(MAIN.read_text("utf-8")))
+    page.evaluate(pages.OPEN, json.loads(MAIN.read_text("utf-8")))
     wanted = queued_as(page)
-    page.evaluate(OPEN, json.loads(BLUEPRINT.read_text("utf-8")))
+    page.evaluate(pages.OPEN, json.loads(BLUEPRINT.read_text("utf-8")))
     found = queued_as(page)
     assert set(found) - set(wanted) == {"PrimitiveFloat Seconds", "ComfyMathExpression Frames: 16 a second, and one"}
     for node, inputs in wanted.items():
@@ -211,13 +201,13 @@ def test_the_blueprint_is_listed_and_gives_what_the_main_workflow_gives(page: An
         "text_encoder": "c",
         "vae": "d",
     }
-    page.evaluate(WIDGETS, [[subgraph, name, value] for name, value in values.items()])
+    page.evaluate(pages.WIDGETS, [[subgraph, name, value] for name, value in values.items()])
     changed = {v for inputs in queued_as(page).values() for v in inputs.values()}
     assert set(values.values()) <= changed
 
 
 def test_the_main_workflow_fills_app_mode(page: Any) -> None:
-    page.evaluate(OPEN, json.loads(MAIN.read_text("utf-8")))
+    page.evaluate(pages.OPEN, json.loads(MAIN.read_text("utf-8")))
     page.evaluate("app.extensionManager.command.execute('Comfy.ToggleLinear')")
     try:
         for words in ("text", "width", "height", "length", "seed", "steps"):

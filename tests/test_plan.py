@@ -13,29 +13,15 @@ from runs import Report, sr_model
 
 plan, sampler = module("nodes.plan"), module("nodes.sampler")
 
-SETTINGS: dict[str, Any] = {
-    "steps": 20,
-    "sampler_name": "euler",
-    "scheduler": "simple",
-    "denoise": 1.0,
-    "switch_mode": "adaptive",
-    "delta": 0.01,
-    "fix_step": 5,
-    "max_step": 0,
-    "switch_step": 10,
-    "switch_sigma": 0.875,
-}
-RENDERING: dict[str, Any] = {"render_cfg": 0.0, "teacache": 0.0, "offload_sketch": "auto"}
+SETTINGS = helpers.SAMPLING | helpers.RULE | {"steps": 20, "switch_mode": "adaptive", "switch_step": 10}
 SHIFT_5 = [{"type": "LoraLoaderModelOnly", "values": {}}, {"type": "ModelSamplingSD3", "values": {"shift": 5.0}}]
 
 
 def report_of(settings: dict[str, Any], wan: Callable[..., Any], shift: float) -> Any:
     """The report of SR Sampler's run with these settings."""
     (sketch,) = advanced.ModelSamplingSD3().patch(wan(seed=0), shift)
-    inputs = settings | RENDERING | {"positive": helpers.prompt(1), "negative": helpers.prompt(2)}
-    return sampler.SRSampler.execute(
-        sketch, wan(seed=1), latent=helpers.empty_latent(), seed=7, cfg=3.0, **inputs
-    ).args[1]
+    inputs = helpers.sampling_inputs(**settings, **helpers.RENDERING)
+    return sampler.SRSampler.execute(sketch, wan(seed=1), **inputs).args[1]
 
 
 @pytest.mark.parametrize(
@@ -61,10 +47,8 @@ def test_the_plan_says_what_the_run_does(change: dict[str, Any], shift: float, w
     assert told["steps"] == settings["steps"] == len(report.steps)
     after = report.hand_overs[0].after_step if report.hand_overs else len(report.steps)
     if settings["switch_mode"] == "adaptive":
-        assert (told["earliest"], told["latest"]) == (
-            min(report.earliest, told["latest"]),
-            min(report.latest, len(report.steps)),
-        )
+        assert told["latest"] == min(report.latest, len(report.steps))
+        assert told["earliest"] == min(report.earliest, told["latest"])
         assert told["earliest"] <= after <= told["latest"]
     else:
         assert told["latest"] == after
@@ -75,12 +59,8 @@ def test_the_plan_says_what_the_run_does(change: dict[str, Any], shift: float, w
 def test_a_list_of_steps_and_steps_of_the_render_s_own_are_counted() -> None:
     told = plan.plan(SETTINGS | {"sketch_steps": "1-6, 19-20"}, [])
     assert told == {"mode": "listed", "steps": 20, "latest": 8}
-    assert plan.plan(SETTINGS | {"switch_mode": "step", "render_steps": 4}, []) == {
-        "mode": "step",
-        "steps": 20,
-        "latest": 10,
-        "rest": 4,
-    }
+    told = plan.plan(SETTINGS | {"switch_mode": "step", "render_steps": 4}, [])
+    assert told == {"mode": "step", "steps": 20, "latest": 10, "rest": 4}
 
 
 def test_the_renders_steps_between_listed_ones_are_counted_as_the_run_counts_them(wan: Any) -> None:

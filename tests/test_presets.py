@@ -15,21 +15,9 @@ from hosting import REPOSITORY, host_module, module
 presets, sampler, plan = module("nodes.presets"), module("nodes.sampler"), module("nodes.plan")
 
 # What the widgets are before a preset is chosen: none of these is what any preset says.
-OTHERS: dict[str, Any] = {
-    "steps": 9,
-    "switch_mode": "sigma",
-    "delta": 0.02,
-    "fix_step": 2,
-    "max_step": 4,
-    "switch_step": 3,
-    "switch_sigma": 0.5,
-    "render_cfg": 2.0,
-    "teacache": 0.5,
-    "fade": 0.4,
-    "sketch_steps": "1-2, 5",
-    "render_steps": 3,
-}
-SAMPLING: dict[str, Any] = {"seed": 7, "cfg": 3.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}
+OTHERS: dict[str, Any] = {"steps": 9, "switch_mode": "sigma", "delta": 0.02, "fix_step": 2, "max_step": 4}
+OTHERS |= {"switch_step": 3, "switch_sigma": 0.5, "render_cfg": 2.0, "teacache": 0.5, "fade": 0.4}
+OTHERS |= {"sketch_steps": "1-2, 5", "render_steps": 3}
 
 
 @pytest.fixture
@@ -38,8 +26,7 @@ def run(wan: Callable[..., Any]) -> Callable[..., tuple[torch.Tensor, Any]]:
     sketch, render = wan(seed=0), wan(seed=1)
 
     def run(**values: Any) -> tuple[torch.Tensor, Any]:
-        prompts = {"positive": helpers.prompt(1), "negative": helpers.prompt(2), "latent": helpers.empty_latent()}
-        latent, report = sampler.SRSampler.execute(sketch, render, **prompts, **SAMPLING, **values).args
+        latent, report = sampler.SRSampler.execute(sketch, render, **helpers.sampling_inputs(**values)).args
         return latent["samples"], report
 
     return run
@@ -112,7 +99,7 @@ def test_a_preset_is_checked_and_planned_by_its_own_values(run: Callable[..., An
         run(**contradicting)
     run(**contradicting, preset="balanced")
     shift = [{"type": "ModelSamplingSD3", "values": {"shift": 5.0}}]
-    settings = contradicting | SAMPLING
+    settings = helpers.SAMPLING | contradicting
     assert "switch_step is 60" in plan.plan(settings, shift)["problem"]
     told = plan.plan(settings | {"preset": "balanced"}, shift)
     assert told == plan.plan(settings | presets.PRESETS["balanced"], shift) and told["steps"] == 20

@@ -154,7 +154,7 @@ def test_the_template_browser_gets_each_workflow_with_its_picture(name: str, ser
     folder = "/api/workflow_templates/srdiffusion/"
     assert server.get(f"{folder}{name}.json")["nodes"]
     with Image.open(io.BytesIO(server.request(f"{folder}{name}.jpg"))) as picture:
-        assert picture.format == "JPEG"
+        assert picture.format == "JPEG" and min(picture.size) >= 400
 
 
 def test_every_script_of_the_page_is_listed_and_served(server: Any) -> None:

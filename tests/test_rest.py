@@ -9,43 +9,22 @@ import comfy.sample
 import comfy.samplers
 import helpers
 import pytest
+import runs
 import torch
 from hosting import module
 from nodes import KSamplerAdvanced
-from runs import (
-    ADAPTIVE,
-    GUIDERS,
-    THRESHOLD,
-    Broken,
-    Report,
-    Switch,
-    a_video,
-    distance,
-    failing,
-    growing,
-    interrupting,
-    levels_of,
-    out_of_memory,
-    rendered,
-    right_half,
-    sampled,
-    sketched,
-    slow_wan,
-    sr_model,
-    state_of,
-)
 
 route, rest, figures = module("srd_core.route"), module("srd_core.rest"), module("srd_core.report.figures")
 RULES = {
-    "step": Switch("step", switch_step=4),
-    "sigma": Switch("sigma", switch_sigma=0.95),
-    "listed": Switch("listed", sketch_steps="1-2, 4"),
-    "adaptive": ADAPTIVE,
+    "step": runs.Switch("step", switch_step=4),
+    "sigma": runs.Switch("sigma", switch_sigma=0.95),
+    "listed": runs.Switch("listed", sketch_steps="1-2, 4"),
+    "adaptive": runs.ADAPTIVE,
 }
 
 
 def shortened(sketch: Any, render: Any, steps: int, switch: Any, report: Any = None, **settings: Any) -> Any:
-    return sr_model(sketch, render, switch, report, render_steps=steps, **settings)
+    return runs.sr_model(sketch, render, switch, report, render_steps=steps, **settings)
 
 
 # --- the levels -------------------------------------------------------------------------------------------------------
@@ -80,14 +59,14 @@ def test_a_rest_that_is_known_is_set_before_the_run(name: str) -> None:
 def test_an_adaptive_rest_is_not_known_before() -> None:
     levels = [1.0, 0.9, 0.5, 0.0]
     assert rest.known(
-        route.Pair("a", "b", Switch(switch_sigma=0.0), render_steps=1), levels, lambda levels: levels
+        route.Pair("a", "b", runs.Switch(switch_sigma=0.0), render_steps=1), levels, lambda levels: levels
     ) == (levels, set())
 
 
 def test_an_outer_rule_counts_the_steps_that_really_run() -> None:
-    inner = route.Pair("high", "low", Switch("step", switch_step=2), render_steps=3)
+    inner = route.Pair("high", "low", runs.Switch("step", switch_step=2), render_steps=3)
     levels = [1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.2, 0.0]
-    whole = route.Pair(inner, "small", Switch("step", switch_step=4), render_steps=2)
+    whole = route.Pair(inner, "small", runs.Switch("step", switch_step=4), render_steps=2)
     found, _ = rest.known(whole, levels, lambda levels: levels)
     assert found == pytest.approx([1.0, 0.9, 0.8, 0.6, 0.4, 0.2, 0.0])
 
@@ -98,9 +77,9 @@ def test_an_outer_rule_counts_the_steps_that_really_run() -> None:
 @pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m", "uni_pc", "heunpp2", "dpmpp_2m_sde", "dpm_adaptive"])
 def test_an_adaptive_rest_begins_anew_from_where_the_sketch_ended(sampler: str, wan: Any) -> None:
     """The sampler's steps, and nothing twice: the report has each once, at the levels that were walked."""
-    report = Report()
+    report = runs.Report()
     sketch, calls = helpers.count_calls(wan())
-    latent = helpers.ksampler(shortened(sketch, wan(seed=1), 3, ADAPTIVE, report), 20, sampler_name=sampler)
+    latent = helpers.ksampler(shortened(sketch, wan(seed=1), 3, runs.ADAPTIVE, report), 20, sampler_name=sampler)
     assert torch.isfinite(latent).all() and report.status == "done"
     (hand_over,) = report.hand_overs
     k = hand_over.after_step
@@ -114,14 +93,14 @@ def test_an_adaptive_rest_begins_anew_from_where_the_sketch_ended(sampler: str, 
     assert any("begins anew" in note for note in report.notes)
 
 
-@pytest.mark.parametrize(("guider", "sampler"), zip(GUIDERS, ["uni_pc", "euler", "dpmpp_2m_sde"]))
+@pytest.mark.parametrize(("guider", "sampler"), zip(runs.GUIDERS, ["uni_pc", "euler", "dpmpp_2m_sde"]))
 def test_under_any_guider_a_known_rest_is_the_plain_run_over_those_levels(guider: str, sampler: str, wan: Any) -> None:
     sketch = wan()
-    levels, how = levels_of(sketch, 10).tolist(), {"guider": guider}
-    plain = sampled(sketch, sampler, torch.tensor([*levels[:4], *rest.resampled(levels[4:], 3)]), **how)
+    levels, how = runs.levels_of(sketch, 10).tolist(), {"guider": guider}
+    plain = runs.sampled(sketch, sampler, torch.tensor([*levels[:4], *rest.resampled(levels[4:], 3)]), **how)
     for rule in ("step", "listed"):
         model = shortened(sketch, wan(), 3, RULES[rule])
-        assert torch.equal(sampled(model, sampler, torch.tensor(levels), **how), plain), rule
+        assert torch.equal(runs.sampled(model, sampler, torch.tensor(levels), **how), plain), rule
 
 
 def test_under_ksampler_advanced_the_rest_of_its_own_steps_is_walked(wan: Any) -> None:
@@ -131,7 +110,7 @@ def test_under_ksampler_advanced_the_rest_of_its_own_steps_is_walked(wan: Any) -
         how = (12, 3.0, "euler", "simple", *prompts, helpers.empty_latent(), 2, 10, "enable")
         return KSamplerAdvanced().sample(model, "enable", 7, *how)[0]["samples"]
 
-    report = Report()
+    report = runs.Report()
     half(shortened(wan(), wan(seed=1), 2, 3, report))
     assert (report.given_steps, len(report.sigmas) - 1) == (8, 5)
     assert [s.stage for s in report.steps] == ["sketch"] * 3 + ["render"] * 2
@@ -140,18 +119,18 @@ def test_under_ksampler_advanced_the_rest_of_its_own_steps_is_walked(wan: Any) -
 
 def test_begun_anew_euler_is_the_run_over_the_walked_levels(wan: Any) -> None:
     """Euler has no history: ending and beginning changes only the rounding."""
-    report, sketch, render = Report(), wan(), wan(seed=1)
-    latent = helpers.ksampler(shortened(sketch, render, 4, ADAPTIVE, report), 20)
+    report, sketch, render = runs.Report(), wan(), wan(seed=1)
+    latent = helpers.ksampler(shortened(sketch, render, 4, runs.ADAPTIVE, report), 20)
     k = report.hand_overs[0].after_step
     expected = helpers.ksampler(shortened(sketch, render, 4, k), 20)
-    assert distance(latent, expected) < 1e-5
+    assert runs.distance(latent, expected) < 1e-5
 
 
 @pytest.mark.parametrize("noisy", [False, True])
 def test_masked_runs_keep_what_they_should_when_the_sampler_begins_anew(noisy: bool, wan: Any) -> None:
-    given = a_video()
-    latent = {"samples": given, "noise_mask": right_half()}
-    model = shortened(wan(), wan(seed=1), 4, ADAPTIVE)
+    given = runs.a_video()
+    latent = {"samples": given, "noise_mask": runs.right_half()}
+    model = shortened(wan(), wan(seed=1), 4, runs.ADAPTIVE)
     out = helpers.ksampler(model, 20, latent=latent, sampler_name="euler_ancestral" if noisy else "euler")
     assert torch.allclose(out[..., :4], given[..., :4], atol=1e-4)
 
@@ -163,7 +142,7 @@ def test_progress_counts_the_steps_that_really_run(wan: Any, monkeypatch: pytest
     tell = lambda model, steps: lambda step, x0, x, total: told.append((step, total))  # noqa: E731
     monkeypatch.setattr(latent_preview, "prepare_callback", tell)
     for rule in ("step", "adaptive"):
-        report = Report()
+        report = runs.Report()
         told.clear()
         helpers.ksampler(shortened(wan(), wan(seed=1), 3, RULES[rule], report), 20)
         k = report.hand_overs[0].after_step
@@ -173,21 +152,23 @@ def test_progress_counts_the_steps_that_really_run(wan: Any, monkeypatch: pytest
 
 def test_the_render_with_teacache_plans_the_steps_that_really_run() -> None:
     for rule in ("step", "adaptive"):
-        report = Report()
-        helpers.ksampler(shortened(slow_wan(), slow_wan(1), 12, RULES[rule], report, teacache=THRESHOLD), 20)
+        report = runs.Report()
+        helpers.ksampler(
+            shortened(runs.slow_wan(), runs.slow_wan(1), 12, RULES[rule], report, teacache=runs.THRESHOLD), 20
+        )
         plan, k = report.stage("render").teacache, report.hand_overs[0].after_step
         assert plan["first_step"] == k and len(plan["reuse"]) <= 12
         assert report.reused("render") == sum(plan["reuse"]) > 0
 
 
 def test_a_fade_into_few_steps_is_told_for_those_steps(wan: Any) -> None:
-    report = Report()
-    helpers.ksampler(shortened(wan(), wan(seed=1), 3, ADAPTIVE, report, fade=1.1), 20)
+    report = runs.Report()
+    helpers.ksampler(shortened(wan(), wan(seed=1), 3, runs.ADAPTIVE, report, fade=1.1), 20)
     assert len(report.hand_overs[0].fade) == 3
 
 
 def test_the_speed_up_is_over_all_the_steps_that_a_few_stand_for(wan: Any) -> None:
-    report = Report()
+    report = runs.Report()
     helpers.ksampler(shortened(wan(), wan(seed=1), 4, 10, report), 50, cfg=1.0)
     each = figures.medians(report)
     expected = 50 * each["sketch", False] / (10 * each["sketch", False] + 4 * each["render", False])
@@ -195,8 +176,8 @@ def test_the_speed_up_is_over_all_the_steps_that_a_few_stand_for(wan: Any) -> No
 
 
 def test_what_if_reckons_with_the_renders_own_steps(wan: Any) -> None:
-    report = Report()
-    helpers.ksampler(shortened(wan(), wan(seed=1), 4, Switch(switch_sigma=0.5), report), 20)
+    report = runs.Report()
+    helpers.ksampler(shortened(wan(), wan(seed=1), 4, runs.Switch(switch_sigma=0.5), report), 20)
     each = figures.medians(report)
     rows = [row for row in figures.what_if(report) if row["after"] is not None and row["seconds"] is not None]
     assert rows
@@ -214,67 +195,64 @@ def test_a_render_that_has_no_rest_is_refused_before_any_step(wan: Any) -> None:
 @pytest.mark.parametrize("sampler", ["uni_pc", "heunpp2", "dpmpp_2m_sde", "euler_ancestral"])
 def test_the_two_halves_of_an_adaptive_run_walk_the_rest_as_one_run(sampler: str, wan: Any) -> None:
     how = {"switch_mode": "adaptive", "delta": 1e9, "switch_sigma": 0.0, "max_step": 9}
-    record = sketched(wan(), steps=20, sampler_name=sampler, **how)[0]
-    latent, report = rendered(record, wan(seed=1), render_steps=3)
-    one = helpers.ksampler(shortened(wan(), wan(seed=1), 3, ADAPTIVE), 20, sampler_name=sampler)
+    record = runs.sketched(wan(), steps=20, sampler_name=sampler, **how)[0]
+    latent, report = runs.rendered(record, wan(seed=1), render_steps=3)
+    one = helpers.ksampler(shortened(wan(), wan(seed=1), 3, runs.ADAPTIVE), 20, sampler_name=sampler)
     assert torch.equal(latent["samples"], one)
     assert not any("noise here differs" in note for note in report.notes)
 
 
-@pytest.mark.parametrize("fault", [failing, interrupting], ids=["failed", "interrupted"])
+@runs.FAULTS
 def test_after_a_fault_in_a_rest_that_began_anew_plain_runs_are_as_before(fault: Any, wan: Any) -> None:
-    sketch, render, report = wan(), wan(seed=1), Report()
-    plain, states = [helpers.ksampler(m) for m in (sketch, render)], [state_of(m) for m in (sketch, render)]
-    model = shortened(sketch, fault(render, 3), 4, ADAPTIVE, report, fade=1.1)
-    with pytest.raises(Broken if fault is failing else comfy.model_management.InterruptProcessingException):
+    sketch, render, report = wan(), wan(seed=1), runs.Report()
+    model = shortened(sketch, fault(render, 3), 4, runs.ADAPTIVE, report, fade=1.1)
+    with runs.left_as_before(sketch, render):
         helpers.ksampler(model, 20, sampler_name="uni_pc")
-    assert report.status == ("failed" if fault is failing else "interrupted")
+    assert report.status == ("failed" if fault is runs.failing else "interrupted")
     assert [step.stage for step in report.steps if step.seconds is not None][-2:] == ["render"] * 2
-    assert [state_of(m) for m in (sketch, render)] == states
-    assert all(torch.equal(helpers.ksampler(m), latent) for m, latent in zip((sketch, render), plain))
 
 
 @pytest.mark.parametrize("call", [1, 3])
 def test_a_shortage_in_a_rest_that_began_anew_gets_a_second_try(call: int, wan: Any) -> None:
-    sketch, render, report = wan(), wan(seed=1), Report()
+    sketch, render, report = wan(), wan(seed=1), runs.Report()
     how = {"sampler_name": "uni_pc"}
-    plain = helpers.ksampler(shortened(sketch, render, 4, ADAPTIVE, fade=1.1), 20, **how)
-    model = shortened(sketch, out_of_memory(render, call), 4, ADAPTIVE, report, fade=1.1)
+    plain = helpers.ksampler(shortened(sketch, render, 4, runs.ADAPTIVE, fade=1.1), 20, **how)
+    model = shortened(sketch, runs.out_of_memory(render, call), 4, runs.ADAPTIVE, report, fade=1.1)
     assert torch.equal(helpers.ksampler(model, 20, **how), plain)
     assert any(note.startswith("Out of memory in the render") for note in report.notes)
 
 
 def test_without_a_history_the_halves_of_a_known_rest_are_one_run_too(wan: Any) -> None:
-    record = sketched(wan(), steps=10, switch_mode="step", switch_step=4)[0]
+    record = runs.sketched(wan(), steps=10, switch_mode="step", switch_step=4)[0]
     one = helpers.ksampler(shortened(wan(), wan(seed=1), 3, RULES["step"]), 10)
-    latent = rendered(record, wan(seed=1), render_steps=3)[0]["samples"]
-    assert distance(latent, one) < 1e-5
+    latent = runs.rendered(record, wan(seed=1), render_steps=3)[0]["samples"]
+    assert runs.distance(latent, one) < 1e-5
 
 
 def test_a_run_that_begins_as_the_renders_is_walked_before_it_begins(wan: Any) -> None:
     """With a first level below switch_sigma: bit for bit the render over those levels; nothing begins anew."""
-    report, render = Report(), wan(seed=1)
+    report, render = runs.Report(), wan(seed=1)
     latent = helpers.ksampler(
-        shortened(wan(), render, 10, Switch(), report), 10, denoise=0.4, sampler_name="euler_ancestral"
+        shortened(wan(), render, 10, runs.Switch(), report), 10, denoise=0.4, sampler_name="euler_ancestral"
     )
     assert torch.equal(latent, helpers.ksampler(render, 10, denoise=0.4, sampler_name="euler_ancestral"))
     assert not report.notes
 
 
 def test_the_last_seeds_have_a_next_one(wan: Any) -> None:
-    model = shortened(wan(), wan(seed=1), 3, ADAPTIVE)
+    model = shortened(wan(), wan(seed=1), 3, runs.ADAPTIVE)
     assert torch.isfinite(helpers.ksampler(model, 10, seed=2**64 - 2, sampler_name="euler_ancestral")).all()
 
 
 def test_a_sampler_that_enlarges_the_video_before_the_hand_over_is_not_begun_anew(wan: Any) -> None:
-    report = Report()
-    model = shortened(wan(), wan(seed=1), 3, ADAPTIVE, report, fade=1.1)
-    out = sampled(model, comfy.samplers.KSAMPLER(growing), levels_of(model, 20))
+    report = runs.Report()
+    model = shortened(wan(), wan(seed=1), 3, runs.ADAPTIVE, report, fade=1.1)
+    out = runs.sampled(model, comfy.samplers.KSAMPLER(runs.growing), runs.levels_of(model, 20))
     assert out.shape[-1] == 16 and any("render_steps is not followed" in note for note in report.notes)
 
 
 def test_a_list_that_render_steps_cut_short_is_refused_with_the_reason(wan: Any) -> None:
     inner = shortened(wan(seed=1), wan(seed=2), 4, 6)
-    outer = sr_model(wan(), inner, "1-3, 18")
+    outer = runs.sr_model(wan(), inner, "1-3, 18")
     with pytest.raises(ValueError, match="the run has 10 steps, because render_steps makes them of 20"):
         helpers.ksampler(outer, 20)

@@ -12,33 +12,12 @@ import comfy.sampler_helpers
 import comfy.samplers
 import helpers
 import pytest
+import runs
 import torch
 from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_easycache import EasyCacheNode
 from hosting import module
 from nodes import KSamplerAdvanced
-from runs import (
-    THRESHOLD,
-    RenderSettings,
-    Report,
-    Switch,
-    a_video,
-    broken_from,
-    distance,
-    growing,
-    handover,
-    interrupting,
-    levels_of,
-    rendered,
-    right_half,
-    sampled,
-    shapes_of,
-    sketched,
-    slow_wan,
-    sr_model,
-    sr_sampler,
-    through_a_file,
-)
 from test_host_features import windows
 
 cogvideox, smaller, figures = (
@@ -51,7 +30,7 @@ HALF = {"steps": 8, "switch_step": 4, "sketch_scale": 0.5}  # inputs of SR Sketc
 
 
 def scaled(sketch: Any, render: Any, scale: float = 0.5, report: Any = None, switch: Any = 4, **settings: Any) -> Any:
-    return sr_model(sketch, render, switch, report, sketch_scale=scale, **settings)
+    return runs.sr_model(sketch, render, switch, report, sketch_scale=scale, **settings)
 
 
 # --- every kind of run ------------------------------------------------------------------------------------------------
@@ -60,9 +39,9 @@ def scaled(sketch: Any, render: Any, scale: float = 0.5, report: Any = None, swi
 def test_off_is_todays_run_bit_for_bit_and_by_todays_code(wan: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(smaller.Smaller, "__init__", None)  # nothing of it is made
-        today = helpers.ksampler(sr_model(wan(), wan(seed=1), 4), 8)
+        today = helpers.ksampler(runs.sr_model(wan(), wan(seed=1), 4), 8)
         assert torch.equal(helpers.ksampler(scaled(wan(), wan(seed=1), 1.0), 8), today)
-    report = Report()
+    report = runs.Report()
     whole_patches_of_the_same_size = scaled(wan(), wan(seed=1), 0.97, report)
     assert torch.equal(helpers.ksampler(whole_patches_of_the_same_size, 8), today)
     assert any("sketch_scale does nothing" in note for note in report.notes)
@@ -70,21 +49,21 @@ def test_off_is_todays_run_bit_for_bit_and_by_todays_code(wan: Any, monkeypatch:
 
 def test_a_graph_without_the_input_gives_todays_result(wan: Any) -> None:
     sketch, render = wan(), wan(seed=1)
-    today = sr_sampler(sketch, render)
-    assert torch.equal(today, sr_sampler(sketch, render, sketch_scale=1.0))
-    assert not torch.equal(today, sr_sampler(sketch, render, sketch_scale=0.5))
+    today = runs.sr_sampler(sketch, render)
+    assert torch.equal(today, runs.sr_sampler(sketch, render, sketch_scale=1.0))
+    assert not torch.equal(today, runs.sr_sampler(sketch, render, sketch_scale=0.5))
 
 
 RULES = {
-    "adaptive": Switch("adaptive", delta=1e9, fix_step=5, switch_sigma=0.0, max_step=9),
-    "sigma": Switch("sigma", switch_sigma=0.95),
+    "adaptive": runs.Switch("adaptive", delta=1e9, fix_step=5, switch_sigma=0.0, max_step=9),
+    "sigma": runs.Switch("sigma", switch_sigma=0.95),
     "listed": "1-5",
 }
 
 
 @pytest.mark.parametrize("name", RULES)
 def test_every_rule_means_the_steps_and_levels_of_the_whole_schedule(name: str, wan: Any) -> None:
-    full, small = Report(), Report()
+    full, small = runs.Report(), runs.Report()
     helpers.ksampler(scaled(wan(), wan(seed=1), 1.0, full, RULES[name]), 20)
     helpers.ksampler(scaled(wan(), wan(seed=1), 0.5, small, RULES[name]), 20)
     if name != "adaptive":  # random weights settle at another step at another size
@@ -101,7 +80,7 @@ def test_a_run_that_the_render_begins_is_the_renders_own(wan: Any) -> None:
 
 @pytest.mark.parametrize("settings", [{"fade": 1.1}, {"fade": 1.1, "render_steps": 3, "cfg": 1.0}], ids=len)
 def test_it_goes_with_fade_and_steps_of_its_own(settings: dict[str, Any], wan: Any) -> None:
-    report = Report()
+    report = runs.Report()
     plain = helpers.ksampler(scaled(wan(), wan(seed=1)), 10)
     latent = helpers.ksampler(scaled(wan(), wan(seed=1), 0.5, report, **settings), 10)
     assert latent.shape == plain.shape and torch.isfinite(latent).all() and not torch.equal(latent, plain)
@@ -113,13 +92,13 @@ def test_a_batch_is_enlarged_sample_by_sample(wan: Any) -> None:
     model = scaled(wan(), wan(seed=1), 0.5, fade=1.1)
     both = helpers.ksampler(model, 8, latent=helpers.empty_latent(batch=2))
     one = helpers.ksampler(model, 8)
-    assert distance(both[:1], one) < 1e-4 and distance(both[1:], one) > 0.1
+    assert runs.distance(both[:1], one) < 1e-4 and runs.distance(both[1:], one) > 0.1
 
 
 @pytest.mark.parametrize("share", [0.5, 1.0])
 def test_a_masked_run_keeps_what_it_should(share: float, wan: Any) -> None:
-    given = a_video()
-    latent = {"samples": given, "noise_mask": right_half(share)}
+    given = runs.a_video()
+    latent = {"samples": given, "noise_mask": runs.right_half(share)}
     for sampler in ("euler", "ddim", "euler_ancestral"):
         out = helpers.ksampler(scaled(wan(), wan(seed=1)), 8, latent=latent, sampler_name=sampler)
         assert torch.allclose(out[..., :4], given[..., :4], atol=1e-4)
@@ -131,7 +110,7 @@ def test_the_hosts_other_sampler_nodes_run_it(wan: Any) -> None:
     expected = helpers.ksampler(model, 8)
     how = ("euler", "simple", *prompts, helpers.empty_latent(), 0, 8, "disable")
     assert torch.equal(KSamplerAdvanced().sample(model, "enable", 7, 8, 3.0, *how)[0]["samples"], expected)
-    assert torch.equal(sampled(model, sigmas=levels_of(model, 8)), expected)
+    assert torch.equal(runs.sampled(model, sigmas=runs.levels_of(model, 8)), expected)
 
 
 def test_progress_and_previews_follow_the_size(wan: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,19 +124,19 @@ def test_progress_and_previews_follow_the_size(wan: Any, monkeypatch: pytest.Mon
 
 
 def test_a_speed_up_over_a_sketch_that_did_not_run_at_full_size_is_not_made_up(wan: Any) -> None:
-    report, left = Report(), []
+    report, left = runs.Report(), []
     report.watch = lambda running: left.append((running.count("render"), figures.remaining(running)))
     helpers.ksampler(scaled(wan(), wan(seed=1), 0.5, report), 8)
     assert report.shape == [1, 16, 2, 8, 8] and report.small_shape == [1, 16, 2, 4, 4]
     assert figures.speed_up(report) is None
     assert not any(found for renders, found in left if not renders)
     assert any(found for renders, found in left if renders > 1)
-    assert Report.from_json(report.to_json()).small_shape == report.small_shape
+    assert runs.Report.from_json(report.to_json()).small_shape == report.small_shape
 
 
 def test_teacache_plans_the_renders_steps_at_its_size(wan: Any) -> None:
-    report = Report()
-    helpers.ksampler(scaled(slow_wan(), slow_wan(1), 0.5, report, teacache=THRESHOLD), 20)
+    report = runs.Report()
+    helpers.ksampler(scaled(runs.slow_wan(), runs.slow_wan(1), 0.5, report, teacache=runs.THRESHOLD), 20)
     plan = report.stage("render").teacache
     assert plan["first_step"] == 4 and len(plan["reuse"]) <= 16 and report.reused("render") == sum(plan["reuse"]) > 0
 
@@ -167,36 +146,30 @@ def test_step_caches_and_context_windows_of_the_host_stay_in_step(wan: Any) -> N
         return EasyCacheNode.execute(model, 0.2, 0.1, 0.9, False).args[0]
 
     for change in (cached, windows):
-        report = Report()
+        report = runs.Report()
         model = scaled(change(wan()), change(wan(seed=1)), 0.5, report)
         latent = helpers.ksampler(model, 10, latent=helpers.empty_latent(frames=6))
         assert torch.isfinite(latent).all() and report.status == "done" and len(report.steps) == 10
 
 
 @pytest.mark.parametrize("stage", ["sketch", "render"])
-@pytest.mark.parametrize("how", ["interrupted", "failed"])
-def test_an_interrupted_or_failing_run_leaves_nothing(how: str, stage: str, wan: Any) -> None:
-    pair, report = {"sketch": wan(), "render": wan(seed=1)}, Report()
-    plain, before = helpers.ksampler(pair["sketch"], 8), helpers.ksampler(scaled(*pair.values()), 8)
-    if how == "interrupted":
-        error, bad = comfy.model_management.InterruptProcessingException, interrupting(pair[stage], 2)
-    else:
-        error, bad = RuntimeError, broken_from(pair[stage], 2, float("nan"))[0]
-    with pytest.raises(error, match=stage if how == "failed" else None):
-        pair_with_bad = pair | {stage: bad}
-        helpers.ksampler(scaled(pair_with_bad["sketch"], pair_with_bad["render"], report=report), 8)
-    comfy.model_management.interrupt_current_processing(False)
-    assert report.status == how
-    assert torch.equal(helpers.ksampler(pair["sketch"], 8), plain)
-    assert torch.equal(helpers.ksampler(scaled(*pair.values()), 8), before)
+@runs.FAULTS
+def test_an_interrupted_or_failing_run_leaves_nothing(fault: Any, stage: str, wan: Any) -> None:
+    sketch, render, report = wan(), wan(seed=1), runs.Report()
+    before = helpers.ksampler(scaled(sketch, render), 8)
+    pair = (fault(sketch, 2), render) if stage == "sketch" else (sketch, fault(render, 2))
+    with runs.left_as_before(sketch, render):
+        helpers.ksampler(scaled(*pair, report=report), 8)
+    assert report.status == ("failed" if fault is runs.failing else "interrupted")
+    assert torch.equal(helpers.ksampler(scaled(sketch, render), 8), before)
 
 
 # --- what has the latent's size ---------------------------------------------------------------------------------------
 
 
 def test_the_image_of_an_image_to_video_model_comes_at_each_stages_own_size(wan: Any) -> None:
-    sketch, small = shapes_of(wan(kind="i2v"), WrappersMP.DIFFUSION_MODEL)
-    render, large = shapes_of(wan(seed=1, kind="i2v"), WrappersMP.DIFFUSION_MODEL)
+    sketch, small = runs.shapes_of(wan(kind="i2v"), WrappersMP.DIFFUSION_MODEL)
+    render, large = runs.shapes_of(wan(seed=1, kind="i2v"), WrappersMP.DIFFUSION_MODEL)
     image: dict[str, Any] = {
         "concat_latent_image": torch.randn(1, 16, 2, 8, 8),
         "concat_mask": torch.zeros(1, 1, 2, 8, 8),
@@ -256,7 +229,7 @@ def test_ranges_of_steps_mean_the_steps_of_the_run(wan: Any) -> None:
 
 
 def test_memory_is_asked_for_at_the_small_size(wan: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    full, small = Report(), Report()
+    full, small = runs.Report(), runs.Report()
     sketch, render = wan(), wan(seed=1)
     for scale, report in ((1.0, full), (0.5, small)):
         helpers.ksampler(scaled(sketch, render, scale, report, 1), 2, latent=helpers.empty_latent(side=64), cfg=1.0)
@@ -279,18 +252,18 @@ def test_memory_is_asked_for_at_the_small_size(wan: Any, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("settings", [{}, {"fade": 1.1}, {"render_steps": 5}], ids=["plain", "fade", "steps"])
 def test_all_that_is_connected_as_the_sketch_runs_small(settings: dict[str, Any], wan: Any) -> None:
-    watches, report = [shapes_of(wan(seed=i)) for i in range(3)], Report()
-    inner = sr_model(watches[0][0], watches[1][0], 3, **settings)
+    watches, report = [runs.shapes_of(wan(seed=i)) for i in range(3)], runs.Report()
+    inner = runs.sr_model(watches[0][0], watches[1][0], 3, **settings)
     latent = helpers.ksampler(scaled(inner, watches[2][0], 0.5, report, 5, fade=1.1), 10)
     assert torch.isfinite(latent).all() and [h.after_step for h in report.hand_overs] == [3, 5]
     assert [{shape[-2:] for shape in shapes} for _, shapes in watches] == [{(4, 4)}, {(4, 4)}, {(8, 8)}]
 
 
 def test_an_inner_rule_that_decides_while_it_is_small_may_have_steps_of_its_own(wan: Any) -> None:
-    report = Report()
-    rule = Switch("adaptive", delta=1e9, fix_step=5, switch_sigma=0.0)
-    inner = sr_model(wan(), wan(seed=1), rule, render_steps=6)
-    latent = helpers.ksampler(scaled(inner, wan(seed=2), 0.5, report, Switch("sigma", switch_sigma=0.8)), 20)
+    report = runs.Report()
+    rule = runs.Switch("adaptive", delta=1e9, fix_step=5, switch_sigma=0.0)
+    inner = runs.sr_model(wan(), wan(seed=1), rule, render_steps=6)
+    latent = helpers.ksampler(scaled(inner, wan(seed=2), 0.5, report, runs.Switch("sigma", switch_sigma=0.8)), 20)
     assert torch.isfinite(latent).all() and len(report.hand_overs) == 2 and max(report.sigmas) == report.sigmas[0]
     assert len(report.steps) == len(report.sigmas) - 1
 
@@ -299,46 +272,38 @@ def test_a_scale_within_a_part_is_refused(wan: Any) -> None:
     for inner in ("sketch", "render"):
         parts = {"sketch": wan(), "render": wan(seed=1), inner: scaled(wan(seed=2), wan(seed=3))}
         with pytest.raises(ValueError, match="whose sketch_scale is below 1 is connected to another"):
-            sr_model(parts["sketch"], parts["render"], 4)
-
-
-@pytest.mark.parametrize("sampler", ["uni_pc", "dpmpp_2m_sde", "heun", "dpmpp_2m_cfg_pp"])
-def test_the_two_halves_are_one_run_bit_for_bit(sampler: str, wan: Any) -> None:
-    one = helpers.ksampler(scaled(wan(), wan(seed=1)), 8, sampler_name=sampler)
-    record, preview, _ = sketched(wan(), sampler_name=sampler, **HALF)
-    assert preview["samples"].shape[-2:] == record.x.shape[-2:] == (4, 4)
-    assert torch.equal(rendered(record, wan(seed=1))[0]["samples"], one)
+            runs.sr_model(parts["sketch"], parts["render"], 4)
 
 
 def test_the_halves_of_a_run_whose_noise_a_node_changes_are_one_run_up_to_rounding(wan: Any) -> None:
     """The low frequencies of the record's noise (freenoise of context windows) are those that the sketch began with."""
     latent = {"latent": helpers.empty_latent(frames=6)}
     one = helpers.ksampler(scaled(windows(wan(), freenoise=True), windows(wan(seed=1))), 8, **latent)
-    record = sketched(windows(wan(), freenoise=True), **HALF, **latent)[0]
+    record = runs.sketched(windows(wan(), freenoise=True), **HALF, **latent)[0]
     assert record.noise is not None and record.noise.shape == record.latent_image.shape
-    assert distance(rendered(record, windows(wan(seed=1)))[0]["samples"], one) < 1e-4
+    assert runs.distance(runs.rendered(record, windows(wan(seed=1)))[0]["samples"], one) < 1e-4
 
 
 def test_the_halves_of_a_masked_video_are_one_run(wan: Any) -> None:
-    how = {"latent": {"samples": a_video(), "noise_mask": right_half()}, "denoise": 0.8}
+    how = {"latent": {"samples": runs.a_video(), "noise_mask": runs.right_half()}, "denoise": 0.8}
     one = helpers.ksampler(scaled(wan(), wan(seed=1)), 8, **how)
-    assert torch.equal(rendered(sketched(wan(), **HALF, **how)[0], wan(seed=1))[0]["samples"], one)
+    assert torch.equal(runs.rendered(runs.sketched(wan(), **HALF, **how)[0], wan(seed=1))[0]["samples"], one)
 
 
 def test_only_the_file_of_a_small_sketch_has_the_newer_version(wan: Any, tmp_path: Path) -> None:
     for scale, version in ((1.0, "2"), (0.5, "3")):
-        path = tmp_path / f"{version}{handover.SUFFIX}"
-        handover.write(sketched(wan(), **HALF | {"sketch_scale": scale})[0], path)
-        assert module("srd_core.checkpoint").read_header(path, 10**7)["__metadata__"][handover.MARK] == version
-        assert handover.read(path).settings.sketch_scale == scale
+        path = tmp_path / f"{version}{runs.handover.SUFFIX}"
+        runs.handover.write(runs.sketched(wan(), **HALF | {"sketch_scale": scale})[0], path)
+        assert module("srd_core.checkpoint").read_header(path, 10**7)["__metadata__"][runs.handover.MARK] == version
+        assert runs.handover.read(path).settings.sketch_scale == scale
 
 
 @pytest.mark.parametrize("size", [(10, 4), (4, 10)], ids=str)
 def test_a_file_whose_sketch_is_larger_than_its_latent_is_damaged(size: Any, wan: Any, tmp_path: Path) -> None:
-    record = sketched(wan(), **HALF)[0]
+    record = runs.sketched(wan(), **HALF)[0]
     record.calls = [dataclasses.replace(call, prediction=torch.zeros(1, 16, 2, *size)) for call in record.calls]
     with pytest.raises(ValueError, match="its sketch is larger than its latent"):
-        through_a_file(record, tmp_path)
+        runs.through_a_file(record, tmp_path)
 
 
 # --- CogVideoX, and what is refused -----------------------------------------------------------------------------------
@@ -346,8 +311,8 @@ def test_a_file_whose_sketch_is_larger_than_its_latent_is_damaged(size: Any, wan
 
 @pytest.mark.parametrize("sampler", ["euler", "uni_pc"])
 def test_cogvideox_is_enlarged_in_its_own_coordinates(sampler: str, folders: dict[str, Path]) -> None:
-    sketch, small = shapes_of(cogvideox.load(folders["5b"]))
-    render, large = shapes_of(cogvideox.load(folders["2b"]))
+    sketch, small = runs.shapes_of(cogvideox.load(folders["5b"]))
+    render, large = runs.shapes_of(cogvideox.load(folders["2b"]))
     empty = {"samples": torch.zeros(1, 16, 2, 8, 12)}
     latent = helpers.ksampler(
         scaled(sketch, render, fade=1.1), 8, sampler_name=sampler, latent=empty, **oracle.prompts()
@@ -358,8 +323,8 @@ def test_cogvideox_is_enlarged_in_its_own_coordinates(sampler: str, folders: dic
 
 REFUSED = {
     "step": (8, "the render the last step"),
-    "sigma": (Switch("sigma", switch_sigma=0.0), "the render the last step"),
-    "adaptive": (Switch("adaptive", switch_sigma=0.0), "the render the last step"),
+    "sigma": (runs.Switch("sigma", switch_sigma=0.0), "the render the last step"),
+    "adaptive": (runs.Switch("adaptive", switch_sigma=0.0), "the render the last step"),
     "listed": ("1-3, 7", "one switch between them"),
 }
 
@@ -368,7 +333,7 @@ REFUSED = {
 def test_a_run_that_might_end_small_or_come_back_is_refused_before_any_step(name: str, wan: Any) -> None:
     sketch, calls = helpers.count_calls(wan())
     switch, message = REFUSED[name]
-    report = Report()
+    report = runs.Report()
     with pytest.raises(ValueError, match=message):
         helpers.ksampler(scaled(sketch, wan(seed=1), 0.5, report, switch), 8)
     assert not calls and report.status == "failed"
@@ -377,12 +342,12 @@ def test_a_run_that_might_end_small_or_come_back_is_refused_before_any_step(name
 @pytest.mark.parametrize("scale", [0.4, 1.1, 0.0, float("nan")])
 def test_a_share_that_is_none_is_refused(scale: float, wan: Any) -> None:
     with pytest.raises(ValueError, match="sketch_scale is"):
-        RenderSettings(sketch_scale=scale)
+        runs.RenderSettings(sketch_scale=scale)
     with pytest.raises(ValueError, match="sketch_scale is"):
-        sketched(wan(), sketch_scale=scale)
+        runs.sketched(wan(), sketch_scale=scale)
 
 
 def test_a_sampler_that_changes_the_size_is_told_so(wan: Any) -> None:
     model = scaled(wan(), wan(seed=1))
     with pytest.raises(RuntimeError, match="changed the size of the latent"):
-        sampled(model, comfy.samplers.KSAMPLER(growing), levels_of(model, 8))
+        runs.sampled(model, comfy.samplers.KSAMPLER(runs.growing), runs.levels_of(model, 8))

@@ -18,17 +18,8 @@ RUNS, PLAIN_EVERY, WARM = 200, 20, 20
 SAMPLERS = ("euler", "uni_pc", "dpmpp_2m", "res_multistep", "heun", "euler_ancestral", "euler_cfg_pp", "dpmpp_sde")
 FLAT = 0.02  # of the memory after the first WARM runs
 # What is planted in a run, with how often; and what the server says of it, if it is not the test's own error.
-FATES = {
-    "done": 10,
-    "call": 4,
-    "load": 2,
-    "clean-up": 1,
-    "interrupt": 3,
-    "out of memory": 1,
-    "vae": 1,
-    "broken file": 1,
-    "sketch": 1,
-}
+FATES = {"done": 10, "call": 4, "load": 2, "clean-up": 1, "interrupt": 3, "out of memory": 1, "vae": 1}
+FATES |= {"broken file": 1, "sketch": 1}
 SAYS = {"interrupt": "The run was interrupted", "broken file": "broken.safetensors"}
 
 

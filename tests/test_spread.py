@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import helpers
 import pytest
 import safetensors.torch
 import torch
@@ -27,51 +28,24 @@ spread = load_by_path("srd_spread", REPOSITORY / "bench" / "spread.py")
 
 pytestmark = [pytest.mark.one_host, pytest.mark.long]
 PROMPTS = ["a red circle moves left", "two blue squares", "a green star", "a yellow triangle moves up"]
-WEIGHTS = {SKETCH: f"tiny_wan_{SKETCH}.safetensors" for SKETCH in ("sketch", "render")}
 
 
-def graph(sketch_steps: int = 6) -> dict[str, Any]:
+def graph(sketch_steps: int = 6, side: int = 128) -> dict[str, Any]:
     """The demo's workflow as the API takes it, up to a saved latent."""
-    inputs = {
-        "sketch": ["1", 0],
-        "render": ["2", 0],
-        "positive": ["4", 0],
-        "negative": ["5", 0],
-        "latent": ["6", 0],
-        "seed": 1,
-        "steps": 8,
-        "cfg": 3.0,
-        "sampler_name": "dpmpp_2m",
-        "scheduler": "simple",
-        "denoise": 1.0,
-        "switch_mode": "step",
-        "delta": 0.01,
-        "fix_step": 5,
-        "max_step": 0,
-        "switch_step": sketch_steps,
-        "switch_sigma": 0.875,
-        "render_cfg": 2.0,
-        "teacache": 0.0,
-        "offload_sketch": "auto",
+    how = {"steps": 8, "sampler_name": "dpmpp_2m", "seed": 1, "switch_step": sketch_steps, "render_cfg": 2.0}
+    inputs = {"sketch": ["1", 0], "render": ["2", 0], "positive": ["4", 0], "negative": ["5", 0], "latent": ["6", 0]}
+    inputs |= helpers.SAMPLING | helpers.RULE | helpers.RENDERING | how
+    nodes: dict[str, tuple[str, dict[str, Any]]] = {
+        "1": ("SRLoadSketchDiT", {"model_name": "tiny_wan_sketch.safetensors"}),
+        "2": ("SRLoadRenderDiT", {"model_name": "tiny_wan_render.safetensors"}),
+        "4": ("SRDemoTextEncode", {"text": "to be replaced"}),
+        "5": ("SRDemoTextEncode", {"text": ""}),
+        "6": ("EmptyHunyuanLatentVideo", {"width": side, "height": side, "length": 9, "batch_size": 1}),
+        "8": ("SRSampler", inputs),
+        "9": ("SaveLatent", {"samples": ["8", 0], "filename_prefix": "latents/spread"}),
+        "10": ("SRSwitchInspector", {"report": ["8", 1]}),
     }
-    loaders = {
-        number: {
-            "class_type": f"SRLoad{stage.capitalize()}DiT",
-            "inputs": {"model_name": name, "weight_dtype": "default", "attention": "auto"},
-        }
-        for number, (stage, name) in zip("12", WEIGHTS.items())
-    }
-    return loaders | {
-        "4": {"class_type": "SRDemoTextEncode", "inputs": {"text": "to be replaced"}},
-        "5": {"class_type": "SRDemoTextEncode", "inputs": {"text": ""}},
-        "6": {
-            "class_type": "EmptyHunyuanLatentVideo",
-            "inputs": {"width": 128, "height": 128, "length": 9, "batch_size": 1},
-        },
-        "8": {"class_type": "SRSampler", "inputs": inputs},
-        "9": {"class_type": "SaveLatent", "inputs": {"samples": ["8", 0], "filename_prefix": "latents/spread"}},
-        "10": {"class_type": "SRSwitchInspector", "inputs": {"report": ["8", 1]}},
-    }
+    return {number: {"class_type": kind, "inputs": inputs} for number, (kind, inputs) in nodes.items()}
 
 
 # --- the workflow in two ----------------------------------------------------------------------------------------------
@@ -79,21 +53,9 @@ def graph(sketch_steps: int = 6) -> dict[str, Any]:
 
 def test_the_sketch_half_needs_no_render_and_the_render_half_no_sketch() -> None:
     first, second = spread.sketch_graph(graph(), "a/b"), spread.render_graph(graph(), "x.sketch.safetensors")
-    assert {n["class_type"] for n in first.values()} == {
-        "SRLoadSketchDiT",
-        "SRDemoTextEncode",
-        "EmptyHunyuanLatentVideo",
-        "SRSketch",
-        "SRSaveHandOver",
-    }
-    assert {n["class_type"] for n in second.values()} == {
-        "SRLoadRenderDiT",
-        "SRDemoTextEncode",
-        "SRLoadHandOver",
-        "SRRender",
-        "SaveLatent",
-        "SRSwitchInspector",
-    }
+    kinds = [{n["class_type"] for n in half.values()} - {"SRDemoTextEncode"} for half in (first, second)]
+    assert kinds[0] == {"SRLoadSketchDiT", "EmptyHunyuanLatentVideo", "SRSketch", "SRSaveHandOver"}
+    assert kinds[1] == {"SRLoadRenderDiT", "SRLoadHandOver", "SRRender", "SaveLatent", "SRSwitchInspector"}
     assert second["8"]["inputs"]["render_cfg"] == 2.0 and first["8"]["inputs"]["switch_step"] == 6
 
 
@@ -159,13 +121,8 @@ def end_first(work: Any, url: str, what: str, why: str) -> Any:
 
 def test_a_prompt_that_fails_goes_to_the_end_and_is_given_up_after_three_times(tmp_path: Path) -> None:
     work, first, second = jobs_at_work(tmp_path, "http://a")
-    assert [end_first(work, "http://a", "failed", "out of memory") for _ in range(5)] == [
-        first,
-        second,
-        first,
-        second,
-        first,
-    ]
+    ended = [end_first(work, "http://a", "failed", "out of memory") for _ in range(5)]
+    assert ended == [first, second, first, second, first]
     assert work.failed == 1 and list(work.waiting[spread.SKETCH]) == [second]
     (line,) = (tmp_path / "results.jsonl").read_text("utf-8").splitlines()
     assert json.loads(line)["prompt"] == first.prompt and json.loads(line)["error"] == "out of memory"
@@ -204,20 +161,9 @@ def run_spread(folder: Path, servers: list[Any], workflow: dict[str, Any]) -> su
     (folder / "prompts.txt").write_text("\n".join(PROMPTS), "utf-8")
     host = host_module.find_or_make()
     *sketching, rendering = (server.url for server in servers)
-    command = [
-        str(host.python),
-        str(REPOSITORY / "bench" / "spread.py"),
-        "--workflow",
-        str(folder / "graph.json"),
-        "--prompts",
-        str(folder / "prompts.txt"),
-        "--sketch",
-        *sketching,
-        "--render",
-        rendering,
-        "--output",
-        str(folder / "out"),
-    ]
+    command = [str(host.python), str(REPOSITORY / "bench" / "spread.py"), "--output", str(folder / "out")]
+    command += ["--workflow", str(folder / "graph.json"), "--prompts", str(folder / "prompts.txt")]
+    command += ["--sketch", *sketching, "--render", rendering]
     environment = {**os.environ, "PYTHONPATH": str(host_module.tools(host))}
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
@@ -260,15 +206,7 @@ def test_a_prompt_that_has_gone_on_elsewhere_is_not_blamed_for_its_lost_server(
 
 def test_time_that_is_over_is_a_failure_of_the_prompt_and_ends_nobody_else_s_work(servers: list[Any]) -> None:
     server = servers[2]
-    other = server.queue(
-        graph()
-        | {
-            "6": {
-                "class_type": "EmptyHunyuanLatentVideo",
-                "inputs": {"width": 256, "height": 256, "length": 9, "batch_size": 1},
-            }
-        }
-    )
+    other = server.queue(graph(side=256))
     wait_for(lambda: at_work(server), "it never got to work")
     what, why = spread.sketch_on(server.url, graph(), 0.0, threading.Event())
     assert what == "failed" and "did not finish within 0 s" in why
@@ -280,9 +218,8 @@ def test_time_that_is_over_is_a_failure_of_the_prompt_and_ends_nobody_else_s_wor
 def test_a_stopped_command_takes_its_work_off_the_servers(servers: list[Any], tmp_path: Path) -> None:
     long = graph(sketch_steps=600)
     long["8"]["inputs"]["steps"] = 800
-    ours = signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # tests in the background may ignore it; children too
+    # Tests in the background may ignore it; children too.
+    ours = signal.signal(signal.SIGINT, signal.default_int_handler)
     running = run_spread(tmp_path, servers[1:], long)
     signal.signal(signal.SIGINT, ours)
     wait_for(lambda: at_work(servers[1]), "it never got to work")

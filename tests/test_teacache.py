@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import itertools
-import math
 import sys
 import types
 from collections.abc import Iterator
@@ -110,17 +109,6 @@ def test_reuses_in_a_row_are_capped_and_counting_starts_anew_after_each() -> Non
     assert sum(plan[-2:]) == 1 and not plan[-1]
 
 
-def test_first_and_last_step_are_computed_and_threshold_0_reuses_nothing() -> None:
-    plan = teacache.skip_plan([0.01] * 9, (1.0, 0.0), threshold=10.0)
-    assert not plan[0] and not plan[-1] and any(plan)
-    assert not any(teacache.skip_plan([0.01] * 9, (1.0, 0.0), threshold=0.0))
-
-
-def test_ret_steps_computes_the_first_five() -> None:
-    plan = teacache.skip_plan([0.01] * 9, (1.0, 0.0), threshold=10.0, computed_first=5)
-    assert plan == [False] * 5 + [True] * 4 + [False]
-
-
 def test_a_stage_of_fewer_than_5_steps_reuses_nothing() -> None:
     for steps in (1, 2, 3, 4):
         assert teacache.skip_plan([0.0] * (steps - 1), (1.0, 0.0), 10.0) == [False] * steps
@@ -166,26 +154,13 @@ def test_the_table_of_a_cogvideox_follows_its_width_and_patch(dim: int, frame_pa
     assert table.coefficients("e0") == table.coefficients("e"), "this family has one form"
 
 
-def test_residuals_are_kept_for_each_cond_and_come_back_in_the_order_asked_for() -> None:
-    kept = Residuals()
-    both = torch.arange(8.0).reshape(4, 1, 2)
-    kept.keep(["cond", "uncond"], both)
-    assert torch.equal(kept.recall(["cond", "uncond"], 4), both)
-    assert torch.equal(kept.recall(["uncond", "cond"], 4), both[[2, 3, 0, 1]])
-    assert torch.equal(kept.recall(["uncond"], 2), both[2:])
-    assert len(kept) == 2
-    kept.clear()
-    assert len(kept) == 0
-
-
-def test_a_residual_of_another_batch_size_or_shape_or_an_unknown_cond_is_not_reused() -> None:
+def test_residuals_of_different_shapes_are_not_put_together_and_all_can_be_dropped() -> None:
     kept = Residuals()
     kept.keep(["a"], torch.zeros(2, 3, 4))
     kept.keep(["b"], torch.zeros(2, 5, 4))
-    assert kept.recall(["a"], 1) is None
-    assert kept.recall(["a", "c"], 4) is None
-    assert kept.recall(["a", "b"], 4) is None
-    assert math.isclose(kept.recall(["a"], 2).sum(), 0)
+    assert kept.recall(["a", "b"], 4) is None and kept.recall(["a"], 2) is not None and len(kept) == 2
+    kept.clear()
+    assert len(kept) == 0
 
 
 # --- the memory that newer hosts give out again -----------------------------------------------------------------------

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import helpers
 import pytest
 import safetensors.torch
 import torch
@@ -13,19 +14,7 @@ import workflow
 from hosting import REPOSITORY, host_module
 
 # Inputs with a default, after those that a run needs: an API graph from before one existed does not name it.
-LATER = (
-    "weight_dtype",
-    "attention",
-    "switch_mode",
-    "delta",
-    "fix_step",
-    "max_step",
-    "switch_step",
-    "switch_sigma",
-    "render_cfg",
-    "teacache",
-    "offload_sketch",
-)
+LATER = ("weight_dtype", "attention", *helpers.RULE, *helpers.RENDERING)
 
 
 @pytest.fixture(scope="module")
@@ -133,13 +122,9 @@ def test_a_name_with_the_other_system_s_separator_is_found(loader: str, server: 
 
 
 def test_any_attention_is_taken(server: Any, saved: Any) -> None:
-    node_id = workflow.find(saved, "SRLoadSketchDiT")
-    graph = workflow.set_inputs(saved, node_id, attention="gone")
-    server.run(
-        workflow.up_to_latent(
-            workflow.set_inputs(graph, workflow.find(graph, "SRSampler"), steps=2), workflow.find(graph, "SRSampler")
-        )
-    )
+    sampler = workflow.find(saved, "SRSampler")
+    graph = workflow.set_inputs(saved, workflow.find(saved, "SRLoadSketchDiT"), attention="gone")
+    server.run(workflow.up_to_latent(workflow.set_inputs(graph, sampler, steps=2), sampler))
 
 
 def test_one_of_several_shards_is_refused_by_the_name_of_what_is_missing(server: Any, saved: Any) -> None:
