@@ -117,7 +117,7 @@ def show(node: type[io.ComfyNode], report: Report | str) -> None:
     run = _begin(running, context.prompt_id, hidden.unique_id, report, source_of(hidden))
     run |= told(report)
     if _heard(running):
-        running.send_sync(EVENT, _with_left(run))
+        running.send_sync(EVENT, run)
 
 
 @page_only(NOT_TOLD)
@@ -184,8 +184,8 @@ def _tell(report: Report, node_id: str, made_for: str, metadata: Any) -> None:
     if over:
         run |= told(report)  # the next run fills the same object
     if _heard(running):
-        news = whole(run) if over or not known else run | {"report": newest(report), "figures": figures(report)}
-        running.send_sync(EVENT, _with_left(news))
+        step = {"report": newest(report), "figures": figures(report)}
+        running.send_sync(EVENT, whole(run) if over or not known else _with_left(run | step))
 
 
 def _heard(running: Any) -> bool:

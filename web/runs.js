@@ -15,7 +15,7 @@ export function keyOf({ prompt_id, node_id, samples }) {
 }
 
 /**
- * Take in a message: {prompt_id, node_id, samples, sampler, workflow_id, nodes, left, report, figures}, whose report is whole, or
+ * Take in a message: {prompt_id, node_id, samples, sampler, workflow_id, nodes, report, figures}, whose report is whole, or
  * has only its newest steps and the `count` of all. Returns the run with its whole report; null where messages before this
  * one were missed.
  */
@@ -34,7 +34,7 @@ export function take(message) {
   if (!run?.report.sigmas || steps.length !== count) return null
   run.report = { ...run.report, ...report, steps }
   run.figures = message.figures
-  run.left = message.left
+  if ('left' in run) run.left = message.left // of a run that had begun before this page was opened
   return run
 }
 
