@@ -67,15 +67,16 @@ def test_a_tab_shows_the_runs_that_it_queued_and_those_of_tabs_that_are_closed(
     grows(first)
     assert pages.status(second) == pages.status(page) == pages.IDLE
     first.close()
-    third = pages.page_module.open_page(browser, server.url)
-    third.route("**/srdiffusion/runs", as_if_it_were_open)  # as where the server has not noticed yet
+    context = browser.new_context()
+    context.route("**/srdiffusion/runs", as_if_it_were_open)  # as where the server has not noticed yet
+    third = pages.page_module.open_page(context, server.url)
     pages.show(third, pages.DEMO)
     pages.until(third, "Sketching")
     grows(third)
     assert pages.status(second) == pages.status(page) == pages.IDLE
     third.evaluate("fetch('/interrupt', {method: 'POST'})")
     pages.until(third, "Interrupted after step")
-    second.close(), third.close()
+    second.close(), context.close()
 
 
 def test_a_chart_belongs_to_the_workflow_that_queued_its_run(page: Any, server: Any) -> None:
