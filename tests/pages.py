@@ -139,6 +139,12 @@ def count(page: Any, selector: str, node: int = INSPECTOR) -> int:
     return page.evaluate(f"selector => ({ELEMENT % node}).querySelectorAll(selector).length", selector)
 
 
+def until_bars(page: Any, *counts: int, node: int = INSPECTOR) -> None:
+    """Wait until the chart has so many bars of each stage: it is drawn at the page's next frame."""
+    bars = f"bars => bars.map(name => ({ELEMENT % node}).querySelectorAll(name).length).join()"
+    page.wait_for_function(f"([bars, counts]) => ({bars})(bars) === counts", arg=[BARS, ",".join(map(str, counts))])
+
+
 def text_of(page: Any, selector: str, node: int = INSPECTOR) -> str:
     return page.evaluate(f"selector => ({ELEMENT % node}).querySelector(selector).textContent", selector)
 

@@ -27,6 +27,18 @@ TWIN = """() => {
   return [Number(twin.id), Number(inspector.id)];
 }"""
 
+# The slider is moved as soon as the sampler has ended, before the Inspector itself runs.
+SLIDE_AT_THE_END = """([sampler, place]) => {
+  const slide = ({detail}) => {
+    if (detail.node_id !== sampler || detail.report.status !== 'done') return;
+    app.api.removeEventListener('srdiffusion.run', slide);
+    const slider = (%s).querySelector('input[type=range]');
+    slider.value = place;
+    slider.dispatchEvent(new Event('input'));
+  };
+  app.api.addEventListener('srdiffusion.run', slide);
+}""" % (pages.ELEMENT % pages.INSPECTOR)
+
 
 def queue_long(page: Any) -> None:
     """A run that ends when it is interrupted."""
@@ -146,7 +158,7 @@ def test_an_interrupt_in_either_stage_is_said_and_the_next_run_starts_clean(page
         pages.until_idle(server)
     pages.queue(page, (pages.SAMPLER, "steps", 12))
     assert "switched at 2 of 12" in pages.until_done(page)
-    assert pages.count(page, pages.BARS[0]) == 2 and pages.count(page, pages.BARS[1]) == 10
+    pages.until_bars(page, 2, 10, 0, 0)
 
 
 def test_two_samplers_and_two_queued_runs_never_mix(page: Any, server: Any) -> None:
@@ -178,12 +190,13 @@ def test_two_samplers_and_two_queued_runs_never_mix(page: Any, server: Any) -> N
             assert shown[str(viewer)]["hand_overs"][0]["after_step"] == run[node]
 
 
-def test_what_if_tells_another_delta_s_hand_over_and_use_this_delta_writes_it(page: Any) -> None:
+def test_what_if_tells_another_delta_s_hand_over_and_use_this_delta_writes_it(page: Any, server: Any) -> None:
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.evaluate(SLIDE_AT_THE_END, [str(pages.SAMPLER), -1])
     pages.queue(page, (pages.SAMPLER, "delta", 0.01), (pages.SAMPLER, "seed", random.randrange(1 << 30)))
     pages.until(page, "Sketching")
     pages.until_done(page)
-    pages.slide(page, -1)
+    pages.until_idle(server)  # the Inspector itself has run by then, and has told of itself
     outcome = pages.text_of(page, ".srd-outcome")
     assert outcome.startswith("delta 0.1: after step ") and outcome.endswith(" s")
     pages.press(page, "use this delta")
@@ -200,6 +213,7 @@ def test_what_if_tells_another_delta_s_hand_over_and_use_this_delta_writes_it(pa
     pages.slide(page, -3)  # the page asks anew for all runs, of which two are this chart's: the choice stays
     with page.expect_response(lambda answer: answer.url.endswith("/srdiffusion/runs")):
         page.evaluate("app.api.dispatchCustomEvent('reconnected')")
+    pages.until_idle(server)
     page.wait_for_timeout(500)
     assert pages.text_of(page, ".srd-outcome").startswith("delta 0.001: ")
 

@@ -58,7 +58,8 @@ def test_a_video_of_the_first_releases_still_opens_with_its_chart(page: Any) -> 
     assert pages.hover(page).startswith(
         "1.82x as fast as the sketch alone (estimated)\n10 steps in 16.5 s\nrender from sigma "
     )
-    assert [pages.count(page, bars) for bars in pages.BARS] == [4, 6, 0, 0] and pages.count(page, ".srd-reused") == 2
+    pages.until_bars(page, 4, 6, 0, 0)
+    assert pages.count(page, ".srd-reused") == 2
     assert pages.text_of(page, ".srd-legend") == "sketch: 4 steps, 12 srender: 6 steps (2 reused, hatched), 4.5 s"
     assert pages.text_of(page, ".srd-notes") == "A note."
     pages.slide(page, -2)

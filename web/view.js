@@ -1,7 +1,6 @@
 // One chart with its words, the "what if" slider and the buttons; knows a run and the page's DOM, not the host.
 
 import { draw, short, toneOf } from './chart.js'
-import { keyOf } from './runs.js'
 import { reasonOf, say } from './words.js'
 
 const LOWEST = -3.3 // the slider's ends: log10 of delta
@@ -92,9 +91,9 @@ export class View {
     return grown
   }
 
-  /** Show a run, or none (null); a different one than before starts with the slider at its own delta. */
+  /** Show a run, or none (null); that of another prompt than before starts with the slider at its own delta. */
   show(run) {
-    if (!this.run || !run || keyOf(run) !== keyOf(this.run)) this.chosen = null
+    if (run?.prompt_id !== this.run?.prompt_id) this.chosen = null // an Inspector's own message follows its sampler's
     this.run = run
     this.refresh()
   }
