@@ -184,8 +184,10 @@ def _tell(report: Report, node_id: str, made_for: str, metadata: Any) -> None:
     if over:
         run |= told(report)  # the next run fills the same object
     if _heard(running):
-        step = {"report": newest(report), "figures": figures(report)}
-        running.send_sync(EVENT, whole(run) if over or not known else _with_left(run | step))
+        if over or not known:
+            running.send_sync(EVENT, whole(run))
+        else:
+            running.send_sync(EVENT, _with_left(run | {"report": newest(report), "figures": figures(report)}))
 
 
 def _heard(running: Any) -> bool:

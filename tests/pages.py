@@ -141,8 +141,10 @@ def count(page: Any, selector: str, node: int = INSPECTOR) -> int:
 
 def until_bars(page: Any, *counts: int, node: int = INSPECTOR) -> None:
     """Wait until the chart has so many bars of each stage: it is drawn at the page's next frame."""
-    bars = f"bars => bars.map(name => ({ELEMENT % node}).querySelectorAll(name).length).join()"
-    page.wait_for_function(f"([bars, counts]) => ({bars})(bars) === counts", arg=[BARS, ",".join(map(str, counts))])
+    page.wait_for_function(
+        f"([bars, counts]) => bars.every((name, i) => ({ELEMENT % node}).querySelectorAll(name).length === counts[i])",
+        arg=[BARS, counts],
+    )
 
 
 def text_of(page: Any, selector: str, node: int = INSPECTOR) -> str:

@@ -44,20 +44,24 @@ CHOOSE = """() => {
 }"""
 
 
-def test_the_line_asks_whether_the_two_are_swapped_as_soon_as_the_files_are_chosen(page: Any) -> None:
-    assert not pages.plan_of(page, "50 steps: earliest 6, latest 16 (sigma 0.81)")
+SWAPPED = "The render is larger than the sketch. Are the two swapped?"
+
+
+def swap_files(page: Any) -> None:
+    """Choose the sketch's file on the render's loader, and the render's on the sketch's."""
     large, small = (page.evaluate(pages.VALUE, [node, "model_name"]) for node in pages.LOADERS)
     pages.choose(page, pages.LOADERS[0], model_name=small)
     pages.choose(page, pages.LOADERS[1], model_name=large)
     page.evaluate(pages.LOOK)
-    assert pages.plan_of(
-        page, "The render is larger than the sketch. Are the two swapped? 50 steps: earliest 6, latest 16"
-    )
+
+
+def test_the_line_asks_whether_the_two_are_swapped_as_soon_as_the_files_are_chosen(page: Any) -> None:
+    assert not pages.plan_of(page, "50 steps: earliest 6, latest 16 (sigma 0.81)")
+    swap_files(page)
+    assert pages.plan_of(page, f"{SWAPPED} 50 steps: earliest 6, latest 16")
     page.evaluate("id => { app.graph.getNodeById(id).mode = 4 }", pages.SHIFT)  # a bypassed node changes nothing
     page.evaluate(pages.LOOK)
-    pages.plan_of(
-        page, "The render is larger than the sketch. Are the two swapped? switches once the composition has settled"
-    )
+    pages.plan_of(page, f"{SWAPPED} switches once the composition has settled")
 
 
 def test_the_line_knows_the_models_that_come_through_a_reroute(page: Any) -> None:
@@ -72,13 +76,8 @@ def test_the_line_knows_the_models_that_come_through_a_reroute(page: Any) -> Non
         })""",
         [*pages.LOADERS, pages.SHIFT],
     )
-    large, small = (page.evaluate(pages.VALUE, [node, "model_name"]) for node in pages.LOADERS)
-    pages.choose(page, pages.LOADERS[0], model_name=small)
-    pages.choose(page, pages.LOADERS[1], model_name=large)
-    page.evaluate(pages.LOOK)
-    assert pages.plan_of(
-        page, "The render is larger than the sketch. Are the two swapped? 50 steps: earliest 6, latest 16"
-    )
+    swap_files(page)
+    assert pages.plan_of(page, f"{SWAPPED} 50 steps: earliest 6, latest 16")
 
 
 def test_a_preset_leaves_what_a_link_sets(page: Any) -> None:

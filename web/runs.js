@@ -10,7 +10,7 @@ export function known() {
 }
 
 /** What a run is known by. */
-export function keyOf({ prompt_id, node_id, samples }) {
+function keyOf({ prompt_id, node_id, samples }) {
   return `${prompt_id} ${node_id} ${samples}`
 }
 
