@@ -54,6 +54,16 @@ CONNECT = """([id, name, type, value]) => {  // a new node, whose first widget i
   source.widgets[0].value = value;
   source.widgets[0].callback?.(value);
 }"""
+# Queue the graph and wait for its sampler's last message; the charts' own listeners were there before this one.
+UNTIL_THE_END = """sampler => new Promise((resolve, reject) => {
+  setTimeout(() => reject(new Error('the run has not ended after two minutes')), 120_000);
+  app.api.addEventListener('srdiffusion.run', function heard({detail: {node_id, report}}) {
+    if (node_id !== sampler || report.status !== 'done') return;
+    app.api.removeEventListener('srdiffusion.run', heard);
+    resolve();
+  });
+  app.queuePrompt(0, 1);
+})"""
 DISCONNECT = """([id, name]) => {
   const node = app.graph.getNodeById(id);
   node.disconnectInput(node.inputs.findIndex(input => input.name === name));
@@ -100,6 +110,16 @@ def queue(page: Any, *values: tuple[int, str, Any]) -> None:
     """Set widgets, then queue the graph as it is, by the page's own button's command."""
     page.evaluate(WIDGETS, [list(value) for value in values])
     page.evaluate("app.queuePrompt(0, 1)")
+
+
+def run(page: Any, *values: tuple[int, str, Any]) -> str:
+    """Set widgets, queue the graph and wait until its run has ended well; returns what the chart says of it.
+
+    A short run is over before a look at the page finds it begun.
+    """
+    page.evaluate(WIDGETS, [list(value) for value in values])
+    page.evaluate(UNTIL_THE_END, str(SAMPLER))
+    return until_done(page)
 
 
 def status(page: Any, node: int = INSPECTOR) -> str:

@@ -93,15 +93,12 @@ def test_a_tab_shows_the_runs_that_it_queued_and_those_of_tabs_that_are_closed(
 
 def test_a_chart_belongs_to_the_workflow_that_queued_its_run(page: Any, server: Any) -> None:
     """Whatever else is opened: shipped workflows share their id."""
-    pages.queue(page, (pages.SAMPLER, "steps", 6), (pages.SAMPLER, "seed", random.randrange(1 << 30)))
-    pages.until(page, "Sketching")
-    ran = pages.until_done(page)
+    ran = pages.run(page, (pages.SAMPLER, "steps", 6), (pages.SAMPLER, "seed", random.randrange(1 << 30)))
     first = page.evaluate("app.extensionManager.workflow.activeWorkflow.path")
     pages.show(page, pages.DEMO)  # a fresh drop of the same file
     page.wait_for_timeout(500)
     assert pages.status(page) == pages.status(page, pages.SAMPLER) == pages.IDLE
-    pages.queue(page, (pages.SAMPLER, "steps", 300), (pages.SAMPLER, "seed", random.randrange(1 << 30)))
-    pages.until(page, "Sketching")
+    queue_long(page)
     second = page.evaluate("app.extensionManager.workflow.activeWorkflow.path")
     page.evaluate(TO_WORKFLOW, first)
     page.wait_for_function(f"{pages.CHART}.length >= 2")
@@ -122,8 +119,7 @@ def test_a_chart_belongs_to_the_workflow_that_queued_its_run(page: Any, server: 
     ids=["by the run", "when queued"],
 )
 def test_what_an_older_run_left_is_gone_when_the_next_one_is_refused(wrong: list[Any], page: Any, server: Any) -> None:
-    pages.queue(page, (pages.SAMPLER, "steps", 6), (pages.SAMPLER, "seed", random.randrange(1 << 30)))
-    pages.until_done(page)
+    pages.run(page, (pages.SAMPLER, "steps", 6), (pages.SAMPLER, "seed", random.randrange(1 << 30)))
     pages.until_idle(server)
     pages.queue(page, *wrong)
     page.wait_for_timeout(500)
@@ -132,9 +128,7 @@ def test_what_an_older_run_left_is_gone_when_the_next_one_is_refused(wrong: list
 
 
 def test_a_run_that_comes_from_the_cache_keeps_its_chart(page: Any, server: Any) -> None:
-    pages.queue(page, (pages.SAMPLER, "steps", 6), (pages.SAMPLER, "seed", random.randrange(1 << 30)))
-    pages.until(page, "Sketching")
-    ran = pages.until_done(page)
+    ran = pages.run(page, (pages.SAMPLER, "steps", 6), (pages.SAMPLER, "seed", random.randrange(1 << 30)))
     pages.queue(page)
     pages.until_idle(server)
     page.wait_for_timeout(500)
@@ -147,14 +141,14 @@ def test_an_interrupt_in_either_stage_is_said_and_the_next_run_starts_clean(page
             page,
             (pages.SAMPLER, "switch_mode", mode),
             (pages.SAMPLER, "switch_step", 2),
-            (pages.SAMPLER, "steps", 400),
+            (pages.SAMPLER, "steps", 2000),
             (pages.SAMPLER, "seed", random.randrange(1 << 30)),
         )
         pages.until(page, stage)
         page.evaluate("fetch('/interrupt', {method: 'POST'})")
         said = pages.until(page, "Interrupted after step")
         counted = sum(int(number) for number in re.findall(r": (\d+) steps", pages.text_of(page, ".srd-legend")))
-        assert said == f"Interrupted after step {counted} of 400"
+        assert said == f"Interrupted after step {counted} of 2000"
         pages.until_idle(server)
     pages.queue(page, (pages.SAMPLER, "steps", 12))
     assert "switched at 2 of 12" in pages.until_done(page)
@@ -193,9 +187,7 @@ def test_two_samplers_and_two_queued_runs_never_mix(page: Any, server: Any) -> N
 def test_what_if_tells_another_delta_s_hand_over_and_use_this_delta_writes_it(page: Any, server: Any) -> None:
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page.evaluate(SLIDE_AT_THE_END, [str(pages.SAMPLER), -1])
-    pages.queue(page, (pages.SAMPLER, "delta", 0.01), (pages.SAMPLER, "seed", random.randrange(1 << 30)))
-    pages.until(page, "Sketching")
-    pages.until_done(page)
+    pages.run(page, (pages.SAMPLER, "delta", 0.01), (pages.SAMPLER, "seed", random.randrange(1 << 30)))
     pages.until_idle(server)  # the Inspector itself has run by then, and has told of itself
     outcome = pages.text_of(page, ".srd-outcome")
     assert outcome.startswith("delta 0.1: after step ") and outcome.endswith(" s")
@@ -206,9 +198,7 @@ def test_what_if_tells_another_delta_s_hand_over_and_use_this_delta_writes_it(pa
     copied = pages.report_module.Report.from_json(page.evaluate("navigator.clipboard.readText()"))
     assert copied.status == "done" and len(copied.steps) == 50
     predicted = int(outcome.split("after step ")[1].split()[0])
-    pages.queue(page)
-    pages.until(page, "Sketching")
-    pages.until_done(page)
+    pages.run(page)
     assert f"at step {predicted} of 50" in pages.text_of(page, ".srd-detail")
     pages.slide(page, -3)  # the page asks anew for all runs, of which two are this chart's: the choice stays
     with page.expect_response(lambda answer: answer.url.endswith("/srdiffusion/runs")):
@@ -221,9 +211,7 @@ def test_what_if_tells_another_delta_s_hand_over_and_use_this_delta_writes_it(pa
 def test_a_render_larger_than_the_sketch_is_noted_in_the_chart(page: Any) -> None:
     swapped = [page.evaluate(pages.VALUE, [node, "model_name"]) for node in pages.LOADERS]
     small_first = [(node, "model_name", name) for node, name in zip(pages.LOADERS, swapped[::-1])]
-    pages.queue(page, *small_first, (pages.SAMPLER, "steps", 8), (pages.SAMPLER, "seed", random.randrange(1 << 30)))
-    pages.until(page, "Sketching")
-    pages.until_done(page)
+    pages.run(page, *small_first, (pages.SAMPLER, "steps", 8), (pages.SAMPLER, "seed", random.randrange(1 << 30)))
     assert "Are the two swapped?" in pages.text_of(page, ".srd-notes")
 
 
