@@ -1,13 +1,15 @@
-"""A hand-over that is not a cut: the last guided velocity fades into the next stage's predictions.
+"""A hand-over that is not a cut: the last guided prediction fades into the next stage's.
 
 In the host's coordinates v = (x - D) / sigma is the velocity of a flow model and the noise of any other, D the guided
 x0 prediction. After the last step j of the stage that leaves, every call at x and sigma gives the sampler
 
-    D' = x - sigma v',   v' = a v_j + (1 - a) v,   a = g / (1 + ((lambda - lambda_j) / fade)^2)
-    g = 1 / (1 + (r / R)^8),   r = ||v_j - v_(j-1)|| / ||v_j||   per sample
+    D' = a H + (1 - a) D,   a = g n / (1 + ((lambda - lambda_j) / fade)^2),   lambda = ln(alpha / sigma)
 
-lambda = ln(alpha / sigma): how far the signal stands above the noise. Weight and width were fitted on a tiny family
-(1.1). The guard g keeps out samples whose velocity still turns over from step to step. Torch only.
+H is what v_j leads to: D_j at first, and from a call at s to the next at sigma H += (1 - sigma / s) (D' - H). In euler
+steps that is x - sigma v_j, so v' = a v_j + (1 - a) v; x itself is left out, since a sampler may have drawn new noise.
+Two gates keep samples out, both 1 / (1 + (r / R)^8): g those whose prediction still turns over from step to step, and n
+those whose noise is no longer that of step j, r = ||(x - H) / sigma - v_j|| / ||v_j||. Width and gates were fitted on a
+tiny family (1.1). Torch only.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ import torch
 
 Part = Callable[[torch.Tensor], torch.Tensor]  # takes a field [B, ...] to a part of it
 
-R = 0.7  # relative change of the velocity at which the guard halves the fade
+TURNS = 0.7  # R of g: the last change of x0, relative to the noise in x
+RENEWED = 1.0  # R of n: what new noise has changed of the velocity, relative to it
 
 
 def velocity(x: torch.Tensor, sigma: torch.Tensor, denoised: torch.Tensor) -> torch.Tensor:
@@ -33,17 +36,14 @@ def log_snr(sigma: torch.Tensor, flow: bool) -> torch.Tensor:
 
 
 def weight(lambdas: torch.Tensor, lambda_j: torch.Tensor, fade: float | torch.Tensor) -> torch.Tensor:
-    """The share a without the guard, in 0..1. At pure noise (lambda_j is -inf) nothing is held."""
+    """The share a without the gates, in 0..1. At pure noise (lambda_j is -inf) nothing is held."""
     return torch.nan_to_num(1 / (1 + ((lambdas - lambda_j) / fade) ** 2))
 
 
-def guard(v: torch.Tensor, v_before: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-    """The guard g [B] in 0..1, from the last two velocities; ``mask``: 1 where the latent is generated."""
-    change = v - v_before
-    if mask is not None:
-        v, change = v * mask, change * mask
-    r = change.flatten(1).norm(dim=1) / v.flatten(1).norm(dim=1)
-    return torch.nan_to_num(1 / (1 + (r / R) ** 8))  # a velocity of 0 that stays 0 has nothing to hold
+def gate(change: torch.Tensor, of: torch.Tensor, limit: float) -> torch.Tensor:
+    """[B] in 0..1, a half where ``change`` [B, ...] is ``limit`` times as large as ``of``; 0 where both are 0."""
+    r = change.flatten(1).norm(dim=1) / of.flatten(1).norm(dim=1)
+    return torch.nan_to_num(1 / (1 + (r / limit) ** 8))
 
 
 def _beside(values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -51,51 +51,74 @@ def _beside(values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return values.to(x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
 
 
-@dataclass(frozen=True)
+@dataclass
 class Held:
     """What fades out after a hand-over."""
 
+    x0: torch.Tensor  # H [B, ...]
     v: torch.Tensor  # v_j [B, ...]
     lambda_j: torch.Tensor  # [B]
     guard: torch.Tensor  # g [B]
     width: float
-    part: Part | None = None  # of the field that the velocity tells of; None: all
+    given: torch.Tensor  # D' [B, ...] of the newest call
+    sigma: torch.Tensor  # [B], of the newest call
+    mask: torch.Tensor | None  # 1 where the latent is generated; None: everywhere
+    part: Part | None  # of the field that alone fades; None: all
 
     def weight(self, lambdas: torch.Tensor) -> torch.Tensor:
-        """The share a at the lambda of each sample [B], or of many levels [L, 1] for all samples [L, B]."""
+        """The share a without n, at the lambda of each sample [B], or of many levels [L, 1] for all samples [L, B]."""
         return self.guard * weight(lambdas, self.lambda_j, self.width)
+
+    def move(self, sigma: torch.Tensor) -> None:
+        """Bring H to the noise level sigma [B] of the next call; where that is higher, H stays."""
+        removed = (1 - sigma / self.sigma).clamp(min=0)
+        self.x0 = torch.lerp(self.x0, self.given, _beside(removed, self.x0))
+        self.sigma = sigma
+
+    def is_kept(self, x: torch.Tensor) -> torch.Tensor:
+        """The gate n [B] at x [B, ...]."""
+        v = velocity(x, self.sigma, self.x0)
+        return gate(_seen(v - self.v, self.mask, self.part), _seen(self.v, self.mask, self.part), RENEWED)
+
+
+def _seen(field: torch.Tensor, mask: torch.Tensor | None, part: Part | None) -> torch.Tensor:
+    """What the gates look at of a field [B, ...]."""
+    field = part(field) if part else field
+    return field if mask is None else field * mask
 
 
 @dataclass
 class Fade:
-    """The last two velocities of a run, and the one that is held after a hand-over."""
+    """The last two predictions of a run, and the one that is held after a hand-over."""
 
     flow: bool  # the kind of the run's noise schedule, see ``log_snr``
-    _v: torch.Tensor | None = None  # of the newest step
-    _before: torch.Tensor | None = None  # of the step before it
+    _x0: torch.Tensor | None = None  # what the sampler got in the newest step
+    _before: torch.Tensor | None = None  # in the step before it
+    _v: torch.Tensor | None = None  # the velocity of the newest step
     _sigma: torch.Tensor | None = None  # [B], of the newest step
     _held: Held | None = None  # None: nothing fades
 
     def note(self, x: torch.Tensor, sigma: torch.Tensor, denoised: torch.Tensor) -> None:
         """Take in the first call of a step: x [B, ...], sigma [B] and what the sampler got."""
-        self._before, self._v, self._sigma = self._v, velocity(x, sigma, denoised), sigma
+        self._before, self._x0, self._sigma = self._x0, denoised, sigma
+        self._v = velocity(x, sigma, denoised)
 
     def begin(self, width: float, mask: torch.Tensor | None = None, part: Part | None = None) -> list[float]:
-        """At a hand-over: hold the last velocity; ``width`` 0: nothing is held any more.
+        """At a hand-over: hold the last prediction; ``width`` 0: nothing is held any more.
 
         Returns g of each sample, empty without a fade: it needs two steps of one size before it. ``part``: what alone
         fades of the field (of a latent that was smaller, its frequencies); the rest is the next stage's at once.
         """
-        self._held, v, before, sigma = None, self._v, self._before, self._sigma
-        if not width or v is None or before is None or sigma is None or before.shape != v.shape:
+        self._held, x0, before, v, sigma = None, self._x0, self._before, self._v, self._sigma
+        if not width or x0 is None or before is None or v is None or sigma is None or before.shape != x0.shape:
             return []
-        if part:
-            v, before = part(v), part(before)
-        self._held = Held(v, log_snr(sigma, self.flow), guard(v, before, mask), width, part)
-        return [float(g) for g in self._held.guard]
+        noise = v * _beside(sigma, v)
+        guard = gate(_seen(x0 - before, mask, part), _seen(noise, mask, part), TURNS)
+        self._held = Held(x0, v, log_snr(sigma, self.flow), guard, width, x0, sigma, mask, part)
+        return [float(g) for g in guard]
 
     def shares(self, sigmas: Sequence[float]) -> list[float]:
-        """The share a at each of these noise levels, mean of the batch; empty where nothing fades."""
+        """The share a at each of these noise levels, mean of the batch, if no noise is new; empty without a fade."""
         if self._held is None:
             return []
         levels = torch.tensor(sigmas, dtype=self._held.lambda_j.dtype, device=self._held.lambda_j.device)
@@ -105,14 +128,14 @@ class Fade:
     def blend(self, x: torch.Tensor, sigma: torch.Tensor, denoised: torch.Tensor) -> torch.Tensor:
         """What the sampler gets for ``denoised`` [B, ...] at x and sigma [B]; the same tensor where nothing fades."""
         held = self._held
-        if held is None or held.v.shape != x.shape:
+        if held is None or held.x0.shape != x.shape:
             return denoised
-        a = held.weight(log_snr(sigma, self.flow))
-        faded = x - _beside(sigma, x) * held.v
-        if held.part:
-            faded = denoised + held.part(faded - denoised)
-        return torch.lerp(denoised, faded, _beside(a, x))
+        held.move(sigma)
+        a = held.weight(log_snr(sigma, self.flow)) * held.is_kept(x)
+        faded = held.x0 if held.part is None else denoised + held.part(held.x0 - denoised)
+        held.given = torch.lerp(denoised, faded, _beside(a, x))
+        return held.given
 
     def forget(self) -> None:
         """Free all tensors."""
-        self._v = self._before = self._sigma = self._held = None
+        self._x0 = self._before = self._v = self._sigma = self._held = None

@@ -48,21 +48,51 @@ def test_from_pure_noise_and_above_nothing_fades() -> None:
     assert fade_module.weight(lambdas, lambdas[:1], WIDTH).tolist() == [0.0] * 4
 
 
-@pytest.mark.parametrize(
-    ("angle", "low", "high"), [(0.0, 1.0, 1.0), (0.3, 0.99, 1.0), (0.7227, 0.45, 0.55), (2.0, 0.0, 0.001)]
-)
-def test_the_guard_lets_steady_velocities_through_and_stops_those_that_turn(
-    angle: float, low: float, high: float
-) -> None:
-    """Two velocities of one length at this angle: r = 2 sin(angle / 2)."""
-    v, before = torch.tensor([[1.0, 0.0]]), torch.tensor([[math.cos(angle), math.sin(angle)]])
-    assert low <= float(fade_module.guard(v, before)) <= high
+@pytest.mark.parametrize(("r", "low", "high"), [(0.0, 1.0, 1.0), (0.3, 0.99, 1.0), (0.7, 0.45, 0.55), (1.7, 0.0, 0.001)])
+def test_the_guard_lets_steady_predictions_through_and_stops_those_that_turn(r: float, low: float, high: float) -> None:
+    """The x0 of the last two steps differ by r times the noise in x."""
+    assert low <= guard_of([0.0, r, 0.0], [0.0, 0.0, 0.0], noise=[1.0, 0.0, 0.0]) <= high
 
 
 def test_the_guard_looks_only_where_the_latent_is_generated() -> None:
-    v, before = torch.tensor([[1.0, 5.0]]), torch.tensor([[1.0, -5.0]])
-    assert float(fade_module.guard(v, before)) < 0.001
-    assert float(fade_module.guard(v, before, torch.tensor([[1.0, 0.0]]))) == 1.0
+    turns_in_one = {"before": [0.0, 5.0], "after": [0.0, -5.0], "noise": [1.0, 1.0]}
+    assert guard_of(**turns_in_one) < 0.001
+    assert guard_of(**turns_in_one, mask=torch.tensor([[1.0, 0.0]])) == 1.0
+
+
+def guard_of(before: list[float], after: list[float], noise: list[float], mask: Any = None) -> float:
+    """g of a fade from two steps at sigma .5 with these x0 and this noise in the last x."""
+    fade = Fade(flow=True)
+    for x0 in (before, after):
+        fade.note(torch.tensor([x0]) + torch.tensor([noise]), torch.tensor([0.5]), torch.tensor([x0]))
+    (guard,) = fade.begin(WIDTH, mask)
+    return guard
+
+
+def noisy(shares: list[float]) -> tuple[float, float]:
+    """(Error of a fade with new noise in x, weight of what was held), the shares of new noise by step; x0 is known."""
+    draw = torch.Generator().manual_seed(1)
+    x0, noise = torch.randn(2, 1, 4000, generator=draw) * torch.tensor([0.3, 1.0]).reshape(2, 1, 1)
+    sigmas, fade = [torch.tensor([s]) for s in (0.9, 0.88, 0.85, 0.8)], Fade(flow=True)
+    for sigma in sigmas[:2]:
+        fade.note((1 - sigma) * x0 + sigma * noise, sigma, x0)
+    assert fade.begin(1e6) == [1.0]
+    for sigma, share in zip(sigmas[2:], shares):
+        noise = (1 - share) ** 0.5 * noise + share**0.5 * torch.randn(noise.shape, generator=draw)
+        x = (1 - sigma) * x0 + sigma * noise
+        error = float((fade.blend(x, sigma, x0) - x0).abs().max())
+    return error, 1 - float((fade.blend(x, sigma, x0 + 1) - x0).mean())
+
+
+def test_new_noise_is_not_taken_for_content() -> None:
+    """Whatever noise a sampler draws: where both stages see the same video, so does the fade."""
+    assert max(noisy([share, share])[0] for share in (0.0, 0.3, 1.0)) < 1e-5
+
+
+def test_what_is_held_goes_with_its_noise() -> None:
+    weights = [noisy([share, share])[1] for share in (0.0, 0.1, 0.3, 1.0)]
+    assert weights == sorted(weights, reverse=True) and weights[0] == pytest.approx(1, abs=1e-3)
+    assert weights[1] > 0.95 and weights[-1] < 0.1
 
 
 def test_every_sample_of_a_batch_has_its_own_guard() -> None:
