@@ -114,7 +114,7 @@ class Evaluation:
             own = list(group)
             main = run == (PAPER_STEPS, ALONE[0].sampler)
             count = len(self.prompts) if main else min(len(self.prompts), FEWER)
-            for seed, number in itertools.product(range(seeds if main else 1), range(count)):
+            for seed, number in itertools.product(range(seeds), range(count)):
                 place = (self.prompts[number], number, seed)
                 if cells := [row for row in own if (row.name, *row.run, *place) not in self.store.done]:
                     yield number, seed, cells
@@ -204,7 +204,7 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("table", nargs="?", default="quality", choices=TABLES)
     parser.add_argument("--rows", default="", help="only rows whose name or run has this regular expression")
     parser.add_argument("--prompts", type=int, default=32, help=f"at 50 steps with euler; other runs: at most {FEWER}")
-    parser.add_argument("--seeds", type=int, default=1, help="at 50 steps with euler; other runs have one")
+    parser.add_argument("--seeds", type=int, default=1, help="of each prompt")
     parser.add_argument("--results", type=Path, default=common.RESULTS, help="folder of the results")
     parser.add_argument("--frames", type=Path, help="folder for the contact sheet's frames; default: the host's cache")
     parser.add_argument("--report-only", action="store_true", help="sample nothing")
