@@ -8,8 +8,8 @@ x0 prediction. After the last step j of the stage that leaves, every call at x a
 H is what v_j leads to: D_j at first, and from a call at s to the next at sigma H += (1 - sigma / s) (D' - H). In euler
 steps that is x - sigma v_j, so v' = a v_j + (1 - a) v; x itself is left out, since a sampler may have drawn new noise.
 Two gates keep samples out, both 1 / (1 + (r / R)^8): g those whose prediction still turns over from step to step, and n
-those whose noise is no longer that of step j, r = ||(x - H) / sigma - v_j|| / ||v_j||. Width and gates were fitted on a
-tiny family (1.1). Torch only.
+those with much new noise, r = ||(x - H) / sigma - v_j|| / ||v_j||. Width and gates were fitted on a tiny family (1.1).
+Torch only.
 """
 
 from __future__ import annotations

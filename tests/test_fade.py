@@ -48,7 +48,9 @@ def test_from_pure_noise_and_above_nothing_fades() -> None:
     assert fade_module.weight(lambdas, lambdas[:1], WIDTH).tolist() == [0.0] * 4
 
 
-@pytest.mark.parametrize(("r", "low", "high"), [(0.0, 1.0, 1.0), (0.3, 0.99, 1.0), (0.7, 0.45, 0.55), (1.7, 0.0, 0.001)])
+@pytest.mark.parametrize(
+    ("r", "low", "high"), [(0.0, 1.0, 1.0), (0.3, 0.99, 1.0), (0.7, 0.45, 0.55), (1.7, 0.0, 0.001)]
+)
 def test_the_guard_lets_steady_predictions_through_and_stops_those_that_turn(r: float, low: float, high: float) -> None:
     """The x0 of the last two steps differ by r times the noise in x."""
     assert low <= guard_of([0.0, r, 0.0], [0.0, 0.0, 0.0], noise=[1.0, 0.0, 0.0]) <= high
@@ -61,7 +63,7 @@ def test_the_guard_looks_only_where_the_latent_is_generated() -> None:
 
 
 def guard_of(before: list[float], after: list[float], noise: list[float], mask: Any = None) -> float:
-    """g of a fade from two steps at sigma .5 with these x0 and this noise in the last x."""
+    """The guard of a fade from two steps at sigma .5 with these x0 and this noise in the last x."""
     fade = Fade(flow=True)
     for x0 in (before, after):
         fade.note(torch.tensor([x0]) + torch.tensor([noise]), torch.tensor([0.5]), torch.tensor([x0]))

@@ -74,7 +74,7 @@ class HandOver:
     memory: dict[str, dict[str, int]] = field(default_factory=dict)
     # the settings of the switch that made it; empty: those of the report
     rule: dict[str, Any] = field(default_factory=dict)
-    # share of the velocity that is held, in each step from here on; empty: a cut
+    # share of the velocity that is held, in each step from here on, at most: new noise ends it; empty: a cut
     fade: list[Number] = field(default_factory=list)
 
 
