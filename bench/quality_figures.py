@@ -12,6 +12,7 @@ import numpy as np
 import quality_metrics  # noqa: F401  (it puts matplotlib on sys.path)
 from PIL import Image
 from quality_rows import ALONE, FADE
+from quality_rows import SPREAD
 from quality_table import MAIN_RUN, ROWS, Line, Results, mean_of, number, run_of, score, shared
 
 # isort: split
@@ -19,7 +20,7 @@ import matplotlib.pyplot as plt
 
 plt.switch_backend("agg")
 
-SHEET = ("sketch only", "render only", "fixed, step 10", "step 10, fade", "sketch steps 1-8, 20, 35, fade")
+SHEET = ("sketch only", "render only", "fixed, step 10", "step 10, fade", f"sketch steps {SPREAD}, fade")
 DELTA = 0.01  # the fall of D that counts as settled, by default
 
 Point = tuple[float, float]

@@ -31,6 +31,7 @@ NONE = {SKETCH: 0, RENDER: 0}
 SCHEDULER = "simple"
 PAPER_STEPS, FIX_STEP = 50, 5
 BOUNDARY = 0.875  # the noise level at which two-model samplers for Wan 2.2 change models
+SPREAD = "1-3, 5, 7, 10, 14, 19, 26, 36"  # ten of 50 steps; chosen on training prompts
 FADE: dict[str, Any] = {"fade": 1.1}
 NO_GUIDANCE: dict[str, Any] = {"render_cfg": 1.0}
 
@@ -81,6 +82,13 @@ def beyond(step: int) -> list[Row]:
     return [plain, cut(step, "fade", **FADE), cut(step, "fade, no guidance", plain.name, **FADE, **NO_GUIDANCE)]
 
 
+def listed(steps: str, more: str = "", **inputs: Any) -> Row:
+    """The sketch's steps as a list, with a fade at every switch to the render."""
+    name = f"sketch steps {steps}, fade{', ' + more if more else ''}"
+    like = "fixed, step 10" if more else ""
+    return Row(name, "together", inputs={"sketch_steps": steps, **FADE, **inputs}, like=like)
+
+
 ALONE = [Row(f"{model} only", "alone", model) for model in (SKETCH, RENDER)]
 
 
@@ -98,7 +106,10 @@ def main_rows() -> list[Row]:
         cut(10, "no guidance", "fixed, step 10", **NO_GUIDANCE),
         cut(10, "fade, no guidance, 20 render steps", "fixed, step 10", **FADE, **NO_GUIDANCE, render_steps=20),
         cut(10, "TeaCache 0.14", "fixed, step 10", teacache=0.14),
-        Row("sketch steps 1-8, 20, 35, fade", "together", inputs={"sketch_steps": "1-8, 20, 35", **FADE}),
+        listed("1-8, 20, 35"),
+        listed(SPREAD),
+        listed(SPREAD, "no guidance", **NO_GUIDANCE),
+        listed("1-8, 12, 17, 23, 30, 38, 45", "no guidance", **NO_GUIDANCE),
         *(
             Row(f"{cache} {value} on the sketch", "alone", value=value, cache=cache, like="sketch only")
             for cache, value in (("TeaCache", 0.14), ("EasyCache", 0.1))
@@ -107,7 +118,8 @@ def main_rows() -> list[Row]:
     short = ((20, "euler", 4), (10, "euler", 3), (8, "euler", 3))
     others = ((50, sampler, 10) for sampler in ("uni_pc", "dpmpp_2m", "dpmpp_2m_sde"))
     for steps, sampler, step in (*short, *others):
-        rows += [replace(row, steps=steps, sampler=sampler) for row in (ALONE[0], *beyond(step))]
+        spread = [listed("1-2, 5, 10")] if steps == 20 else [listed(SPREAD)] if sampler == "uni_pc" else []
+        rows += [replace(row, steps=steps, sampler=sampler) for row in (ALONE[0], *beyond(step), *spread)]
     return rows
 
 
