@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import quality_metrics  # noqa: F401  (it puts matplotlib on sys.path)
 from PIL import Image
-from quality_rows import ALONE, FADE
-from quality_rows import SPREAD
+from quality_rows import ALONE, FADE, SPREAD
 from quality_table import MAIN_RUN, ROWS, Line, Results, mean_of, number, run_of, score, shared
 
 # isort: split
