@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,19 @@ def run(page: Any, *values: tuple[int, str, Any]) -> str:
     return until_done(page)
 
 
+def eventually(page: Any, probe: Callable[[], Any], expected: Any, seconds: float = 20) -> None:
+    """Wait until the page has come to what is expected; a busy machine draws late."""
+    end = time.monotonic() + seconds
+    while (found := probe()) != expected and time.monotonic() < end:
+        page.wait_for_timeout(50)
+    assert found == expected
+
+
+def statuses(page: Any) -> list[str]:
+    """What the Inspector's chart and SR Sampler's say of their run."""
+    return [status(page, node) for node in (INSPECTOR, SAMPLER)]
+
+
 def status(page: Any, node: int = INSPECTOR) -> str:
     return page.evaluate(f"({ELEMENT % node}).querySelector('.srd-status').textContent")
 
@@ -220,6 +234,11 @@ def shown_values(page: Any, node: int = SAMPLER) -> dict[str, Any]:
     return page.evaluate(
         "id => Object.fromEntries(app.graph.getNodeById(id).widgets.map(w => [w.name, w.value]))", node
     )
+
+
+def until_values(page: Any, **expected: Any) -> None:
+    """Wait until these widgets of SR Sampler have these values."""
+    eventually(page, lambda: {name: shown_values(page)[name] for name in expected}, expected)
 
 
 def plan_of(page: Any, start: str, node: int = SAMPLER) -> bool:

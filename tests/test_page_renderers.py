@@ -152,10 +152,9 @@ def test_a_preset_writes_its_widgets_and_changing_one_makes_it_custom(renderer: 
     assert before["preset"] == "custom" and "preset" in widgets_in_view(page, renderer)
     for preset, table in PRESETS.items():
         page.evaluate(pages.CLICKED, [pages.SAMPLER, "preset", preset])
-        page.wait_for_timeout(200)
+        pages.until_values(page, **table, preset=preset)
         now = pages.shown_values(page)
-        assert {key: now[key] for key in table} == table
-        assert now["preset"] == preset and now["cfg"] == before["cfg"] and now["seed"] == before["seed"]
+        assert now["cfg"] == before["cfg"] and now["seed"] == before["seed"]
         queued = page.evaluate(pages.QUEUED)[str(pages.SAMPLER)]["inputs"]
         assert {key: queued[key] for key in table} == table
         assert queued["preset"] == "custom"  # its values are in the widgets
@@ -164,8 +163,7 @@ def test_a_preset_writes_its_widgets_and_changing_one_makes_it_custom(renderer: 
     page.evaluate(pages.CLICKED, [pages.SAMPLER, "cfg", 2.5])
     assert pages.shown_values(page)["preset"] == "few-step render"  # cfg belongs to none
     page.evaluate(pages.CLICKED, [pages.SAMPLER, "fade", 0.5])
-    page.wait_for_timeout(200)
-    assert pages.shown_values(page)["preset"] == "custom" and pages.shown_values(page)["render_steps"] == 4
+    pages.until_values(page, preset="custom", render_steps=4)
     page.evaluate(pages.CLICKED, [pages.SAMPLER, "preset", "balanced"])
     saved = pages.reopened(page)
     assert pages.shown_values(page)["preset"] == "balanced" and pages.shown_values(page)["steps"] == 20
@@ -173,8 +171,7 @@ def test_a_preset_writes_its_widgets_and_changing_one_makes_it_custom(renderer: 
     values = node["widgets_values"]
     values[values.index(1.1)] = 0.7  # a file whose values are not its preset's runs as it is shown
     page.evaluate(pages.OPEN, saved)
-    page.wait_for_timeout(300)
-    assert (pages.shown_values(page)["fade"], pages.shown_values(page)["preset"]) == (0.7, "custom")
+    pages.until_values(page, fade=0.7, preset="custom")
 
 
 def test_the_folded_chart_is_a_line_that_is_not_cut_and_the_panel_lists_none(renderer: str, page: Any) -> None:

@@ -102,8 +102,8 @@ def test_a_chart_belongs_to_the_workflow_that_queued_its_run(page: Any, server: 
     second = page.evaluate("app.extensionManager.workflow.activeWorkflow.path")
     page.evaluate(TO_WORKFLOW, first)
     page.wait_for_function(f"{pages.CHART}.length >= 2")
-    page.wait_for_timeout(500)
-    assert pages.status(page) == pages.status(page, pages.SAMPLER) == ran and second != first
+    pages.eventually(page, lambda: pages.statuses(page), [ran, ran])
+    assert second != first
     page.evaluate(TO_WORKFLOW, second)
     pages.until(page, "Sketching")
     page.evaluate("fetch('/interrupt', {method: 'POST'})")
@@ -122,9 +122,8 @@ def test_what_an_older_run_left_is_gone_when_the_next_one_is_refused(wrong: list
     pages.run(page, (pages.SAMPLER, "steps", 6), (pages.SAMPLER, "seed", random.randrange(1 << 30)))
     pages.until_idle(server)
     pages.queue(page, *wrong)
-    page.wait_for_timeout(500)
+    pages.eventually(page, lambda: pages.statuses(page), [pages.IDLE, pages.IDLE])
     pages.until_idle(server)
-    assert pages.status(page) == pages.status(page, pages.SAMPLER) == pages.IDLE
 
 
 def test_a_run_that_comes_from_the_cache_keeps_its_chart(page: Any, server: Any) -> None:
@@ -132,7 +131,7 @@ def test_a_run_that_comes_from_the_cache_keeps_its_chart(page: Any, server: Any)
     pages.queue(page)
     pages.until_idle(server)
     page.wait_for_timeout(500)
-    assert pages.status(page) == pages.status(page, pages.SAMPLER) == ran
+    pages.eventually(page, lambda: pages.statuses(page), [ran, ran])
 
 
 def test_an_interrupt_in_either_stage_is_said_and_the_next_run_starts_clean(page: Any, server: Any) -> None:

@@ -83,9 +83,8 @@ def test_the_line_knows_the_models_that_come_through_a_reroute(page: Any) -> Non
 def test_a_preset_leaves_what_a_link_sets(page: Any) -> None:
     pages.connect(page, "steps", "PrimitiveInt", 7)
     page.evaluate(pages.CLICKED, [pages.SAMPLER, "preset", "fast"])
-    page.wait_for_timeout(200)
-    now, queued = pages.shown_values(page), page.evaluate(pages.QUEUED)[str(pages.SAMPLER)]["inputs"]
-    assert now["preset"] == "fast" and now["render_cfg"] == 1 and now["steps"] == 50
+    pages.until_values(page, preset="fast", render_cfg=1, steps=50)
+    queued = page.evaluate(pages.QUEUED)[str(pages.SAMPLER)]["inputs"]
     assert isinstance(queued["steps"], list) and queued["preset"] == "custom"
 
 
@@ -106,16 +105,14 @@ def run_of(inputs: dict[str, Any]) -> dict[str, Any]:
 def test_a_preset_leaves_what_a_node_of_the_page_sets(page: Any) -> None:
     pages.connect(page, "steps", "PrimitiveNode", 30)  # the page's own node: queued as if it were typed
     page.evaluate(pages.CLICKED, [pages.SAMPLER, "preset", "fast"])
-    page.wait_for_timeout(300)
-    assert run_of(queued_sampler(page)) == PRESETS["fast"] | {"steps": 30}
+    pages.eventually(page, lambda: run_of(queued_sampler(page)), PRESETS["fast"] | {"steps": 30})
     assert pages.shown_values(page)["preset"] == "fast"
 
 
 def test_a_preset_in_a_subgraph_leaves_what_the_subgraph_s_node_sets(page: Any) -> None:
     page.evaluate(PROMOTE, [pages.SAMPLER, {"steps": 30}])
     page.evaluate(INNER_CLICKED, ["preset", "fast"])
-    page.wait_for_timeout(300)
-    assert run_of(queued_sampler(page)) == PRESETS["fast"] | {"steps": 30}
+    pages.eventually(page, lambda: run_of(queued_sampler(page)), PRESETS["fast"] | {"steps": 30})
     assert "fast" in page.evaluate("window.inner.serialize().widgets_values")
 
 
