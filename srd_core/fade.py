@@ -7,9 +7,9 @@ x0 prediction. After the last step j of the stage that leaves, every call at x a
 
 H is what v_j leads to: D_j at first, and from a call at s to the next at sigma H += (1 - sigma / s) (D' - H). In euler
 steps that is x - sigma v_j, so v' = a v_j + (1 - a) v; x itself is left out, since a sampler may have drawn new noise.
-Two gates keep samples out, both 1 / (1 + (r / R)^8): g those whose prediction still turns over from step to step, and n
-those with much new noise, r = ||(x - H) / sigma - v_j|| / ||v_j||. Width and gates were fitted on a tiny family (1.1).
-Torch only.
+Two gates keep samples out, both 1 / (1 + (r / R)^8): g those whose prediction still changes much from step to step, and
+n those with much new noise, r = ||(x - H) / sigma - v_j|| / ||v_j||; samplers that do not follow the guided prediction
+(cfg_pp) close n too. The width (1.1) and both R were chosen on a tiny family. Torch only.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 
 Part = Callable[[torch.Tensor], torch.Tensor]  # takes a field [B, ...] to a part of it
 
-TURNS = 0.7  # R of g: the last change of x0, relative to the noise in x
+CHANGES = 0.7  # R of g: the last change of x0, relative to x - x0
 RENEWED = 1.0  # R of n: what new noise has changed of the velocity, relative to it
 
 
@@ -71,11 +71,11 @@ class Held:
 
     def move(self, sigma: torch.Tensor) -> None:
         """Bring H to the noise level sigma [B] of the next call; where that is higher, H stays."""
-        removed = (1 - sigma / self.sigma).clamp(min=0)
+        removed = torch.nan_to_num(1 - sigma / self.sigma).clamp(min=0)  # nan: a second call at 0
         self.x0 = torch.lerp(self.x0, self.given, _beside(removed, self.x0))
         self.sigma = sigma
 
-    def is_kept(self, x: torch.Tensor) -> torch.Tensor:
+    def kept(self, x: torch.Tensor) -> torch.Tensor:
         """The gate n [B] at x [B, ...]."""
         v = velocity(x, self.sigma, self.x0)
         return gate(_seen(v - self.v, self.mask, self.part), _seen(self.v, self.mask, self.part), RENEWED)
@@ -112,8 +112,8 @@ class Fade:
         self._held, x0, before, v, sigma = None, self._x0, self._before, self._v, self._sigma
         if not width or x0 is None or before is None or v is None or sigma is None or before.shape != x0.shape:
             return []
-        noise = v * _beside(sigma, v)
-        guard = gate(_seen(x0 - before, mask, part), _seen(noise, mask, part), TURNS)
+        left = v * _beside(sigma, v)
+        guard = gate(_seen(x0 - before, mask, part), _seen(left, mask, part), CHANGES)
         self._held = Held(x0, v, log_snr(sigma, self.flow), guard, width, x0, sigma, mask, part)
         return [float(g) for g in guard]
 
@@ -131,7 +131,7 @@ class Fade:
         if held is None or held.x0.shape != x.shape:
             return denoised
         held.move(sigma)
-        a = held.weight(log_snr(sigma, self.flow)) * held.is_kept(x)
+        a = held.weight(log_snr(sigma, self.flow)) * held.kept(x)
         faded = held.x0 if held.part is None else denoised + held.part(held.x0 - denoised)
         held.given = torch.lerp(denoised, faded, _beside(a, x))
         return held.given

@@ -52,7 +52,7 @@ from .teacache.host import run_of
 AtHandOver = Callable[[torch.Tensor, Turn], None]  # (x, the change), before the stage that takes over is loaded
 
 NO_FADE = "No fade to the {stage}: it needs two steps before the switch, in a latent of one size."
-SWINGS = "The last two steps before the {stage} still change direction (guard {guard:.2f}), so the fade is held back."
+SWINGS = "The prediction still changes much before the {stage} (guard {guard:.2f}), so the fade is held back."
 NOT_WALKED = (
     "render_steps is not followed: {sampler} chooses its own noise levels or sizes, so it can't begin anew at the "
     "switch."

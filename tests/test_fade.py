@@ -52,7 +52,7 @@ def test_from_pure_noise_and_above_nothing_fades() -> None:
     ("r", "low", "high"), [(0.0, 1.0, 1.0), (0.3, 0.99, 1.0), (0.7, 0.45, 0.55), (1.7, 0.0, 0.001)]
 )
 def test_the_guard_lets_steady_predictions_through_and_stops_those_that_turn(r: float, low: float, high: float) -> None:
-    """The x0 of the last two steps differ by r times the noise in x."""
+    """The x0 of the last two steps differ by r times the last x - x0."""
     assert low <= guard_of([0.0, r, 0.0], [0.0, 0.0, 0.0], noise=[1.0, 0.0, 0.0]) <= high
 
 
@@ -97,10 +97,54 @@ def test_what_is_held_goes_with_its_noise() -> None:
     assert weights[1] > 0.95 and weights[-1] < 0.1
 
 
+def weights(mask: Any = None) -> list[float]:
+    """What is left of a fade in a batch of two; in half of the second sample all noise is new."""
+    draw = torch.Generator().manual_seed(1)
+    noise, other = torch.randn(2, 2, 4000, generator=draw)
+    sigma, fade = torch.tensor([0.9, 0.9]), Fade(flow=False)
+    for _ in range(2):
+        fade.note(0.9 * noise, sigma, torch.zeros(2, 4000))
+    assert fade.begin(1e6, mask) == [1.0, 1.0]
+    noise[1, :2000] = 3 * other[1, :2000]
+    return (1 - fade.blend(0.8 * noise, sigma - 0.1, torch.ones(2, 4000)).mean(1)).tolist()
+
+
+def test_every_sample_has_its_own_new_noise_and_only_where_the_latent_is_generated() -> None:
+    assert weights() == pytest.approx([1.0, 0.0], abs=0.02)
+    mask = torch.ones(1, 4000)
+    mask[:, :2000] = 0
+    assert weights(mask) == pytest.approx([1.0, 1.0], abs=0.02)
+
+
+def test_what_is_held_moves_with_the_level_alone_and_never_back() -> None:
+    """H of a prediction that changes: as in euler steps by hand, with new noise in x or without."""
+    d_j, d = torch.tensor([[0.0, 1.0]]), torch.tensor([[1.0, 0.0]])
+    for noise in (0.0, 0.05):
+        fade, held, given, before = Fade(flow=True), d_j, d_j, 0.88
+        for sigma in (0.9, before):
+            fade.note(d_j + sigma, torch.tensor([sigma]), d_j)
+        (g,) = fade.begin(WIDTH)
+        for sigma in (0.8, 0.85, 0.6):
+            got = fade.blend(d_j + sigma * (1 + noise), torch.tensor([sigma]), d)
+            held = held + max(1 - sigma / before, 0) * (given - held)
+            assert torch.allclose(fade._held.x0, held)
+            before, given = sigma, got
+    assert g == 1.0
+
+
+def test_a_call_at_no_noise_stays_finite() -> None:
+    fade = Fade(flow=True)
+    for sigma in (0.9, 0.8):
+        fade.note(torch.ones(1, 3), torch.tensor([sigma]), torch.zeros(1, 3))
+    fade.begin(WIDTH)
+    calls = [fade.blend(torch.ones(1, 3), torch.zeros(1), torch.full((1, 3), 0.5)) for _ in range(2)]
+    assert all(torch.equal(call, torch.full((1, 3), 0.5)) for call in calls)
+
+
 def test_every_sample_of_a_batch_has_its_own_guard() -> None:
     fade = Fade(flow=True)
     for sign in (1.0, -1.0):  # the second sample turns over
-        fade.note(torch.ones(2, 3), torch.full((2,), 0.9), torch.tensor([[0.1] * 3, [1 + sign] * 3]))
+        fade.note(torch.ones(2, 3), torch.full((2,), 0.9), torch.tensor([[0.1] * 3, [1 - sign] * 3]))
     guards = fade.begin(WIDTH)
     assert guards == pytest.approx([1.0, 0.0], abs=0.01)
     blended = fade.blend(torch.ones(2, 3), torch.full((2,), 0.9), torch.zeros(2, 3))

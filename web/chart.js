@@ -76,7 +76,7 @@ function curve({ svg, report, x, field, low, high, delta, top, bottom, right, wh
   for (const [cx, cy] of dots) add(svg, 'circle', { class: 'srd-dot', cx, cy, r: Math.min(3, middle) })
 }
 
-/** How much of a stage's last velocity is held in each step after it: a slope in that stage's colour, of the panel's height. */
+/** How much of a stage's last velocity is held at most in each step after it: a slope in that stage's colour. */
 function fades({ svg, report, x, top, bottom }) {
   for (const { after_step, fade } of report.hand_overs) {
     if (!fade?.length) continue

@@ -77,7 +77,7 @@ def _stages(canvas: ImageDraw.ImageDraw, report: Report, panel: Panel) -> None:
 
 
 def _fades(canvas: ImageDraw.ImageDraw, report: Report) -> None:
-    """How much of a stage's last velocity is held in each step after it: a slope in that stage's colour."""
+    """How much of a stage's last velocity is held at most in each step after it: a slope in that stage's colour."""
     top, bottom = PANELS["d"]
     for hand_over in report.hand_overs:
         leaving = next((s.stage for s in report.steps if s.step == hand_over.after_step), None)
