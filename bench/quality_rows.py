@@ -117,9 +117,10 @@ def main_rows() -> list[Row]:
     ]
     short = ((20, "euler", 4), (10, "euler", 3), (8, "euler", 3))
     others = ((50, sampler, 10) for sampler in ("uni_pc", "dpmpp_2m", "dpmpp_2m_sde"))
+    spread = {(20, "euler"): [listed("1-2, 5, 10")], (50, "uni_pc"): [listed(SPREAD)]}
     for steps, sampler, step in (*short, *others):
-        spread = [listed("1-2, 5, 10")] if steps == 20 else [listed(SPREAD)] if sampler == "uni_pc" else []
-        rows += [replace(row, steps=steps, sampler=sampler) for row in (ALONE[0], *beyond(step), *spread)]
+        own = [ALONE[0], *beyond(step), *spread.get((steps, sampler), [])]
+        rows += [replace(row, steps=steps, sampler=sampler) for row in own]
     return rows
 
 

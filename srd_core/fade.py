@@ -56,7 +56,7 @@ class Held:
     """What fades out after a hand-over."""
 
     x0: torch.Tensor  # H [B, ...]
-    v: torch.Tensor  # v_j [B, ...]
+    v: torch.Tensor  # v_j [B, ...], what the gates look at of it
     lambda_j: torch.Tensor  # [B]
     guard: torch.Tensor  # g [B]
     width: float
@@ -77,8 +77,8 @@ class Held:
 
     def kept(self, x: torch.Tensor) -> torch.Tensor:
         """The gate n [B] at x [B, ...]."""
-        v = velocity(x, self.sigma, self.x0)
-        return gate(_seen(v - self.v, self.mask, self.part), _seen(self.v, self.mask, self.part), RENEWED)
+        v = _seen(velocity(x, self.sigma, self.x0), self.mask, self.part)
+        return gate(v - self.v, self.v, RENEWED)
 
 
 def _seen(field: torch.Tensor, mask: torch.Tensor | None, part: Part | None) -> torch.Tensor:
@@ -112,8 +112,8 @@ class Fade:
         self._held, x0, before, v, sigma = None, self._x0, self._before, self._v, self._sigma
         if not width or x0 is None or before is None or v is None or sigma is None or before.shape != x0.shape:
             return []
-        left = v * _beside(sigma, v)
-        guard = gate(_seen(x0 - before, mask, part), _seen(left, mask, part), CHANGES)
+        v = _seen(v, mask, part)
+        guard = gate(_seen(x0 - before, mask, part), v * _beside(sigma, v), CHANGES)
         self._held = Held(x0, v, log_snr(sigma, self.flow), guard, width, x0, sigma, mask, part)
         return [float(g) for g in guard]
 

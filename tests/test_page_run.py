@@ -97,7 +97,7 @@ def test_a_chart_belongs_to_the_workflow_that_queued_its_run(page: Any, server: 
     first = page.evaluate("app.extensionManager.workflow.activeWorkflow.path")
     pages.show(page, pages.DEMO)  # a fresh drop of the same file
     page.wait_for_timeout(500)
-    assert pages.status(page) == pages.status(page, pages.SAMPLER) == pages.IDLE
+    assert pages.statuses(page) == [pages.IDLE, pages.IDLE]
     queue_long(page)
     second = page.evaluate("app.extensionManager.workflow.activeWorkflow.path")
     page.evaluate(TO_WORKFLOW, first)
