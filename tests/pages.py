@@ -91,6 +91,15 @@ CONTRAST = """chart => {
 }"""
 
 
+def open_slowly(context: Any, url: str) -> Any:
+    """The server's page on a machine that is busy: it tells late which workflow is the open one."""
+    page = context.new_page()
+    context.new_cdp_session(page).send("Emulation.setCPUThrottlingRate", {"rate": 3})
+    page.goto(url)
+    page.wait_for_function(page_module.READY, timeout=180_000)
+    return page
+
+
 def show(page: Any, path: Path = DEMO) -> None:
     """Open a workflow's file, its charts in view."""
     page.evaluate(OPEN, json.loads(path.read_text("utf-8")))
@@ -263,11 +272,15 @@ def reopened(page: Any) -> Any:
     return saved
 
 
-def open_saved(page: Any, report: Any, key: str = str(SAMPLER)) -> None:
-    """Open the demo's workflow as a saved video carries it, with this report in it."""
+def saved_workflow(report: Any, key: str = str(SAMPLER)) -> Any:
+    """The demo's workflow as a saved video carries it, with this report in it."""
     workflow = json.loads(DEMO.read_text("utf-8"))
     workflow["extra"] = {"srdiffusion": {key: report}}
-    page.evaluate(OPEN, workflow)
+    return workflow
+
+
+def open_saved(page: Any, report: Any, key: str = str(SAMPLER)) -> None:
+    page.evaluate(OPEN, saved_workflow(report, key))
 
 
 def picture(page: Any, name: str) -> None:

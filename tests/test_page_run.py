@@ -81,7 +81,7 @@ def test_a_tab_shows_the_runs_that_it_queued_and_those_of_tabs_that_are_closed(
     first.close()
     context = browser.new_context()
     context.route("**/srdiffusion/runs", as_if_it_were_open)  # as where the server has not noticed yet
-    third = pages.page_module.open_page(context, server.url)
+    third = pages.open_slowly(context, server.url)
     pages.show(third, pages.DEMO)
     pages.until(third, "Sketching")
     grows(third)

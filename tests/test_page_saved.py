@@ -21,6 +21,16 @@ FIRST_RELEASE = Path(__file__).parent / "data" / "workflow_first_release.json"
 VERSION_1 = Path(__file__).parent / "data" / "report_version_1.json"
 # What the page adds to nodes of the first release: fade, sketch_steps, render_steps, sketch_scale, preset; save_report.
 LATER = {"SRSampler": [0, "", 0, 1, "custom"], "SRSwitchInspector": [""]}
+# Open a workflow; what its chart says then, at each of the next frames.
+SEEN = """async (saved) => {
+  await app.loadGraphData(saved);
+  const seen = [];
+  for (let frame = 0; frame < 60; frame++) {
+    await new Promise(requestAnimationFrame);
+    seen.push((%s).querySelector('.srd-status').textContent);
+  }
+  return seen;
+}"""
 
 
 @pytest.mark.parametrize("path", [pages.DEMO, FIRST_RELEASE], ids=lambda path: path.stem)
@@ -66,6 +76,16 @@ def test_a_video_of_the_first_releases_still_opens_with_its_chart(page: Any) -> 
     assert pages.text_of(page, ".srd-outcome") == "delta 0.01: after step 4 (criterion), about 16.5 s"
     pages.slide(page, -1)
     assert pages.text_of(page, ".srd-outcome").startswith("delta 0.1: after step 3 (criterion), about ")
+
+
+def test_a_video_s_workflow_never_shows_the_run_of_the_one_before(page: Any) -> None:
+    slower = pages.a_report("Big", "Small")
+    slower.steps[-1].seconds = 5.0
+    pages.open_saved(page, json.loads(slower.to_json()))
+    pages.until_done(page)
+    workflow = pages.saved_workflow(json.loads(pages.a_report("Big", "Small").to_json()))
+    seen = page.evaluate(SEEN % (pages.ELEMENT % pages.INSPECTOR), workflow)
+    assert set(seen) <= {pages.IDLE, "1.0x, switched at 2 of 4, 4 s"}
 
 
 def test_a_run_that_is_slower_says_so_and_a_swapped_pair_is_asked_about(page: Any) -> None:

@@ -61,7 +61,7 @@ app.registerExtension({
   afterConfigureGraph() {
     refreshSettings()
     const saved = takeSaved()
-    showKnown()
+    if (!saved) showKnown()
     whenOpen(() => {
       showKnown()
       if (saved) showSaved(saved)

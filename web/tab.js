@@ -7,11 +7,11 @@ import { root } from './graph.js'
 
 const QUEUED = '/srdiffusion/queued' // as nodes/live.py
 const KEPT = 256
-const owners = new Map() // prompt id -> workflow of this tab
+const owners = new Map() // prompt id -> {load, workflow} of this tab
 const SETTLING = 1000 // milliseconds
 let starting = true // the page has not opened its first workflow yet
 let settled = null // the id of the graph of which it is known that it is the open workflow's
-let loads = 0
+let loads = 0 // of graphs: between two of them the open workflow stays the same, though the page may tell late which it is
 
 function openWorkflow() {
   return app.extensionManager.workflow?.activeWorkflow ?? null
@@ -19,13 +19,14 @@ function openWorkflow() {
 
 /** Note that the open workflow queued this prompt. */
 export function own(prompt) {
-  owners.set(prompt, openWorkflow())
+  owners.set(prompt, { load: loads, workflow: null })
   if (owners.size > KEPT) owners.delete(owners.keys().next().value)
 }
 
 /** Whether the open workflow queued this prompt, as far as is known. */
 export function isOwn(prompt) {
-  return owners.has(prompt) && owners.get(prompt) === openWorkflow()
+  const owner = owners.get(prompt)
+  return owner !== undefined && (owner.load === loads || owner.workflow === openWorkflow())
 }
 
 /** Note which prompts the open workflow has just queued. */
@@ -55,7 +56,9 @@ export function belongs(run, live) {
  * Loaded into the same workflow (undo), nothing changes.
  */
 export function whenOpen(act) {
-  const [load, before, end] = [++loads, openWorkflow(), performance.now() + SETTLING]
+  const [before, end] = [openWorkflow(), performance.now() + SETTLING]
+  for (const owner of owners.values()) if (owner.load === loads) owner.workflow = before
+  const load = ++loads
   settled = null
   const look = () => {
     if (load !== loads) return
