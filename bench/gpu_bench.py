@@ -232,10 +232,11 @@ def threshold_for(render: Any, sketch: Any, bench: Bench) -> float:
         kind, table = cogvideox, plan.cogvideox_table(bench.render.dim, 1)[0]
     times = render.get_model_object("model_sampling").timestep(sigmas).float()
     distances = plan.distances(kind.modulation(render.model.diffusion_model, times, "e"))
+    growth = plan.growth(distances, table.coefficients("e"))
     wanted = round(REUSED[bench.render.family] * len(sigmas))
     low, high = 1e-6, 100.0
     for _ in range(50):
         middle = (low * high) ** 0.5
-        enough = sum(plan.skip_plan(distances, table.coefficients("e"), middle)) >= wanted
+        enough = sum(plan.reuse_plan(growth, middle)) >= wanted
         low, high = (low, middle) if enough else (middle, high)
     return high * 1.001  # off the edge: the run computes the same distances on another device

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import statistics
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -71,9 +70,7 @@ def step(bench: Bench, stage: str, guided: bool = True, variant: Variant = PLAIN
     clock = StepClock()
     with gauge() as used:
         bench.sample(model, bench.cfg if guided else 1.0, clock, last_step=count + 1, force_full_denoise=True)
-    flops = cost.forward_flops(bench.render if stage == RENDER else bench.sketch, bench.size) * (1 + guided)
-    reached = flops / statistics.median(clock.seconds)
-    return {"steps": clock.seconds, "size": str(bench.size), "flops": reached, "peak": used.get("peak")}
+    return {"steps": clock.seconds, "size": str(bench.size), "peak": used.get("peak")}
 
 
 def small_step(bench: Bench) -> Row:

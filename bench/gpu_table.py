@@ -149,11 +149,8 @@ def steps(what: str, measured: Measured) -> list[str]:
     found = {name: rows[-1] for name, rows in measured.rows.items() if "steps" in rows[-1]}
     size = next((row["size"] for row in found.values()), "")
     return grid(
-        (f"{what}, {size}", "s a step", "TFLOP/s", "peak GB"),
-        [
-            (name, number(measured.step(name)), number(row.get("flops"), 1e12), number(row.get("peak"), GB))
-            for name, row in found.items()
-        ],
+        (f"{what}, {size}", "s a step", "peak GB"),
+        [(name, number(measured.step(name)), number(row.get("peak"), GB)) for name, row in found.items()],
     )
 
 

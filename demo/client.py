@@ -243,17 +243,6 @@ class Server:
         query = {name: file.get(name, "") for name in ("filename", "subfolder", "type")}
         return self.request("/view?" + urllib.parse.urlencode(query))
 
-    def download(self, entry: Mapping[str, Any], folder: Path, kinds: Sequence[str] = ("output",)) -> list[Path]:
-        """Save a history entry's files of these types ("output", "temp") into `folder`, in the nodes' order."""
-        folder.mkdir(parents=True, exist_ok=True)
-        saved = []
-        for file in files_of(entry):
-            if file.get("type") in kinds:
-                path = folder / Path(str(file["filename"]).replace("\\", "/")).name
-                path.write_bytes(self.view(file))
-                saved.append(path)
-        return saved
-
 
 def files_of(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The files that a history entry names, of all nodes, whatever they are called there (images, gifs, audio)."""

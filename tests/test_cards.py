@@ -53,3 +53,8 @@ def test_what_a_card_holds_is_what_is_left_beside_one_call(card: int, precision:
     assert cards.share(card, cost.WAN_14B, precision, size) == pytest.approx(
         min(free / cards.weights(cost.WAN_14B, precision), 1), abs=0.01
     )
+
+
+def test_a_size_knows_its_latent() -> None:
+    size = cost.Size(832, 480, 81)
+    assert size.latent == (21, 60, 104) and str(size) == "832x480x81"

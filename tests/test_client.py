@@ -74,20 +74,20 @@ def test_a_run_reports_its_progress_and_returns_its_outputs(server: client.Serve
     assert "execution_success" in [kind for kind, _ in events]
 
 
-def test_what_a_run_saves_comes_back_and_an_uploaded_image_is_found(server: client.Server, tmp_path: Path) -> None:
+def test_what_a_run_saves_comes_back_and_an_uploaded_image_is_found(server: client.Server) -> None:
     graph = {
         "1": {"class_type": "EmptyImage", "inputs": {"width": 16, "height": 8, "batch_size": 1, "color": 255}},
         "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "saved"}},
     }
-    (saved,) = server.download(server.run(graph, timeout=60), tmp_path)
-    assert saved.read_bytes().startswith(b"\x89PNG")
+    (saved,) = map(server.view, client.files_of(server.run(graph, timeout=60)))
+    assert saved.startswith(b"\x89PNG")
     name = server.upload_image(saved, 'größe "1".png')
     load = {
         "1": {"class_type": "LoadImage", "inputs": {"image": name}},
         "2": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}},
     }
-    (seen,) = server.download(server.run(load, timeout=60), tmp_path / "seen", kinds=("temp",))
-    assert seen.read_bytes().startswith(b"\x89PNG")
+    (seen,) = map(server.view, client.files_of(server.run(load, timeout=60)))
+    assert seen.startswith(b"\x89PNG")
 
 
 def test_a_failing_node_is_an_error_that_names_node_and_message(server: client.Server) -> None:

@@ -175,7 +175,7 @@ def test_the_plan_of_a_render_in_another_space_is_of_the_noise_levels_that_it_se
     sampling = render.get_model_object("model_sampling")
     levels = torch.tensor(report.sigmas[after:-1]) * R
     d = teacache.distances(modulation(render.model.diffusion_model, sampling.timestep(levels).float(), "e"))
-    expected = teacache.skip_plan(d, teacache.COGVIDEOX[0].e, THRESHOLD)
+    expected = teacache.reuse_plan(teacache.growth(d, teacache.COGVIDEOX[0].e), THRESHOLD)
     assert any(expected)
     assert [s.reused for s in report.steps] == [False] * after + expected
 

@@ -106,14 +106,6 @@ def test_pure_noise_becomes_the_runs_own_noise() -> None:
     assert float(scale.level(one)) == 1 and torch.allclose(scale.enlarge(scale.low(own), one, own), own, atol=1e-12)
 
 
-@pytest.mark.parametrize("flow", KINDS)
-def test_one_size_is_the_identity_bit_for_bit(flow: bool) -> None:
-    scale, x, sigma = Enlargement((8, 8), (8, 8), flow), torch.randn(1, 2, 8, 8), torch.rand(5)
-    assert scale.r == 1 and torch.equal(scale.level(sigma), sigma) and torch.equal(scale.small_level(sigma), sigma)
-    assert all(f(x) is x for f in (scale.low, scale.back, scale.shrink, scale.grow))
-    assert scale.enlarge(x, sigma[0], x) is x
-
-
 def test_the_levels_are_those_of_a_shift_that_is_smaller_by_r() -> None:
     """Sigma = s u / (1 + (s - 1) u) with shift s / r. With shift 5 and r 2 step 10 is at .909 small, at .952 large."""
     scale, u = Enlargement((16, 16), (8, 8), True), torch.linspace(0, 1, 51, dtype=torch.float64)

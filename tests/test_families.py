@@ -278,15 +278,6 @@ def test_a_stage_on_another_device_changes_nothing(away: str, sampler: str, fade
     assert torch.equal(helpers.ksampler(sketch, STEPS), helpers.ksampler(wan(layers=2), STEPS))
 
 
-def test_a_render_with_a_text_encoder_of_its_own_asks_for_its_prompts() -> None:
-    family = FAMILIES["Flux.2"]
-    sketch, render = (
-        comfy.sd.load_diffusion_model_state_dict(weights(family, role, 0)) for role in ("sketch", "render")
-    )
-    with pytest.raises(ValueError, match="read different text encoders. Connect render_positive"):
-        sr_model(sketch, render)
-
-
 @pytest.mark.parametrize(
     ("sketch", "render"),
     [

@@ -110,7 +110,7 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
 
 def rows_of_a_card() -> list[dict[str, Any]]:
     """As a GPU would leave them: a sketch step of 8 s, a render step of 1.5 s."""
-    step = {"size": "832x480x81", "flops": 4e14, "peak": 3e10, "dtype": "bfloat16"}
+    step = {"size": "832x480x81", "peak": 3e10, "dtype": "bfloat16"}
     run = {"n": 10, "k": 2, "peak": 3e10, "round": 0}
     b, c = {"stage": "b", "part": "wan_steps, classic"}, {"stage": "c", "part": "wan_runs, classic"}
     return [
@@ -209,16 +209,6 @@ def test_networks_have_random_weights_of_the_kind_that_was_asked_for(weights: st
         matrix.dtype == (torch.float8_e4m3fn if weights == gpu_models.FP8 else torch.float32)
         and matrix.float().std() > 0.01
     )
-
-
-def test_the_real_shapes_are_those_of_the_published_models() -> None:
-    sizes = {n.name: (n.dim, n.ffn, n.layers, n.heads) for pair in gpu_models.SHAPES["real"].values() for n in pair[:2]}
-    assert sizes == {
-        "Wan 2.1 14B": (5120, 13824, 40, 40),
-        "Wan 2.1 1.3B": (1536, 8960, 30, 12),
-        "CogVideoX 5B": (3072, 12288, 42, 48),
-        "CogVideoX 2B": (1920, 7680, 30, 30),
-    }
 
 
 def test_a_backend_that_the_host_replaces_by_pytorch_s_is_no_row_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -157,11 +157,3 @@ def test_a_step_beyond_the_run_is_refused_before_any_step(wan: Any) -> None:
     with pytest.raises(ValueError, match="sketch_steps names step 46, but the run has 8 steps"):
         helpers.ksampler(runs.sr_model(sketch, wan(seed=1), "1-4, 46"), STEPS)
     assert not calls
-
-
-def test_neither_half_takes_a_pair_but_sr_sampler_does(wan: Any) -> None:
-    inner = runs.sr_model(wan(), wan(seed=1), 2)
-    with pytest.raises(ValueError, match="The sketch already is a Sketch-Render Model"):
-        runs.sketched(inner)
-    with pytest.raises(ValueError, match="The render already is a Sketch-Render Model"):
-        runs.rendered(runs.sketched(wan())[0], inner)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import re
 from typing import Any
@@ -128,11 +129,14 @@ def test_what_an_older_run_left_is_gone_when_the_next_one_is_refused(wrong: list
     assert pages.statuses(page) == [pages.IDLE, pages.IDLE]  # still
 
 
-def test_a_run_that_comes_from_the_cache_keeps_its_chart(page: Any, server: Any) -> None:
+@pytest.mark.parametrize("late", [False, True], ids=["at once", "late"])
+def test_a_run_that_comes_from_the_cache_keeps_its_chart(late: bool, page: Any, server: Any) -> None:
+    """Also where the server tells which prompts are the tab's when such a run is already over."""
     ran = pages.run(page, (pages.SAMPLER, "steps", 6), (pages.SAMPLER, "seed", random.randrange(1 << 30)))
-    pages.queue(page)
-    pages.until_idle(server)
-    page.wait_for_timeout(500)
+    with pages.answered_late(page, "**/srdiffusion/queued?*") if late else contextlib.nullcontext():
+        pages.queue(page)
+        pages.until_idle(server)
+        page.wait_for_timeout(1500 if late else 500)
     pages.eventually(page, lambda: pages.statuses(page), [ran, ran])
 
 

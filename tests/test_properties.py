@@ -256,7 +256,7 @@ coefficients = st.lists(st.one_of(finite(-1e4, 1e4), wild), min_size=1, max_size
 def test_a_skip_plan_computes_what_it_must_and_reuses_only_below_the_threshold(
     d: list[float], poly: list[float], threshold: float, first: int
 ) -> None:
-    plan = teacache.skip_plan(d, poly, threshold, first)
+    plan = teacache.reuse_plan(teacache.growth(d, poly), threshold, first)
     assert len(plan) == len(d) + 1 and not plan[0] and not plan[-1] and not any(plan[:first])
     assert threshold or not any(plan)
     assert len(plan) >= teacache.MIN_STEPS or not any(plan)

@@ -70,8 +70,8 @@ def plan_of(
     sampling = model.get_model_object("model_sampling")
     sigmas = comfy.samplers.calculate_sigmas(sampling, "simple", steps)[first:-1]
     d = teacache.distances(wan_modulation(model.model.diffusion_model, sampling.timestep(sigmas), form))
-    coefficients = teacache.WAN_T2V[0].coefficients(form)
-    return teacache.skip_plan(d, coefficients, threshold, max(5 - first, 1) if form == "e0" else 1)
+    growth = teacache.growth(d, teacache.WAN_T2V[0].coefficients(form))
+    return teacache.reuse_plan(growth, threshold, max(5 - first, 1) if form == "e0" else 1)
 
 
 def test_threshold_0_changes_nothing() -> None:

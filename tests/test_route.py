@@ -187,13 +187,6 @@ def test_a_part_that_comes_back_does_not_go_by_what_another_stage_showed() -> No
     assert route.in_charge == "a"
 
 
-def test_of_two_pairs_that_change_at_once_the_one_with_a_fade_is_told() -> None:
-    inner = Pair("b", "c", Switch("step", switch_step=2), fade=1.1)
-    route = Route(Pair("a", inner, Switch("step", switch_step=4)), SIX, uniform(6))
-    turns = [turn for turn in map(route.turn, range(6)) if turn]
-    assert [(turn.to, turn.fade) for turn in turns] == [("c", 1.1)]
-
-
 def test_a_returning_pair_continues_where_it_was() -> None:
     """A pair inside has handed over once and for all."""
     high_low = Pair("high", "low", Switch("step", switch_step=1))

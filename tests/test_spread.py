@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import client
 import helpers
 import pytest
 import safetensors.torch
@@ -247,9 +248,9 @@ def test_a_killed_server_loses_no_prompt_and_only_its_own_is_done_again(servers:
     # The first result is SR Sampler's own, bit for bit.
     (file,) = next(r for r in results if r["number"] == 1)["files"]
     entry = servers[2].run(spread.with_prompt(graph(), PROMPTS[0]))
-    (whole,) = servers[2].download(entry, tmp_path / "whole")
-    ours, theirs = (safetensors.torch.load_file(path)["latent_tensor"] for path in (tmp_path / "out" / file, whole))
-    assert torch.equal(ours, theirs)
+    (whole,) = (servers[2].view(saved) for saved in client.files_of(entry) if saved["type"] == "output")
+    ours, theirs = map(safetensors.torch.load, ((tmp_path / "out" / file).read_bytes(), whole))
+    assert torch.equal(ours["latent_tensor"], theirs["latent_tensor"])
 
     again = run_spread(tmp_path, servers, graph())  # everything is done: no server is asked, nothing is done twice
     assert "4 done already" in again.communicate(timeout=60)[1] and again.returncode == 0

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import itertools
-import sys
-import types
 from collections.abc import Iterator
 from typing import Any
 
+import comfy.model_prefetch
 import numpy
 import pytest
 import torch
@@ -70,7 +68,7 @@ def test_the_plan_is_upstreams_where_no_guard_is_needed(table: Any, form: str) -
         for threshold in (0.05, 0.08, 0.14, 0.2, 0.3):
             theirs = upstream_plan(m, coefficients, threshold, form == "e0")
             if longest(theirs) <= teacache.MAX_REUSES:
-                ours = teacache.skip_plan(d, coefficients, threshold, 5 if form == "e0" else 1)
+                ours = teacache.reuse_plan(teacache.growth(d, coefficients), threshold, 5 if form == "e0" else 1)
                 assert ours == [*theirs[:-1], False]
                 reused |= {(steps, shift)} if any(ours) else set()
     assert len(reused) == 9, "somewhere nothing was compared"
@@ -97,13 +95,13 @@ def test_distances_are_relative_l1_changes_of_neighbours() -> None:
 
 
 def test_negative_polynomial_values_count_as_nothing_and_never_pay_for_later_steps() -> None:
-    negative_then_large = [0.0] * 3 + [1.0] * 6
-    plan = teacache.skip_plan(negative_then_large, (2.0, -1.0), threshold=0.5)  # 2 d - 1: -1, then 1
+    negative_then_large = teacache.growth([0.0] * 3 + [1.0] * 6, (2.0, -1.0))  # 2 d - 1: -1, then 1
+    plan = teacache.reuse_plan(negative_then_large, threshold=0.5)
     assert plan == [False, True, True, True] + [False] * 6
 
 
 def test_reuses_in_a_row_are_capped_and_counting_starts_anew_after_each() -> None:
-    plan = teacache.skip_plan([0.0] * 20, (1.0, 0.0), threshold=0.1)
+    plan = teacache.reuse_plan([0.0] * 20, threshold=0.1)
     cap = teacache.MAX_REUSES
     assert plan == ([False] + [True] * cap) * 3 + [False, True, False]
     assert sum(plan[-2:]) == 1 and not plan[-1]
@@ -111,8 +109,8 @@ def test_reuses_in_a_row_are_capped_and_counting_starts_anew_after_each() -> Non
 
 def test_a_stage_of_fewer_than_5_steps_reuses_nothing() -> None:
     for steps in (1, 2, 3, 4):
-        assert teacache.skip_plan([0.0] * (steps - 1), (1.0, 0.0), 10.0) == [False] * steps
-    assert any(teacache.skip_plan([0.0] * 4, (1.0, 0.0), 10.0))
+        assert teacache.reuse_plan([0.0] * (steps - 1), 10.0) == [False] * steps
+    assert any(teacache.reuse_plan([0.0] * 4, 10.0))
 
 
 @pytest.mark.parametrize(
@@ -166,15 +164,6 @@ def test_residuals_of_different_shapes_are_not_put_together_and_all_can_be_dropp
 # --- the memory that newer hosts give out again -----------------------------------------------------------------------
 
 
-def prefetch_module(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The host's comfy.model_prefetch; a stand-in where it has none."""
-    try:
-        return importlib.import_module("comfy.model_prefetch")
-    except ImportError:
-        monkeypatch.setitem(sys.modules, "comfy.model_prefetch", stand_in := types.ModuleType("comfy.model_prefetch"))
-        return stand_in
-
-
 class Watched:
     """A stand-in for a tensor that says what is done with it."""
 
@@ -209,7 +198,7 @@ def test_residuals_are_taken_while_the_hosts_malloc_graph_is_paused_but_blocks_r
         note("block")
         return args
 
-    monkeypatch.setattr(prefetch_module(monkeypatch), "pause_malloc_graph", pause_malloc_graph, raising=False)
+    monkeypatch.setattr(comfy.model_prefetch, "pause_malloc_graph", pause_malloc_graph, raising=False)
     replaced = blocks.replacements(2, {}, None, lambda _: note("kept"))
     for i in range(2):
         replaced["double_block", i]({"img": Watched(note)}, {"original_block": block})
@@ -217,6 +206,6 @@ def test_residuals_are_taken_while_the_hosts_malloc_graph_is_paused_but_blocks_r
 
 
 def test_a_host_without_a_malloc_graph_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(prefetch_module(monkeypatch), "pause_malloc_graph", raising=False)
+    monkeypatch.delattr(comfy.model_prefetch, "pause_malloc_graph", raising=False)
     with blocks.pause_malloc_graph():
         pass

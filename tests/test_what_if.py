@@ -106,7 +106,7 @@ def test_what_if_s_seconds_are_those_of_the_plan_that_teacache_would_make(data: 
 
     def planned(begin: int) -> list[bool]:
         first = max(teacache.RET_STEPS - begin, 1) if form == "e0" else 1
-        return teacache.skip_plan(growth[begin + 1 : steps], (1.0, 0.0), threshold, first)
+        return teacache.reuse_plan(growth[begin + 1 : steps], threshold, first)
 
     fall = st.lists(st.floats(0.001, 0.1), min_size=1, max_size=1)
     falls = [None, None, *data.draw(st.lists(fall, min_size=28, max_size=28))]

@@ -8,7 +8,7 @@ import { arrange, hasModes } from './modes.js'
 import { Plan } from './plan.js'
 import { keepTrue, queueAsWritten, write } from './presets.js'
 import { forgetUnended, isOver, known, take } from './runs.js'
-import { belongs, isOwn, own, ownQueued, whenOpen } from './tab.js'
+import { belongs, isOwn, own, ownBegun, ownNext, ownQueued, whenOpen } from './tab.js'
 import { View } from './view.js'
 import { learn, say } from './words.js'
 
@@ -131,7 +131,10 @@ function attach(node, collapsible) {
     setValue: () => {}
   })
   widget.serialize = false // no part of the saved workflow
-  widget.beforeQueued = () => view.reset()
+  widget.beforeQueued = () => {
+    ownNext()
+    view.reset()
+  }
   views.set(node, view)
   const [width, height] = collapsible ? [310, 0] : [480, 560] // of a new node
   node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], height)])
@@ -173,6 +176,7 @@ function showKnown() {
 
 /** Call act(view, id) for every chart of the open workflow, if that queued the prompt of a message. */
 function ofPrompt({ prompt_id }, act) {
+  ownBegun(prompt_id)
   if (isOwn(prompt_id)) for (const [id, node] of nodesOf(root())) if (views.has(node)) act(views.get(node), id)
 }
 

@@ -12,6 +12,7 @@ const SETTLING = 1000 // milliseconds
 let starting = true // the page has not opened its first workflow yet
 let settled = null // the id of the graph of which it is known that it is the open workflow's
 let loads = 0 // of graphs: between two of them the open workflow stays the same, though the page may tell late which it is
+let queued = 0 // the load in which the open workflow queued last
 
 function openWorkflow() {
   return app.extensionManager.workflow?.activeWorkflow ?? null
@@ -27,6 +28,16 @@ export function own(prompt) {
 export function isOwn(prompt) {
   const owner = owners.get(prompt)
   return owner !== undefined && (owner.load === loads || owner.workflow === openWorkflow())
+}
+
+/** The open workflow is about to queue a prompt. */
+export function ownNext() {
+  queued = loads
+}
+
+/** A prompt of this tab begins. One that comes wholly from the cache is over before `ownQueued` can learn of it. */
+export function ownBegun(prompt) {
+  if (queued === loads && !owners.has(prompt)) own(prompt)
 }
 
 /** Note which prompts the open workflow has just queued. */

@@ -161,20 +161,13 @@ def growth(d: Sequence[float], coefficients: Sequence[float]) -> list[float]:
     return [max(polynomial(coefficients, change), 0.0) for change in d]
 
 
-def skip_plan(
-    d: Sequence[float], coefficients: Sequence[float], threshold: float, computed_first: int = 1
-) -> list[bool]:
-    """Which of len(d) + 1 consecutive steps reuse the last computed residual (True).
+def reuse_plan(growth: Sequence[float], threshold: float, computed_first: int = 1) -> list[bool]:
+    """Which of len(growth) + 1 consecutive steps reuse the last computed residual (True).
 
-    Args: ``d`` from ``distances``; ``threshold`` of the accumulated polynomial, 0: nothing is reused;
+    Args: ``growth``: what every step but the first adds to the sum; ``threshold`` of the sum, 0: nothing is reused;
     ``computed_first`` steps at the start and the last step are computed in any case, at most MAX_REUSES steps in a row
     are reused. Fewer than MIN_STEPS steps are all computed.
     """
-    return reuse_plan(growth(d, coefficients), threshold, computed_first)
-
-
-def reuse_plan(growth: Sequence[float], threshold: float, computed_first: int = 1) -> list[bool]:
-    """The same from what every step but the first adds to the sum."""
     steps = len(growth) + 1
     if steps < MIN_STEPS:
         return [False] * steps
@@ -202,7 +195,7 @@ def fill(plan: Plan, table: Table, m: torch.Tensor) -> None:
         plan.note = f"TeaCache: a stage of {steps} steps is too short to reuse any."
         return
     computed_first = max(RET_STEPS - plan.first_step, 1) if plan.form == "e0" else 1
-    plan.reuse = skip_plan(d[plan.first_step :], coefficients, plan.threshold, computed_first)
+    plan.reuse = reuse_plan(plan.growth[plan.first_step + 1 :], plan.threshold, computed_first)
     plan.table = table.name
 
 
