@@ -8,6 +8,7 @@ differently costs the page what it would show, never the run or a node: see page
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -49,11 +50,11 @@ def add_route() -> None:
 
 @page_only("the page's questions are not answered")
 def answer_posts(path: str, reply: Callable[[Any], dict[str, Any]]) -> None:
-    """Answer POST of JSON on ``path`` by what ``reply`` makes of it; what it can't read, by status 400."""
+    """Answer POST of JSON on ``path`` by what ``reply`` makes of it, in a thread; what it can't read, by status 400."""
 
     async def answer(request: web.Request) -> web.Response:
         try:
-            return web.json_response(reply(await request.json()))
+            return web.json_response(await asyncio.to_thread(reply, await request.json()))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             return web.json_response({"problem": str(error)}, status=400)
 
@@ -83,12 +84,14 @@ async def _queued(request: web.Request) -> web.Response:
 
 async def _read(request: web.Request) -> web.Response:
     """Answer {"report": ..., "figures": ...} for a saved report of any version; for other text, what is wrong."""
-    text = await request.text()
+    return web.json_response(await asyncio.to_thread(_told_of, await request.text()))
+
+
+def _told_of(text: str) -> dict[str, Any]:
     try:
-        report: Report | str = Report.from_json(text)
+        return told(Report.from_json(text))
     except ValueError as error:
-        report = str(error)
-    return web.json_response(told(report))
+        return told(str(error))
 
 
 def told(report: Report | str) -> dict[str, Any]:

@@ -10,7 +10,8 @@ import comfy.samplers
 
 from ..srd_core.checks import check_switch
 from ..srd_core.levels import places_of
-from ..srd_core.route import LISTED, RENDER, SKETCH, Pair, Switch
+from ..srd_core.route import FULL_SIZE, LISTED, RENDER, SKETCH, Pair, Switch
+from ..srd_core.smaller import check_one_switch
 from . import live
 from .before_run import KEEP_SCHEDULE, SHIFTS, verdict_on
 from .common import defaults, page_only
@@ -59,13 +60,26 @@ def plan(settings: dict[str, Any], models: list[dict[str, Any]]) -> dict[str, An
         listed = switch.listed  # none in another mode
         between = max(listed, default=0) - len(listed)  # the render's, before the rest
         rest = {"rest": between + render_steps} if render_steps else {}
+        small = float(settings.get("sketch_scale") or FULL_SIZE) < FULL_SIZE
         if switch.mode in ("step", LISTED):
             check_switch(Pair(SKETCH, RENDER, switch, render_steps=render_steps), [1.0] * steps)
+            if small:
+                check_one_switch(switch, [1.0] * steps)
             return found | {"latest": len(listed) or switch.switch_step} | rest
     except ValueError as error:
         return found | {"problem": str(error)}
-    shift = shift_of(models)
-    return found if shift is None else found | _on_schedule(switch, *schedule(settings, shift)) | rest
+    denoise, shift = float(settings.get("denoise", 1.0)), shift_of(models)
+    if denoise <= 0:
+        return found | {"problem": "denoise is 0, so no step runs. Raise denoise."}
+    if shift is None or steps / denoise > MOST_STEPS:  # so many levels the host makes of it
+        return found
+    sigmas, places = schedule(settings, shift)
+    try:
+        if small:
+            check_one_switch(switch, sigmas[:-1])
+    except ValueError as error:
+        return found | {"problem": str(error)}
+    return found | _on_schedule(switch, sigmas, places) | rest
 
 
 def shift_of(models: list[dict[str, Any]]) -> float | None:

@@ -199,19 +199,28 @@ def check_smaller(pair: Pair, call: dict[str, Any], sketch: ModelPatcher, sigmas
             "A smaller sketch needs a plain schedule, but the sampler's mode puts a level in front of it and drops it "
             "itself. Set the mode to standard, or sketch_scale to 1."
         )
-    if not _hands_over_once(pair.switch, sigmas):
+    check_one_switch(pair.switch, sigmas)
+
+
+def check_one_switch(switch: Switch, sigmas: Sequence[float]) -> None:
+    """Raises ValueError unless the first part runs first, and the second one surely the last step after one switch.
+
+    ``sigmas``: where the run's steps begin.
+    """
+    if switch.mode == LISTED:
+        once = max(switch.listed) == len(switch.listed) < len(sigmas)
+        way = "List the sketch's steps from 1 on without a gap, and leave the last ones to the render"
+    elif switch.mode == "step":
+        once, way = switch.switch_step < len(sigmas), "Lower switch_step"
+    elif switch.mode == "sigma":
+        once, way = sigmas[-1] < switch.switch_sigma, "Raise switch_sigma"
+    else:
+        once, way = switch.latest(sigmas) < len(sigmas), "Lower max_step" if switch.max_step else "Raise switch_sigma"
+    if not once:
         raise ValueError(
             "With sketch_scale below 1 the sketch must run first and the render the last step, with one switch between "
-            "them. Lower switch_step, raise switch_sigma, or list the sketch's steps from 1 on."
+            f"them. {way}."
         )
-
-
-def _hands_over_once(switch: Switch, sigmas: Sequence[float]) -> bool:
-    """Whether the second part runs the last step for certain, and the first one does not come back."""
-    if switch.mode == LISTED:
-        return max(switch.listed) == len(switch.listed) < len(sigmas)
-    latest = {"step": switch.switch_step, "adaptive": switch.latest(sigmas)}.get(switch.mode, len(sigmas) - 1)
-    return latest < len(sigmas) and (switch.mode != "sigma" or sigmas[-1] < switch.switch_sigma)
 
 
 def small_stages(pair: Pair) -> frozenset[str]:

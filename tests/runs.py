@@ -17,6 +17,7 @@ import helpers
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
+from comfy_extras.nodes_differential_diffusion import DifferentialDiffusion
 from hosting import module
 
 pair, route = module("srd_core.pair"), module("srd_core.route")
@@ -100,6 +101,16 @@ def a_video(batch: int = 1, side: int = 8) -> torch.Tensor:
 def right_half(share: float = 1.0) -> torch.Tensor:
     """A noise mask that generates the right half."""
     return (torch.arange(8) >= 4).float().expand(1, 1, 2, 8, 8) * share
+
+
+def softly_masked() -> dict[str, Any]:
+    """A LATENT whose mask rises from 0 to 1."""
+    return {"samples": a_video(), "noise_mask": torch.linspace(0, 1, 64).reshape(1, 8, 8)}
+
+
+def soft(model: Any) -> Any:
+    """The MODEL with Differential Diffusion, which frees the parts of a mask one after the other."""
+    return DifferentialDiffusion.execute(model, strength=1.0).args[0]
 
 
 def distance(a: torch.Tensor, b: torch.Tensor) -> float:

@@ -48,8 +48,8 @@ def test_the_noise_of_a_batch_taken_apart_goes_along(wan: Any, tmp_path: Path) -
 
 def test_the_noise_of_any_place_in_a_batch_goes_through_a_file(a_file: Path, tmp_path: Path) -> None:
     record = runs.half_render.load(a_file)
-    object.__setattr__(record.settings, "batch_index", [100_001])
-    assert runs.through_a_file(record, tmp_path).settings.batch_index == [100_001]
+    object.__setattr__(record.settings, "batch_index", [50_001])
+    assert runs.through_a_file(record, tmp_path).settings.batch_index == [50_001]
 
 
 def test_what_else_a_latent_has_comes_out_as_out_of_sr_sampler(wan: Any) -> None:
@@ -360,3 +360,14 @@ def test_neither_half_takes_a_sketch_render_model(wan: Any) -> None:
 def test_an_interrupt_while_sketching_gives_no_hand_over(wan: Any) -> None:
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         runs.sketched(runs.interrupting(wan(), 2))
+
+
+def test_differential_diffusion_on_both_halves_gives_the_one_runs_video(wan: Any, tmp_path: Path) -> None:
+    sketch, render, latent = runs.soft(wan()), wan(seed=1), runs.softly_masked()
+    record = runs.through_a_file(runs.sketched(sketch, latent=latent)[0], tmp_path)
+    rendered, report = runs.rendered(record, runs.soft(render))
+    assert torch.equal(rendered["samples"], runs.sr_sampler(sketch, render, latent=latent)) and not report.notes
+    with pytest.raises(ValueError, match="Differential Diffusion.*Put the same one on the render"):
+        runs.rendered(record, render)
+    unmasked = runs.sketched(sketch)[0]
+    assert torch.equal(runs.rendered(unmasked, render)[0]["samples"], runs.sr_sampler(sketch, render))

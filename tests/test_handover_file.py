@@ -93,6 +93,7 @@ def spoiled(tensor: torch.Tensor) -> torch.Tensor:
 WRONG = {
     "a seed in words": set_fact("settings", "seed", value="7"),
     "a batch index in words": set_fact("settings", "batch_index", value=["a"]),
+    "a batch index that no host draws in hours": set_fact("settings", "batch_index", value=[10**12]),
     "no settings": set_fact("settings", value=[]),
     "a scale of 0": set_fact("latent", "scale", value=0),
     "a schedule in words": set_fact("schedule", "values", value={"shift": "8"}),

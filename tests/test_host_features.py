@@ -13,11 +13,10 @@ import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_context_windows import ContextWindowsManualNode
-from comfy_extras.nodes_differential_diffusion import DifferentialDiffusion
 from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
 from comfy_extras.nodes_model_advanced import ModelSamplingSD3, RescaleCFG
 from hosting import module
-from runs import sr_model, sr_sampler
+from runs import soft, softly_masked, sr_model, sr_sampler
 
 Report = module("srd_core.report.data").Report
 STEPS = 4
@@ -151,13 +150,8 @@ def test_loras_that_ride_on_a_prompt_work_in_both_stages(wan: Any) -> None:
 
 
 def test_differential_diffusion_of_the_stage_that_begins_decides(wan: Any) -> None:
-    def soft(model: Any) -> Any:
-        return DifferentialDiffusion.execute(model, strength=1.0).args[0]
-
-    latent = {**encoded_video(), "noise_mask": torch.linspace(0, 1, 64).reshape(1, 8, 8)}
-
     def run(model: Any) -> torch.Tensor:
-        return helpers.ksampler(model, STEPS, latent=latent)
+        return helpers.ksampler(model, STEPS, latent=softly_masked())
 
     sketch, render = wan(), wan(seed=1)
     assert not torch.equal(run(soft(render)), run(render))

@@ -111,6 +111,27 @@ def test_a_chart_belongs_to_the_workflow_that_queued_its_run(page: Any, server: 
     pages.until(page, "Interrupted")
 
 
+def test_a_run_that_was_queued_just_before_another_workflow_is_opened_is_not_that_one_s(page: Any, server: Any) -> None:
+    queue_long(page)  # what is queued next waits
+    first = page.evaluate("app.extensionManager.workflow.activeWorkflow.path")
+    pages.show(page, pages.DEMO)
+    page.wait_for_timeout(500)
+    second = page.evaluate("app.extensionManager.workflow.activeWorkflow.path")
+    with pages.answered_late(page, "**/srdiffusion/queued?*"):
+        for steps in (6, 8):
+            short = {"switch_mode": "step", "switch_step": 3, "steps": steps, "seed": random.randrange(1 << 30)}
+            pages.queue(page, *((pages.SAMPLER, name, value) for name, value in short.items()))
+            page.evaluate(TO_WORKFLOW, first)
+        page.wait_for_timeout(3000)
+    page.evaluate("fetch('/interrupt', {method: 'POST'})")
+    for path, steps in ((first, 8), (second, 6)):
+        page.evaluate(TO_WORKFLOW, path)
+        page.wait_for_function(
+            f"end => [...{pages.CHART}].every(chart => chart.querySelector('.srd-status').textContent.includes(end))",
+            arg=f"switched at 3 of {steps},",
+        )
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

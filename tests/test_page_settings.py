@@ -64,6 +64,16 @@ def test_the_line_asks_whether_the_two_are_swapped_as_soon_as_the_files_are_chos
     pages.plan_of(page, f"{SWAPPED} switches once the composition has settled")
 
 
+def test_a_question_that_was_not_answered_is_asked_again_when_the_server_is_back(page: Any) -> None:
+    pages.plan_of(page, "50 steps: earliest 6, latest 16 (sigma 0.81)")
+    page.route("**/srdiffusion/plan", lambda route: route.abort())
+    pages.choose(page, steps=20)
+    pages.plan_of(page, "")
+    page.unroute("**/srdiffusion/plan")
+    page.evaluate("app.api.dispatchCustomEvent('reconnected')")
+    pages.plan_of(page, "20 steps: ")
+
+
 def test_the_line_knows_the_models_that_come_through_a_reroute(page: Any) -> None:
     page.evaluate(
         """ids => ids.forEach(id => {

@@ -81,6 +81,10 @@ def test_what_is_not_known_is_not_told() -> None:
     assert plan.plan(linked, SHIFT_5) == {"mode": "adaptive"}
 
 
+def test_a_schedule_of_more_levels_than_a_run_may_have_is_not_reckoned() -> None:
+    assert plan.plan(SETTINGS | {"denoise": 0.0001}, SHIFT_5) == {"mode": "adaptive", "steps": 20}
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -91,8 +95,16 @@ def test_what_is_not_known_is_not_told() -> None:
         ({"sketch_steps": "1-30"}, "sketch_steps names step 30"),
         ({"sketch_steps": "soon"}, "which names no steps"),
         ({"delta": -1.0}, "delta is -1.0"),
+        ({"denoise": 0.0}, "denoise is 0"),
+        ({"sketch_scale": 0.5, "max_step": 20}, "Lower max_step."),
+        ({"sketch_scale": 0.5, "switch_mode": "step", "switch_step": 20}, "Lower switch_step."),
+        ({"sketch_scale": 0.5, "switch_mode": "sigma", "switch_sigma": 0.0}, "Raise switch_sigma."),
+        ({"sketch_scale": 0.5, "sketch_steps": "1-3, 5"}, "List the sketch's steps from 1 on"),
     ],
-    ids=["switch_step", "max_step 1", "fix_step", "max_step 3", "step 30", "no steps", "delta"],
+    ids=[
+        *("switch_step", "max_step 1", "fix_step", "max_step 3", "step 30", "no steps", "delta", "denoise"),
+        *("small max_step", "small step", "small sigma", "small listed"),
+    ],
 )
 def test_settings_that_contradict_each_other_have_a_sentence(change: dict[str, Any], words: str) -> None:
     assert words in plan.plan(SETTINGS | change, SHIFT_5)["problem"]

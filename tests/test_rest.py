@@ -256,3 +256,16 @@ def test_a_list_that_render_steps_cut_short_is_refused_with_the_reason(wan: Any)
     outer = runs.sr_model(wan(), inner, "1-3, 18")
     with pytest.raises(ValueError, match="the run has 10 steps, because render_steps makes them of 20"):
         helpers.ksampler(outer, 20)
+
+
+def test_differential_diffusion_goes_by_the_whole_run_also_where_the_sampler_begins_anew(wan: Any) -> None:
+    how, cut = {"latent": runs.softly_masked()}, runs.Report()
+    helpers.ksampler(runs.sr_model(runs.soft(wan()), wan(), runs.ADAPTIVE, cut), 20, **how)
+    left = 20 - cut.hand_overs[0].after_step
+    anew = helpers.ksampler(shortened(runs.soft(wan()), wan(), left, runs.ADAPTIVE), 20, **how)
+    assert runs.distance(anew, helpers.ksampler(runs.soft(wan()), 20, **how)) < 1e-5
+
+
+def test_a_listed_step_beyond_the_run_is_refused_however_many_steps_the_render_takes(wan: Any) -> None:
+    with pytest.raises(ValueError, match="sketch_steps names step 12, but the run has 10 steps. Name"):
+        helpers.ksampler(shortened(wan(), wan(seed=1), 20, "1-3, 12"), 10)

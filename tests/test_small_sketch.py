@@ -322,19 +322,20 @@ def test_cogvideox_is_enlarged_in_its_own_coordinates(sampler: str, folders: dic
 
 
 REFUSED = {
-    "step": (8, "the render the last step"),
-    "sigma": (runs.Switch("sigma", switch_sigma=0.0), "the render the last step"),
-    "adaptive": (runs.Switch("adaptive", switch_sigma=0.0), "the render the last step"),
-    "listed": ("1-3, 7", "one switch between them"),
+    "step": (8, "Lower switch_step."),
+    "sigma": (runs.Switch("sigma", switch_sigma=0.0), "Raise switch_sigma."),
+    "adaptive": (runs.Switch("adaptive", switch_sigma=0.0), "Raise switch_sigma."),
+    "max_step": (runs.Switch("adaptive", max_step=8), "Lower max_step."),
+    "listed": ("1-3, 7", "List the sketch's steps from 1 on without a gap"),
 }
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_run_that_might_end_small_or_come_back_is_refused_before_any_step(name: str, wan: Any) -> None:
     sketch, calls = helpers.count_calls(wan())
-    switch, message = REFUSED[name]
+    switch, way = REFUSED[name]
     report = runs.Report()
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"the render the last step, with one switch between them. {way}"):
         helpers.ksampler(scaled(sketch, wan(seed=1), 0.5, report, switch), 8)
     assert not calls and report.status == "failed"
 

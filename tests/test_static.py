@@ -30,6 +30,7 @@ METHODS |= {"load_state_dict_from_url"}
 # (file, what) that is meant so.
 ALLOWED = {
     ("nodes/live.py", "import aiohttp"): "an answer on the host's own web server; it opens no connection",
+    ("nodes/live.py", "import asyncio"): "an answer is reckoned in a thread; it opens no connection",
     ("nodes/inspector.py", "write_text"): "writes the report into the host's output folder, where save_report asks",
     ("srd_core/handover/file.py", "save_file"): "Save Hand-over writes into the host's output folder",
     ("srd_core/handover/file.py", "unlink"): "the same, under another name first",

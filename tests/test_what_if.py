@@ -126,3 +126,10 @@ def test_what_if_s_seconds_are_those_of_the_plan_that_teacache_would_make(data: 
         if row["after"] is not None:
             again = sum(planned(row["after"])) if any(plan) else 0
             assert row["seconds"] == pytest.approx(3 * row["after"] + 0.25 * again + steps - row["after"] - again)
+
+
+def test_what_if_looks_once_at_what_each_stage_reused_however_many_rows_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    report = recorded(Switch("adaptive", 1e-9, 0, 300), [None, None, *([1 / step] for step in range(3, 301))])
+    counted: list[str] = []
+    monkeypatch.setattr(figures, "planned_reuses", lambda report, stage: counted.append(stage.name) or set())
+    assert len(figures.what_if(report)) > 200 and sorted(counted) == sorted(stage.name for stage in report.stages)

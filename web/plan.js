@@ -46,8 +46,11 @@ export class Plan {
     })
     if (question === this.asked) return
     this.asked = question
-    const answer = await api.fetchApi(PLAN, { method: 'POST', body: question })
-    if (question === this.asked) this.show(answer.ok ? await answer.json() : {}, outside)
+    const answer = await api.fetchApi(PLAN, { method: 'POST', body: question }).catch(() => null)
+    const plan = answer?.ok ? await answer.json() : null
+    if (question !== this.asked) return
+    if (!plan) this.asked = '' // the server is not there, or can't say: ask again
+    this.show(plan ?? {}, outside)
   }
 
   show(plan, outside) {

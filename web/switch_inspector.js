@@ -43,6 +43,7 @@ app.registerExtension({
     style.href = new URL('./switch_inspector.css', import.meta.url).href
     document.head.append(style)
     api.addEventListener('reconnected', catchUp)
+    api.addEventListener('reconnected', refreshSettings)
     api.addEventListener('promptQueued', ownQueued)
     api.addEventListener('execution_start', ({ detail }) => ofPrompt(detail, (view) => view.reset(detail.prompt_id)))
     api.addEventListener('execution_error', ({ detail }) => ofPrompt(detail, (view) => view.reset(detail.prompt_id)))

@@ -13,14 +13,15 @@ let starting = true // the page has not opened its first workflow yet
 let settled = null // the id of the graph of which it is known that it is the open workflow's
 let loads = 0 // of graphs: between two of them the open workflow stays the same, though the page may tell late which it is
 let queued = 0 // the load in which the open workflow queued last
+let asking = Promise.resolve() // one question after the other: the first has no prompts of the second
 
 function openWorkflow() {
   return app.extensionManager.workflow?.activeWorkflow ?? null
 }
 
-/** Note that the open workflow queued this prompt. */
-export function own(prompt) {
-  owners.set(prompt, { load: loads, workflow: null })
+/** Note that the open workflow queued this prompt, or the one that was open in a load before. */
+export function own(prompt, owner = { load: loads, workflow: null }) {
+  owners.set(prompt, owner)
   if (owners.size > KEPT) owners.delete(owners.keys().next().value)
 }
 
@@ -40,13 +41,14 @@ export function ownBegun(prompt) {
   if (queued === loads && !owners.has(prompt)) own(prompt)
 }
 
-/** Note which prompts the open workflow has just queued. */
-export async function ownQueued() {
-  const workflow = openWorkflow()
-  const answer = await api.fetchApi(`${QUEUED}?client_id=${client()}`)
-  if (!answer.ok || workflow !== openWorkflow()) return
-  const { prompts } = await answer.json()
-  prompts.filter((prompt) => !owners.has(prompt)).forEach(own)
+/** Note which prompts the open workflow has just queued, also where another is open when the server tells them. */
+export function ownQueued() {
+  const owner = { load: loads, workflow: openWorkflow() }
+  asking = asking.then(async () => {
+    const answer = await api.fetchApi(`${QUEUED}?client_id=${client()}`).catch(() => null)
+    const { prompts } = answer?.ok ? await answer.json() : { prompts: [] }
+    for (const prompt of prompts) if (!owners.has(prompt)) own(prompt, { ...owner })
+  })
 }
 
 /**

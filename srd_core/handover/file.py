@@ -81,6 +81,7 @@ def _facts(record: SketchRecord) -> dict[str, Any]:
         "settings": asdict(record.settings),
         "latent": record.latent_facts,
         "schedule": {"kinds": record.schedule.kinds, "values": record.schedule.values},
+        "mask_changes": record.mask_changes,
         "host": record.host,
         "report": json.loads(record.report.to_json()),
     }
@@ -106,6 +107,7 @@ class Facts:
     schedule: Schedule
     host: str
     report: dict[str, Any]
+    mask_changes: bool = False
 
 
 READER: TypeAdapter[Facts] = TypeAdapter(Facts)
@@ -186,6 +188,7 @@ def _record(facts: Facts, tensors: dict[str, torch.Tensor]) -> SketchRecord:
         calls=[Call(*call) for call in zip(levels.tolist(), predictions, call_x, noted)],
         latent_facts=facts.latent,
         schedule=replace(facts.schedule, tables=tables),
+        mask_changes=facts.mask_changes,
         host=facts.host,
     )
     _need((x is not None) == bool(record.report.hand_overs), "its latent and its report disagree about the hand-over")

@@ -22,7 +22,7 @@ SAMPLES = 256  # values of x that are kept of each call
 NOTED = ("denoised", "cond_denoised", "uncond_denoised")
 
 STRICT = ConfigDict(strict=True, arbitrary_types_allowed=True)  # of what is read from a file
-Index = Annotated[int, Field(ge=0, lt=2**63)]
+Index = Annotated[int, Field(ge=0, lt=2**16)]  # the host draws the noise of every one up to the highest
 Value = Annotated[int | FiniteFloat, Field(gt=-(2**63), lt=2**63)]
 
 
@@ -79,6 +79,7 @@ class SketchRecord:
     # what else the LATENT has; in memory only, a file does not hold it
     extra: dict[str, Any] = field(default_factory=dict)
     schedule: Schedule = field(default_factory=lambda: Schedule([], {}))
+    mask_changes: bool = False  # with the noise level, by a node on the sketch (Differential Diffusion)
     host: str = ""  # version of the ComfyUI that sketched
 
     @property

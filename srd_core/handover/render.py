@@ -21,7 +21,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrapperExecutor, WrappersMP
 
-from ..calls import KEY, PREDICT_NOISE
+from ..calls import KEY, MASK_FUNCTION, PREDICT_NOISE
 from ..checks import check_plain
 from ..latent import FULL_NAME, check_pair, latent_facts, name_of
 from ..pair import cooperate
@@ -82,9 +82,16 @@ def render_from(record: SketchRecord, render: ModelPatcher, settings: RenderSett
             f"does not have (sketched with ComfyUI {record.host})."
         )
     check_plain(RENDER, render)
+    if record.mask_changes and MASK_FUNCTION not in render.model_options:
+        raise ValueError(
+            "While sketching a node changed the mask with the noise level (Differential Diffusion), but the render has "
+            "no such node. Put the same one on the render's MODEL."
+        )
     # The sketch's calls are those of the whole schedule, and have its size.
     settings = replace(settings, anew=True, sketch_size=record.sketch_size)
     stand_in = _stand_in(record, render)
+    if record.mask_changes:
+        stand_in.model_options[MASK_FUNCTION] = render.model_options[MASK_FUNCTION]
     stand_in.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, KEY, _load_nothing)
     replay = Replay(record, report, iter(record.calls))
     stand_in.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, f"{KEY}_record", replay.predict)

@@ -19,7 +19,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrapperExecutor, WrappersMP
 
 from ..begin import begin_run, carry_out, make_small
-from ..calls import KEY, OUTER_SAMPLE, PREDICT_NOISE, SAMPLER_SAMPLE
+from ..calls import KEY, MASK_FUNCTION, OUTER_SAMPLE, PREDICT_NOISE, SAMPLER_SAMPLE
 from ..checks import check_plain, check_run, check_switch
 from ..enlarge import Enlargement
 from ..latent import latent_facts
@@ -103,6 +103,7 @@ def _begin_record(record: SketchRecord, sketch: ModelPatcher, call: dict[str, An
     record.calls, record.x = [], None
     record.latent_facts = dict(latent_facts(sketch))
     record.schedule = schedule_of(sketch.get_model_object("model_sampling"))
+    record.mask_changes = call.get("denoise_mask") is not None and MASK_FUNCTION in sketch.model_options
     record.host = comfyui_version.__version__
 
 

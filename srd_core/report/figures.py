@@ -162,13 +162,19 @@ def what_if(report: Report) -> list[dict[str, Any]]:
             rows.append((lowest, s.step, "earliest" if at_earliest and before <= fall else "criterion"))
     last = next((s.step for s in own if report.latest <= s.step < total), None)
     rows.append((0.0, last, "latest" if last else ""))
+    followed = {stage.name for stage in report.stages if planned_reuses(report, stage)}
     return [
-        {"delta": delta, "after": after, "reason": reason, "seconds": _cost(report, each, min(after or ran + 1, total))}
+        {
+            "delta": delta,
+            "after": after,
+            "reason": reason,
+            "seconds": _cost(report, each, followed, min(after or ran + 1, total)),
+        }
         for delta, after, reason in rows
     ]
 
 
-def _cost(report: Report, each: Medians, first_steps: int) -> float | None:
+def _cost(report: Report, each: Medians, followed: set[str], first_steps: int) -> float | None:
     """Seconds of a run whose first stage runs so many steps and the second the rest; None if not known."""
     if len(report.stages) > 2 or len(report.hand_overs) > 1:
         return None
@@ -177,7 +183,7 @@ def _cost(report: Report, each: Medians, first_steps: int) -> float | None:
         return None
     total, cost = first_steps + rest, 0.0
     for stage, begin, end in zip(report.stages, (0, first_steps), (first_steps, total)):
-        plan = _plan_for(report, stage, begin, end)
+        plan = _plan_for(report, followed, stage, begin, end)
         if plan is None:
             return None
         reused = sum(plan)
@@ -188,14 +194,15 @@ def _cost(report: Report, each: Medians, first_steps: int) -> float | None:
     return cost
 
 
-def _plan_for(report: Report, stage: StageReport, begin: int, end: int) -> list[bool] | None:
+def _plan_for(report: Report, followed: set[str], stage: StageReport, begin: int, end: int) -> list[bool] | None:
     """Which of the steps ``begin`` to ``end`` - 1 (0-based) TeaCache would reuse in a ``stage`` from ``begin`` on.
 
-    The last ones may be missing where it reuses none. None: the run is too long to plan it again.
+    ``followed``: stages whose plan the run followed. The last steps may be missing where it reuses none. None: the run
+    is too long to plan it again.
     """
     plan, total = stage.teacache, total_steps(report)
     growth = plan.get("growth") or []
-    if not planned_reuses(report, stage) or len(growth) < total:
+    if len(growth) < total or stage.name not in followed:
         return []
     if total > MOST_PLANNED:
         return None
