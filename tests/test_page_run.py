@@ -10,6 +10,7 @@ from typing import Any
 import pages
 import pytest
 
+SMALL, LARGE = ([(6, "width", side), (6, "height", side), (6, "length", n)] for side, n in ((128, 9), (256, 17)))
 TO_WORKFLOW = """async path => {
   const store = app.extensionManager.workflow, workflow = store.getWorkflowByPath(path);
   await app.loadGraphData(workflow.activeState, true, true, workflow);
@@ -42,9 +43,9 @@ SLIDE_AT_THE_END = """([sampler, place]) => {
 
 
 def queue_long(page: Any) -> None:
-    """A run that ends when it is interrupted."""
-    long = {"switch_mode": "step", "switch_step": 5000, "steps": 5000, "seed": random.randrange(1 << 30)}
-    pages.queue(page, *((pages.SAMPLER, name, value) for name, value in long.items()))
+    """A run that ends when it is interrupted: few messages, long steps."""
+    long = {"switch_mode": "step", "switch_step": 400, "steps": 400, "seed": random.randrange(1 << 30)}
+    pages.queue(page, *LARGE, *((pages.SAMPLER, name, value) for name, value in long.items()))
     pages.until(page, "Sketching")
 
 
@@ -61,7 +62,7 @@ def test_a_reload_in_mid_run_shows_the_run_that_continues(page: Any) -> None:
     page.wait_for_function(f"{pages.CHART}.length >= 2")
     page.wait_for_function(f"({pages.ELEMENT % pages.INSPECTOR}).querySelectorAll('{pages.BARS[0]}').length > {before}")
     page.evaluate("fetch('/interrupt', {method: 'POST'})")
-    assert "of 5000" in pages.until(page, "Interrupted after step")
+    assert "of 400" in pages.until(page, "Interrupted after step")
 
 
 def as_if_it_were_open(route: Any) -> None:
@@ -120,11 +121,11 @@ def test_a_run_that_was_queued_just_before_another_workflow_is_opened_is_not_tha
     with pages.answered_late(page, "**/srdiffusion/queued?*"):
         for steps in (6, 8):
             short = {"switch_mode": "step", "switch_step": 3, "steps": steps, "seed": random.randrange(1 << 30)}
-            pages.queue(page, *((pages.SAMPLER, name, value) for name, value in short.items()))
+            pages.queue(page, *SMALL, *((pages.SAMPLER, name, value) for name, value in short.items()))
             page.evaluate(TO_WORKFLOW, first)
         page.wait_for_timeout(3000)
     page.evaluate("fetch('/interrupt', {method: 'POST'})")
-    for path, steps in ((first, 8), (second, 6)):
+    for path, steps in ((second, 6), (first, 8)):
         page.evaluate(TO_WORKFLOW, path)
         page.wait_for_function(
             f"end => [...{pages.CHART}].every(chart => chart.querySelector('.srd-status').textContent.includes(end))",
