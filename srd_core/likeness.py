@@ -34,6 +34,12 @@ def check_comparable(a: torch.Tensor, b: torch.Tensor, names: tuple[str, str]) -
             raise ValueError(
                 f"{name} is not a video: its shape is {list(video.shape)}, expected [frames, height, width, 3]."
             )
+        broken = next((i for i, frame in enumerate(video, 1) if not frame.isfinite().all()), 0)
+        if broken:
+            raise ValueError(
+                f"Frame {broken} of {name} has values that are not finite, which a decode in half precision can give. "
+                "Start ComfyUI with --fp32-vae and decode again, or cut the frame out (ImageFromBatch)."
+            )
     if a.shape[0] != b.shape[0]:
         raise ValueError(
             f"{names[0]} has {a.shape[0]} frames and {names[1]} has {b.shape[0]}. Compare clips of one length: give "

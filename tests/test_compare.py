@@ -189,6 +189,14 @@ def test_clips_of_different_size_are_refused_in_a_sentence() -> None:
         run(clip(), clip(width=96))
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_frame_that_is_not_finite_is_named_in_a_sentence(value: float) -> None:
+    broken = clip(1)
+    broken[1, 0, 0, 0] = value
+    with pytest.raises(ValueError, match="Frame 2 of two has values that are not finite"):
+        run(clip(), broken)
+
+
 def test_tiny_frames_are_compared_without_ssim() -> None:
     a = torch.rand(2, 8, 8, 3)
     _, _, summary, _ = run(a, a * 0.9)
