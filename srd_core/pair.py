@@ -20,7 +20,7 @@ from .begin import begin_run, carry_out, make_small
 from .calls import KEY, OUTER_SAMPLE
 from .checks import check_run, check_settings, check_switch, check_together
 from .latent import FULL_NAME, check_pair, parameters_of
-from .reach import Things, misfit_notes, one_stage_note, things_on
+from .reach import Things, mask_note, misfit_notes, one_stage_note, things_on
 from .report.data import Report
 from .route import RENDER, SKETCH, Pair, Part, Switch, TakeOver, pairs_of, stages_of
 from .run import AtHandOver, Run
@@ -157,6 +157,9 @@ def _sample(
         report.notes += plan.notes + one_stage_note(guider.model_patcher, plan.things)
         for name in stages_of(plan.whole):
             report.notes += misfit_notes(name, run.stages[name].model)
+        if call.arguments.get("denoise_mask") is not None:
+            first, *others = (run.stages[name].model for name in (run.route.start()[0], *stages))
+            report.notes += mask_note(first, others)
         make_small(run, guider, call.arguments, plan.whole)
         for stage in stages.values():
             stage.prepare()

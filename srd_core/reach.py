@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import comfy.utils
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 
+from .calls import MASK_FUNCTION
 from .latent import name_of
 
 WEIGHTS = "LoRA"  # what messages call a change of weights
 # What acts on the whole run, wherever it stands: the sketch's noise schedule, and what is around the sampler.
-WHOLE_RUN = ("model_sampling", "denoise_mask_function", WrappersMP.OUTER_SAMPLE, WrappersMP.SAMPLER_SAMPLE)
+WHOLE_RUN = ("model_sampling", MASK_FUNCTION, WrappersMP.OUTER_SAMPLE, WrappersMP.SAMPLER_SAMPLE)
 SHOWN = 3  # names in a message
 
 Things = set[tuple[str, Any]]  # (what it is called, which one it is)
@@ -90,6 +91,16 @@ def _leaves(options: dict[Any, Any]) -> Iterator[tuple[str, Any]]:
             yield from _leaves(value)
         else:
             yield from ((str(name), id(one)) for one in (value if isinstance(value, list) else [value]))
+
+
+def mask_note(first: ModelPatcher, others: Iterable[ModelPatcher]) -> list[str]:
+    """What to say of a masked run that ``first`` begins, where only later models change the mask."""
+    if MASK_FUNCTION in first.model_options or not any(MASK_FUNCTION in other.model_options for other in others):
+        return []
+    return [
+        "A node on the render changes the mask with the noise level (Differential Diffusion), but the model that "
+        "begins the run decides. Put it on the sketch."
+    ]
 
 
 def one_stage_note(model: ModelPatcher, before: Things) -> list[str]:

@@ -9,13 +9,12 @@ import comfy.sd
 import helpers
 import pytest
 import torch
-from comfy_extras.nodes_differential_diffusion import DifferentialDiffusion
 from comfy_extras.nodes_model_advanced import ModelSamplingSD3, RescaleCFG
 from hosting import module
-from runs import sr_model
+from runs import Report, soft, softly_masked, sr_model
 from test_host_features import windows
 
-reach, Report = module("srd_core.reach"), module("srd_core.report.data").Report
+reach = module("srd_core.reach")
 STEPS = 4
 
 
@@ -103,6 +102,17 @@ def test_what_acts_on_the_whole_run_is_not_noted(wan: Any) -> None:
     report = Report()
     model = sr_model(wan(), wan(seed=1), 3, report)
     (model,) = ModelSamplingSD3().patch(model, 3.0)
-    model = DifferentialDiffusion.execute(model).args[0]
-    helpers.ksampler(model, STEPS)
+    helpers.ksampler(soft(model), STEPS)
     assert report.notes == []
+
+
+def test_a_mask_that_only_the_render_changes_is_noted_with_where_the_node_belongs(wan: Any) -> None:
+    def notes(sketch: Any, render: Any, step: int = 3, **latent: Any) -> list[str]:
+        helpers.ksampler(sr_model(sketch, render, step, report := Report()), STEPS, **latent)
+        return report.notes
+
+    masked = {"latent": softly_masked()}
+    (note,) = notes(wan(), soft(wan(seed=1)), **masked)
+    assert "Differential Diffusion" in note and note.endswith("Put it on the sketch.")
+    assert not notes(wan(), soft(wan(seed=1))) and not notes(wan(), soft(wan(seed=1)), 0, **masked)
+    assert not notes(soft(wan()), wan(seed=1), **masked)
