@@ -111,7 +111,7 @@ def test_a_mask_that_only_the_render_changes_is_noted_with_where_the_node_belong
         helpers.ksampler(sr_model(sketch, render, step, report := Report()), STEPS, **latent)
         return report.notes
 
-    masked = {"latent": softly_masked()}
+    masked: dict[str, Any] = {"latent": softly_masked()}
     (note,) = notes(wan(), soft(wan(seed=1)), **masked)
     assert "Differential Diffusion" in note and note.endswith("Put it on the sketch.")
     assert not notes(wan(), soft(wan(seed=1))) and not notes(wan(), soft(wan(seed=1)), 0, **masked)
