@@ -12,7 +12,7 @@ const SETTLING = 1000 // milliseconds
 let starting = true // the page has not opened its first workflow yet
 let settled = null // the id of the graph of which it is known that it is the open workflow's
 let loads = 0 // of graphs: between two of them the open workflow stays the same, though the page may tell late which it is
-let queued = 0 // the load in which the open workflow queued last
+let queued = -1 // the load in which the open workflow queued last
 let asking = Promise.resolve() // one question after the other: the first has no prompts of the second
 
 function openWorkflow() {
