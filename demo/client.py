@@ -5,6 +5,7 @@ needs more than the standard library: aiohttp and urllib3, which every ComfyUI b
 """
 
 import asyncio
+import http.client
 import json
 import os
 import re
@@ -157,7 +158,7 @@ class Server:
                 return body
         except urllib.error.HTTPError as error:
             raise _refusal(path, error.code, error.read()) from error
-        except (OSError, ConnectionError) as error:
+        except (OSError, http.client.HTTPException) as error:  # the latter: the answer broke off
             ended = self._process is not None and self._process.poll() is not None
             raise HostError(f"{self.url}{path}: {error}" + (self.log_tail() if ended else "")) from error
 

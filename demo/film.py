@@ -140,7 +140,8 @@ def prompt_node(graph: workflow.Graph) -> str:
 def prepared(graph: workflow.Graph, asked: Namespace) -> workflow.Graph:
     """The workflow's graph with the user's words and settings; without them as shipped."""
     if os.environ.get("PROMPT", "").strip():
-        graph = workflow.set_inputs(graph, prompt_node(graph), text=os.environ["PROMPT"])
+        prompt = os.fsencode(os.environ["PROMPT"]).decode("utf-8", "replace")  # a terminal may give any bytes
+        graph = workflow.set_inputs(graph, prompt_node(graph), text=prompt)
     given = {name: getattr(asked, name) for name in ("steps", "seed") if getattr(asked, name) is not None}
     return workflow.set_inputs(graph, workflow.find(graph, "SRSampler"), **given)
 

@@ -24,8 +24,13 @@ class WorkflowError(ValueError):
 
 
 def load(path: Path) -> Workflow:
-    """The workflow in a file."""
-    workflow: Workflow = json.loads(path.read_text("utf-8"))
+    """The workflow in a file. Raises WorkflowError for any other file."""
+    try:
+        workflow: Workflow = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise WorkflowError(f"{path.name} is not a workflow: {error}. Choose a .json that the page saved.") from error
+    if not isinstance(workflow, dict) or not {"nodes", "links"} <= set(workflow):
+        raise WorkflowError(f"{path.name} is not a workflow that the page saved. Use Save there, not Export (API).")
     return workflow
 
 

@@ -10,6 +10,7 @@ from comfy_api.latest import io
 from ..srd_core.compare import LAYOUTS, compare, picture, plot, summarize
 from ..srd_core.likeness import LPIPS_NETS
 from .common import as_image, defaults, optional, preview, schema
+from .sampler import check_numbers
 
 
 class SRCompare(io.ComfyNode):
@@ -36,8 +37,9 @@ class SRCompare(io.ComfyNode):
     @classmethod
     def execute(cls, a: torch.Tensor, b: torch.Tensor, **values: Any) -> io.NodeOutput:
         values = defaults(cls.define_schema().inputs) | values
-        labels = values["label_a"], values["label_b"]
-        found = compare(a, b, (labels[0].strip() or "a", labels[1].strip() or "b"), values["lpips"])
+        check_numbers(position=values["position"])
+        labels = " ".join(values["label_a"].split()), " ".join(values["label_b"].split())  # a prompt may have lines
+        found = compare(a, b, (labels[0] or "a", labels[1] or "b"), values["lpips"])
         shown = picture(a, b, labels, values["layout"], values["position"])
         curves, summary = as_image(plot(found)), summarize(found)
         return io.NodeOutput(shown, curves, summary, ui=preview(cls, curves, summary))

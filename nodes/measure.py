@@ -39,6 +39,9 @@ class SRMeasurePair(io.ComfyNode):
         check_numbers(cfg=sampling["cfg"], denoise=sampling["denoise"], speed_up=speed_up)
         if sampling["denoise"] <= 0:
             raise ValueError("denoise is 0: there is no step to measure. Set it above 0.")
+        for name, least in (("speed_up", 1), ("points", 2)):  # the host does not look at what a link brings
+            if values[name] < least:
+                raise ValueError(f"{name} is {values[name]}; it must be {least} or more.")
         measured = Measured()
         settings = RenderSettings(positive=values.get("render_positive"), negative=values.get("render_negative"))
         model = measuring(sketch, render, settings, values["points"], measured)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import folder_paths
 
-from ..srd_core.checkpoint import model_names
+from ..srd_core.checkpoint import holds_a_model, model_names
 
 FOLDER = "diffusion_models"  # of the host
 
@@ -23,7 +23,6 @@ def listed(model_name: str) -> str | None:
 
 def path_of(model_name: str) -> Path:
     """Where a name of the list lies: a file, or the folder of a model. Raises FileNotFoundError as the host does."""
-    for folder in folder_paths.get_folder_paths(FOLDER):
-        if (path := Path(folder, model_name)).is_dir():
-            return path
-    return Path(folder_paths.get_full_path_or_raise(FOLDER, model_name))
+    folders = [path for root in folder_paths.get_folder_paths(FOLDER) if (path := Path(root, model_name)).is_dir()]
+    whole = next(filter(holds_a_model, folders), None)  # another models folder may have one of the same name
+    return whole or Path(folder_paths.get_full_path_or_raise(FOLDER, model_name))

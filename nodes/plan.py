@@ -10,7 +10,7 @@ import comfy.samplers
 
 from ..srd_core.checks import check_switch
 from ..srd_core.levels import places_of
-from ..srd_core.route import FULL_SIZE, LISTED, RENDER, SKETCH, Pair, Switch
+from ..srd_core.route import FULL_SIZE, LISTED, MOST_STEPS, RENDER, SKETCH, Pair, Switch
 from ..srd_core.smaller import check_one_switch
 from . import live
 from .before_run import KEEP_SCHEDULE, SHIFTS, verdict_on
@@ -19,7 +19,6 @@ from .presets import chosen
 from .sampler import RULE, as_in_sr_sampler, check_sampling, mode_of, switch_of
 
 PLAN = "/srdiffusion/plan"
-MOST_STEPS = 10000  # as SR Sampler takes them
 
 
 def add_route() -> None:

@@ -69,12 +69,17 @@ def called(path: Path) -> str:
     return f"{path.parent.name}/{path.name}" if common else path.name
 
 
+def holds_a_model(folder: Path) -> bool:
+    """Whether a folder is one that ``model_names`` offers."""
+    return any(SHARD.fullmatch(file.name) or file.name == WEIGHTS for file in folder.iterdir())
+
+
 def weight_files(path: Path) -> list[Path]:
     """``path``, or all shards of the model for a folder, an index or a shard. Raises ValueError: what is missing."""
     if path.is_dir():
         indices, files = sorted(path.glob(f"*{INDEX}")), sorted(path.glob("*.safetensors"))
-        if not indices and len(files) == 1 and not SHARD.fullmatch(files[0].name):
-            return files
+        if not indices and path / WEIGHTS in files:  # whatever else is there, such as a LoRA
+            return [path / WEIGHTS]
         if len(indices) != 1:
             raise ValueError(
                 f"{called(path)} must hold the shards of one model and their index (*{INDEX}); it has {len(indices)} "

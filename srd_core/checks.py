@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 import comfy.samplers
+import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 
@@ -47,6 +48,12 @@ def check_run(guider: comfy.samplers.CFGGuider, call: dict[str, Any], sigmas: Se
     """Raises ValueError for a latent, a schedule or a guidance scale that no hand-over works with."""
     packed = len(call.get("latent_shapes") or []) > 1  # several latents (video and sound) come as one row of values
     check_latent(call["latent_image"], guider.model_patcher, any_shape=packed)
+    mask = call.get("denoise_mask")
+    if mask is not None and not torch.isfinite(mask).all():
+        raise ValueError(
+            "The LATENT's noise_mask has values that are not finite (NaN or infinity). Make the mask again, or take it "
+            "off."
+        )
     _check_falling(sigmas)
     if is_padded(call["sigmas"].tolist()) and _is_the_hosts(innermost(call["sampler"])):
         raise ValueError(

@@ -6,6 +6,7 @@ Videos are float tensors [frames, height, width, 3] with values in 0..1, the hos
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -111,13 +112,12 @@ def _wiped(a: torch.Tensor, b: torch.Tensor, edge: int) -> torch.Tensor:
 
 
 def labelled(video: torch.Tensor, label: str, side: str) -> torch.Tensor:
-    """The video [frames, h, w, 3] with a label in its upper left or right corner; unchanged where there is no room."""
+    """The video [frames, h, w, 3] with a label of one line in an upper corner; unchanged where there is no room."""
     height, width = video.shape[1:3]
     size = min(max(height // 20, LABEL_HEIGHTS[0]), LABEL_HEIGHTS[1])
-    label = " ".join(label.split())
     pen = ImageDraw.Draw(Image.new("RGB", (1, 1)))
-    while label and pen.textlength(label, font=font(size)) + size > width:
-        label = label[:-1]
+    lengths = range(1, len(label) + 1)
+    label = label[: bisect_right(lengths, width - size, key=lambda n: pen.textlength(label[:n], font=font(size)))]
     if not label or height < 2 * size:
         return video
     long, high = math.ceil(pen.textlength(label, font=font(size))) + size, round(1.6 * size)

@@ -25,7 +25,7 @@ RENDER = "render"
 MODES = ("adaptive", "step", "sigma")
 LISTED = "listed"  # the mode of a Switch with sketch_steps
 ROUNDING = 2e-3  # of a place: schedulers pick whole timesteps of 1000
-MOST_LISTED = 10_000  # the highest step that a list may name
+MOST_STEPS = 10_000  # of a run, as the host takes them
 FULL_SIZE, SMALLEST = 1.0, 0.5  # of sketch_scale
 
 
@@ -101,7 +101,7 @@ def read_steps(text: str) -> frozenset[int]:
         first, _, last = (word.strip() for word in part.partition("-"))
         ends = [first, last] if "-" in part else [first, first]
         low, high = (int(end) if end.isascii() and end.isdigit() and len(end) < 8 else 0 for end in ends)
-        if not 1 <= low <= high <= MOST_LISTED:
+        if not 1 <= low <= high <= MOST_STEPS:
             raise ValueError(
                 f"sketch_steps has {part[:40]!r}, which names no steps. Write steps from 1 and ranges, with commas "
                 'between them: "1-10, 46-50".'

@@ -290,7 +290,7 @@ class Run:
         """The fade of a hand-over begins; returns the share of what is held in each step from here on."""
         if self.fade is None:
             return []
-        guards = self.fade.begin(turn.fade, self._mask_for(x), smaller.scale.known if smaller else None)
+        guards = self.fade.begin(turn.fade, self.mask_for(x), smaller.scale.known if smaller else None)
         if turn.fade and not guards:
             self._note(NO_FADE, stage=turn.to)
         elif guards and min(guards) < 0.5:
@@ -343,10 +343,10 @@ class Run:
             self._left.append(model)
 
     def _observe(self, prediction: torch.Tensor) -> None:
-        if self.route.observe(self.steps.step, prediction, self._mask_for(prediction)):
+        if self.route.observe(self.steps.step, prediction, self.mask_for(prediction)):
             self.books.observed(self.route.criterion.d, self.route.criterion.fall)
 
-    def _mask_for(self, x: torch.Tensor) -> torch.Tensor | None:
+    def mask_for(self, x: torch.Tensor) -> torch.Tensor | None:
         """The run's mask where it fits x [B, ...]: 1 where the latent is generated."""
         mask = self.request["denoise_mask"]
         return mask.to(x.device) if mask is not None and mask.shape[2:] == x.shape[2:] else None

@@ -28,7 +28,7 @@ from . import memory
 from .additions import bring_over, with_sampler_additions
 from .calls import PREDICT_NOISE
 from .latent import LatentMap
-from .route import FULL_SIZE, SMALLEST, TakeOver
+from .route import FULL_SIZE, MOST_STEPS, SMALLEST, TakeOver
 
 Conds = dict[str, list[dict[str, Any]]]  # the host's conditioning by role: positive, negative, ...
 Request = dict[str, Any]  # the run's noise, latent_image, denoise_mask, seed, latent_shapes
@@ -58,9 +58,9 @@ class RenderSettings(TakeOver):
             raise ValueError(f"render_cfg is {self.cfg}; it must be a number (0: as the sketch).")
         if not (math.isfinite(self.fade) and self.fade >= 0):
             raise ValueError(f"fade is {self.fade}; it must be 0 or more (0: no fade, 1.1: the fitted width).")
-        if self.render_steps < 0:
+        if not 0 <= self.render_steps <= MOST_STEPS:
             raise ValueError(
-                f"render_steps is {self.render_steps}; it must be 0 or more (0: the steps of the schedule)."
+                f"render_steps is {self.render_steps}; it must be from 0 to {MOST_STEPS} (0: those of the schedule)."
             )
         check_scale(self.sketch_scale)
 

@@ -196,6 +196,9 @@ def test_what_is_no_text_to_video_cogvideox_is_refused_in_words(
         hollow_file(path, {k: v for k, v in shapes.items() if "proj_out" not in k}), "only a part", "proj_out.weight"
     )
     refused(hollow_file(path, {"blocks.0.weight": [2]}), "not a CogVideoX", "Choose")
+    odd = ({"blocks.99999999.a.weight": [2]}, {"patch_embed.proj.weight": [2]})  # not counted up to; not indexed
+    for change in odd:
+        refused(hollow_file(path, shapes | change), "is damaged", "Download it again")
     (tmp_path / "config.json").write_text(json.dumps({**oracle.config_of(networks["5b"]), "patch_size": 4}), "utf-8")
     comfy.utils.save_torch_file(networks["5b"].state_dict(), str(path))
     refused(path, "can't build", "Choose")

@@ -210,6 +210,15 @@ def test_a_single_picture_and_one_with_transparency_are_fine(frames: int, channe
     assert comparison.shape == (frames, 64, 128, 3) and "PSNR" in summary
 
 
+def test_a_position_that_is_no_number_is_refused_in_a_sentence() -> None:
+    with pytest.raises(ValueError, match="position is nan; it must be a number"):
+        run(clip(), clip(1), layout="wipe", position=float("nan"))
+
+
+def test_a_prompt_of_several_lines_is_a_label_of_one() -> None:
+    assert run(clip(), clip(1), label_a="a red\ncircle")[2].startswith("two compared with a red circle, 3 frames")
+
+
 def test_long_labels_are_cut_to_the_clip() -> None:
-    comparison, *_ = run(clip(), clip(1), label_a="a very long label " * 20)
+    comparison, *_ = run(clip(), clip(1), label_a="a very long label " * 2000)
     assert comparison.shape == (3, 64, 160, 3)

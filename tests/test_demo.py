@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
@@ -244,6 +245,14 @@ def test_seconds_of_a_step_allow_for_messages_left_out_and_a_line_is_printed(
     follow("executing", {"node": None})
     assert follow.steps["3"] == pytest.approx([0.2, 0.3]) and follow.seconds["3"] == 6.0
     assert capsys.readouterr().err == "run: KSampler, 6.0 s\n"
+
+
+def test_a_prompt_with_bytes_of_another_alphabet_loses_those_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PROMPT", os.fsdecode(b"a red \xff circle"))
+    nodes = {"1": ("SRSampler", {"positive": ["2", 0]}), "2": ("SRDemoText", {"text": ""})}
+    graph = {key: {"class_type": kind, "inputs": inputs} for key, (kind, inputs) in nodes.items()}
+    asked = argparse.Namespace(steps=None, seed=None)
+    assert film.prepared(graph, asked)["2"]["inputs"]["text"] == "a red \N{REPLACEMENT CHARACTER} circle"
 
 
 PROMPTS = (

@@ -121,6 +121,24 @@ def test_a_wan_with_diffusers_names_is_called_that_with_the_file_to_get(prefix: 
         load("wan.safetensors")
 
 
+def test_a_folder_of_the_same_name_in_another_models_folder_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    roots = [tmp_path / name for name in ("unet", "diffusion_models")]
+    for root in roots:
+        (root / "wan").mkdir(parents=True)
+    (roots[0] / "wan" / "other.gguf").write_bytes(b"")
+    comfy.utils.save_torch_file(helpers.wan_state_dict(), str(roots[1] / "wan" / "a_lora.safetensors"))
+    comfy.utils.save_torch_file(helpers.wan_state_dict(), str(roots[1] / "wan" / "diffusion_pytorch_model.safetensors"))
+    for order in (roots, roots[::-1]):
+        known = ([str(root) for root in order], {".safetensors", ".gguf"})
+        monkeypatch.setitem(folder_paths.folder_names_and_paths, "diffusion_models", known)
+        folder_paths.filename_list_cache.clear()
+        assert loaders.SRLoadSketchDiT.validate_inputs("wan") is True
+        load("wan")
+    folder_paths.filename_list_cache.clear()
+
+
 def test_a_folder_of_shards_is_called_what_it_is_with_the_file_to_get(models_folder: Path) -> None:
     (models_folder / "transformer").mkdir()
     shards = [models_folder / "transformer" / f"part-0000{i}-of-00002.safetensors" for i in (1, 2)]

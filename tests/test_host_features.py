@@ -370,3 +370,11 @@ def test_two_runs_after_each_other_do_not_know_of_each_other(wan: Any) -> None:
     assert torch.equal(helpers.ksampler(a, STEPS), latent_a) and torch.equal(helpers.ksampler(b, STEPS), latent_b)
     assert torch.equal(helpers.ksampler(b, STEPS, latent={"samples": latent_a}, denoise=0.5), chained)
     assert [h.after_step for h in first.hand_overs] == [2] and [h.after_step for h in second.hand_overs] == [3]
+
+
+def test_a_mask_that_is_not_finite_is_called_that_before_any_step(wan: Any) -> None:
+    sketch, calls = helpers.count_calls(wan())
+    latent = {**encoded_video(), "noise_mask": torch.full((1, 8, 8), float("nan"))}
+    with pytest.raises(ValueError, match="noise_mask has values that are not finite"):
+        helpers.ksampler(sr_model(sketch, wan(seed=1), 3), STEPS, latent=latent)
+    assert not calls

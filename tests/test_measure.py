@@ -10,7 +10,7 @@ import helpers
 import pytest
 import torch
 from hosting import module
-from runs import FAULTS, left_as_before, out_of_memory, sr_model
+from runs import FAULTS, a_video, left_as_before, out_of_memory, sr_model
 from test_fade import x0_of
 
 fit, measure_run, text = module("srd_core.measure.fit"), module("srd_core.measure.run"), module("srd_core.measure.text")
@@ -103,6 +103,31 @@ def test_the_disagreement_is_that_of_plain_predictions_at_the_sketchs_x(wan: Any
         ours, theirs = (x - x0_of(sketch, conds)(x, point.sigma), x - x0_of(render, conds)(x, point.sigma))
         assert point.differences["guided"] == pytest.approx(float((theirs - ours).norm() / ours.norm()), rel=1e-4)
         assert set(point.differences) == {"guided", "cond", "uncond"}
+
+
+def test_only_the_part_that_is_generated_counts(wan: Any) -> None:
+    mask = torch.zeros(1, 1, 8, 8)
+    mask[..., :2] = 1
+
+    def spoiled(apply: Any, args: dict[str, Any]) -> torch.Tensor:
+        return apply(args["input"], args["timestep"], **args["c"]) + 5 * (1 - mask)
+
+    render, latent = wan(seed=1), {"samples": a_video(), "noise_mask": mask}
+    found = measured(wan(), render, latent=latent)
+    render.set_model_unet_function_wrapper(spoiled)
+    for one, other in zip(found.points, measured(wan(), render, latent=latent).points, strict=True):
+        assert one.differences == pytest.approx(other.differences, rel=1e-5)
+    with pytest.raises(ValueError, match="noise_mask keeps all of it"):
+        measured(wan(), render, latent=latent | {"noise_mask": 0 * mask})
+
+
+@pytest.mark.parametrize("wrong", [{"speed_up": 0.5}, {"points": 1}], ids=lambda wrong: next(iter(wrong)))
+def test_a_value_that_a_link_brings_from_below_its_range_is_refused_at_once(wrong: dict[str, Any], wan: Any) -> None:
+    sketch, calls = helpers.count_calls(wan())
+    (name,) = wrong
+    with pytest.raises(ValueError, match=f"{name} is {wrong[name]}; it must be"):
+        executed(sketch, wan(seed=1), **wrong)
+    assert not calls
 
 
 def test_the_same_weights_do_not_disagree(wan: Any) -> None:

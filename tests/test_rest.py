@@ -269,3 +269,8 @@ def test_differential_diffusion_goes_by_the_whole_run_also_where_the_sampler_beg
 def test_a_listed_step_beyond_the_run_is_refused_however_many_steps_the_render_takes(wan: Any) -> None:
     with pytest.raises(ValueError, match="sketch_steps names step 12, but the run has 10 steps. Name"):
         helpers.ksampler(shortened(wan(), wan(seed=1), 20, "1-3, 12"), 10)
+
+
+def test_more_own_steps_than_a_run_may_have_are_refused_before_a_list_is_made_of_them(wan: Any) -> None:
+    with pytest.raises(ValueError, match="render_steps is 1000000000; it must be from 0 to 10000"):
+        shortened(wan(), wan(seed=1), 10**9, runs.ADAPTIVE)

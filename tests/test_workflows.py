@@ -264,6 +264,21 @@ def test_a_workflow_opens_with_its_note_and_all_loaders_in_view(name: str) -> No
         assert (y - 30 + top) * scale >= 110 and (y + h + top) * scale <= 1080  # its tabs and its menu take 110
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("# A document", "is not a workflow: "),
+        ('{"3": {"class_type": "KSampler"}}', r"not Export \(API\)"),
+        ("[]", "Save"),
+    ],
+    ids=["no JSON", "API", "a list"],
+)
+def test_a_file_that_the_page_did_not_save_is_called_that(text: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "other.json").write_text(text, "utf-8")
+    with pytest.raises(workflow.WorkflowError, match=f"other.json is not a workflow.*{words}"):
+        workflow.load(tmp_path / "other.json")
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_note_has_no_code_spans_which_nodes_2_0_draws_blue_on_blue(name: str) -> None:
     assert not [

@@ -29,6 +29,8 @@ RENAMES = tuple(
 )
 POSITION_TABLE = "patch_embed.pos_embedding"
 MARKS = ("patch_embed.text_proj.weight", "patch_embed.proj.weight", "time_embedding_linear_1.weight")
+PROJECTIONS = MARKS[:2]  # whose shapes are read
+MOST_LAYERS = 1000  # a number above comes from no model, and would be counted up to
 ENDS = ("norm_final.weight", "norm_out.linear.weight", "proj_out.weight")  # what a file cut off between layers lacks
 
 
@@ -108,6 +110,8 @@ def _check_complete(name: str, shapes: Mapping[str, Any]) -> None:
         if found := re.match(r"blocks\.(\d+)\.(.+\.(?:weight|bias))$", key):
             layers.setdefault(int(found[1]), set()).add(found[2])
     missing = [key for key in ENDS if key not in shapes]
+    if not layers or max(layers) >= MOST_LAYERS or any(len(shapes[key]) < 2 for key in PROJECTIONS):
+        raise ValueError(f"{name} is damaged: it has no layers of a CogVideoX. Download it again.")
     full = set().union(*layers.values())
     missing += [f"blocks.{i}.{key}" for i in range(max(layers) + 1) for key in sorted(full - layers.get(i, set()))]
     if missing:

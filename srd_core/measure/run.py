@@ -102,6 +102,8 @@ def _sample(
     def prepare() -> None:
         check_run(guider, call.arguments, run.steps.sigmas)
         check_settings(guider, render.model, render.settings)
+        if (mask := call.arguments.get("denoise_mask")) is not None and not mask.any():
+            raise ValueError("The LATENT's noise_mask keeps all of it, so there is nothing to measure. Take it off.")
         if run.steps.steps < 4:
             raise ValueError(
                 f"Measure Pair needs 4 steps or more; this run has {run.steps.steps}. Raise steps, or denoise."
@@ -164,7 +166,8 @@ def _compare(recorder: Recorder, stage: Stage, measured: Measured) -> None:
         begin = time.perf_counter()
         rendered = memory.try_twice(partial(_rendered, recorder, stage, kept), run.make_room)
         seconds.append(time.perf_counter() - begin)
-        _note(measured, recorder.kept[:at], kept, rendered, flow)
+        mask = run.mask_for(kept.x)
+        _note(measured, recorder.kept[:at], kept, rendered, flow, 1.0 if mask is None else mask)
         progress.update(1)
     calls = run.books.report.stage(SKETCH).calls / measured.steps
     measured.render_seconds = median(seconds[1:]) * calls  # the first one warms up
@@ -182,15 +185,23 @@ def _rendered(recorder: Recorder, stage: Stage, kept: Kept) -> dict[str, torch.T
     return {name: value.detach().float().cpu() for name, value in {"guided": prediction, **_parts(noted)}.items()}
 
 
-def _note(measured: Measured, before: list[Kept], kept: Kept, rendered: dict[str, torch.Tensor], flow: bool) -> None:
-    velocities = {name: velocity(kept.x, kept.sigma, value) for name, value in rendered.items()}
+def _note(
+    measured: Measured,
+    before: list[Kept],
+    kept: Kept,
+    rendered: dict[str, torch.Tensor],
+    flow: bool,
+    mask: torch.Tensor | float,
+) -> None:
+    """``mask``: 1 where the latent is generated, which is what counts."""
+    velocities = {name: mask * velocity(kept.x, kept.sigma, value) for name, value in rendered.items()}
     names = [name for name in KEPT if name in velocities and name in kept.predictions]
-    differences = {name: difference(velocities[name], kept.velocity(name)) for name in names}
+    differences = {name: difference(velocities[name], mask * kept.velocity(name)) for name in names}
     measured.points.append(Point(kept.step, float(kept.sigma[0]), differences))
-    sketch = kept.velocity()
+    sketch = mask * kept.velocity()
     for earlier in before:
         away = float(log_snr(kept.sigma[:1].double(), flow) - log_snr(earlier.sigma[:1].double(), flow))
-        v_j = earlier.velocity()
+        v_j = mask * earlier.velocity()
         measured.guided.append(pull(earlier.step, kept.step, away, v_j, sketch, velocities["guided"]))
         if "cond" in velocities:
             measured.unguided.append(pull(earlier.step, kept.step, away, v_j, sketch, velocities["cond"]))
