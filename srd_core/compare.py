@@ -117,7 +117,7 @@ def labelled(video: torch.Tensor, label: str, side: str) -> torch.Tensor:
     size = min(max(height // 20, LABEL_HEIGHTS[0]), LABEL_HEIGHTS[1])
     pen = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     lengths = range(1, len(label) + 1)
-    label = label[: bisect_right(lengths, width - size, key=lambda n: pen.textlength(label[:n], font=font(size)))]
+    label = label[: bisect_right(lengths, float(width - size), key=lambda n: pen.textlength(label[:n], font=font(size)))]
     if not label or height < 2 * size:
         return video
     long, high = math.ceil(pen.textlength(label, font=font(size))) + size, round(1.6 * size)

@@ -267,15 +267,15 @@ def test_a_workflow_opens_with_its_note_and_all_loaders_in_view(name: str) -> No
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("# A document", "is not a workflow: "),
-        ('{"3": {"class_type": "KSampler"}}', r"not Export \(API\)"),
-        ("[]", "Save"),
+        ("# A document", ": .*Choose"),
+        ('{"3": {"class_type": "KSampler"}}', r" .*not Export \(API\)"),
+        ("[]", " .*Use Save"),
     ],
     ids=["no JSON", "API", "a list"],
 )
 def test_a_file_that_the_page_did_not_save_is_called_that(text: str, words: str, tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text(text, "utf-8")
-    with pytest.raises(workflow.WorkflowError, match=f"other.json is not a workflow.*{words}"):
+    with pytest.raises(workflow.WorkflowError, match=f"other.json is not a workflow{words}"):
         workflow.load(tmp_path / "other.json")
 
 
