@@ -116,8 +116,8 @@ def labelled(video: torch.Tensor, label: str, side: str) -> torch.Tensor:
     height, width = video.shape[1:3]
     size = min(max(height // 20, LABEL_HEIGHTS[0]), LABEL_HEIGHTS[1])
     pen = ImageDraw.Draw(Image.new("RGB", (1, 1)))
-    lengths = range(1, len(label) + 1)
-    label = label[: bisect_right(lengths, float(width - size), key=lambda n: pen.textlength(label[:n], font=font(size)))]
+    lengths, room = range(1, len(label) + 1), float(width - size)
+    label = label[: bisect_right(lengths, room, key=lambda n: pen.textlength(label[:n], font=font(size)))]
     if not label or height < 2 * size:
         return video
     long, high = math.ceil(pen.textlength(label, font=font(size))) + size, round(1.6 * size)
