@@ -168,7 +168,7 @@ def test_every_field_of_a_report_is_drawn_from() -> None:
 
 
 seeds = st.integers(0, 2**64 - 1)
-indices = st.one_of(st.none(), st.lists(st.integers(0, 99_999), min_size=1, max_size=3))
+indices = st.one_of(st.none(), st.lists(st.integers(0, 2**16 - 1), min_size=1, max_size=3))
 
 
 @st.composite
@@ -209,6 +209,7 @@ def records(draw: st.DrawFn) -> Any:
         sigmas=torch.linspace(1, 0, steps + 1),
         x=tensor() if handed_over else None,
         calls=calls,
+        mask_changes=draw(st.booleans()),
         latent_facts={"latent format": draw(words), "scale": draw(finite(0.0625, 64))},
         schedule=record_module.Schedule(
             draw(st.lists(words, max_size=2)), draw(st.dictionaries(words, finite(), max_size=2)), {"sigmas": tensor(3)}
