@@ -112,7 +112,7 @@ def _wiped(a: torch.Tensor, b: torch.Tensor, edge: int) -> torch.Tensor:
 
 
 def labelled(video: torch.Tensor, label: str, side: str) -> torch.Tensor:
-    """The video [frames, h, w, 3] with a label of one line in an upper corner; unchanged where there is no room."""
+    """The video [frames, h, w, 3] with a label of one line in an upper corner; a tiny one gets none."""
     height, width = video.shape[1:3]
     size = min(max(height // 20, LABEL_HEIGHTS[0]), LABEL_HEIGHTS[1])
     pen = ImageDraw.Draw(Image.new("RGB", (1, 1)))

@@ -47,7 +47,7 @@ export function ownQueued() {
   asking = asking.then(async () => {
     const answer = await api.fetchApi(`${QUEUED}?client_id=${client()}`).catch(() => null)
     const { prompts } = answer?.ok ? await answer.json() : { prompts: [] }
-    for (const prompt of prompts) if (!owners.has(prompt)) own(prompt, { ...owner })
+    for (const prompt of prompts) if (!owners.has(prompt)) own(prompt, owner)
   })
 }
 
