@@ -37,7 +37,7 @@ def answer(asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def plan(settings: dict[str, Any], models: list[dict[str, Any]]) -> dict[str, Any]:
-    """{mode, steps, earliest, latest, sigma, rest, problem} of a run with these widget values.
+    """{mode, steps, earliest, latest, sigma, rest} of a run with these widget values, or {mode, steps, problem}.
 
     Its sketch comes through these nodes ({type, values}, the nearest first). What is not known is missing: values that
     come from another node, and steps that depend on a schedule that is not known. rest: the steps of the render where
@@ -46,39 +46,41 @@ def plan(settings: dict[str, Any], models: list[dict[str, Any]]) -> dict[str, An
     settings = chosen(settings)
     if not settings.keys() >= set(RULE):
         return {"mode": settings.get("switch_mode")}
-    steps = settings.get("steps")
-    found: dict[str, Any] = {"mode": mode_of(settings), "steps": steps}
+    found: dict[str, Any] = {"mode": mode_of(settings), "steps": settings.get("steps")}
     try:
-        widgets = defaults(as_in_sr_sampler(*RULE))
-        rule: dict[str, Any] = {name: type(default)(settings[name]) for name, default in widgets.items()}
-        switch = switch_of(rule | {"sketch_steps": settings.get("sketch_steps")})
-        if not isinstance(steps, int) or not 0 < steps <= MOST_STEPS:
-            return found
-        check_sampling(steps, 1.0, 1.0, settings)
-        render_steps = int(settings.get("render_steps") or 0)
-        listed = switch.listed  # none in another mode
-        between = max(listed, default=0) - len(listed)  # the render's, before the rest
-        rest = {"rest": between + render_steps} if render_steps else {}
-        small = float(settings.get("sketch_scale") or FULL_SIZE) < FULL_SIZE
-        if switch.mode in ("step", LISTED):
-            check_switch(Pair(SKETCH, RENDER, switch, render_steps=render_steps), [1.0] * steps)
-            if small:
-                check_one_switch(switch, [1.0] * steps)
-            return found | {"latest": len(listed) or switch.switch_step} | rest
+        return found | _steps_of_the_stages(settings, models)
     except ValueError as error:
         return found | {"problem": str(error)}
+
+
+def _steps_of_the_stages(settings: dict[str, Any], models: list[dict[str, Any]]) -> dict[str, Any]:
+    """{earliest, latest, sigma, rest} of a plan, as far as known. Raises ValueError for what no run could follow."""
+    widgets = defaults(as_in_sr_sampler(*RULE))
+    rule: dict[str, Any] = {name: type(default)(settings[name]) for name, default in widgets.items()}
+    switch = switch_of(rule | {"sketch_steps": settings.get("sketch_steps")})
+    steps = settings.get("steps")
+    if not isinstance(steps, int) or not 0 < steps <= MOST_STEPS:
+        return {}
+    check_sampling(steps, 1.0, 1.0, settings)
+    pair = Pair(SKETCH, RENDER, switch, render_steps=int(settings.get("render_steps") or 0))
+    between = max(switch.listed, default=0) - len(switch.listed)  # the render's, before the rest
+    rest = {"rest": between + pair.render_steps} if pair.render_steps else {}
+    small = float(settings.get("sketch_scale") or FULL_SIZE) < FULL_SIZE
+    if switch.mode in ("step", LISTED):
+        check_switch(pair, [1.0] * steps)
+        if small:
+            check_one_switch(switch, [1.0] * steps)
+        latest = len(switch.listed) or switch.switch_step
+        return {"latest": latest} | (rest if latest < steps else {})
     denoise, shift = float(settings.get("denoise", 1.0)), shift_of(models)
     if denoise <= 0:
-        return found | {"problem": "denoise is 0, so no step runs. Raise denoise."}
+        raise ValueError("denoise is 0, so no step runs. Raise denoise.")
     if shift is None or steps / denoise > MOST_STEPS:  # so many levels the host makes of it
-        return found
+        return {}
     sigmas, places = schedule(settings, shift)
-    try:
-        if small:
-            check_one_switch(switch, sigmas[:-1])
-    except ValueError as error:
-        return found | {"problem": str(error)}
-    return found | _on_schedule(switch, sigmas, places) | rest
+    if small:
+        check_one_switch(switch, sigmas[:-1])
+    return _on_schedule(pair, sigmas, places) | rest
 
 
 def shift_of(models: list[dict[str, Any]]) -> float | None:
@@ -107,22 +109,24 @@ def schedule(settings: dict[str, Any], shift: float) -> tuple[list[float], list[
     return sigmas, places_of(sampling, sigmas[:-1])
 
 
-def _on_schedule(switch: Switch, sigmas: list[float], places: list[float]) -> dict[str, Any]:
-    """The part of a plan that the schedule decides."""
+def _on_schedule(pair: Pair, sigmas: list[float], places: list[float]) -> dict[str, Any]:
+    """The part of a plan that the schedule decides. Raises ValueError for a rule that has nothing to decide."""
+    switch, steps = pair.switch, len(places)
     if switch.mode == "sigma":
         latest = Switch(switch_sigma=switch.switch_sigma).latest(sigmas[:-1])
         return {"latest": latest, "sigma": sigmas[latest]}
-    earliest, latest = switch.earliest(places), min(switch.latest(sigmas[:-1]), len(places))
-    found: dict[str, Any] = {"earliest": min(earliest, latest), "latest": latest, "sigma": sigmas[latest]}
-    try:
-        check_switch(Pair(SKETCH, RENDER, switch), places)
-    except ValueError as error:
-        return found | {"problem": str(error)}
-    if latest <= earliest:
+    earliest, latest = switch.earliest(places), min(switch.latest(sigmas[:-1]), steps)
+    check_switch(pair, places)
+    if latest == steps <= earliest:
+        raise ValueError(
+            f"Never switches, so the sketch runs all steps: adaptive decides from step {earliest} on, and the run has "
+            f"{steps}. Lower fix_step, take more steps, or set switch_mode to step."
+        )
+    if 0 < latest <= earliest:
         limit = "max_step" if switch.max_step else "switch_sigma"
         way = "raise" if switch.max_step else "lower"
-        found["problem"] = (
+        raise ValueError(
             f"Always switches after step {latest}: fix_step lets adaptive decide from step {earliest} on, {limit} ends "
             f"it before. Lower fix_step, {way} {limit}, or set switch_mode to step."
         )
-    return found
+    return {"earliest": min(earliest, latest), "latest": latest, "sigma": sigmas[latest]}

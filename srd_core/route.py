@@ -9,6 +9,7 @@ and low noise models), and steps may be listed freely.
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -97,7 +98,8 @@ class Switch:
 def read_steps(text: str) -> frozenset[int]:
     """The steps that a text like "1-10, 46-50" names, counted from 1. Raises ValueError for any other text."""
     steps: set[int] = set()
-    for part in filter(None, (part.strip() for part in text.split(","))):
+    typed = unicodedata.normalize("NFKC", text).translate({ord("\u3001"): ",", ord("\u2013"): "-"})  # 1–5、7，9
+    for part in filter(None, (part.strip() for part in typed.split(","))):
         first, _, last = (word.strip() for word in part.partition("-"))
         ends = [first, last] if "-" in part else [first, first]
         low, high = (int(end) if end.isascii() and end.isdigit() and len(end) < 8 else 0 for end in ends)

@@ -46,7 +46,9 @@ def test_the_plan_says_what_the_run_does(change: dict[str, Any], shift: float, w
     report = report_of(settings, wan, shift)
     assert told["steps"] == settings["steps"] == len(report.steps)
     after = report.hand_overs[0].after_step if report.hand_overs else len(report.steps)
-    if settings["switch_mode"] == "adaptive":
+    if "problem" in told:
+        assert f"Always switches after step {after}:" in told["problem"]
+    elif settings["switch_mode"] == "adaptive":
         assert told["latest"] == min(report.latest, len(report.steps))
         assert told["earliest"] == min(report.earliest, told["latest"])
         assert told["earliest"] <= after <= told["latest"]
@@ -54,6 +56,28 @@ def test_the_plan_says_what_the_run_does(change: dict[str, Any], shift: float, w
         assert told["latest"] == after
     if "sigma" in told and told["latest"] < len(report.steps):
         assert told["sigma"] == pytest.approx(report.sigmas[told["latest"]], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "change", [{"steps": 1}, {"steps": 8, "fix_step": 50, "switch_sigma": 0.0}], ids=["one step", "fix_step 50"]
+)
+def test_a_rule_that_can_only_hold_after_the_last_step_is_told(change: dict[str, Any], wan: Callable[..., Any]) -> None:
+    assert plan.plan(SETTINGS | change, SHIFT_5)["problem"].startswith("Never switches")
+    assert not report_of(SETTINGS | change, wan, 5.0).hand_overs
+
+
+def test_a_run_below_switch_sigma_is_the_render_s_alone(wan: Callable[..., Any]) -> None:
+    settings = SETTINGS | {"denoise": 0.3}
+    told, report = plan.plan(settings, SHIFT_5), report_of(settings, wan, 5.0)
+    assert told["latest"] == 0 and "problem" not in told
+    assert {step.stage for step in report.steps} == {"render"}
+
+
+def test_a_sketch_of_all_steps_leaves_the_render_none_of_its_own(wan: Callable[..., Any]) -> None:
+    settings = SETTINGS | {"switch_mode": "step", "steps": 8, "switch_step": 8, "render_steps": 4}
+    report = report_of(settings, wan, 5.0)
+    assert plan.plan(settings, []) == {"mode": "step", "steps": 8, "latest": 8}
+    assert [step.stage for step in report.steps] == ["sketch"] * 8
 
 
 def test_a_list_of_steps_and_steps_of_the_render_s_own_are_counted() -> None:

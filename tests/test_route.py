@@ -148,7 +148,9 @@ def test_a_leg_without_a_step_is_passed_over() -> None:
     assert Route(Pair(inner, "c", Switch("step", switch_step=0)), [1.0], [1.0]).start() == ("c", True)
 
 
-@pytest.mark.parametrize(("text", "steps"), [("1-3", {1, 2, 3}), (" 1 - 2 ,5", {1, 2, 5}), ("4,4,4-4,", {4})])
+@pytest.mark.parametrize(
+    ("text", "steps"), [("1-3", {1, 2, 3}), (" 1 - 2 ,5", {1, 2, 5}), ("4,4,4-4,", {4}), ("1–2，4、６", {1, 2, 4, 6})]
+)
 def test_listed_steps_are_read(text: str, steps: set[int]) -> None:
     assert Switch("listed", sketch_steps=text).listed == steps
 
