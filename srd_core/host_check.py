@@ -37,8 +37,8 @@ HOOKS = {
     "prepare_model_patcher prepare_model_patcher_multigpu_clones prepare_sampling",
     "comfy.samplers": "CFGGuider.outer_predict_noise CFGGuider.outer_sample CFGGuider.set_cfg KSAMPLER.sample "
     "KSampler.SAMPLERS KSampler.SCHEDULERS calculate_start_end_timesteps cast_to_load_options "
-    "filter_registered_hooks_on_conds get_total_hook_groups_in_conds preprocess_conds_hooks process_conds "
-    "sampler_object",
+    "filter_registered_hooks_on_conds get_total_hook_groups_in_conds pre_run_control preprocess_conds_hooks "
+    "process_conds sampler_object",
     "comfy.sd": "load_diffusion_model_state_dict",
     "comfy.utils": "PROGRESS_BAR_ENABLED ProgressBar get_attr load_torch_file reshape_mask state_dict_prefix_replace",
     "comfy_api.latest": "ComfyExtension io.Schema.search_aliases ui",

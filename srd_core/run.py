@@ -158,6 +158,7 @@ class Run:
             self._choose_stage(x, timestep)
         name, stage, forwards = self.in_charge, self.stages[self.in_charge], self.computed.forwards(self.in_charge)
         self.books.report.stage(name).calls += 1
+        self._let_others_follow(call)
         prediction = memory.try_twice(partial(stage.predict, call, executor), self.make_room)
         if plan := self.computed.new_plan(name, stage.options):
             self.books.report.stage(name).teacache = asdict(plan)
@@ -279,12 +280,28 @@ class Run:
     def load(self, stage: str, x: torch.Tensor) -> None:
         """``stage`` is in charge and loaded, for a latent of the size of x [B, C, ...]."""
         noise = self.request["noise"] if self.request["noise"].shape == x.shape else x
-        schedule = self._schedules_model().get_model_object("model_sampling")
-        if self.smaller:
-            schedule = self.smaller.schedule(schedule)
         self.in_charge = stage
-        memory.try_twice(partial(self.stages[stage].load, noise, self.request, schedule), self.make_room)
+        load = partial(self.stages[stage].load, noise, self.request, self.schedule_of(stage))
+        memory.try_twice(load, self.make_room)
         self._keep_objects()
+
+    def schedule_of(self, stage: str) -> Any:
+        """The model_sampling that ``stage`` follows: the run's, or that of its smaller latent."""
+        schedule = self._schedules_model().get_model_object("model_sampling")
+        return self.smaller.schedule(schedule) if self.smaller and stage in self.smaller.stages else schedule
+
+    def _let_others_follow(self, call: inspect.BoundArguments) -> None:
+        """Keyframes of hooks that only the conds of other stages have follow this call too."""
+        if not any(stage.keyframes() for stage in self.stages.values()):
+            return
+        told = self.stages[self.in_charge].keyframes()
+        sigma = call.arguments["timestep"][0]
+        sigmas = call.arguments["model_options"]["transformer_options"]["sample_sigmas"]
+        for name, stage in self.stages.items():
+            if self.smaller and name not in self.smaller.stages:
+                stage.follow(self.smaller.scale.level(sigma), self.smaller.scale.level(sigmas), told)
+            else:
+                stage.follow(sigma, sigmas, told)
 
     def _fade_shares(self, x: torch.Tensor, turn: Turn, smaller: Smaller | None) -> list[float]:
         """The fade of a hand-over begins; returns the share of what is held in each step from here on."""

@@ -9,7 +9,7 @@ import contextlib
 import copy
 import inspect
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
@@ -100,11 +100,38 @@ class GuidersStage:
 
     def load(self, noise: torch.Tensor, request: Request, schedule: Any) -> None:
         """Load it again: the host has done so once, and may have moved its weights meanwhile."""
-        load_again(self.guider, noise)
+        self.load_again(noise, SimpleNamespace(model_sampling=schedule))
+
+    def load_again(self, noise: torch.Tensor, schedule_of: Any) -> None:
+        """For a latent of the size of ``noise``, where another stage has run meanwhile.
+
+        The host may have moved the weights; what it keeps of hooks' weights is of where their keyframes stood then; and
+        a ControlNet that both stages have is set up for the other one.
+        """
+        model, conds = self.guider.model_patcher, self.guider.conds
+        model.clear_cached_hook_weights()
+        comfy.sampler_helpers.prepare_sampling(model, noise.shape, conds, self.guider.model_options)
+        model.pre_run()
+        with _keyframes_kept(self.keyframes()):
+            for of_role in conds.values():
+                comfy.samplers.pre_run_control(self.guider.inner_model, of_role)
+                follow_schedule(of_role, schedule_of)
 
     def predict(self, call: inspect.BoundArguments, executor: WrapperExecutor) -> torch.Tensor:
         """The guided x0 prediction [B, C, ...] for a PREDICT_NOISE ``call``; ``executor``: the host's way on."""
         return executor(*call.args[1:], **call.kwargs)
+
+    def keyframes(self, sigma: torch.Tensor | None = None) -> list[Any]:
+        """Of the hooks on its conds (a LoRA whose strength changes); ``sigma`` []: on those that count there."""
+        conds = [cond for of_role in self.guider.conds.values() for cond in of_role if "hooks" in cond]
+        counting = conds if sigma is None else [cond for cond in conds if _counts(cond, sigma)]
+        return [hook.hook_keyframe for cond in counting for hook in cond["hooks"].hooks]
+
+    def follow(self, sigma: torch.Tensor, sigmas: torch.Tensor, told: Sequence[Any]) -> None:
+        """Another stage makes the call at ``sigma`` [] of ``sigmas``: keyframes other than those it has ``told``."""
+        for keyframe in self.keyframes(sigma):
+            if all(keyframe is not each for each in told):
+                keyframe.prepare_current_keyframe(sigma, {"sample_sigmas": sigmas})
 
 
 @dataclass
@@ -133,8 +160,11 @@ class Stage(GuidersStage):
             own.cfg = settings.cfg
         return cls(own, latent_map, settings.cfg)
 
-    def prepare(self) -> None:
-        """What CFGGuider.sample does before a run: own options, hooks registered. Loads nothing."""
+    def prepare(self, schedule: Any) -> None:
+        """What CFGGuider.sample does before a run: own options, hooks registered. Loads nothing.
+
+        ``schedule``: the model_sampling that the run follows until this stage is loaded.
+        """
         own = self.guider
         comfy.samplers.preprocess_conds_hooks(own.conds)
         if self.model.is_dynamic() and any("hooks" in cond for conds in own.conds.values() for cond in conds):
@@ -145,6 +175,12 @@ class Stage(GuidersStage):
             self.model.hook_mode = comfy.hooks.EnumHookMode.MinVram
         comfy.sampler_helpers.prepare_model_patcher(self.model, own.conds, own.model_options)
         comfy.samplers.filter_registered_hooks_on_conds(own.conds, own.model_options)
+        for of_role in own.conds.values():  # keyframes start anew, and follow the calls of the stages before this one
+            follow_schedule(of_role, _schedule_in(self.latent_map, schedule))
+
+    def follow(self, sigma: torch.Tensor, sigmas: torch.Tensor, told: Sequence[Any]) -> None:
+        """As for the guider's stage; both in the run's space."""
+        super().follow(self.latent_map.sigmas(sigma), self.latent_map.sigmas(sigmas), told)
 
     def load(self, noise: torch.Tensor, request: Request, schedule: Any) -> None:
         """What CFGGuider.outer_sample and inner_sample do before the sampler starts; may be called again.
@@ -152,7 +188,7 @@ class Stage(GuidersStage):
         ``noise`` [B, C, ...] of the latent's present size; ``schedule``: the model_sampling that the run follows.
         """
         if self._loaded:
-            load_again(self.guider, noise)
+            self.load_again(noise, _schedule_in(self.latent_map, schedule))
             for clone in self._clones:
                 clone.pre_run()
             return
@@ -217,19 +253,13 @@ class Stage(GuidersStage):
             latent_image = inner.process_latent_in(latent_image)
         mask, noise = request["denoise_mask"], noise.to(device=device, dtype=torch.float32)
         mask = mask if mask is None else mask.to(device)
-        with _keyframes_kept(conds):
+        with _keyframes_kept(self.keyframes()):
             about = device, latent_image, mask, request["seed"]
             shapes = request["latent_shapes"]
             processed: Conds = comfy.samplers.process_conds(inner, noise, conds.copy(), *about, latent_shapes=shapes)
             for of_role in processed.values():
                 follow_schedule(of_role, _schedule_in(self.latent_map, schedule))
         return processed
-
-
-def load_again(guider: comfy.samplers.CFGGuider, noise: torch.Tensor) -> None:
-    """Load a model that has run: the host may have moved its weights meanwhile."""
-    comfy.sampler_helpers.prepare_sampling(guider.model_patcher, noise.shape, guider.conds, guider.model_options)
-    guider.model_patcher.pre_run()
 
 
 @contextlib.contextmanager
@@ -245,18 +275,19 @@ def _pointed_at(guider: comfy.samplers.CFGGuider, stage: Stage) -> Iterator[None
 
 
 @contextlib.contextmanager
-def _keyframes_kept(conds: Conds) -> Iterator[None]:
-    """After this block the keyframes of hooks stand where they stood.
-
-    The host starts those of all hooks on the conds (a LoRA whose strength changes during the run) anew, in mid-run.
-    """
-    hooks = [hook for role in conds.values() for cond in role if "hooks" in cond for hook in cond["hooks"].hooks]
-    stood = [(hook.hook_keyframe, hook.hook_keyframe.__dict__.copy()) for hook in hooks]
+def _keyframes_kept(keyframes: Sequence[Any]) -> Iterator[None]:
+    """After this block keyframes stand where they stood; the host starts all of them anew, in mid-run."""
+    stood = [(keyframe, keyframe.__dict__.copy()) for keyframe in keyframes]
     try:
         yield
     finally:
         for keyframe, position in stood:
             keyframe.__dict__.update(position)
+
+
+def _counts(cond: dict[str, Any], sigma: torch.Tensor) -> bool:
+    """Whether the host looks at a cond at ``sigma``."""
+    return bool(sigma <= cond.get("timestep_start", math.inf) and sigma >= cond.get("timestep_end", -math.inf))
 
 
 def _schedule_in(latent_map: LatentMap, schedule: Any) -> Any:
