@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Iterator, Sequence
+from itertools import chain, pairwise
 from typing import Any
 
 import comfy.samplers
@@ -13,7 +13,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 
 from .calls import KEY
-from .latent import check_latent, check_pair, check_same_prompts
+from .latent import check_latent, check_pair, check_same_images, check_same_prompts, name_of
 from .route import LISTED, Pair
 from .stage import RenderSettings
 from .steps import innermost, is_padded
@@ -33,6 +33,7 @@ def check_together(sketch: ModelPatcher, other: ModelPatcher, settings: RenderSe
     check_pair(sketch, other)
     if settings.positive is None:
         check_same_prompts(sketch, other, "positive")
+        check_same_images(sketch, other)
 
 
 def check_levels(sigmas: Sequence[float]) -> None:
@@ -53,6 +54,11 @@ def check_run(guider: comfy.samplers.CFGGuider, call: dict[str, Any], sigmas: Se
         raise ValueError(
             "The LATENT's noise_mask has values that are not finite (NaN or infinity). Make the mask again, or take it "
             "off."
+        )
+    if KEY in getattr(getattr(guider, "uncond_model_patcher", None), "attachments", {}):
+        raise ValueError(
+            f"{type(guider).__name__} runs a model of its own for the negative prompt, and a Sketch-Render Model can't "
+            "switch there. Use CFGGuider, or connect a plain MODEL for the negative."
         )
     _check_falling(sigmas)
     if is_padded(call["sigmas"].tolist()) and _is_the_hosts(innermost(call["sampler"])):
@@ -104,6 +110,35 @@ def check_switch(pair: Pair, places: Sequence[float], given: int = 0) -> None:
                 f"render_steps is {pair.render_steps}, but by sketch_steps the sketch runs the last step, so the "
                 "render has no rest. Set render_steps to 0, or leave the last steps to the render."
             )
+
+
+def check_controls(stage: str, model: ModelPatcher, conds: dict[str, Any]) -> None:
+    """Raises ValueError for a ControlNet on the conds of ``stage`` that the host can't set up for its model.
+
+    SD3.5's take an embedder of the model.
+    """
+    for control in _controls_on(conds):
+        network = getattr(control, "control_model", None)
+        name = "y_embedder" if getattr(network, "double_y_emb", False) else "x_embedder"
+        own = getattr(network, "orig_y_embedder" if name == "y_embedder" else name, None)
+        theirs = getattr(model.model.diffusion_model, name, None)
+        if own is not None and theirs is not None and _shapes(own) != _shapes(theirs):
+            raise ValueError(
+                f"The ControlNet on the prompts is not for the {stage} {name_of(model)}. Connect render_positive and "
+                "render_negative: with a ControlNet of the render's own, or without one."
+            )
+
+
+def _controls_on(conds: dict[str, Any]) -> Iterator[Any]:
+    for cond in chain.from_iterable(conds.values()):
+        control = cond.get("control")
+        while control is not None:
+            yield control
+            control = control.previous_controlnet
+
+
+def _shapes(network: torch.nn.Module) -> dict[str, torch.Size]:
+    return {name: parameter.shape for name, parameter in network.named_parameters()}
 
 
 def check_settings(guider: comfy.samplers.CFGGuider, render: ModelPatcher, settings: RenderSettings) -> None:

@@ -26,6 +26,7 @@ KINDS = {"CONST": FLOW, "COSMOS_RFLOW": FLOW_COSMOS, "V_PREDICTION_DDPM": DDPM, 
 # network. LTX-Video's cross_attention_dim is none: it lies behind a projection of the text, and is the model's own
 # width.
 TEXT_WIDTHS = ("text_dim", "text_embed_dim", "context_in_dim", "context_dim", "caption_channels")
+ONE_VAE = {"CogVideoX", "CogVideoX1_5"}  # the host has a latent format for each of its scales
 # Attachment under which our loaders leave the file's name on a MODEL.
 FILE_NAME = "srdiffusion_file"
 # Attachment with the whole name of a model that stands for one that is not there.
@@ -104,6 +105,11 @@ def check_latent(latent: torch.Tensor, model: ModelPatcher, any_shape: bool = Fa
 # --- two models ---
 
 
+def of_one_vae(latent_format: str, other: str) -> bool:
+    """Whether two of the host's latent formats, by class name, are of one VAE, up to a scale."""
+    return latent_format == other or {latent_format, other} == ONE_VAE
+
+
 def check_pair(sketch: ModelPatcher, render: ModelPatcher) -> LatentMap:
     """How latents of the sketch become latents of the render: unchanged, or by a scale (CogVideoX 5B -> 2B).
 
@@ -113,9 +119,8 @@ def check_pair(sketch: ModelPatcher, render: ModelPatcher) -> LatentMap:
     ours, theirs = (dict(latent_facts(model)) for model in (sketch, render))
     ratio, kind = theirs["scale"] / ours["scale"], ours["noise schedule"]
     different = [what for what in ours if ours[what] != theirs[what]]
-    formats = [type(model.get_model_object("latent_format")) for model in (sketch, render)]
-    one_family = issubclass(formats[0], formats[1]) or issubclass(formats[1], formats[0])
-    if one_family and kind in (FLOW, VARIANCE_EXPLODING) and set(different) <= {"latent format", "scale"}:
+    one_vae = of_one_vae(ours["latent format"], theirs["latent format"])
+    if one_vae and kind in (FLOW, VARIANCE_EXPLODING) and set(different) <= {"latent format", "scale"}:
         return LatentMap(ratio, kind)
     if different:
         numbers = "; ".join(f"{what} {ours[what]} / {theirs[what]}" for what in different)
@@ -161,6 +166,24 @@ def check_same_prompts(sketch: ModelPatcher, render: ModelPatcher, role: str) ->
             f"Sketch {name_of(sketch)} and render {name_of(render)} read different text encoders. "
             f"Connect render_{role}, encoded for the render (and the other conditioning too)."
         )
+
+
+def check_same_images(sketch: ModelPatcher, render: ModelPatcher) -> None:
+    """Raises ValueError when both take images beside the latent, but not in the same channels."""
+    ours, theirs = image_channels(sketch), image_channels(render)
+    if ours and theirs and ours != theirs:
+        raise ValueError(
+            f"Sketch {name_of(sketch)} and render {name_of(render)} take images in different ways ({ours} and {theirs} "
+            "channels beside the latent). Use two models of one kind, such as Fun InP with Fun InP, or connect "
+            "render_positive and render_negative from the render's own node."
+        )
+
+
+def image_channels(model: ModelPatcher) -> int:
+    """Channels of the network's input beside those of the latent; 0: none, or not known."""
+    config = model.model.model_config.unet_config
+    taken = config.get("in_dim", config.get("in_channels", 0))
+    return max(taken - model.get_model_object("latent_format").latent_channels, 0)
 
 
 def _text_widths(model: ModelPatcher) -> list[Any]:

@@ -18,9 +18,9 @@ from comfy.patcher_extension import WrapperExecutor, WrappersMP
 from . import memory
 from .begin import begin_run, carry_out, make_small
 from .calls import KEY, OUTER_SAMPLE
-from .checks import check_run, check_settings, check_switch, check_together
+from .checks import check_controls, check_run, check_settings, check_switch, check_together
 from .latent import FULL_NAME, check_pair, parameters_of
-from .reach import Things, mask_note, misfit_notes, one_stage_note, things_on
+from .reach import Things, image_note, mask_note, misfit_notes, one_stage_note, things_on
 from .report.data import Report
 from .route import RENDER, SKETCH, Pair, Part, Switch, TakeOver, pairs_of, stages_of
 from .run import AtHandOver, Run
@@ -152,17 +152,20 @@ def _sample(
             check_switch(pair, run.route.places, report.given_steps)
         for name in stages:
             check_settings(guider, plan.members[name].model, plan.members[name].settings)
+            check_controls(name, plan.members[name].model, stages[name].guider.conds)
         if len(stages) == 1 and 0 < parameters_of(guider.model_patcher) < parameters_of(plan.members[RENDER].model):
             report.notes.append(LARGER)  # 0: it stands for a sketch of another run
         report.notes += plan.notes + one_stage_note(guider.model_patcher, plan.things)
         for name in stages_of(plan.whole):
             report.notes += misfit_notes(name, run.stages[name].model)
+        for name, stage in stages.items():
+            report.notes += image_note(name, stage.model, guider.model_patcher, stage.guider.conds)
         if call.arguments.get("denoise_mask") is not None:
             first, *others = (run.stages[name].model for name in (run.route.start()[0], *stages))
             report.notes += mask_note(first, others)
         make_small(run, guider, call.arguments, plan.whole)
-        for stage in stages.values():
-            stage.prepare()
+        for name, stage in stages.items():
+            stage.prepare(run.schedule_of(name))
         _reckon_memory(run)
         if again := _loads_again(run, plan.whole):
             report.notes.append(again)

@@ -12,11 +12,13 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 
 from .calls import MASK_FUNCTION
-from .latent import name_of
+from .latent import image_channels, name_of
 
 WEIGHTS = "LoRA"  # what messages call a change of weights
+METADATA = "lora_metadata"  # attachment that the host's LoRA loader leaves
 # What acts on the whole run, wherever it stands: the sketch's noise schedule, and what is around the sampler.
 WHOLE_RUN = ("model_sampling", MASK_FUNCTION, WrappersMP.OUTER_SAMPLE, WrappersMP.SAMPLER_SAMPLE)
+IMAGE = "concat_latent_image"  # what image to video nodes put on conditioning
 SHOWN = 3  # names in a message
 
 Things = set[tuple[str, Any]]  # (what it is called, which one it is)
@@ -56,11 +58,13 @@ def _fits(model: ModelPatcher, key: str, patch: Any, offset: Any) -> bool:
 def _a_lora_changed_nothing(model: ModelPatcher) -> bool:
     """Whether the host put a LoRA on this MODEL, or one it was cloned from, that changed no weight.
 
-    The host drops keys that it does not know, but marks every MODEL anew that it puts patches on.
+    The host drops keys that it does not know. What it leaves is the LoRA's metadata, if that has any.
     """
     child, parent = model, model.parent
     while parent is not None:
-        if child.patches_uuid != parent.patches_uuid and _marked_for(child) == _marked_for(parent):
+        loaded = child.attachments.get(METADATA)
+        is_new = loaded is not None and loaded is not parent.attachments.get(METADATA)
+        if is_new and _changes(child) == _changes(parent):
             return True
         child, parent = parent, parent.parent
     return False
@@ -68,12 +72,6 @@ def _a_lora_changed_nothing(model: ModelPatcher) -> bool:
 
 def _changes(model: ModelPatcher) -> int:
     return sum(map(len, model.patches.values()))
-
-
-def _marked_for(model: ModelPatcher) -> tuple[Any, ...]:
-    """For what the host marks a MODEL anew: weights' patches and wrappers, hooks, another dtype of computing."""
-    wrapped = sum(map(len, model.weight_wrapper_patches.values()))
-    return _changes(model), wrapped, len(model.hook_patches), model.object_patches.get("manual_cast_dtype")
 
 
 def things_on(model: ModelPatcher) -> Things:
@@ -100,6 +98,17 @@ def mask_note(first: ModelPatcher, others: Iterable[ModelPatcher]) -> list[str]:
     return [
         "A node on the render changes the mask with the noise level (Differential Diffusion), but the model that "
         "begins the run decides. Put it on the sketch."
+    ]
+
+
+def image_note(stage: str, model: ModelPatcher, first: ModelPatcher, conds: dict[str, Any]) -> list[str]:
+    """What to say where ``first`` begins with an image on its conds that the model of a later ``stage`` takes none of."""
+    given = any(IMAGE in cond for of_role in conds.values() for cond in of_role)
+    if not given or image_channels(model) or not image_channels(first):
+        return []
+    return [
+        f"The {stage} takes no image, so it does not see yours. Use an image to video model there, such as Wan2.1 Fun "
+        "InP 1.3B."
     ]
 
 

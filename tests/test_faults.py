@@ -99,8 +99,9 @@ def other_format(model: Any, **facts: Any) -> Any:
         ({"latents_mean": torch.zeros(16)}, "different latents (channel means)"),
         ({"scale_factor": 0.7, "latents_mean": torch.zeros(16)}, "(scale, channel means)"),  # a scale alone is mapped
         ({"temporal_downscale_ratio": 8}, "temporal compression"),
+        ({"name": "AnotherVAE"}, "different latents (latent format)"),  # though the host's class is one of the sketch's
     ],
-    ids=["VAE", "means", "scale and means", "frames"],
+    ids=["VAE", "means", "scale and means", "frames", "name"],
 )
 def test_models_that_do_not_share_a_latent_are_refused_with_the_difference(
     facts: dict[str, Any], named: str, wan: Any

@@ -8,6 +8,7 @@ from typing import Any
 
 import comfy.hooks
 import comfy.sd
+import comfy_extras.nodes_custom_sampler as custom
 import helpers
 import pytest
 import torch
@@ -16,7 +17,7 @@ from comfy_extras.nodes_context_windows import ContextWindowsManualNode
 from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
 from comfy_extras.nodes_model_advanced import ModelSamplingSD3, RescaleCFG
 from hosting import module
-from runs import soft, softly_masked, sr_model, sr_sampler
+from runs import GUIDERS, sampled, soft, softly_masked, sr_model, sr_sampler
 
 Report = module("srd_core.report.data").Report
 STEPS = 4
@@ -101,6 +102,36 @@ def test_image_to_video_latents_fit_each_stages_own_input_channels(sketch: str, 
         return helpers.ksampler(model, STEPS, **i2v_prompts())
 
     assert_seamless(wan(kind=sketch), wan(kind=sketch), wan(seed=1, kind=render), run)
+
+
+def test_two_models_that_take_images_in_other_ways_are_refused_before_any_step(wan: Any) -> None:
+    """Fun InP has the image and its mask in 20 channels, Fun Control two images in 32."""
+    sketch, render = wan(kind="i2v"), wan(seed=1, kind="control")
+    with pytest.raises(ValueError, match=r"in different ways \(20 and 32 channels.*connect render_positive"):
+        sr_model(sketch, render, 3)
+    images = {"concat_latent_image": torch.zeros(1, 32, 2, 8, 8)}
+    own = {"positive": helpers.prompt(3, **images), "negative": helpers.prompt(4, **images)}
+    helpers.ksampler(sr_model(sketch, render, 3, **own), STEPS, **i2v_prompts())
+
+
+@pytest.mark.parametrize("kind", ["t2v", "i2v"])
+def test_an_image_that_the_render_does_not_take_is_noted(kind: str, wan: Any) -> None:
+    report = Report()
+    helpers.ksampler(sr_model(wan(kind="i2v"), wan(seed=1, kind=kind), 3, report), STEPS, **i2v_prompts())
+    assert ["image" in note for note in report.notes] == [True] * (kind == "t2v")
+
+
+def test_a_guider_with_a_model_of_its_own_for_the_negative_can_t_be_switched(
+    wan: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dual(model: Any, negative: Any) -> Any:
+        return custom.DualModelGuider.execute(model, helpers.prompt(1), 3.0, negative, helpers.prompt(2))
+
+    monkeypatch.setitem(GUIDERS, "DualModelGuider", dual)
+    both = sr_model(wan(), wan(seed=1), 3)
+    with pytest.raises(ValueError, match="DualModel runs a model of its own.*Use CFGGuider"):
+        sampled(both, guider="DualModelGuider", negative=both)
+    assert torch.isfinite(sampled(both, guider="DualModelGuider", negative=wan(seed=2))).all()
 
 
 def lora(scale: float = 0.5) -> dict[str, torch.Tensor]:

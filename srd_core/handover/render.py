@@ -23,7 +23,7 @@ from comfy.patcher_extension import WrapperExecutor, WrappersMP
 
 from ..calls import KEY, MASK_FUNCTION, PREDICT_NOISE
 from ..checks import check_plain
-from ..latent import FULL_NAME, check_pair, latent_facts, name_of
+from ..latent import FULL_NAME, check_pair, latent_facts, name_of, of_one_vae
 from ..pair import cooperate
 from ..report.data import Report
 from ..route import RENDER, SKETCH, Switch, Turn
@@ -223,11 +223,11 @@ def _name_of_schedule(schedule: Schedule) -> str:
 
 def _check_family(record: SketchRecord, latent_format: Any, render: ModelPatcher) -> None:
     """Raises ValueError when the record's latent is of another family than the render's."""
-    ours, theirs = type(latent_format), type(render.get_model_object("latent_format"))
-    if not (issubclass(ours, theirs) or issubclass(theirs, ours)):
+    ours, theirs = (type(each).__name__ for each in (latent_format, render.get_model_object("latent_format")))
+    if not of_one_vae(ours, theirs):
         raise ValueError(
-            f"The hand-over holds a latent of {ours.__name__} (sketched by {record.report.stage(SKETCH).model}), but "
-            f"the render {name_of(render)} works on {theirs.__name__}. Choose a render of the sketch's family."
+            f"The hand-over holds a latent of {ours} (sketched by {record.report.stage(SKETCH).model}), but the render "
+            f"{name_of(render)} works on {theirs}. Choose a render of the sketch's family."
         )
 
 
