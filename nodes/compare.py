@@ -30,7 +30,17 @@ class SRCompare(io.ComfyNode):
                 ),
             ],
             {"comparison": io.Image, "plot": io.Image, "summary": io.String},
-            ["compare video", "side by side", "before after", "wipe", "A/B", "PSNR", "SSIM", "LPIPS"],
+            [
+                "compare video",
+                "compare two videos",
+                "side by side",
+                "before after",
+                "wipe",
+                "A/B",
+                "PSNR",
+                "SSIM",
+                "LPIPS",
+            ],
             is_output_node=True,
         )
 

@@ -22,7 +22,7 @@ from .common import SRReport, defaults, place_of, schema, unsavable
 from .sampler import RULE, SAMPLING, as_in_sr_sampler, check_sampling, switch_of
 
 SRHandOver = io.Custom("SR_HAND_OVER")
-SEARCHES = ["hand-over", "sketch once render many", "draft once", "two machines"]
+SEARCHES = ["hand-over", "sketch once render many", "draft once", "save sketch", "two machines"]
 FOLDER = "srdiffusion"  # of hand-over files, in the host's output folder and in its input folder
 PREFIX = f"{FOLDER}/sketch"
 SKETCHED = {"hand_over": SRHandOver, "preview": io.Latent, "report": SRReport}  # outputs of nodes that have a sketch

@@ -14,6 +14,10 @@ from . import live
 from .common import HIDDEN, SRReport, as_image, optional, picture, place_of, schema, unsavable
 
 PREFIX = "srdiffusion/report"  # what messages give as an example
+NO_REPORT = (
+    "No report: connect `report`, or an old report's text to `report_json`. A sampler that is bypassed or muted gives "
+    "none."
+)
 NOTHING = (
     "The report was not saved: there is no run yet. With Sketch-Render Model, connect the sampler's latent to `after`."
 )
@@ -60,12 +64,10 @@ class SRSwitchInspector(io.ComfyNode):
         elif report is not None:
             report = report.of_nodes(live.waits_for(cls))
             live.keep(cls, report)
-        else:
-            raise ValueError(
-                "Switch Inspector has nothing to show: connect `report`, or an old report's text to `report_json`."
-            )
-        plot, summary = as_image(draw(report)), summarize(report)
-        live.show(cls, report)
+        summary = summarize(report) if report else NO_REPORT
+        live.show(cls, report or summary)
+        report = report or Report()
+        plot = as_image(draw(report))
         # "report" is for programs: the run as JSON, in the server's history and in its message about this node.
         # The picture is not among "images", which the page would show below its own chart of the same.
         text = report.to_json()

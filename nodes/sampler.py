@@ -21,7 +21,7 @@ from .presets import CUSTOM, NAMES, PRESETS, PRESETS_KEY, chosen
 
 SAMPLING = ("positive", "negative", "latent", "seed", "steps", "cfg", "sampler_name", "scheduler", "denoise")
 RULE = ("switch_mode", "delta", "fix_step", "max_step", "switch_step", "switch_sigma")
-SEARCHES = ["moe", "high noise low noise", "dual model", "refiner", "two-stage", "Wan 14B 1.3B"]
+SEARCHES = ["moe", "high noise low noise", "dual model", "refiner", "two-stage", "two models", "Wan 14B 1.3B"]
 
 
 def _inputs() -> list[io.Input]:
@@ -139,7 +139,14 @@ class SRSampler(_Switching):
     @classmethod
     def define_schema(cls) -> io.Schema:
         outputs = {"latent": io.Latent, "report": SRReport}
-        searches = ["Wan 2.2 MoE sampler", "two ksampler", "video sampler", "faster video", "speed up", "accelerate"]
+        searches = [
+            "Wan 2.2 MoE sampler",
+            "two ksampler",
+            "video sampler",
+            "faster video",
+            "speed up video",
+            "accelerate",
+        ]
         return schema("SRSampler", _inputs(), outputs, [*SEARCHES, *searches], hidden=[*HIDDEN])
 
     @classmethod

@@ -102,7 +102,7 @@ def mask_note(first: ModelPatcher, others: Iterable[ModelPatcher]) -> list[str]:
 
 
 def image_note(stage: str, model: ModelPatcher, first: ModelPatcher, conds: dict[str, Any]) -> list[str]:
-    """What to say where ``first`` begins with an image on its conds that the model of a later ``stage`` takes none of."""
+    """What to say where ``first`` begins with an image, and the ``model`` of a later ``stage`` takes none."""
     given = any(IMAGE in cond for of_role in conds.values() for cond in of_role)
     if not given or image_channels(model) or not image_channels(first):
         return []

@@ -222,11 +222,22 @@ def test_an_old_report_s_text_gives_the_same_picture_and_a_malformed_one_a_sente
         return server.run(graph, timeout=60)["outputs"]["2"]
 
     assert inspect(text=text, report_json=["1", 0])["report"][0] == text
-    for wrong, words in (("{", "not JSON"), ('{"nodes": []}', "not a sketch-render report"), ("", "nothing to show")):
+    for wrong, words in (("{", "not JSON"), ('{"nodes": []}', "not a sketch-render report")):
         with pytest.raises(host_module.HostError, match=words):
             inspect(text=wrong, report_json=["1", 0])
+    assert inspect(text="", report_json=["1", 0])["text"][0].startswith("No report")
     shown = server.get(live.ROUTE)["runs"]
     assert any(run["report"]["status"] == "unreadable" and "not JSON" in run["report"]["error"] for run in shown)
+
+
+def test_an_inspector_without_its_sampler_does_not_fail_the_rest_of_the_graph(
+    server: Any, graph: dict[str, Any]
+) -> None:
+    """The page leaves the link out where the sampler is bypassed."""
+    inspector = workflow.find(graph, "SRSwitchInspector")
+    del graph[inspector]["inputs"]["report"]
+    graph["text"] = {"class_type": "PreviewAny", "inputs": {"source": [inspector, 1]}}
+    assert "bypassed or muted" in server.run(graph, timeout=300)["outputs"]["text"]["text"][0]
 
 
 def test_the_report_s_text_goes_on_to_other_nodes_and_into_a_file_if_asked(server: Any, graph: dict[str, Any]) -> None:

@@ -249,7 +249,9 @@ def test_inputs_that_a_choice_brings_are_named_after_it_and_come_next_in_the_fil
 
 def test_the_balanced_workflow_is_the_plain_one_with_20_steps_and_a_fade(info: Mapping[str, Any]) -> None:
     plain, balanced = (workflow.to_api(shipped(name), info) for name in (WAN21, BALANCED))
-    assert balanced == workflow.set_inputs(plain, workflow.find(plain, "SRSampler"), fade=1.1, steps=20)
+    assert balanced == workflow.set_inputs(
+        plain, workflow.find(plain, "SRSampler"), fade=1.1, steps=20, preset="balanced"
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -286,18 +288,32 @@ def test_a_note_has_no_code_spans_which_nodes_2_0_draws_blue_on_blue(name: str) 
     ]
 
 
-@pytest.mark.parametrize(
-    ("name", "preset"), [(WAN21, "paper"), (BALANCED, "balanced"), (FAST, "fast"), (FEW_STEP, "few-step render")]
-)
-def test_a_workflow_that_has_a_preset_s_name_has_its_values(name: str, preset: str, info: Mapping[str, Any]) -> None:
-    graph = workflow.to_api(shipped(name), info)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_workflow_says_which_preset_its_values_are(name: str, info: Mapping[str, Any]) -> None:
+    """Files that the first release shipped are as they were: custom."""
+    presets = module("nodes.presets").PRESETS
+    named = {BALANCED: "balanced", FAST: "fast", FEW_STEP: "few-step render"}
+    for node in workflow.to_api(shipped(name), info).values():
+        if node["class_type"] == "SRSampler":
+            own = node["inputs"]["preset"]
+            assert own == named.get(name, own) and presets.get(own, {}).items() <= node["inputs"].items()
+
+
+def test_the_plain_workflow_has_the_values_of_the_paper(info: Mapping[str, Any]) -> None:
+    graph = workflow.to_api(shipped(WAN21), info)
     values = graph[workflow.find(graph, "SRSampler")]["inputs"]
-    assert module("nodes.presets").PRESETS[preset].items() <= values.items()
+    assert module("nodes.presets").PRESETS["paper"].items() <= values.items()
+
+
+def test_every_workflow_has_an_id_of_its_own() -> None:
+    """The page knows by it which runs are an open workflow's."""
+    ids = [shipped(name)["id"] for name in NAMES]
+    assert len(set(ids)) == len(ids)
 
 
 def test_the_fast_workflow_is_the_balanced_one_with_a_render_without_guidance(info: Mapping[str, Any]) -> None:
     balanced, fast = (workflow.to_api(shipped(name), info) for name in (BALANCED, FAST))
-    assert fast == workflow.set_inputs(balanced, workflow.find(balanced, "SRSampler"), render_cfg=1)
+    assert fast == workflow.set_inputs(balanced, workflow.find(balanced, "SRSampler"), render_cfg=1, preset="fast")
 
 
 def test_the_delta_sweep_differs_in_delta_only(info: Mapping[str, Any]) -> None:
