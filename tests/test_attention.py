@@ -84,13 +84,14 @@ def test_a_backend_that_takes_containers_still_does(wan: Any, monkeypatch: pytes
 
     backend.container_function = takes_containers  # type: ignore[attr-defined]
     monkeypatch.setitem(host.REGISTERED_ATTENTION_FUNCTIONS, "one", backend)
+    monkeypatch.setitem(host.REGISTERED_ATTENTION_FUNCTIONS, "another", lambda *args, **kwargs: backend(*args, **kwargs))
 
     def override_of(model: Any) -> Any:
         return model.model_options["transformer_options"]["optimized_attention_override"]
 
     model = wan()
     assert override_of(attention.with_attention(model, "one")).container_function is takes_containers
-    assert not hasattr(override_of(attention.with_attention(model, "pytorch")), "container_function")
+    assert not hasattr(override_of(attention.with_attention(model, "another")), "container_function")
     model.model_options["transformer_options"]["optimized_attention_override"] = lambda f, *a, **k: f(*a, **k)
     assert not hasattr(override_of(attention.with_attention(model, "one")), "container_function")
 
