@@ -109,7 +109,7 @@ def test_two_models_that_take_images_in_other_ways_are_refused_before_any_step(w
     sketch, render = wan(kind="i2v"), wan(seed=1, kind="control")
     with pytest.raises(ValueError, match=r"in different ways \(20 and 32 channels.*connect render_positive"):
         sr_model(sketch, render, 3)
-    images = {"concat_latent_image": torch.zeros(1, 32, 2, 8, 8)}
+    images: dict[str, Any] = {"concat_latent_image": torch.zeros(1, 32, 2, 8, 8)}
     own = {"positive": helpers.prompt(3, **images), "negative": helpers.prompt(4, **images)}
     helpers.ksampler(sr_model(sketch, render, 3, **own), STEPS, **i2v_prompts())
 
