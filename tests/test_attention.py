@@ -84,7 +84,9 @@ def test_a_backend_that_takes_containers_still_does(wan: Any, monkeypatch: pytes
 
     backend.container_function = takes_containers  # type: ignore[attr-defined]
     monkeypatch.setitem(host.REGISTERED_ATTENTION_FUNCTIONS, "one", backend)
-    monkeypatch.setitem(host.REGISTERED_ATTENTION_FUNCTIONS, "another", lambda *args, **kwargs: backend(*args, **kwargs))
+    monkeypatch.setitem(
+        host.REGISTERED_ATTENTION_FUNCTIONS, "another", lambda *args, **kwargs: backend(*args, **kwargs)
+    )
 
     def override_of(model: Any) -> Any:
         return model.model_options["transformer_options"]["optimized_attention_override"]

@@ -8,9 +8,11 @@ import comfy.hooks
 import helpers
 import pytest
 import torch
-from runs import STEPS, rendered, sketched, sr_model, sr_outputs
+from hosting import module
+from runs import STEPS, RenderSettings, rendered, sketched, sr_model, sr_outputs
 from test_host_features import lora
 
+measure_run = module("srd_core.measure.run")
 CHANGES = ((0.2, 0.0), (0.6, 0.2), (1.0, 0.6))  # strength, from which part of the run on
 
 
@@ -58,6 +60,14 @@ def test_the_halves_give_the_video_of_one_run_as_often_as_they_are_rendered(wan:
     record, own = sketched(sketch, positive=prompt(), switch_step=3)[0], prompt()
     for _ in range(2):
         assert torch.equal(rendered(record, render, positive=own)[0]["samples"], whole)
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["own prompts", "shared prompts"])
+def test_measure_pair_sees_each_step_as_the_run_does(own: bool, wan: Any) -> None:
+    settings = RenderSettings(positive=prompt()) if own else RenderSettings()
+    found = measure_run.Measured()
+    helpers.ksampler(measure_run.measuring(wan(), wan(), settings, 3, found), 8, positive=prompt())
+    assert [point.differences["guided"] for point in found.points] == pytest.approx([0.0] * 3, abs=1e-6)
 
 
 def test_a_render_s_own_prompt_follows_a_smaller_sketch(wan: Any) -> None:

@@ -108,7 +108,7 @@ def _sample(
             raise ValueError(
                 f"Measure Pair needs 4 steps or more; this run has {run.steps.steps}. Raise steps, or denoise."
             )
-        stage.prepare()
+        stage.prepare(run.schedule_of(RENDER))
 
     return carry_out(run, executor, call, prepare)
 
@@ -160,10 +160,16 @@ def _compare(recorder: Recorder, stage: Stage, measured: Measured) -> None:
         )
     memory.end_malloc_graph()
     run.load(RENDER, recorder.kept[0].x)
+    for keyframe in stage.keyframes():  # of hooks: the run has walked through them
+        keyframe.reset()
+    levels, passed = torch.tensor(run.steps.sigmas), 0
     seconds, progress = [], comfy.utils.ProgressBar(len(recorder.kept))
     for at, kept in enumerate(recorder.kept):
         comfy.model_management.throw_exception_if_processing_interrupted()
-        begin = time.perf_counter()
+        for level in levels[passed : kept.step]:
+            stage.follow(level, levels, ())
+        stage.model.clear_cached_hook_weights()
+        passed, begin = kept.step + 1, time.perf_counter()
         rendered = memory.try_twice(partial(_rendered, recorder, stage, kept), run.make_room)
         seconds.append(time.perf_counter() - begin)
         mask = run.mask_for(kept.x)
