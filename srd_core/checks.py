@@ -57,7 +57,7 @@ def check_run(guider: comfy.samplers.CFGGuider, call: dict[str, Any], sigmas: Se
         )
     if KEY in getattr(getattr(guider, "uncond_model_patcher", None), "attachments", {}):
         raise ValueError(
-            f"{type(guider).__name__} runs a model of its own for the negative prompt, and a Sketch-Render Model can't "
+            f"{type(guider).__name__} runs another model for the negative prompt, and a Sketch-Render Model can't "
             "switch there. Use CFGGuider, or connect a plain MODEL for the negative."
         )
     _check_falling(sigmas)
