@@ -56,7 +56,9 @@ def widgets_in_view(page: Any, name: str, node: int = pages.SAMPLER) -> set[str]
     if name == "classic":
         return set(
             page.evaluate(
-                "id => app.graph.getNodeById(id).widgets.filter(w => !w.options.hidden).map(w => w.name)", node
+                "id => { const node = app.graph.getNodeById(id);"
+                " return node.widgets.filter(w => node.isWidgetVisible(w)).map(w => w.name) }",
+                node,
             )
         )
     shown = page.evaluate("id => document.querySelector(`[data-node-id='${id}']`).innerText", node)
