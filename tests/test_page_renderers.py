@@ -146,6 +146,26 @@ def test_a_line_says_what_the_settings_mean_and_is_amber_where_they_contradict(r
     pages.plan_of(page, "switches once the composition has settled")
 
 
+def on_screen(page: Any, selector: str) -> list[str]:
+    """What the elements say that are in the page, whatever the nodes hold."""
+    return page.evaluate("selector => [...document.querySelectorAll(selector)].map(e => e.textContent)", selector)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_after_an_undo_what_is_on_screen_is_of_the_new_nodes(times: int, renderer: str, page: Any) -> None:
+    for steps in (20, 30):
+        pages.choose(page, steps=steps)
+        page.evaluate(pages.LOOK)
+    for _ in range(times):
+        page.evaluate("app.extensionManager.command.execute('Comfy.Undo')")
+    pages.until_values(page, steps=(20, 50)[times - 1])
+    pages.choose(page, switch_mode="step", switch_step=4, steps=6, seed=random.randrange(1 << 30))
+    pages.eventually(page, lambda: on_screen(page, ".srd-plan"), ["6 steps: sketch 4, render 2"])
+    ran = pages.run(page)
+    pages.eventually(page, lambda: on_screen(page, ".srd-status"), [ran, ran])
+    pages.picture(page, f"undone_{renderer}_{times}")
+
+
 PRESETS = module("nodes.presets").PRESETS
 
 

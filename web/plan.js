@@ -20,7 +20,7 @@ export class Plan {
     this.text = Object.assign(document.createElement('span'), { role: 'status' })
     this.element = Object.assign(document.createElement('div'), { className: 'srd-plan' })
     this.element.append(this.text)
-    const widget = node.addDOMWidget('srd_plan', 'srd_plan', this.element, {
+    this.widget = node.addDOMWidget('srd_plan', 'srd_plan', this.element, {
       serialize: false,
       hideOnZoom: false,
       hideInPanel: true,
@@ -30,7 +30,7 @@ export class Plan {
       getValue: () => '',
       setValue: () => {}
     })
-    widget.serialize = false // no part of the saved workflow
+    this.widget.serialize = false // no part of the saved workflow
   }
 
   /** Say what the present settings mean, if they are others than before. */

@@ -19,6 +19,7 @@ const SAVED = 'srdiffusion' // in the `extra` of a workflow that was saved with 
 const MARGIN = 5 // around the chart
 const views = new WeakMap() // node -> View
 const plans = new WeakMap() // node -> Plan
+const widgets = new WeakMap() // element -> its widget
 let opened = 0 // saved reports
 let ready = false // the page has its graph
 
@@ -61,6 +62,7 @@ app.registerExtension({
 
   afterConfigureGraph() {
     refreshSettings()
+    requestAnimationFrame(() => requestAnimationFrame(putOnScreen)) // once the page has drawn the new nodes
     const saved = takeSaved()
     if (!saved) showKnown()
     whenOpen(() => {
@@ -72,7 +74,9 @@ app.registerExtension({
 
 /** A node with a switch_mode: its widgets and its line follow the mode, and the preset where it has one. */
 function attachSettings(node) {
-  plans.set(node, new Plan(node, () => makeRoom(node)))
+  const plan = new Plan(node, () => makeRoom(node))
+  plans.set(node, plan)
+  widgets.set(plan.element, plan.widget)
   queueAsWritten(node)
   for (const widget of node.widgets) {
     follow(widget, 'callback', () => {
@@ -137,6 +141,7 @@ function attach(node, collapsible) {
     view.reset()
   }
   views.set(node, view)
+  widgets.set(view.element, widget)
   const [width, height] = collapsible ? [310, 0] : [480, 560] // of a new node
   node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], height)])
 }
@@ -144,6 +149,17 @@ function attach(node, collapsible) {
 /** Give the node the height that its widgets now need; what the user had made larger stays larger by as much. */
 function fit(node) {
   makeRoom(node, views.get(node).grownBy())
+}
+
+/** Nodes 2.0 keeps the elements of the nodes before where the new ones have their ids (undo): put the new ones' there. */
+function putOnScreen() {
+  const nodes = new Set([...nodesOf(root())].map(([, node]) => node))
+  for (const shown of document.querySelectorAll('.srd-plan, .srd-chart')) {
+    const { node, name } = widgets.get(shown)
+    if (nodes.has(node)) continue
+    const now = app.canvas.graph?.getNodeById(node.id)?.widgets?.find((widget) => widget.name === name)?.element
+    if (now && !now.isConnected) shown.replaceWith(now)
+  }
 }
 
 /** Ask the server for the runs that it knows. */
