@@ -215,6 +215,24 @@ def test_the_folded_chart_is_a_line_that_is_not_cut_and_the_panel_lists_none(ren
     )
 
 
+def height_of(page: Any, node: int = pages.SAMPLER) -> float:
+    return page.evaluate("id => app.graph.getNodeById(id).size[1]", node)
+
+
+def test_a_node_with_an_open_chart_is_saved_and_copied_as_high_as_with_a_folded_one(renderer: str, page: Any) -> None:
+    folded = height_of(page)
+    for _ in range(2):
+        page.evaluate(f"({pages.ELEMENT % pages.SAMPLER}).querySelector('.srd-toggle').click()")
+        opened = height_of(page)
+        assert opened > folded + 300
+        page.evaluate("id => app.canvas.copyToClipboard([app.graph.getNodeById(id)])", pages.SAMPLER)
+        copied = page.evaluate("() => { app.canvas.pasteFromClipboard(); return Number(app.graph.nodes.at(-1).id) }")
+        assert [height_of(page, node) for node in (copied, pages.SAMPLER)] == [folded, opened]
+        pages.reopened(page)
+        page.wait_for_function(f"({pages.ELEMENT % pages.SAMPLER})?.isConnected")
+        assert height_of(page) == folded
+
+
 def test_a_run_of_three_stages_has_a_colour_and_a_line_for_each(renderer: str, page: Any) -> None:
     pages.open_saved(page, json.loads(pages.three_stages().to_json()))
     assert pages.until_done(page).startswith("1.4x, switched at 9, 18 of 30, ")

@@ -88,12 +88,12 @@ function attachSettings(node) {
   refresh(node)
 }
 
-/** Call act() after a method of something. */
+/** Call act() with the parameters of a method of something, after it. */
 function follow(object, name, act) {
   const before = object[name]
   object[name] = function (...parameters) {
     const result = before?.apply(this, parameters)
-    act()
+    act(...parameters)
     return result
   }
 }
@@ -122,7 +122,7 @@ function attach(node, collapsible) {
   const view = new View({
     collapsible,
     deltaOf: (run) => deltaWidget(nodeAt(run.sampler)),
-    resized: () => fit(node),
+    resized: (more) => makeRoom(node, more), // what the user had made larger stays larger by as much
     changed: () => app.graph.setDirtyCanvas(true, true)
   })
   const widget = node.addDOMWidget('srd_chart', 'srd_chart', view.element, {
@@ -142,13 +142,10 @@ function attach(node, collapsible) {
   }
   views.set(node, view)
   widgets.set(view.element, widget)
+  // A saved node opens with its chart folded.
+  if (collapsible) follow(node, 'onSerialize', (saved) => (saved.size = [saved.size[0], saved.size[1] - view.unfolded()]))
   const [width, height] = collapsible ? [310, 0] : [480, 560] // of a new node
   node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], height)])
-}
-
-/** Give the node the height that its widgets now need; what the user had made larger stays larger by as much. */
-function fit(node) {
-  makeRoom(node, views.get(node).grownBy())
 }
 
 /** Nodes 2.0 keeps the elements of the nodes before where the new ones have their ids (undo): put the new ones' there. */
