@@ -233,6 +233,47 @@ def test_a_node_with_an_open_chart_is_saved_and_copied_as_high_as_with_a_folded_
         assert height_of(page) == folded
 
 
+def widen(page: Any, width: float) -> None:
+    """Give SR Sampler that width and wait until its line has it."""
+    page.evaluate(
+        "([id, width]) => { const node = app.graph.getNodeById(id); node.setSize([width, node.size[1]]);"
+        " app.canvas.setDirty(true, true) }",
+        [pages.SAMPLER, width],
+    )
+    page.wait_for_function(f"width => Math.abs(({pages.PLAN % pages.SAMPLER}).offsetWidth - width) < 40", arg=width)
+
+
+# Whether the words of SR Sampler's line end in it, and it ends above the chart.
+WHOLE = f"""() => {{
+  const line = {pages.PLAN % pages.SAMPLER}, chart = {pages.ELEMENT % pages.SAMPLER};
+  const ends = [line.firstChild, line].map(element => element.getBoundingClientRect().bottom);
+  return ends[0] > 0 && ends[0] <= ends[1] + 1 && ends[1] <= chart.getBoundingClientRect().top;
+}}"""
+
+
+def test_the_line_is_whole_in_a_node_of_any_width_and_gives_back_the_room_it_took(renderer: str, page: Any) -> None:
+    pages.choose(page, switch_mode="step", switch_step=4)
+    pages.plan_of(page, "50 steps: sketch 4")
+    page.wait_for_timeout(400)
+    before = height_of(page)
+    pages.choose(page, switch_step=60)
+    assert pages.plan_of(page, "switch_step is 60, but the run has 50 steps")
+    for width in (400, 270):
+        widen(page, width)
+        pages.eventually(page, lambda: page.evaluate(WHOLE), True)
+    pages.eventually(page, lambda: height_of(page) > before, True)
+    higher = height_of(page)
+    pages.picture(page, f"line_{renderer}")
+    for _ in range(2):
+        pages.reopened(page)
+        pages.look_at(page)
+        pages.eventually(page, lambda: height_of(page), higher)
+        pages.eventually(page, lambda: page.evaluate(WHOLE), True)
+    pages.choose(page, switch_step=4)
+    pages.plan_of(page, "50 steps: sketch 4")
+    pages.eventually(page, lambda: height_of(page), before)
+
+
 def test_a_run_of_three_stages_has_a_colour_and_a_line_for_each(renderer: str, page: Any) -> None:
     pages.open_saved(page, json.loads(pages.three_stages().to_json()))
     assert pages.until_done(page).startswith("1.4x, switched at 9, 18 of 30, ")

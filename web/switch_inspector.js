@@ -74,7 +74,13 @@ app.registerExtension({
 
 /** A node with a switch_mode: its widgets and its line follow the mode, and the preset where it has one. */
 function attachSettings(node) {
-  const plan = new Plan(node, () => makeRoom(node))
+  let grown = 0 // by what the line has made the node higher
+  const plan = new Plan(node, (more) => {
+    const before = node.size[1]
+    makeRoom(node, Math.max(Math.min(more, 0), -grown)) // room that was there without the line stays
+    grown += node.size[1] - before
+  })
+  saveWithout(node, () => grown)
   plans.set(node, plan)
   widgets.set(plan.element, plan.widget)
   queueAsWritten(node)
@@ -84,8 +90,14 @@ function attachSettings(node) {
       refresh(node, true)
     })
   }
+  follow(node, 'onConfigure', () => arrange(node)) // before the page makes it as high as its widgets need
   follow(node, 'onConnectionsChange', () => setTimeout(() => refresh(node))) // some pages tell of a link before they have it
   refresh(node)
+}
+
+/** Save and copy a node without so many pixels of its height: what takes them is not saved and comes anew. */
+function saveWithout(node, pixels) {
+  follow(node, 'onSerialize', (saved) => (saved.size = [saved.size[0], saved.size[1] - pixels()]))
 }
 
 /** Call act() with the parameters of a method of something, after it. */
@@ -142,8 +154,7 @@ function attach(node, collapsible) {
   }
   views.set(node, view)
   widgets.set(view.element, widget)
-  // A saved node opens with its chart folded.
-  if (collapsible) follow(node, 'onSerialize', (saved) => (saved.size = [saved.size[0], saved.size[1] - view.unfolded()]))
+  if (collapsible) saveWithout(node, () => view.unfolded())
   const [width, height] = collapsible ? [310, 0] : [480, 560] // of a new node
   node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], height)])
 }
