@@ -233,6 +233,46 @@ def test_a_node_with_an_open_chart_is_saved_and_copied_as_high_as_with_a_folded_
         assert height_of(page) == folded
 
 
+def cut(page: Any, selector: str) -> list[str]:
+    """The words of the Inspector's chart that begin left of it or end right of it."""
+    return page.evaluate(
+        f"""selector => [...({pages.ELEMENT % pages.INSPECTOR}).querySelectorAll(selector)].filter(text => {{
+          const {{x, width}} = text.getBBox();
+          return x < 0 || x + width > text.ownerSVGElement.clientWidth;
+        }}).map(text => text.textContent)""",
+        selector,
+    )
+
+
+def test_the_numbers_of_the_axis_are_whole(renderer: str, page: Any) -> None:
+    report = pages.a_report("Big", "Small")  # without any D
+    pages.open_saved(page, json.loads(report.to_json()))
+    pages.until_bars(page, 2, 2, 0, 0)
+    assert "1e-6" in page.evaluate(
+        f"[...({pages.ELEMENT % pages.INSPECTOR}).querySelectorAll('svg text')].map(text => text.textContent)"
+    )
+    for step in report.steps:
+        step.d, step.fall = 0.00123, -0.00123
+    pages.open_saved(page, json.loads(report.to_json()))
+    pages.eventually(page, lambda: pages.count(page, ".srd-dot"), 8)
+    assert cut(page, ".srd-end") == []
+
+
+@pytest.mark.parametrize("after", [1, 2, 3])
+def test_what_a_switch_is_called_is_whole_in_a_narrow_chart(after: int, renderer: str, page: Any) -> None:
+    report = pages.a_report("Big", "Small")
+    report.hand_overs[0].reason, report.hand_overs[0].after_step = "latest", after
+    page.evaluate("id => app.graph.getNodeById(id).setSize([210, 560])", pages.INSPECTOR)
+    narrow = json.loads(page.evaluate("JSON.stringify(app.graph.serialize())"))
+    page.evaluate(pages.OPEN, narrow | {"extra": {"srdiffusion": {str(pages.SAMPLER): json.loads(report.to_json())}}})
+    pages.look_at(page)
+    pages.until_done(page)
+    pages.eventually(page, lambda: page.evaluate(f"({pages.ELEMENT % pages.INSPECTOR}).clientWidth < 215"), True)
+    pages.eventually(page, lambda: pages.count(page, ".srd-mark-text"), 1)
+    pages.picture(page, f"narrow_{renderer}_{after}")
+    assert cut(page, ".srd-mark-text") == []
+
+
 def widen(page: Any, width: float) -> None:
     """Give SR Sampler that width and wait until its line has it."""
     page.evaluate(
