@@ -273,6 +273,22 @@ def test_what_a_switch_is_called_is_whole_in_a_narrow_chart(after: int, renderer
     assert cut(page, ".srd-mark-text") == []
 
 
+def test_what_a_new_node_says_is_not_cut(renderer: str, page: Any) -> None:
+    node = page.evaluate(
+        """() => {
+          const node = LiteGraph.createNode('SRSampler');
+          app.graph.add(node);
+          app.canvas.ds.offset = [100 - node.pos[0], 100 - node.pos[1]];
+          app.canvas.setDirty(true, true);
+          return Number(node.id);
+        }"""
+    )
+    line = f"({pages.ELEMENT % node}).querySelector('.srd-toggle')"
+    page.wait_for_function(f"{line}.clientWidth > 0")
+    pages.eventually(page, lambda: page.evaluate(f"{line}.scrollWidth <= {line}.clientWidth"), True, seconds=5)
+    assert pages.status(page, node) == pages.IDLE
+
+
 def widen(page: Any, width: float) -> None:
     """Give SR Sampler that width and wait until its line has it."""
     page.evaluate(

@@ -10,7 +10,7 @@ const DOING = { 'sketch': 'Sketching: step {done} of {total}', 'render': 'Render
 const SWITCHED = 'Switched at step {step} of {total} ({percent} %): {why}.'
 const SWITCHED_TO = 'Switched to {stage} at step {step} of {total} ({percent} %): {why}.'
 const UNSET = { delta: '?', fix_step: '?', switch_step: '?', switch_sigma: '?' } // where a report does not have all settings
-const IDLE = 'The chart appears here during a run.'
+const IDLE = 'Run it to see the chart.'
 
 export class View {
   /** deltaOf(run): the widget to write delta to, or null; resized(more): called when the chart opens or closes and so gets higher by `more`. */
