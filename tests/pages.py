@@ -27,7 +27,7 @@ ITS_OWN = (
     "graph accessed before",
 )
 OPEN = "async (saved) => { await app.loadGraphData(saved); }"
-IDLE = "The chart appears here during a run."
+IDLE = "Run it to see the chart."
 WIDGETS = """values => { for (const [id, name, value] of values)
   app.graph.getNodeById(id).widgets.find(w => w.name === name).value = value }"""
 VALUE = "([id, name]) => app.graph.getNodeById(id).widgets.find(w => w.name === name).value"

@@ -56,7 +56,9 @@ def widgets_in_view(page: Any, name: str, node: int = pages.SAMPLER) -> set[str]
     if name == "classic":
         return set(
             page.evaluate(
-                "id => app.graph.getNodeById(id).widgets.filter(w => !w.options.hidden).map(w => w.name)", node
+                "id => { const node = app.graph.getNodeById(id);"
+                " return node.widgets.filter(w => node.isWidgetVisible(w)).map(w => w.name) }",
+                node,
             )
         )
     shown = page.evaluate("id => document.querySelector(`[data-node-id='${id}']`).innerText", node)
@@ -144,6 +146,26 @@ def test_a_line_says_what_the_settings_mean_and_is_amber_where_they_contradict(r
     pages.plan_of(page, "switches once the composition has settled")
 
 
+def on_screen(page: Any, selector: str) -> list[str]:
+    """What the elements say that are in the page, whatever the nodes hold."""
+    return page.evaluate("selector => [...document.querySelectorAll(selector)].map(e => e.textContent)", selector)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_after_an_undo_what_is_on_screen_is_of_the_new_nodes(times: int, renderer: str, page: Any) -> None:
+    for steps in (20, 30):
+        pages.choose(page, steps=steps)
+        page.evaluate(pages.LOOK)
+    for _ in range(times):
+        page.evaluate("app.extensionManager.command.execute('Comfy.Undo')")
+    pages.until_values(page, steps=(20, 50)[times - 1])
+    pages.choose(page, switch_mode="step", switch_step=4, steps=6, seed=random.randrange(1 << 30))
+    pages.eventually(page, lambda: on_screen(page, ".srd-plan"), ["6 steps: sketch 4, render 2"])
+    ran = pages.run(page)
+    pages.eventually(page, lambda: on_screen(page, ".srd-status"), [ran, ran])
+    pages.picture(page, f"undone_{renderer}_{times}")
+
+
 PRESETS = module("nodes.presets").PRESETS
 
 
@@ -191,6 +213,121 @@ def test_the_folded_chart_is_a_line_that_is_not_cut_and_the_panel_lists_none(ren
     assert page.evaluate(
         f"app.graph.getNodeById({pages.SAMPLER}).widgets.find(w => w.name === 'srd_chart').options.hideInPanel"
     )
+
+
+def height_of(page: Any, node: int = pages.SAMPLER) -> float:
+    return page.evaluate("id => app.graph.getNodeById(id).size[1]", node)
+
+
+def test_a_node_with_an_open_chart_is_saved_and_copied_as_high_as_with_a_folded_one(renderer: str, page: Any) -> None:
+    folded = height_of(page)
+    for _ in range(2):
+        page.evaluate(f"({pages.ELEMENT % pages.SAMPLER}).querySelector('.srd-toggle').click()")
+        opened = height_of(page)
+        assert opened > folded + 300
+        page.evaluate("id => app.canvas.copyToClipboard([app.graph.getNodeById(id)])", pages.SAMPLER)
+        copied = page.evaluate("() => { app.canvas.pasteFromClipboard(); return Number(app.graph.nodes.at(-1).id) }")
+        assert [height_of(page, node) for node in (copied, pages.SAMPLER)] == [folded, opened]
+        pages.reopened(page)
+        page.wait_for_function(f"({pages.ELEMENT % pages.SAMPLER})?.isConnected")
+        assert height_of(page) == folded
+
+
+def cut(page: Any, selector: str) -> list[str]:
+    """The words of the Inspector's chart that begin left of it or end right of it."""
+    return page.evaluate(
+        f"""selector => [...({pages.ELEMENT % pages.INSPECTOR}).querySelectorAll(selector)].filter(text => {{
+          const {{x, width}} = text.getBBox();
+          return x < 0 || x + width > text.ownerSVGElement.clientWidth;
+        }}).map(text => text.textContent)""",
+        selector,
+    )
+
+
+def test_the_numbers_of_the_axis_are_whole(renderer: str, page: Any) -> None:
+    report = pages.a_report("Big", "Small")  # without any D
+    pages.open_saved(page, json.loads(report.to_json()))
+    pages.until_bars(page, 2, 2, 0, 0)
+    assert "1e-6" in page.evaluate(
+        f"[...({pages.ELEMENT % pages.INSPECTOR}).querySelectorAll('svg text')].map(text => text.textContent)"
+    )
+    for step in report.steps:
+        step.d, step.fall = 0.00123, -0.00123
+    pages.open_saved(page, json.loads(report.to_json()))
+    pages.eventually(page, lambda: pages.count(page, ".srd-dot"), 8)
+    assert cut(page, ".srd-end") == []
+
+
+@pytest.mark.parametrize("after", [1, 2, 3])
+def test_what_a_switch_is_called_is_whole_in_a_narrow_chart(after: int, renderer: str, page: Any) -> None:
+    report = pages.a_report("Big", "Small")
+    report.hand_overs[0].reason, report.hand_overs[0].after_step = "latest", after
+    page.evaluate("id => app.graph.getNodeById(id).setSize([210, 560])", pages.INSPECTOR)
+    narrow = json.loads(page.evaluate("JSON.stringify(app.graph.serialize())"))
+    page.evaluate(pages.OPEN, narrow | {"extra": {"srdiffusion": {str(pages.SAMPLER): json.loads(report.to_json())}}})
+    pages.look_at(page)
+    pages.until_done(page)
+    pages.eventually(page, lambda: page.evaluate(f"({pages.ELEMENT % pages.INSPECTOR}).clientWidth < 215"), True)
+    pages.eventually(page, lambda: pages.count(page, ".srd-mark-text"), 1)
+    pages.picture(page, f"narrow_{renderer}_{after}")
+    assert cut(page, ".srd-mark-text") == []
+
+
+def test_what_a_new_node_says_is_not_cut(renderer: str, page: Any) -> None:
+    node = page.evaluate(
+        """() => {
+          const node = LiteGraph.createNode('SRSampler');
+          app.graph.add(node);
+          app.canvas.ds.offset = [100 - node.pos[0], 100 - node.pos[1]];
+          app.canvas.setDirty(true, true);
+          return Number(node.id);
+        }"""
+    )
+    line = f"({pages.ELEMENT % node}).querySelector('.srd-toggle')"
+    page.wait_for_function(f"{line}.clientWidth > 0")
+    pages.eventually(page, lambda: page.evaluate(f"{line}.scrollWidth <= {line}.clientWidth"), True, seconds=5)
+    assert pages.status(page, node) == pages.IDLE
+
+
+def widen(page: Any, width: float) -> None:
+    """Give SR Sampler that width and wait until its line has it."""
+    page.evaluate(
+        "([id, width]) => { const node = app.graph.getNodeById(id); node.setSize([width, node.size[1]]);"
+        " app.canvas.setDirty(true, true) }",
+        [pages.SAMPLER, width],
+    )
+    page.wait_for_function(f"width => Math.abs(({pages.PLAN % pages.SAMPLER}).offsetWidth - width) < 40", arg=width)
+
+
+# Whether the words of SR Sampler's line end in it, and it ends above the chart.
+WHOLE = f"""() => {{
+  const line = {pages.PLAN % pages.SAMPLER}, chart = {pages.ELEMENT % pages.SAMPLER};
+  const ends = [line.firstChild, line].map(element => element.getBoundingClientRect().bottom);
+  return ends[0] > 0 && ends[0] <= ends[1] + 1 && ends[1] <= chart.getBoundingClientRect().top;
+}}"""
+
+
+def test_the_line_is_whole_in_a_node_of_any_width_and_gives_back_the_room_it_took(renderer: str, page: Any) -> None:
+    pages.choose(page, switch_mode="step", switch_step=4)
+    pages.plan_of(page, "50 steps: sketch 4")
+    page.wait_for_timeout(400)
+    before = height_of(page)
+    pages.choose(page, switch_step=60)
+    assert pages.plan_of(page, "switch_step is 60, but the run has 50 steps")
+    for width in (400, 270):
+        widen(page, width)
+        pages.eventually(page, lambda: page.evaluate(WHOLE), True)
+    pages.eventually(page, lambda: height_of(page) > before, True)
+    higher = height_of(page)
+    pages.picture(page, f"line_{renderer}")
+    for _ in range(2):
+        pages.reopened(page)
+        pages.look_at(page)
+        pages.eventually(page, lambda: height_of(page), higher)
+        pages.eventually(page, lambda: page.evaluate(WHOLE), True)
+    pages.choose(page, switch_step=4)
+    pages.plan_of(page, "50 steps: sketch 4")
+    pages.eventually(page, lambda: height_of(page), before)
 
 
 def test_a_run_of_three_stages_has_a_colour_and_a_line_for_each(renderer: str, page: Any) -> None:

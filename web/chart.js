@@ -3,7 +3,7 @@
 import { reasonOf, say } from './words.js'
 
 const SVG = 'http://www.w3.org/2000/svg'
-const LEFT = 52
+const LEFT = 54 // room for -1.2e-3
 const RIGHT = 12
 const LINE = 19 // pixels of a line of text
 const TOP = LINE + 2
@@ -54,8 +54,8 @@ function panel(plot) {
   if (field === 'seconds') seconds(plot)
   else curve(plot)
   add(svg, 'line', { class: 'srd-axis', x1: LEFT, y1: bottom, x2: right, y2: bottom })
-  text(svg, LEFT - 6, top + 11, short(high, 2), 'srd-end')
-  text(svg, LEFT - 6, bottom, short(low, 2), 'srd-end')
+  text(svg, LEFT - 6, top + 11, ofAxis(high), 'srd-end')
+  text(svg, LEFT - 6, bottom, ofAxis(low), 'srd-end')
 }
 
 function curve({ svg, report, x, field, low, high, delta, top, bottom, right, whatIf }) {
@@ -135,13 +135,14 @@ function handOvers({ svg, report, x, right, whatIf }, bottom) {
     const at = x(after_step + 1)
     add(svg, 'line', { class: 'srd-mark', x1: at, y1: top, x2: at, y2: bottom, 'data-after': after_step })
     const label = `${say(to)}: ${reasonOf(reason)}`
-    const wide = 6 + 8 * label.length
-    const fits = at + wide < right
-    const begin = fits ? at : at - wide
-    let line = ends.findIndex((end) => end <= begin)
+    const wide = 8 * label.length
+    const fits = at + 6 + wide < right
+    const end = at - 6 >= wide ? at - 6 : right // of one that does not fit: before the line, in a narrow chart over it
+    const begin = fits ? at + 6 : Math.max(end - wide, 0)
+    let line = ends.findIndex((before) => before <= begin)
     if (line < 0) line = ends.length
     ends[line] = begin + wide
-    text(svg, at + (fits ? 6 : -6), top + 14 + LINE * line, label, fits ? 'srd-mark-text' : 'srd-mark-text srd-end')
+    text(svg, fits ? begin : end, top + 14 + LINE * line, label, fits ? 'srd-mark-text' : 'srd-mark-text srd-end')
   }
 }
 
@@ -161,6 +162,12 @@ function hints({ svg, report, x }, bottom) {
 /** A number in so many digits. */
 export function short(number, digits = 3) {
   return String(Number(number.toPrecision(digits)))
+}
+
+/** A number of the axis, in so few letters that they have room left of it. */
+function ofAxis(number) {
+  const plain = short(number, 2)
+  return plain.length > 6 ? number.toExponential(1).replace('.0e', 'e') : plain
 }
 
 function text(parent, x, y, words, name) {

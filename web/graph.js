@@ -53,7 +53,7 @@ export function valuesOf(node) {
 function given(node, slot) {
   const source = node.getInputNode(slot)
   if (source) return source.type === 'PrimitiveNode' ? source.widgets?.[0]?.value : undefined
-  const place = node.getInputLink(slot)?.origin_slot
+  const place = node.graph.getLink(node.inputs[slot].link)?.origin_slot // a subgraph's getInputLink is about its outputs
   const values = [...nodesOf(root())].filter(([, around]) => around.subgraph === node.graph).map(([, around]) => outer(around, place))
   return values.every((value) => value === values[0]) ? values[0] : undefined
 }

@@ -42,7 +42,6 @@ function set(widget, hidden, advanced) {
   if (Boolean(widget.options.hidden) === hidden && Boolean(widget.options.advanced) === advanced) return false
   widget.hidden = hidden
   widget.options.hidden = hidden
-  widget.advanced = advanced
-  widget.options.advanced = advanced
+  widget.options.advanced = advanced // not widget.advanced: the classic renderer would hide it
   return true
 }

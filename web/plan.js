@@ -14,13 +14,14 @@ const HEIGHT = 20 // of one line
 const MARGIN = 4
 
 export class Plan {
-  /** resized(): called when the line takes another height than before. */
+  /** resized(more): called when the line gets higher by `more`, which may be below 0. */
   constructor(node, resized) {
     Object.assign(this, { node, resized, asked: '', height: HEIGHT })
     this.text = Object.assign(document.createElement('span'), { role: 'status' })
     this.element = Object.assign(document.createElement('div'), { className: 'srd-plan' })
     this.element.append(this.text)
-    const widget = node.addDOMWidget('srd_plan', 'srd_plan', this.element, {
+    new ResizeObserver(() => this.measure()).observe(this.text) // other words, or a node of another width
+    this.widget = node.addDOMWidget('srd_plan', 'srd_plan', this.element, {
       serialize: false,
       hideOnZoom: false,
       hideInPanel: true,
@@ -30,7 +31,7 @@ export class Plan {
       getValue: () => '',
       setValue: () => {}
     })
-    widget.serialize = false // no part of the saved workflow
+    this.widget.serialize = false // no part of the saved workflow
   }
 
   /** Say what the present settings mean, if they are others than before. */
@@ -57,10 +58,14 @@ export class Plan {
     const meant = plan.problem ? [plan.problem] : [plan.note, wordsOf(plan)]
     this.text.textContent = [outside && replacedBy(outside), ...meant].filter(Boolean).join(' ')
     this.element.classList.toggle('srd-problem', Boolean(outside) || 'problem' in plan || 'note' in plan)
-    const height = Math.max(HEIGHT, this.text.offsetHeight)
-    if (height === this.height) return
-    this.height = height
-    this.resized()
+  }
+
+  measure() {
+    const { offsetHeight, textContent } = this.text
+    const more = Math.max(HEIGHT, offsetHeight) - this.height
+    if (!more || (textContent && !offsetHeight)) return // words without a height are out of view
+    this.height += more
+    this.resized(more)
   }
 }
 

@@ -19,6 +19,7 @@ const SAVED = 'srdiffusion' // in the `extra` of a workflow that was saved with 
 const MARGIN = 5 // around the chart
 const views = new WeakMap() // node -> View
 const plans = new WeakMap() // node -> Plan
+const widgets = new WeakMap() // element -> its widget
 let opened = 0 // saved reports
 let ready = false // the page has its graph
 
@@ -61,6 +62,7 @@ app.registerExtension({
 
   afterConfigureGraph() {
     refreshSettings()
+    requestAnimationFrame(() => requestAnimationFrame(putOnScreen)) // once the page has drawn the new nodes
     const saved = takeSaved()
     if (!saved) showKnown()
     whenOpen(() => {
@@ -72,7 +74,15 @@ app.registerExtension({
 
 /** A node with a switch_mode: its widgets and its line follow the mode, and the preset where it has one. */
 function attachSettings(node) {
-  plans.set(node, new Plan(node, () => makeRoom(node)))
+  let grown = 0 // by what the line has made the node higher
+  const plan = new Plan(node, (more) => {
+    const before = node.size[1]
+    makeRoom(node, Math.max(Math.min(more, 0), -grown)) // room that was there without the line stays
+    grown += node.size[1] - before
+  })
+  saveWithout(node, () => grown)
+  plans.set(node, plan)
+  widgets.set(plan.element, plan.widget)
   queueAsWritten(node)
   for (const widget of node.widgets) {
     follow(widget, 'callback', () => {
@@ -80,16 +90,22 @@ function attachSettings(node) {
       refresh(node, true)
     })
   }
+  follow(node, 'onConfigure', () => arrange(node)) // before the page makes it as high as its widgets need
   follow(node, 'onConnectionsChange', () => setTimeout(() => refresh(node))) // some pages tell of a link before they have it
   refresh(node)
 }
 
-/** Call act() after a method of something. */
+/** Save and copy a node without so many pixels of its height: what takes them is not saved and comes anew. */
+function saveWithout(node, pixels) {
+  follow(node, 'onSerialize', (saved) => (saved.size = [saved.size[0], saved.size[1] - pixels()]))
+}
+
+/** Call act() with the parameters of a method of something, after it. */
 function follow(object, name, act) {
   const before = object[name]
   object[name] = function (...parameters) {
     const result = before?.apply(this, parameters)
-    act()
+    act(...parameters)
     return result
   }
 }
@@ -118,7 +134,7 @@ function attach(node, collapsible) {
   const view = new View({
     collapsible,
     deltaOf: (run) => deltaWidget(nodeAt(run.sampler)),
-    resized: () => fit(node),
+    resized: (more) => makeRoom(node, more), // what the user had made larger stays larger by as much
     changed: () => app.graph.setDirtyCanvas(true, true)
   })
   const widget = node.addDOMWidget('srd_chart', 'srd_chart', view.element, {
@@ -137,13 +153,21 @@ function attach(node, collapsible) {
     view.reset()
   }
   views.set(node, view)
+  widgets.set(view.element, widget)
+  if (collapsible) saveWithout(node, () => view.unfolded())
   const [width, height] = collapsible ? [310, 0] : [480, 560] // of a new node
   node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], height)])
 }
 
-/** Give the node the height that its widgets now need; what the user had made larger stays larger by as much. */
-function fit(node) {
-  makeRoom(node, views.get(node).grownBy())
+/** Nodes 2.0 keeps the elements of the nodes before where the new ones have their ids (undo): put the new ones' there. */
+function putOnScreen() {
+  const nodes = new Set([...nodesOf(root())].map(([, node]) => node))
+  for (const shown of document.querySelectorAll('.srd-plan, .srd-chart')) {
+    const { node, name } = widgets.get(shown)
+    if (nodes.has(node)) continue
+    const now = app.canvas.graph?.getNodeById(node.id)?.widgets?.find((widget) => widget.name === name)?.element
+    if (now && !now.isConnected) shown.replaceWith(now)
+  }
 }
 
 /** Ask the server for the runs that it knows. */

@@ -10,12 +10,12 @@ const DOING = { 'sketch': 'Sketching: step {done} of {total}', 'render': 'Render
 const SWITCHED = 'Switched at step {step} of {total} ({percent} %): {why}.'
 const SWITCHED_TO = 'Switched to {stage} at step {step} of {total} ({percent} %): {why}.'
 const UNSET = { delta: '?', fix_step: '?', switch_step: '?', switch_sigma: '?' } // where a report does not have all settings
-const IDLE = 'The chart appears here during a run.'
+const IDLE = 'Run it to see the chart.'
 
 export class View {
-  /** deltaOf(run): the widget to write delta to, or null; resized(): called when the chart opens or closes. */
+  /** deltaOf(run): the widget to write delta to, or null; resized(more): called when the chart opens or closes and so gets higher by `more`. */
   constructor({ collapsible, deltaOf, resized, changed }) {
-    Object.assign(this, { collapsible, deltaOf, resized, changed, run: null, last: null, chosen: null, before: 0 })
+    Object.assign(this, { collapsible, deltaOf, resized, changed, run: null, last: null, chosen: null })
     this.element = this.build()
     // Keys and drags are meant for the chart's own controls, not for the canvas or the node below.
     for (const event of ['pointerdown', 'keydown', 'copy']) {
@@ -70,8 +70,9 @@ export class View {
     toggle.append(this.status)
     toggle.addEventListener('pointerdown', (e) => e.stopPropagation())
     toggle.addEventListener('click', () => {
+      const before = this.minHeight()
       set(this.body.hidden)
-      this.resized()
+      this.resized(this.minHeight() - before)
     })
     set(false)
     box.append(toggle)
@@ -83,12 +84,9 @@ export class View {
     return this.body.hidden ? HEIGHT.closed : HEIGHT.sampler
   }
 
-  /** By how many pixels the chart has grown since it was asked last: it was opened or closed. */
-  grownBy() {
-    const now = this.minHeight()
-    const grown = now - (this.before || HEIGHT.closed)
-    this.before = now
-    return grown
+  /** By how many pixels a chart that folds is higher now than folded. */
+  unfolded() {
+    return this.minHeight() - HEIGHT.closed
   }
 
   /** Show a run, or none (null); that of another prompt than before starts with the slider at its own delta. */
