@@ -80,7 +80,8 @@ def _steps_of_the_stages(settings: dict[str, Any], models: list[dict[str, Any]])
     sigmas, places = schedule(settings, shift)
     if small:
         check_one_switch(switch, sigmas[:-1])
-    return _on_schedule(pair, sigmas, places) | rest
+    found = _on_schedule(pair, sigmas, places)
+    return found | (rest if found["latest"] < steps else {})
 
 
 def shift_of(models: list[dict[str, Any]]) -> float | None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from itertools import chain, pairwise
 from typing import Any
 
+import comfy.controlnet
 import comfy.samplers
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -118,11 +119,12 @@ def check_controls(stage: str, model: ModelPatcher, conds: dict[str, Any]) -> No
     SD3.5's take an embedder of the model.
     """
     for control in _controls_on(conds):
-        network = getattr(control, "control_model", None)
-        name = "y_embedder" if getattr(network, "double_y_emb", False) else "x_embedder"
-        own = getattr(network, "orig_y_embedder" if name == "y_embedder" else name, None)
-        theirs = getattr(model.model.diffusion_model, name, None)
-        if own is not None and theirs is not None and _shapes(own) != _shapes(theirs):
+        if not isinstance(control, comfy.controlnet.ControlNetSD35):
+            continue
+        network, double = control.control_model, control.control_model.double_y_emb
+        own = _shapes(network.orig_y_embedder if double else network.x_embedder)
+        theirs = _shapes(getattr(model.model.diffusion_model, "y_embedder" if double else "x_embedder"))
+        if any(own[name] != theirs[name] for name in own.keys() & theirs):
             raise ValueError(
                 f"The ControlNet on the prompts is not for the {stage} {name_of(model)}. Connect render_positive and "
                 "render_negative: with a ControlNet of the render's own, or without one."

@@ -13,6 +13,7 @@ TESTED = ("0.24.0", "0.30.0")  # the oldest and the newest ComfyUI that the test
 
 # Module of the host -> what the pack uses of it. tests/test_host_versions.py compares this with the pack's own sources.
 HOOKS = {
+    "comfy.controlnet": "ControlNetSD35",
     "comfy.hooks": "EnumHookMode.MinVram",
     "comfy.latent_formats": "CogVideoX CogVideoX1_5 LatentFormat",
     "comfy.ldm.cogvideo.model": "get_timestep_embedding",

@@ -169,9 +169,13 @@ def check_same_prompts(sketch: ModelPatcher, render: ModelPatcher, role: str) ->
 
 
 def check_same_images(sketch: ModelPatcher, render: ModelPatcher) -> None:
-    """Raises ValueError when both take images beside the latent, but not in the same channels."""
+    """Raises ValueError when both take images beside the latent, but not as many.
+
+    Of one number of images the host makes what each network takes: a mask goes along or not.
+    """
     ours, theirs = image_channels(sketch), image_channels(render)
-    if ours and theirs and ours != theirs:
+    size = sketch.get_model_object("latent_format").latent_channels
+    if ours and theirs and ours // size != theirs // size:
         raise ValueError(
             f"Sketch {name_of(sketch)} and render {name_of(render)} take images in different ways ({ours} and {theirs} "
             "channels beside the latent). Use two models of one kind, such as Fun InP with Fun InP, or connect "

@@ -292,7 +292,7 @@ class Run:
 
     def _let_others_follow(self, call: inspect.BoundArguments) -> None:
         """Keyframes of hooks that only the conds of other stages have follow this call too."""
-        if not any(stage.keyframes() for stage in self.stages.values()):
+        if self.route.final or not any(stage.keyframes() for stage in self.stages.values()):
             return
         told = self.stages[self.in_charge].keyframes()
         sigma = call.arguments["timestep"][0]

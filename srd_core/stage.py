@@ -109,7 +109,8 @@ class GuidersStage:
         a ControlNet that both stages have is set up for the other one.
         """
         model, conds = self.guider.model_patcher, self.guider.conds
-        model.clear_cached_hook_weights()
+        for each in (model, *self.guider.model_options.get("multigpu_clones", {}).values()):
+            each.clear_cached_hook_weights()
         comfy.sampler_helpers.prepare_sampling(model, noise.shape, conds, self.guider.model_options)
         model.pre_run()
         with _keyframes_kept(self.keyframes()):
@@ -125,7 +126,8 @@ class GuidersStage:
         """Of the hooks on its conds (a LoRA whose strength changes); ``sigma`` []: on those that count there."""
         conds = [cond for of_role in self.guider.conds.values() for cond in of_role if "hooks" in cond]
         counting = conds if sigma is None else [cond for cond in conds if _counts(cond, sigma)]
-        return [hook.hook_keyframe for cond in counting for hook in cond["hooks"].hooks]
+        found = [hook.hook_keyframe for cond in counting for hook in cond["hooks"].hooks]
+        return [keyframe for keyframe in found if not keyframe.is_empty()]
 
     def follow(self, sigma: torch.Tensor, sigmas: torch.Tensor, told: Sequence[Any]) -> None:
         """Another stage makes the call at ``sigma`` [] of ``sigmas``: keyframes other than those it has ``told``."""
@@ -180,7 +182,8 @@ class Stage(GuidersStage):
 
     def follow(self, sigma: torch.Tensor, sigmas: torch.Tensor, told: Sequence[Any]) -> None:
         """As for the guider's stage; both in the run's space."""
-        super().follow(self.latent_map.sigmas(sigma), self.latent_map.sigmas(sigmas), told)
+        own = (self.latent_map.sigmas(each.to(self.model.load_device)) for each in (sigma, sigmas))
+        super().follow(*own, told)
 
     def load(self, noise: torch.Tensor, request: Request, schedule: Any) -> None:
         """What CFGGuider.outer_sample and inner_sample do before the sampler starts; may be called again.

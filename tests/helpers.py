@@ -15,7 +15,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 
 DIM, TEXT_DIM, FRAMES, SIDE = 128, 4096, 2, 8
-IN_CHANNELS = {"t2v": 16, "i2v": 36, "control": 48}
+IN_CHANNELS = {"t2v": 16, "i2v": 36, "control": 48, "control 2.2": 52}
 SAMPLING: dict[str, Any] = {"seed": 7, "steps": 6, "cfg": 3.0}
 SAMPLING |= {"sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}
 RULE: dict[str, Any] = {"switch_mode": "step", "delta": 0.01, "fix_step": 5, "max_step": 0}

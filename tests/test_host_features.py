@@ -114,6 +114,14 @@ def test_two_models_that_take_images_in_other_ways_are_refused_before_any_step(w
     helpers.ksampler(sr_model(sketch, render, 3, **own), STEPS, **i2v_prompts())
 
 
+def test_models_of_as_many_images_fit_with_a_mask_or_without_one(wan: Any) -> None:
+    """Wan 2.2's Fun Control has two images and a mask in 36 channels, Wan 2.1's two images in 32."""
+    images: dict[str, Any] = {"concat_latent_image": torch.ones(1, 32, 2, 8, 8)}
+    prompts = {"positive": helpers.prompt(1, **images), "negative": helpers.prompt(2, **images)}
+    model = sr_model(wan(kind="control 2.2"), wan(seed=1, kind="control"), 2)
+    assert torch.isfinite(helpers.ksampler(model, STEPS, **prompts)).all()
+
+
 @pytest.mark.parametrize("kind", ["t2v", "i2v"])
 def test_an_image_that_the_render_does_not_take_is_noted(kind: str, wan: Any) -> None:
     report = Report()

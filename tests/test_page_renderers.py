@@ -121,11 +121,11 @@ def test_a_mode_shows_its_own_widgets_and_the_workflow_keeps_all_values(renderer
 def test_a_widget_that_a_link_sets_stays_in_view(renderer: str, page: Any) -> None:
     assert "switch_step" not in widgets_in_view(page, renderer)
     pages.connect(page, "switch_step", "PrimitiveInt")
-    assert "switch_step" in widgets_in_view(page, renderer)
+    pages.eventually(page, lambda: "switch_step" in widgets_in_view(page, renderer), True)
     pages.reopened(page)
-    assert "switch_step" in widgets_in_view(page, renderer)
+    pages.eventually(page, lambda: "switch_step" in widgets_in_view(page, renderer), True)
     pages.disconnect(page, "switch_step")
-    assert "switch_step" not in widgets_in_view(page, renderer)
+    pages.eventually(page, lambda: "switch_step" in widgets_in_view(page, renderer), False)
 
 
 def test_a_line_says_what_the_settings_mean_and_is_amber_where_they_contradict(renderer: str, page: Any) -> None:
@@ -155,6 +155,7 @@ def on_screen(page: Any, selector: str) -> list[str]:
 def test_after_an_undo_what_is_on_screen_is_of_the_new_nodes(times: int, renderer: str, page: Any) -> None:
     for steps in (20, 30):
         pages.choose(page, steps=steps)
+        pages.until_values(page, steps=steps)
         page.evaluate(pages.LOOK)
     for _ in range(times):
         page.evaluate("app.extensionManager.command.execute('Comfy.Undo')")

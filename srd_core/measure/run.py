@@ -22,7 +22,7 @@ from comfy.patcher_extension import WrapperExecutor, WrappersMP
 from .. import memory
 from ..begin import begin_run, carry_out
 from ..calls import KEY, OUTER_SAMPLE, PREDICT_NOISE
-from ..checks import check_plain, check_run, check_settings, check_together
+from ..checks import check_controls, check_plain, check_run, check_settings, check_together
 from ..fade import log_snr, velocity
 from ..handover.sketch import noting
 from ..latent import FLOW, check_pair, kind_of, name_of
@@ -102,6 +102,7 @@ def _sample(
     def prepare() -> None:
         check_run(guider, call.arguments, run.steps.sigmas)
         check_settings(guider, render.model, render.settings)
+        check_controls(RENDER, render.model, stage.guider.conds)
         if (mask := call.arguments.get("denoise_mask")) is not None and not mask.any():
             raise ValueError("The LATENT's noise_mask keeps all of it, so there is nothing to measure. Take it off.")
         if run.steps.steps < 4:
