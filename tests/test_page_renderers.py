@@ -56,7 +56,8 @@ def widgets_in_view(page: Any, name: str, node: int = pages.SAMPLER) -> set[str]
     if name == "classic":
         return set(
             page.evaluate(
-                "id => app.graph.getNodeById(id).widgets.filter(w => !w.options.hidden && !w.advanced).map(w => w.name)",
+                "id => app.graph.getNodeById(id).widgets"
+                ".filter(w => !w.options.hidden && !w.advanced).map(w => w.name)",
                 node,
             )
         )
