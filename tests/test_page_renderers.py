@@ -56,8 +56,12 @@ def widgets_in_view(page: Any, name: str, node: int = pages.SAMPLER) -> set[str]
     if name == "classic":
         return set(
             page.evaluate(
-                "id => app.graph.getNodeById(id).widgets"
-                ".filter(w => !w.options.hidden && !w.advanced).map(w => w.name)",
+                """id => {
+                  const node = app.graph.getNodeById(id);
+                  const linked = name => node.inputs.some(i => i.name === name && i.link);
+                  const shown = w => node.isWidgetVisible(w) || linked(w.name);  // newer pages show a linked one's slot
+                  return node.widgets.filter(w => !w.options.hidden && shown(w)).map(w => w.name);
+                }""",
                 node,
             )
         )
