@@ -182,8 +182,8 @@ class Stage(GuidersStage):
 
     def follow(self, sigma: torch.Tensor, sigmas: torch.Tensor, told: Sequence[Any]) -> None:
         """As for the guider's stage; both in the run's space."""
-        own = (self.latent_map.sigmas(each.to(self.model.load_device)) for each in (sigma, sigmas))
-        super().follow(*own, told)
+        device = self.model.load_device
+        super().follow(self.latent_map.sigmas(sigma.to(device)), self.latent_map.sigmas(sigmas.to(device)), told)
 
     def load(self, noise: torch.Tensor, request: Request, schedule: Any) -> None:
         """What CFGGuider.outer_sample and inner_sample do before the sampler starts; may be called again.
