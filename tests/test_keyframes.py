@@ -17,7 +17,7 @@ CHANGES = ((0.2, 0.0), (0.6, 0.2), (1.0, 0.6))  # strength, from which part of t
 
 
 def prompt(seed: int = 1, *more: Any) -> Any:
-    """A prompt with a LoRA on it whose strength changes: hooks of its own, as made on another machine."""
+    """A prompt with a LoRA whose strength changes; every call makes new hooks, as another machine would."""
     hooks = [_changing(lora(scale)) for scale in (0.5, *more)]
     return helpers.prompt(seed, hooks=comfy.hooks.HookGroup.combine_all_hooks(hooks))
 
@@ -71,7 +71,7 @@ def test_measure_pair_sees_each_step_as_the_run_does(own: bool, wan: Any) -> Non
 
 
 def test_a_render_s_own_prompt_follows_a_smaller_sketch(wan: Any) -> None:
-    """With the strength of its last keyframe from where that begins on: before it has no step of its own."""
+    """Its one step comes after its last keyframe begins, so it has that strength."""
     latent = helpers.empty_latent(side=16)
     steady = comfy.hooks.create_hook_lora(lora(), 1.0, 0.0)
     want, found = (
