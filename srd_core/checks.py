@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import chain, pairwise
 from typing import Any
 
@@ -14,9 +14,9 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 
 from .calls import KEY
-from .latent import check_latent, check_pair, check_same_images, check_same_prompts, name_of
+from .latent import IMAGE, check_latent, check_pair, check_same_images, check_same_prompts, name_of
 from .route import LISTED, Pair
-from .stage import RenderSettings
+from .stage import Conds, RenderSettings, controls_on
 from .steps import innermost, is_padded
 
 
@@ -113,12 +113,12 @@ def check_switch(pair: Pair, places: Sequence[float], given: int = 0) -> None:
             )
 
 
-def check_controls(stage: str, model: ModelPatcher, conds: dict[str, Any]) -> None:
+def check_controls(stage: str, model: ModelPatcher, conds: Conds) -> None:
     """Raises ValueError for a ControlNet on the conds of ``stage`` that the host can't set up for its model.
 
     SD3.5's take an embedder of the model.
     """
-    for control in _controls_on(conds):
+    for control in chain.from_iterable(map(controls_on, conds.values())):
         if not isinstance(control, comfy.controlnet.ControlNetSD35):
             continue
         network, double = control.control_model, control.control_model.double_y_emb
@@ -131,14 +131,6 @@ def check_controls(stage: str, model: ModelPatcher, conds: dict[str, Any]) -> No
             )
 
 
-def _controls_on(conds: dict[str, Any]) -> Iterator[Any]:
-    for cond in chain.from_iterable(conds.values()):
-        control = cond.get("control")
-        while control is not None:
-            yield control
-            control = control.previous_controlnet
-
-
 def _shapes(network: torch.nn.Module) -> dict[str, torch.Size]:
     return {name: parameter.shape for name, parameter in network.named_parameters()}
 
@@ -146,9 +138,12 @@ def _shapes(network: torch.nn.Module) -> dict[str, torch.Size]:
 def check_settings(guider: comfy.samplers.CFGGuider, render: ModelPatcher, settings: RenderSettings) -> None:
     """Raises ValueError for settings of the render that the guider can't follow."""
     for role, own in (("positive", settings.positive), ("negative", settings.negative)):
-        if own is None and role in guider.original_conds:
+        conds = guider.original_conds.get(role)
+        if own is None and conds is not None:
             check_same_prompts(guider.model_patcher, render, role)
-        if own is not None and role not in guider.original_conds:
+            if any(IMAGE in cond for cond in conds):
+                check_same_images(guider.model_patcher, render)
+        if own is not None and conds is None:
             raise ValueError(f"render_{role} is connected, but the guider ({type(guider).__name__}) takes none.")
     plain_cfg = type(guider).set_cfg is comfy.samplers.CFGGuider.set_cfg
     if settings.cfg and not (plain_cfg and "negative" in guider.original_conds):

@@ -27,6 +27,7 @@ KINDS = {"CONST": FLOW, "COSMOS_RFLOW": FLOW_COSMOS, "V_PREDICTION_DDPM": DDPM, 
 # width.
 TEXT_WIDTHS = ("text_dim", "text_embed_dim", "context_in_dim", "context_dim", "caption_channels")
 ONE_VAE = {"CogVideoX", "CogVideoX1_5"}  # the host has a latent format for each of its scales
+IMAGE = "concat_latent_image"  # what image to video nodes put on conditioning
 # Attachment under which our loaders leave the file's name on a MODEL.
 FILE_NAME = "srdiffusion_file"
 # Attachment with the whole name of a model that stands for one that is not there.

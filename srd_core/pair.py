@@ -20,7 +20,7 @@ from .begin import begin_run, carry_out, make_small
 from .calls import KEY, OUTER_SAMPLE
 from .checks import check_controls, check_run, check_settings, check_switch, check_together
 from .latent import FULL_NAME, check_pair, parameters_of
-from .reach import Things, image_note, mask_note, misfit_notes, one_stage_note, things_on
+from .reach import Things, mask_note, misfit_notes, one_stage_note, things_on, unseen_notes
 from .report.data import Report
 from .route import RENDER, SKETCH, Pair, Part, Switch, TakeOver, pairs_of, stages_of
 from .run import AtHandOver, Run
@@ -159,7 +159,7 @@ def _sample(
         for name in stages_of(plan.whole):
             report.notes += misfit_notes(name, run.stages[name].model)
         for name, stage in stages.items():
-            report.notes += image_note(name, stage.model, guider.model_patcher, stage.guider.conds)
+            report.notes += unseen_notes(name, stage.model, guider.model_patcher, stage.guider.conds)
         if call.arguments.get("denoise_mask") is not None:
             first, *others = (run.stages[name].model for name in (run.route.start()[0], *stages))
             report.notes += mask_note(first, others)

@@ -12,13 +12,13 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 
 from .calls import MASK_FUNCTION
-from .latent import image_channels, name_of
+from .latent import IMAGE, image_channels, name_of
 
 WEIGHTS = "LoRA"  # what messages call a change of weights
 METADATA = "lora_metadata"  # attachment that the host's LoRA loader leaves
 # What acts on the whole run, wherever it stands: the sketch's noise schedule, and what is around the sampler.
 WHOLE_RUN = ("model_sampling", MASK_FUNCTION, WrappersMP.OUTER_SAMPLE, WrappersMP.SAMPLER_SAMPLE)
-IMAGE = "concat_latent_image"  # what image to video nodes put on conditioning
+VACE = "vace_frames"  # what VACE's node puts on conditioning
 SHOWN = 3  # names in a message
 
 Things = set[tuple[str, Any]]  # (what it is called, which one it is)
@@ -101,15 +101,22 @@ def mask_note(first: ModelPatcher, others: Iterable[ModelPatcher]) -> list[str]:
     ]
 
 
-def image_note(stage: str, model: ModelPatcher, first: ModelPatcher, conds: dict[str, Any]) -> list[str]:
-    """What to say where ``first`` begins with an image, and the ``model`` of a later ``stage`` takes none."""
-    given = any(IMAGE in cond for of_role in conds.values() for cond in of_role)
-    if not given or image_channels(model) or not image_channels(first):
-        return []
+def unseen_notes(stage: str, model: ModelPatcher, first: ModelPatcher, conds: dict[str, Any]) -> list[str]:
+    """What to say of an image or of frames on ``conds`` that ``first`` begins with and a later ``stage`` can't see."""
+    kinds = {
+        IMAGE: (image_channels, "image", "an image to video model there, such as Wan2.1 Fun InP 1.3B"),
+        VACE: (_vace_blocks, "control frames", "a VACE model there, such as Wan2.1 VACE 1.3B"),
+    }
+    given = {name for of_role in conds.values() for cond in of_role for name in cond}
     return [
-        f"The {stage} takes no image, so it does not see yours. Use an image to video model there, such as Wan2.1 Fun "
-        "InP 1.3B."
+        f"The {stage} does not take the {what} on the prompts, so it does not see what the sketch saw. Use {instead}."
+        for name, (taken, what, instead) in kinds.items()
+        if name in given and taken(first) and not taken(model)
     ]
+
+
+def _vace_blocks(model: ModelPatcher) -> int:
+    return len(getattr(model.model.diffusion_model, "vace_blocks", ()))
 
 
 def one_stage_note(model: ModelPatcher, before: Things) -> list[str]:

@@ -311,9 +311,16 @@ def follow_schedule(conds: list[dict[str, Any]], schedule_of: Any) -> None:
     for cond in conds:
         for hook in cond["hooks"].hooks if "hooks" in cond else ():
             hook.initialize_timesteps(schedule_of)
+    to_sigma = schedule_of.model_sampling.percent_to_sigma
+    for control in controls_on(conds):
+        start, end = control.timestep_percent_range
+        control.timestep_range = (to_sigma(start), to_sigma(end))
+
+
+def controls_on(conds: list[dict[str, Any]]) -> Iterator[Any]:
+    """Each ControlNet on the conds, and those chained to it."""
+    for cond in conds:
         control = cond.get("control")
         while control is not None:
-            start, end = control.timestep_percent_range
-            to_sigma = schedule_of.model_sampling.percent_to_sigma
-            control.timestep_range = (to_sigma(start), to_sigma(end))
+            yield control
             control = control.previous_controlnet

@@ -17,7 +17,7 @@ from comfy_extras.nodes_context_windows import ContextWindowsManualNode
 from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
 from comfy_extras.nodes_model_advanced import ModelSamplingSD3, RescaleCFG
 from hosting import module
-from runs import GUIDERS, sampled, soft, softly_masked, sr_model, sr_sampler
+from runs import GUIDERS, sampled, soft, softly_masked, sr_model, sr_sampler, vace_state_dict
 
 Report = module("srd_core.report.data").Report
 STEPS = 4
@@ -112,6 +112,10 @@ def test_two_models_that_take_images_in_other_ways_are_refused_before_any_step(w
     images: dict[str, Any] = {"concat_latent_image": torch.zeros(1, 32, 2, 8, 8)}
     own = {"positive": helpers.prompt(3, **images), "negative": helpers.prompt(4, **images)}
     helpers.ksampler(sr_model(sketch, render, 3, **own), STEPS, **i2v_prompts())
+    sketch, calls = helpers.count_calls(sketch)
+    with pytest.raises(ValueError, match="in different ways"):  # the negative is still the sketch's
+        helpers.ksampler(sr_model(sketch, render, 3, positive=own["positive"]), STEPS, **i2v_prompts())
+    assert not calls
 
 
 def test_models_of_as_many_images_fit_with_a_mask_or_without_one(wan: Any) -> None:
@@ -127,6 +131,17 @@ def test_an_image_that_the_render_does_not_take_is_noted(kind: str, wan: Any) ->
     report = Report()
     helpers.ksampler(sr_model(wan(kind="i2v"), wan(seed=1, kind=kind), 3, report), STEPS, **i2v_prompts())
     assert ["image" in note for note in report.notes] == [True] * (kind == "t2v")
+
+
+@pytest.mark.parametrize("kind", ["t2v", "vace"])
+def test_vace_frames_that_the_render_does_not_see_are_noted(kind: str, wan: Any) -> None:
+    frames = {"vace_frames": [torch.randn(1, 32, 2, 8, 8)], "vace_mask": [torch.ones(1, 64, 2, 8, 8)]}
+    frames["vace_strength"] = [1.0]
+    prompts = {"positive": helpers.prompt(1, **frames), "negative": helpers.prompt(2, **frames)}
+    sketch, vace = (comfy.sd.load_diffusion_model_state_dict(vace_state_dict(seed)) for seed in (0, 1))
+    report = Report()
+    helpers.ksampler(sr_model(sketch, vace if kind == "vace" else wan(seed=1), 3, report), STEPS, **prompts)
+    assert ["a VACE model there" in note for note in report.notes] == [True] * (kind == "t2v")
 
 
 def test_a_guider_with_a_model_of_its_own_for_the_negative_can_t_be_switched(
