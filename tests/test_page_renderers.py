@@ -211,6 +211,7 @@ def test_one_undo_takes_back_one_change_and_leaves_nothing_more(change: str, few
     before, there = saved_sampler(page), undos(page)
     act, line = CHANGES[change]
     act(page)
+    page.evaluate(pages.LOOK)
     pages.plan_of(page, line)
     page.wait_for_timeout(300)  # for what would come after it
     assert undos(page) == there + 1
