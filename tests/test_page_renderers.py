@@ -99,7 +99,7 @@ def test_a_dropped_workflow_runs_and_its_chart_grows_step_by_step(renderer: str,
     )
     assert {"D: change of the prediction", "fall of D", "seconds of each step", "step", "50"} <= set(words)
     page.wait_for_function("!!document.querySelector('video')")
-    page.evaluate(f"({pages.ELEMENT % pages.SAMPLER}).querySelector('.srd-toggle').click()")
+    unfold(page)
     page.wait_for_function(f"({pages.ELEMENT % pages.SAMPLER}).querySelectorAll('{pages.BARS[1]}').length > 10")
     pages.picture(page, f"{renderer}_run")
 
@@ -155,19 +155,79 @@ def on_screen(page: Any, selector: str) -> list[str]:
     return page.evaluate("selector => [...document.querySelectorAll(selector)].map(e => e.textContent)", selector)
 
 
-def test_after_an_undo_what_is_on_screen_is_of_the_new_nodes(renderer: str, page: Any) -> None:
+UNDO = "app.extensionManager.command.execute('Comfy.Undo')"
+
+
+def undos(page: Any) -> int:
+    """How many changes can be undone, once the page has looked. Newer pages join what changes within 50 ms after a look."""
+    page.evaluate(pages.LOOK)
+    page.wait_for_timeout(100)
+    return page.evaluate("app.extensionManager.workflow.activeWorkflow.changeTracker.undoQueue.length")
+
+
+def saved_sampler(page: Any) -> dict[str, Any]:
+    return page.evaluate("id => app.graph.getNodeById(id).serialize()", pages.SAMPLER)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_after_an_undo_what_is_on_screen_is_of_the_new_nodes(times: int, renderer: str, page: Any) -> None:
     for steps in (20, 30):
         pages.choose(page, steps=steps)
         pages.until_values(page, steps=steps)
-        page.evaluate(pages.LOOK)
-    for _ in range(2):
-        page.evaluate("app.extensionManager.command.execute('Comfy.Undo')")
-    pages.until_values(page, steps=50)
+        undos(page)
+    for _ in range(times):
+        page.evaluate(UNDO)
+    pages.until_values(page, steps=(20, 50)[times - 1])
     pages.choose(page, switch_mode="step", switch_step=4, steps=6, seed=random.randrange(1 << 30))
     pages.eventually(page, lambda: on_screen(page, ".srd-plan"), ["6 steps: sketch 4, render 2"])
     ran = pages.run(page)
     pages.eventually(page, lambda: on_screen(page, ".srd-status"), [ran, ran])
-    pages.picture(page, f"undone_{renderer}")
+    pages.picture(page, f"undone_{renderer}_{times}")
+
+
+@pytest.fixture
+def few_nodes(renderer: str, page: Any) -> None:
+    """The demo's graph without video; the page has made its nodes as high as this renderer needs them."""
+    page.evaluate("[9, 10, 11, 13].forEach(id => app.graph.remove(app.graph.getNodeById(id)))")
+    pages.reopened(page)
+    pages.plan_of(page, "50 steps: earliest 6")
+    page.wait_for_function("document.querySelector('.srd-plan')?.offsetHeight > 0")
+    page.wait_for_timeout(500)
+    undos(page)
+
+
+# By what changes: how the user does that, and how the line under the settings begins then.
+CHANGES = {
+    "preset": (lambda page: page.evaluate(pages.CLICKED, [pages.SAMPLER, "preset", "fast"]), "20 steps: "),
+    "mode": (lambda page: page.evaluate(pages.CLICKED, [pages.SAMPLER, "switch_mode", "step"]), "50 steps: sketch"),
+    "long line": (lambda page: page.evaluate(pages.CLICKED, [pages.SAMPLER, "sketch_steps", "1-9, x"]), "sketch_steps"),
+    "narrow": (lambda page: widen(page, 250), "50 steps: earliest"),
+    "open chart": (lambda page: (unfold(page), pages.choose(page, steps=40)), "40 steps: "),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_one_undo_takes_back_one_change_and_leaves_nothing_more(change: str, few_nodes: None, page: Any) -> None:
+    before, there = saved_sampler(page), undos(page)
+    act, line = CHANGES[change]
+    act(page)
+    page.evaluate(pages.LOOK)
+    pages.plan_of(page, line)
+    page.wait_for_timeout(300)  # for what would come after it
+    assert undos(page) == there + 1
+    page.evaluate(UNDO)
+    pages.eventually(page, lambda: saved_sampler(page), before)
+    pages.plan_of(page, "50 steps: earliest 6")
+    page.wait_for_timeout(300)
+    assert undos(page) == there and saved_sampler(page) == before
+
+
+def test_a_run_and_a_chart_that_opens_leave_nothing_to_undo(few_nodes: None, page: Any) -> None:
+    page.evaluate(pages.WIDGETS, [[pages.SAMPLER, "steps", 6], [pages.SAMPLER, "seed", random.randrange(1 << 30)]])
+    there = undos(page)
+    unfold(page)
+    pages.run(page)
+    assert undos(page) == there
 
 
 PRESETS = module("nodes.presets").PRESETS
@@ -219,6 +279,11 @@ def test_the_folded_chart_is_a_line_that_is_not_cut_and_the_panel_lists_none(ren
     )
 
 
+def unfold(page: Any) -> None:
+    """Open or close SR Sampler's chart."""
+    page.evaluate(f"({pages.ELEMENT % pages.SAMPLER}).querySelector('.srd-toggle').click()")
+
+
 def height_of(page: Any, node: int = pages.SAMPLER) -> float:
     return page.evaluate("id => app.graph.getNodeById(id).size[1]", node)
 
@@ -226,7 +291,7 @@ def height_of(page: Any, node: int = pages.SAMPLER) -> float:
 def test_a_node_with_an_open_chart_is_saved_and_copied_as_high_as_with_a_folded_one(renderer: str, page: Any) -> None:
     folded = height_of(page)
     for _ in range(2):
-        page.evaluate(f"({pages.ELEMENT % pages.SAMPLER}).querySelector('.srd-toggle').click()")
+        unfold(page)
         opened = height_of(page)
         assert opened > folded + 300
         page.evaluate("id => app.canvas.copyToClipboard([app.graph.getNodeById(id)])", pages.SAMPLER)
@@ -347,7 +412,7 @@ def test_a_run_of_three_stages_has_a_colour_and_a_line_for_each(renderer: str, p
     )
     assert len(set(tones)) == 3
     assert pages.text_of(page, ".srd-outcome").endswith("(criterion)")  # seconds of another hand-over are not known
-    page.evaluate(f"({pages.ELEMENT % pages.SAMPLER}).querySelector('.srd-toggle').click()")
+    unfold(page)
     pages.picture(page, f"three_{renderer}")
 
 

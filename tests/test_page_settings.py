@@ -156,6 +156,16 @@ def test_a_preset_that_a_subgraph_s_node_sets_says_what_it_replaces(page: Any) -
     assert run_of(queued_sampler(page)) == PRESETS["fast"]
 
 
+def test_the_line_follows_what_a_subgraph_around_a_subgraph_sets(page: Any) -> None:
+    page.evaluate(PROMOTE, [pages.SAMPLER, {"steps": 30}])
+    page.evaluate("void (window.sampler = window.inner)")
+    page.evaluate(PROMOTE, [page.evaluate("Number(app.graph.nodes.find(node => node.subgraph).id)"), {"steps": 20}])
+    page.evaluate("void (window.inner = window.sampler)")
+    page.evaluate(INNER_CLICKED, ["switch_mode", "step"])
+    page.wait_for_function(f"({INNER}).textContent === '20 steps: sketch 10, render 10'")
+    assert queued_sampler(page)["steps"] == 20
+
+
 def test_a_preset_that_another_node_s_output_sets_says_that_it_replaces_widgets(page: Any) -> None:
     page.evaluate(
         """id => {

@@ -35,7 +35,17 @@ export function isLinked(node, name) {
 /** The node that an input's link comes from, null where there is none. */
 export function sourceOf(node, name) {
   const slot = slotOf(node, name)
-  return slot >= 0 ? (node.getInputNode(slot) ?? null) : null
+  return slot >= 0 ? nodeInto(node, slot) : null
+}
+
+/** The node that comes into a slot, null where none does, or the subgraph's own input. Not by the node's getInputNode: a
+ * subgraph's node looks among the links of its outputs. */
+export function nodeInto(node, slot) {
+  return node.graph?.getNodeById(linkInto(node, slot)?.origin_id) ?? null
+}
+
+function linkInto(node, slot) {
+  return node.graph?.getLink(node.inputs[slot]?.link)
 }
 
 function slotOf(node, name) {
@@ -51,16 +61,16 @@ export function valuesOf(node) {
 /** The value that the page itself puts into an input that is linked: of a PrimitiveNode, or of the node of the subgraph
  * around. Undefined where another node gives it in the run, or where several nodes of the subgraph have other values. */
 function given(node, slot) {
-  const source = node.getInputNode(slot)
+  const source = nodeInto(node, slot)
   if (source) return source.type === 'PrimitiveNode' ? source.widgets?.[0]?.value : undefined
-  const place = node.graph.getLink(node.inputs[slot].link)?.origin_slot // a subgraph's getInputLink is about its outputs
+  const place = linkInto(node, slot)?.origin_slot
   const values = [...nodesOf(root())].filter(([, around]) => around.subgraph === node.graph).map(([, around]) => outer(around, place))
   return values.every((value) => value === values[0]) ? values[0] : undefined
 }
 
 /** The value that a subgraph's node has for its input. */
 function outer(node, slot) {
-  if (node.isInputConnected(slot)) return node.getInputNode(slot) ? undefined : given(node, slot)
+  if (node.isInputConnected(slot)) return nodeInto(node, slot) ? undefined : given(node, slot)
   const input = node.inputs[slot]
   return (node.getWidgetFromSlot?.(input) ?? node.widgets?.find((widget) => widget.name === input?.name))?.value
 }

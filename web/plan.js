@@ -1,7 +1,7 @@
 // The line that says what a node's settings mean, before the run: the server (nodes/plan.py) reckons, as it does in the run.
 
 import { api } from '../../scripts/api.js'
-import { isLinked, sourceOf, valuesOf } from './graph.js'
+import { isLinked, nodeInto, sourceOf, valuesOf } from './graph.js'
 import { short } from './chart.js'
 import { fromOutside } from './presets.js'
 import { say } from './words.js'
@@ -77,7 +77,7 @@ function modelsBefore(node, name) {
   while (at && found.length < FARTHEST) {
     const reroute = at.type === REROUTE
     if (at.mode !== BYPASSED && !reroute) found.push({ type: at.comfyClass ?? at.type, values: valuesOf(at) })
-    at = reroute ? at.getInputNode(0) : (sourceOf(at, 'model') ?? sourceOf(at, 'sketch'))
+    at = reroute ? nodeInto(at, 0) : (sourceOf(at, 'model') ?? sourceOf(at, 'sketch'))
   }
   return found
 }

@@ -124,8 +124,10 @@ function refresh(node, byUser = false) {
   if (node.graph) plans.get(node).refresh()
 }
 
-/** Make a node so much higher, and no less high than its widgets need. */
+/** Make a node so much higher, and no less high than its widgets need. One that is gone (undo) has another under its id, whose
+ * size Nodes 2.0 would take this one's for. */
 function makeRoom(node, more = 0) {
+  if (node.graph && node.graph.getNodeById(node.id) !== node) return
   node.setSize([node.size[0], Math.max(node.size[1] + more, node.computeSize()[1])])
   node.setDirtyCanvas?.(true, true)
 }
