@@ -21,6 +21,9 @@ class Computed:
     """Of one run; stages by their names."""
 
     _forwards: Counter[str] = field(default_factory=Counter)  # where another pack may answer in the network's place
+    _seen: Counter[str] = field(default_factory=Counter)  # of the forwards, at the last callback
+    _ended: set[int] = field(default_factory=set)  # steps (0-based) that the sampler has called back in
+    _repeated: set[int] = field(default_factory=set)  # steps (0-based) in which a cache of another pack answered
     _caches: dict[str, CachedRun] = field(default_factory=dict)  # of the stages that TeaCache works on
 
     def watch(self, stage: str, options: dict[str, Any]) -> None:
@@ -51,10 +54,20 @@ class Computed:
         cached, forwards = self._caches.get(stage), self._forwards[stage]
         return (cached is None or step not in cached.reused) and (forwards == 0 or forwards > forwards_before)
 
+    def end_step(self, stage: str, step: int) -> None:
+        """The sampler called back in ``step`` (0-based); it may do so more than once."""
+        forwards = self._forwards[stage]
+        if forwards > self._seen[stage]:
+            self._repeated.discard(step)
+        elif forwards and step not in self._ended:
+            self._repeated.add(step)
+        self._ended.add(step)
+        self._seen[stage] = forwards
+
     def is_reused(self, step: Step) -> bool:
-        """Whether TeaCache ran no block in it."""
+        """Whether a cache answered in it: TeaCache ran no block, or another one did not call the network."""
         cached = self._caches.get(step.stage)
-        return cached is not None and step.step - 1 in cached.reused
+        return step.step - 1 in self._repeated or (cached is not None and step.step - 1 in cached.reused)
 
     def notes(self) -> list[str]:
         """What TeaCache has to say."""

@@ -51,7 +51,8 @@ def known(
     while step < len(levels) - 1 and not route.waits(step):
         turn = route.turn(step)
         if turn and turn.walker:
-            if turn.walker.anew:
+            adaptive = step > 0 and turn.walker.switch.mode == "adaptive"  # also where max_step leaves it no choice
+            if turn.walker.anew or adaptive:
                 break
             check_switch(turn.walker, places_of(levels)[:-1])
             levels = levels[:step] + resampled(levels[step:], turn.walker.render_steps)

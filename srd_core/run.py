@@ -177,6 +177,7 @@ class Run:
     def callback(self, step: int, *args: Any, **kwargs: Any) -> Any:
         """The sampler's step callback: the host's own (progress, preview), with the step noted."""
         self.steps.on_callback(step)
+        self.computed.end_step(self.in_charge, self.steps.step)
         self.books.end_step(self.steps.step, self.in_charge, self.computed.is_reused)
         return self.host_callback(step, *args, **kwargs) if self.host_callback else None
 

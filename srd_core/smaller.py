@@ -13,13 +13,14 @@ import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from comfy.model_patcher import ModelPatcher
 
-from .calls import SAMPLER_SAMPLE
+from .calls import MASK_FUNCTION, SAMPLER_SAMPLE
 from .enlarge import Enlargement, Size, small_size
 from .latent import FLOW, FLOW_COSMOS, VARIANCE_EXPLODING, kind_of, name_of
 from .route import FULL_SIZE, LISTED, Pair, Switch, stages_of
@@ -59,6 +60,18 @@ class Smaller:
         self._latent = latent if own and not self.from_noise else torch.zeros_like(latent)
         self.call = SAMPLER_SAMPLE.bind(*small.args, **small.kwargs)
         self.call.arguments.update(noise=noise, latent_image=latent, denoise_mask=self.request["denoise_mask"])
+        extra = small.arguments["extra_args"]
+        options = dict(extra["model_options"])
+        if MASK_FUNCTION in options:
+            options[MASK_FUNCTION] = partial(self._mask, options[MASK_FUNCTION])
+        small.arguments["extra_args"] = {**extra, "model_options": options}
+
+    def _mask(
+        self, function: Any, sigma: torch.Tensor, denoise_mask: torch.Tensor, extra_options: dict[str, Any]
+    ) -> torch.Tensor:
+        """As the host calls MASK_FUNCTION, but with the levels of the full size, which say where the run is."""
+        given = {**extra_options, "sigmas": sigma.new_tensor(self.levels)}
+        return function(self.scale.level(sigma), denoise_mask, extra_options=given)
 
     def enlarged(self, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
         """The small x [B, C, ...] at ``sigma`` [B] as a full one at ``scale.level(sigma)``."""

@@ -17,7 +17,7 @@ from comfy_extras.nodes_model_advanced import ModelSamplingSD3
 from hosting import module
 from test_host_features import windows
 
-cogvideox = module("srd_core.cogvideox")
+cogvideox, report_text = module("srd_core.cogvideox"), module("srd_core.report.text")
 record_module, sketch_module = module("srd_core.handover.record"), module("srd_core.handover.sketch")
 
 
@@ -371,3 +371,20 @@ def test_differential_diffusion_on_both_halves_gives_the_one_runs_video(wan: Any
         runs.rendered(record, render)
     unmasked = runs.sketched(sketch)[0]
     assert torch.equal(runs.rendered(unmasked, render)[0]["samples"], runs.sr_sampler(sketch, render))
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"switch_mode": "sigma", "switch_sigma": 0.95},
+        {"switch_mode": "adaptive", "delta": 0.9, "fix_step": 3, "switch_sigma": 0.0},
+        {"switch_mode": "adaptive", "delta": 0.0001, "fix_step": 3, "max_step": 9},
+        {"switch_mode": "adaptive", "delta": 0.0001, "fix_step": 2, "switch_sigma": 0.93},
+    ],
+    ids=["sigma", "criterion", "max_step", "latest"],
+)
+def test_sr_render_says_why_the_sketch_switched(rule: dict[str, Any], wan: Any) -> None:
+    record, _, ours = runs.sketched(wan(), steps=20, **rule)
+    theirs = runs.rendered(record, wan(seed=1))[1]
+    said = [report_text.describe_hand_over(report.hand_overs[0], report) for report in (ours, theirs)]
+    assert said[0] == said[1]

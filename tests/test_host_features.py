@@ -135,7 +135,7 @@ def test_an_image_that_the_render_does_not_take_is_noted(kind: str, wan: Any) ->
 
 @pytest.mark.parametrize("kind", ["t2v", "vace"])
 def test_vace_frames_that_the_render_does_not_see_are_noted(kind: str, wan: Any) -> None:
-    frames = {"vace_frames": [torch.randn(1, 32, 2, 8, 8)], "vace_mask": [torch.ones(1, 64, 2, 8, 8)]}
+    frames: dict[str, Any] = {"vace_frames": [torch.randn(1, 32, 2, 8, 8)], "vace_mask": [torch.ones(1, 64, 2, 8, 8)]}
     frames["vace_strength"] = [1.0]
     prompts = {"positive": helpers.prompt(1, **frames), "negative": helpers.prompt(2, **frames)}
     sketch, vace = (comfy.sd.load_diffusion_model_state_dict(vace_state_dict(seed)) for seed in (0, 1))

@@ -159,7 +159,7 @@ UNDO = "app.extensionManager.command.execute('Comfy.Undo')"
 
 
 def undos(page: Any) -> int:
-    """How many changes can be undone, once the page has looked. Newer pages join what changes within 50 ms after a look."""
+    """How many changes can be undone, once the page has looked. Newer pages join the changes of 50 ms after a look."""
     page.evaluate(pages.LOOK)
     page.wait_for_timeout(100)
     return page.evaluate("app.extensionManager.workflow.activeWorkflow.changeTracker.undoQueue.length")

@@ -274,3 +274,10 @@ def test_a_listed_step_beyond_the_run_is_refused_however_many_steps_the_render_t
 def test_more_own_steps_than_a_run_may_have_are_refused_before_a_list_is_made_of_them(wan: Any) -> None:
     with pytest.raises(ValueError, match="render_steps is 1000000000; it must be from 0 to 10000"):
         shortened(wan(), wan(seed=1), 10**9, runs.ADAPTIVE)
+
+
+def test_own_steps_are_those_of_sr_render_where_max_step_is_the_earliest_step(wan: Any) -> None:
+    how: dict[str, Any] = {"steps": 20, "switch_mode": "adaptive", "max_step": 5, "sampler_name": "uni_pc"}
+    one = runs.sr_sampler(wan(), wan(seed=1), render_steps=6, **how)
+    record = runs.sketched(wan(), **how)[0]
+    assert torch.equal(runs.rendered(record, wan(seed=1), render_steps=6)[0]["samples"], one)

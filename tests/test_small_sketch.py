@@ -352,3 +352,23 @@ def test_a_sampler_that_changes_the_size_is_told_so(wan: Any) -> None:
     model = scaled(wan(), wan(seed=1))
     with pytest.raises(RuntimeError, match="changed the size of the latent"):
         runs.sampled(model, comfy.samplers.KSAMPLER(runs.growing), runs.levels_of(model, 8))
+
+
+def test_differential_diffusion_frees_the_same_parts_in_a_smaller_sketch(wan: Any) -> None:
+    blocks = torch.tensor([0.5, 0.8, 0.9, 1.0]).repeat_interleave(4).expand(1, 16, 16)
+    latent = {"samples": torch.randn(1, 16, 2, 16, 16), "noise_mask": blocks}
+
+    def freed(scale: float) -> list[float]:
+        model, shares = runs.soft(wan()), []
+        own = model.model_options["denoise_mask_function"]
+
+        def note(*args: Any, **kwargs: Any) -> torch.Tensor:
+            mask: torch.Tensor = own(*args, **kwargs)
+            shares.append(float(mask.mean()))
+            return mask
+
+        model.model_options["denoise_mask_function"] = note
+        helpers.ksampler(runs.sr_model(model, runs.soft(wan(seed=1)), 16, sketch_scale=scale), 20, latent=latent)
+        return shares[:16] + shares[-4:]  # the call at which the latent is enlarged is made twice
+
+    assert freed(0.5) == freed(1.0) and len(set(freed(1.0))) > 1

@@ -154,7 +154,7 @@ function hints({ svg, report, x }, bottom) {
     if (step.d !== null) facts.push(`D ${short(step.d)}`)
     if (step.fall !== null) facts.push(say('fall of D {fall}', { fall: short(step.fall) }))
     if (step.seconds !== null) facts.push(say('{seconds} s', { seconds: short(step.seconds) }))
-    if (step.reused) facts.push(say('reused by TeaCache'))
+    if (step.reused) facts.push(say('reused by a cache'))
     add(column, 'title', {}).textContent = facts.join('\n')
   }
 }

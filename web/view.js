@@ -290,7 +290,7 @@ function legendOf(report, { name, teacache, seconds }) {
   const reused = steps.filter((step) => step.reused).length
   const entry = make('span', { className: `srd-key ${toneOf(report, name)}` })
   const places = { stage: say(name), steps: steps.length, reused, time: time(seconds) }
-  entry.textContent = say(teacache.table ? '{stage}: {steps} steps ({reused} reused, hatched), {time}' : '{stage}: {steps} steps, {time}', places)
+  entry.textContent = say(reused || teacache.table ? '{stage}: {steps} steps ({reused} reused, hatched), {time}' : '{stage}: {steps} steps, {time}', places)
   return entry
 }
 

@@ -113,7 +113,7 @@ def merge_reports(sketched: Report, report: Report) -> None:
     for name in ("switch", "earliest", "latest"):
         setattr(report, name, getattr(sketched, name))
     for before, now in zip(sketched.hand_overs, report.hand_overs):
-        now.reason, now.d, now.fall = before.reason, before.d, before.fall
+        now.reason, now.d, now.fall, now.rule = before.reason, before.d, before.fall, before.rule
     report.stages = [replace(sketched.stage(SKETCH)), *(stage for stage in report.stages if stage.name != SKETCH)]
     report.total_seconds += sketched.total_seconds
     report.notes = [*sketched.notes, *(note for note in report.notes if note not in sketched.notes)]

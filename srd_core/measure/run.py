@@ -35,6 +35,7 @@ from ..stage import RenderSettings, Stage
 from .fit import KEPT, Pull, chosen, difference, pull
 
 NEVER = Switch("step", switch_step=10_000)
+CACHES = {"easycache": "EasyCache", "lazycache": "LazyCache"}  # keys of the host's nodes, which reuse outputs
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Measured:
     points: list[Point] = field(default_factory=list)
     guided: list[Pull] = field(default_factory=list)  # of the render with guidance
     unguided: list[Pull] = field(default_factory=list)  # and without
+    without: list[str] = field(default_factory=list)  # nodes on the models that were left out
 
 
 @dataclass
@@ -81,9 +83,19 @@ def measuring(
     for role, model in ((SKETCH, sketch), (RENDER, render)):
         check_plain(role, model)
     check_together(sketch, render, settings)
-    model = sketch.clone()
+    model, render = _without_caches(sketch, measured), _without_caches(render, measured)
     sample = partial(_sample, render=Member(render, settings), points=points, measured=measured)
     model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, sample)
+    return model
+
+
+def _without_caches(model: ModelPatcher, measured: Measured) -> ModelPatcher:
+    """A clone that computes every call: the kept ones lie several steps apart, and their seconds are to be a step's."""
+    model = model.clone()
+    for wrappers in model.wrappers.values():
+        for key in CACHES.keys() & wrappers:
+            del wrappers[key]
+            measured.without = sorted({*measured.without, CACHES[key]})
     return model
 
 

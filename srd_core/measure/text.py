@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .fit import Pull, fitted_fade, speed_of, step_for
+from .fit import KEPT, Pull, fitted_fade, speed_of, step_for
 from .run import Measured
 
 
@@ -43,7 +43,8 @@ def _mean(pulls: Sequence[Pull], j: int, fade: float) -> float:
 def describe(measured: Measured, advice: Advice, speed_up: float) -> str:
     """The measurement in a few lines."""
     most, points = measured.sketch_seconds / measured.render_seconds, measured.points
-    means = {name: sum(p.differences[name] for p in points) / len(points) for name in points[0].differences}
+    names = [name for name in KEPT if all(name in point.differences for point in points)]
+    means = {name: sum(point.differences[name] for point in points) / len(points) for name in names}
     within = advice.speed_up >= 0.99 * speed_up
     reach = "" if within else f" {speed_up:g}x is out of reach with this pair and number of steps."
     lines = [
@@ -66,5 +67,7 @@ def describe(measured: Measured, advice: Advice, speed_up: float) -> str:
             f"Without guidance on the render (render_cfg 1): {advice.unguided_speed_up:.2f}x (reckoned), "
             + ("no further from the sketch." if off else "further from the sketch: leave guidance on.")
         )
+    if measured.without:
+        lines.append(f"Measured without {' and '.join(measured.without)}, which skips steps by what came before them.")
     lines.append("One prompt is one sample: measure a few before you settle on numbers.")
     return "\n".join(lines)

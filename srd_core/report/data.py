@@ -53,7 +53,7 @@ class Step:
     d: Number | None = None  # Eq. 3, where a rule saw the step; of a batch the largest
     fall: Number | None = None  # of D, in 50ths of the timesteps; of a batch the largest
     fall_low: Number | None = None  # of a batch the smallest: the rule holds when all are in (0, delta)
-    reused: bool = False  # TeaCache: no transformer block ran
+    reused: bool = False  # a cache (TeaCache, EasyCache) answered in place of the network
 
 
 @dataclass

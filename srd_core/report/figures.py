@@ -18,7 +18,7 @@ from .data import Report, StageReport
 WARM = 3  # with so many steps more, the first step of a stage (it compiles, tunes, fills caches) is left out
 MOST_PLANNED = 1000  # steps of a run for which TeaCache's plan is made anew for every other delta
 
-Medians = dict[tuple[str, bool], float]  # (stage, whether TeaCache reused the step) -> seconds
+Medians = dict[tuple[str, bool], float]  # (stage, whether a cache reused the step) -> seconds
 
 
 @dataclass(frozen=True)
@@ -83,12 +83,11 @@ def _to_come(report: Report, present: str) -> dict[str, int]:
 def speed_up(report: Report) -> float | None:
     """How many times as fast as its first stage alone, from the run's own steps; while it runs: will be.
 
-    None while only one stage has run, or more than the last one is still to come, and where the first one ran on fewer
-    pixels: its steps at the full size are not known.
+    None while only one stage has run, or more than the last one is still to come, and where what the first one would
+    take alone is not known: it ran on fewer pixels, or a cache of another pack reuses its steps.
     """
     each, done = medians(report), [s for s in report.steps if s.seconds is not None]
-    alone = each.get((report.stages[0].name, False)) if report.stages else None
-    if alone is None or len({s.stage for s in done}) < 2 or report.small_shape:
+    if not report.stages or len({s.stage for s in done}) < 2 or report.small_shape:
         return None
     seconds, steps = sum(each[s.stage, s.reused] for s in done), len(done)
     if report.status == "running":
@@ -96,7 +95,23 @@ def speed_up(report: Report) -> float | None:
         if left is None or left.bound:
             return None
         seconds, steps = seconds + left.seconds, total_steps(report)
-    return _given(report, steps) * alone / seconds if alone > 0 and seconds > 0 else None
+    alone = _alone(report, each, _given(report, steps))
+    return alone / seconds if alone and seconds > 0 else None
+
+
+def _alone(report: Report, each: Medians, steps: float) -> float | None:
+    """Seconds of so many steps of the first stage, with the steps that it would reuse; None if not known."""
+    stage, reused = report.stages[0], 0
+    if planned_reuses(report, stage):
+        if steps != total_steps(report) or total_steps(report) > MOST_PLANNED:  # its plan is for other levels
+            return None
+        reused = sum(_plan_for(report, {stage.name}, stage, 0, total_steps(report)) or [])
+    elif report.reused(stage.name):
+        return None
+    kinds = {kind: seconds for kind in (False, True) if (seconds := each.get((stage.name, kind))) is not None}
+    if False not in kinds or (reused and True not in kinds):
+        return None
+    return (steps - reused) * kinds[False] + reused * kinds.get(True, 0.0)
 
 
 def _given(report: Report, steps: int) -> float:
@@ -178,6 +193,8 @@ def _cost(report: Report, each: Medians, followed: set[str], first_steps: int) -
     """Seconds of a run whose first stage runs so many steps and the second the rest; None if not known."""
     if len(report.stages) > 2 or len(report.hand_overs) > 1:
         return None
+    if any(report.reused(stage.name) and stage.name not in followed for stage in report.stages):
+        return None  # nobody knows which steps another cache would reuse
     rest = report.render_steps or (report.given_steps or total_steps(report)) - first_steps
     if report.render_steps and report.stages[1].teacache.get("table"):  # its plan is for other levels
         return None

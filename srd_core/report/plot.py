@@ -52,7 +52,8 @@ def _headline(canvas: ImageDraw.ImageDraw, report: Report) -> None:
         canvas.text((LEFT, 52), _one_line(line), fill=INK, font=font(16))
     x = LEFT
     for stage in report.stages:
-        reused = f" ({report.reused(stage.name)} reused, hatched)" if stage.teacache.get("table") else ""
+        count = report.reused(stage.name)
+        reused = f" ({count} reused, hatched)" if count or stage.teacache.get("table") else ""
         text = f"{stage.name}: {report.count(stage.name)} steps{reused}, {stage.seconds:.3g} s"
         canvas.rectangle((x, 84, x + 14, 98), fill=colour(report, stage.name, TONES))
         canvas.text((x + 20, 82), text, fill=INK, font=font(15))
@@ -113,7 +114,7 @@ def _seconds(canvas: ImageDraw.ImageDraw, report: Report, panel: Panel) -> None:
         gap = min(1.0, (right - left) / 4)
         if step.seconds:
             canvas.rectangle((left + gap, min(y(step.seconds), bottom), right - gap, bottom), fill=tone)
-        if step.reused:  # TeaCache
+        if step.reused:
             _hatch(canvas, (left + gap, top, right - gap, bottom), tone)
         if step.step % every == 0 or step.step == 1:
             canvas.text(((left + right) / 2, bottom + 6), str(step.step), fill=FAINT, font=font(14), anchor="ma")

@@ -107,10 +107,12 @@ def summarize(report: Report) -> str:
     for stage in report.stages:
         count, each = report.count(stage.name), seconds.get((stage.name, False))
         cost = f", {each:.3g} s a step" if each else ""
-        lines.append(f"{stage.name.capitalize()}: {count} steps, {stage.seconds:.3g} s{cost}")
-        if table := stage.teacache.get("table"):
+        table, reused = stage.teacache.get("table"), report.reused(stage.name)
+        by_others = f" ({reused} of them reused by a cache)" if reused and not table else ""
+        lines.append(f"{stage.name.capitalize()}: {count} steps{by_others}, {stage.seconds:.3g} s{cost}")
+        if table:
             lines.append(
-                f"TeaCache on the {stage.name}: {report.reused(stage.name)} of {count} steps reused, "
+                f"TeaCache on the {stage.name}: {reused} of {count} steps reused, "
                 f"threshold {stage.teacache['threshold']:g}, coefficients of {table}"
             )
     lines.append(f"Speed: {speed}" if (speed := describe_speed_up(report)) else "")
