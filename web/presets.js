@@ -9,8 +9,7 @@ const TABLES = 'srdiffusion_presets' // as nodes/presets.py, in the options of t
 /** The user chose a preset: write its values into the widgets that no link sets. */
 export function write(node) {
   const changed = wanted(node).filter(([widget, value]) => !same(widget.value, value))
-  for (const [widget, value] of changed.slice(0, 2)) widget.value = value
-  setTimeout(() => { for (const [widget, value] of changed) widget.value = value }, 200)
+  for (const [widget, value] of changed) widget.value = value // all of them before anybody looks
   for (const [widget, value] of changed) widget.callback?.(value)
 }
 
