@@ -123,7 +123,10 @@ def _sample(
             )
         stage.prepare(run.schedule_of(RENDER))
 
-    return carry_out(run, executor, call, prepare)
+    try:
+        return carry_out(run, executor, call, prepare)
+    finally:
+        recorder.kept.clear()  # the run's parts know each other: without this the latents wait for a garbage collection
 
 
 @dataclass
