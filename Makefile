@@ -16,7 +16,7 @@ VERSIONS = 0.24.0 0.26.0 0.27.0 0.30.0
 # shipped workflows in its real server, the hand-over files, and the installed archive with its help pages, texts and templates.
 CORE = $(addprefix tests/test_,cooperation.py every_sampler.py faults.py files.py finite.py handover.py handover_file.py \
     memory.py out_of_memory.py nodes.py workflows.py workflow_runs.py conditioning.py registry.py locales.py \
-    host_versions.py fade.py rest.py many_stages.py leg.py keyframes.py controlnet.py)
+    host_versions.py fade.py rest.py many_stages.py leg.py keyframes.py controlnet.py step_caches.py)
 PAGE_TESTS = $(wildcard tests/test_page_*.py)
 # A person's words reach the demo through the environment, exactly as typed: neither make nor the shell reads them.
 ifdef PROMPT
