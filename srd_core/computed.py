@@ -22,8 +22,7 @@ class Computed:
 
     _forwards: Counter[str] = field(default_factory=Counter)  # where another pack may answer in the network's place
     _seen: Counter[str] = field(default_factory=Counter)  # of the forwards, at the last callback
-    _ended: set[int] = field(default_factory=set)  # steps (0-based) that the sampler has called back in
-    _repeated: set[int] = field(default_factory=set)  # steps (0-based) in which a cache of another pack answered
+    _made: Counter[int] = field(default_factory=Counter)  # forwards in a step (0-based)
     _caches: dict[str, CachedRun] = field(default_factory=dict)  # of the stages that TeaCache works on
 
     def watch(self, stage: str, options: dict[str, Any]) -> None:
@@ -56,18 +55,14 @@ class Computed:
 
     def end_step(self, stage: str, step: int) -> None:
         """The sampler called back in ``step`` (0-based); it may do so more than once."""
-        forwards = self._forwards[stage]
-        if forwards > self._seen[stage]:
-            self._repeated.discard(step)
-        elif forwards and step not in self._ended:
-            self._repeated.add(step)
-        self._ended.add(step)
-        self._seen[stage] = forwards
+        self._made[step] += self._forwards[stage] - self._seen[stage]
+        self._seen[stage] = self._forwards[stage]
 
     def is_reused(self, step: Step) -> bool:
         """Whether a cache answered in it: TeaCache ran no block, or another one did not call the network."""
-        cached = self._caches.get(step.stage)
-        return step.step - 1 in self._repeated or (cached is not None and step.step - 1 in cached.reused)
+        cached, index = self._caches.get(step.stage), step.step - 1
+        repeated = self._forwards[step.stage] > 0 and self._made.get(index) == 0
+        return repeated or (cached is not None and index in cached.reused)
 
     def notes(self) -> list[str]:
         """What TeaCache has to say."""

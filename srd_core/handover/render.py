@@ -160,9 +160,9 @@ class Replay:
 
     def _tell(self, function: Any, call: Call, guider: Any, options: Any, x: torch.Tensor, sigma: torch.Tensor) -> None:
         """Give a function that the sampler added what it was given while sketching: it keeps what it needs."""
-        if not call.noted and self.record.calls[0].noted:  # a cache on the sketch answered: it was not called then
-            return
         if not call.noted:
+            if self.record.calls[0].noted:  # a cache on the sketch answered: it was not called then
+                return
             raise RuntimeError(f"The hand-over misses what {self.record.settings.sampler_name} needs: sketch again.")
         given = {"model": guider.inner_model, "model_options": options, "cond_scale": guider.cfg, "input": x}
         noted = {name: value.to(x.device) for name, value in call.noted.items()}

@@ -194,7 +194,7 @@ def _cost(report: Report, each: Medians, followed: set[str], first_steps: int) -
     if len(report.stages) > 2 or len(report.hand_overs) > 1:
         return None
     if any(report.reused(stage.name) and stage.name not in followed for stage in report.stages):
-        return None  # nobody knows which steps another cache would reuse
+        return None  # which steps another cache would reuse is not known
     rest = report.render_steps or (report.given_steps or total_steps(report)) - first_steps
     if report.render_steps and report.stages[1].teacache.get("table"):  # its plan is for other levels
         return None
