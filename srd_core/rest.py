@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
 
-from .calls import MASK_FUNCTION, SAMPLER_SAMPLE
+from .calls import SAMPLER_SAMPLE, freeing_by
 from .checks import check_switch
 from .route import Pair, Part, Route, pairs_of
 
@@ -72,26 +71,13 @@ def begun_anew(call: inspect.BoundArguments, rest: Rest, levels: Sequence[float]
     sigmas = torch.tensor(levels, dtype=given["sigmas"].dtype, device=given["sigmas"].device)
     options = dict(given["extra_args"]["model_options"])
     options["transformer_options"] = {**options.get("transformer_options", {}), "sample_sigmas": sigmas}
-    if MASK_FUNCTION in options:
-        options[MASK_FUNCTION] = partial(_mask_of_the_run, options[MASK_FUNCTION], sigmas)
-    extra = {**given["extra_args"], "model_options": options}
+    extra = {**given["extra_args"], "model_options": freeing_by(options, lambda sigma: (sigma, sigmas))}
     if extra.get("seed") is not None:
         extra["seed"] = (extra["seed"] + 1) % (2**64 - 1)  # the host takes seeds below that everywhere
     given["noise"] = _noise_of(call, rest.x, sigmas[rest.step])
     given["sigmas"], given["extra_args"] = sigmas[rest.step :], extra
     given["callback"] = _shifted(given["callback"], rest.step)
     return again
-
-
-def _mask_of_the_run(
-    function: Callable[..., torch.Tensor],
-    sigmas: torch.Tensor,
-    sigma: torch.Tensor,
-    denoise_mask: torch.Tensor,
-    extra_options: dict[str, Any],
-) -> torch.Tensor:
-    """As the host calls MASK_FUNCTION, but with all levels of the run: it frees parts by where the run is in them."""
-    return function(sigma, denoise_mask, extra_options={**extra_options, "sigmas": sigmas})
 
 
 def _noise_of(call: inspect.BoundArguments, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:

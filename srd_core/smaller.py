@@ -13,14 +13,13 @@ import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from comfy.model_patcher import ModelPatcher
 
-from .calls import MASK_FUNCTION, SAMPLER_SAMPLE
+from .calls import MASK_FUNCTION, SAMPLER_SAMPLE, freeing_by
 from .enlarge import Enlargement, Size, small_size
 from .latent import FLOW, FLOW_COSMOS, VARIANCE_EXPLODING, kind_of, name_of
 from .route import FULL_SIZE, LISTED, Pair, Switch, stages_of
@@ -61,27 +60,33 @@ class Smaller:
         self.call = SAMPLER_SAMPLE.bind(*small.args, **small.kwargs)
         self.call.arguments.update(noise=noise, latent_image=latent, denoise_mask=self.request["denoise_mask"])
         extra = small.arguments["extra_args"]
-        options = dict(extra["model_options"])
-        if MASK_FUNCTION in options:
-            options[MASK_FUNCTION] = partial(self._mask, options[MASK_FUNCTION])
+        options = freeing_by(extra["model_options"], self._where)
         small.arguments["extra_args"] = {**extra, "model_options": options}
 
-    def _mask(
-        self, function: Any, sigma: torch.Tensor, denoise_mask: torch.Tensor, extra_options: dict[str, Any]
-    ) -> torch.Tensor:
-        """As the host calls MASK_FUNCTION, but with the levels of the full size, which say where the run is."""
-        given = {**extra_options, "sigmas": sigma.new_tensor(self.levels)}
-        return function(self.scale.level(sigma), denoise_mask, extra_options=given)
+    def _where(self, sigma: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.scale.level(sigma), sigma.new_tensor(self.levels)
 
     def enlarged(self, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
         """The small x [B, C, ...] at ``sigma`` [B] as a full one at ``scale.level(sigma)``."""
         assert self.call is not None
         given, level = self.call.arguments, self.scale.level(sigma[:1])
-        scaling, mask = given["model_wrap"].inner_model.model_sampling.noise_scaling, given["denoise_mask"]
+        scaling, mask = given["model_wrap"].inner_model.model_sampling.noise_scaling, self._mask_at(sigma)
         x = self.scale.enlarge(x, sigma[:1], scaling(level, self._noise, self._latent))
-        if mask is not None:  # what is kept is as the host would have it there
-            x = x * mask + scaling(level, given["noise"], given["latent_image"]) * (1 - mask)
-        return x
+        if mask is None:
+            return x
+        # What is kept is as the host would have it there. Where a part of it is, the small x has that in it already.
+        to_kept = scaling(level, given["noise"], given["latent_image"]) - x
+        return x + torch.where(mask == 0, to_kept, (1 - mask) * self.scale.high(to_kept))
+
+    def _mask_at(self, sigma: torch.Tensor) -> torch.Tensor | None:
+        """The mask of the full size in a call at ``sigma`` [B] of the small latent."""
+        assert self.call is not None
+        given = self.call.arguments
+        function, mask = given["extra_args"]["model_options"].get(MASK_FUNCTION), given["denoise_mask"]
+        if function is None or mask is None:
+            return mask
+        level, levels = self._where(sigma)
+        return function(level, mask, extra_options={"model": given["model_wrap"], "sigmas": levels})
 
     def enlarged_calls(self) -> list[Call]:
         """The latest calls, as they would have been at the full size."""

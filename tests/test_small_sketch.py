@@ -8,6 +8,7 @@ from typing import Any
 
 import cogvideox_oracle as oracle
 import comfy.model_management
+import comfy.sample
 import comfy.sampler_helpers
 import comfy.samplers
 import helpers
@@ -372,3 +373,37 @@ def test_differential_diffusion_frees_the_same_parts_in_a_smaller_sketch(wan: An
         return shares[:16] + shares[-4:]  # the call at which the latent is enlarged is made twice
 
     assert freed(0.5) == freed(1.0) and len(set(freed(1.0))) > 1
+
+
+def test_what_a_soft_mask_keeps_in_part_is_kept_once_in_the_enlarged_latent(
+    wan: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    enlarged = smaller.Smaller.enlarged
+
+    def watched(self: Any, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        large: torch.Tensor = enlarged(self, x, sigma)
+        seen.append((self.scale.factor(sigma[0]) * x, self.scale.low(large)))
+        return large
+
+    monkeypatch.setattr(smaller.Smaller, "enlarged", watched)
+    latent = {"samples": runs.a_video(), "noise_mask": torch.full((1, 1, 2, 8, 8), 0.8)}
+    helpers.ksampler(scaled(wan(), wan(seed=1), fade=1.1), 8, latent=latent)
+    assert len(seen) == 3 and all(torch.allclose(large, small, atol=1e-5) for small, large in seen)
+
+
+def test_what_differential_diffusion_still_keeps_is_whole_in_the_enlarged_latent(wan: Any) -> None:
+    blocks = torch.tensor([0.2, 1.0]).repeat_interleave(8).expand(1, 16, 16)
+    latent = {"samples": torch.randn(1, 16, 2, 16, 16), "noise_mask": blocks}
+    seen: list[Any] = []
+
+    def see(executor: Any, x: torch.Tensor, sigma: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        seen.append((x, sigma))
+        result: torch.Tensor = executor(x, sigma, *args, **kwargs)
+        return result
+
+    render = runs.wrapped(runs.soft(wan(seed=1)), see, WrappersMP.APPLY_MODEL)
+    helpers.ksampler(scaled(runs.soft(wan()), render), 8, latent=latent)
+    x, sigma = seen[0]
+    noise, clean = comfy.sample.prepare_noise(latent["samples"], 7), wan().model.process_latent_in(latent["samples"])
+    assert torch.allclose(x[:1, ..., :8], (sigma[0] * noise + (1 - sigma[0]) * clean)[..., :8], atol=1e-4)
