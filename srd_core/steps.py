@@ -175,7 +175,8 @@ class StepCounter:
             self._expected.pop(0)
             return False
         if on_level:
-            return index > self.step
+            twice = index == self.step and self.sigmas[index] == self.sigmas[index + 1]  # joined schedules have such
+            return index > self.step or (twice and len(self._calls) >= self.calls_a_step)
         if self.calls_a_step:
             return not early
         return not self.sigmas[self.step + 1] <= sigma <= self.sigmas[self.step]

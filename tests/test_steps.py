@@ -7,6 +7,8 @@ from typing import Any
 import comfy.samplers
 import helpers
 import pytest
+import runs
+import torch
 from hosting import module
 from runs import OWN_LEVELS, STEPS, sr_model
 
@@ -76,3 +78,14 @@ def test_every_call_is_counted_to_its_step_also_where_levels_are_not_read(
         assert not one_call or read[first] == [True] * 3 + [False] * (STEPS - first - 3)
         if one_call or not all(read[first]):
             assert all(ours == theirs for ours, theirs in seen)
+
+
+@pytest.mark.parametrize("sampler", ["euler", "heun", "dpm_2", "ddim", "euler_ancestral"])
+@pytest.mark.parametrize("at", [1, 2])
+def test_a_level_that_comes_twice_is_two_steps(at: int, sampler: str, wan: Any) -> None:
+    levels = runs.levels_of(wan(), 5)
+    sigmas = torch.cat([levels[: at + 1], levels[at:]])  # as where two schedules are joined
+    for step in range(1, 5):
+        report = runs.Report()
+        runs.sampled(sr_model(wan(), wan(seed=1), step, report), sampler, sigmas)
+        assert [s.stage for s in report.steps] == ["sketch"] * step + ["render"] * (6 - step)
