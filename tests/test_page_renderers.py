@@ -425,3 +425,12 @@ def test_every_word_of_the_chart_is_readable_in_every_palette(renderer: str, pag
             lowest, words = page.evaluate(f"({pages.CONTRAST})({pages.ELEMENT % pages.INSPECTOR})")
             assert lowest >= 7, (palette, words)
     page.evaluate("app.ui.settings.setSettingValueAsync('Comfy.ColorPalette', 'dark')")
+
+
+def test_what_a_node_is_higher_than_its_widgets_lies_below_line_and_folded_chart(page: Any) -> None:
+    page.evaluate(f"app.graph.getNodeById({pages.SAMPLER}).setSize([330, 900])")
+    gap = """([above, below]) => Math.round((below.getBoundingClientRect().top - above.getBoundingClientRect().bottom)
+      / app.canvas.ds.scale)"""
+    line, chart = pages.PLAN % pages.SAMPLER, pages.ELEMENT % pages.SAMPLER
+    pages.plan_of(page, "50 steps")
+    pages.eventually(page, lambda: 0 <= page.evaluate(f"({gap})([{line}, {chart}])") < 20, True)
