@@ -168,7 +168,7 @@ def test_what_an_interrupted_run_left_is_never_taken_for_a_host(missing: str) ->
 
 @pytest.mark.skipif(os.name != "posix", reason="needs POSIX")
 def test_a_killed_install_leaves_no_host_and_no_lock_and_is_cleared_away(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, no_index: None, tmp_path: Path
 ) -> None:
     lock = cache.cache_folder() / "lock"
     with socket.create_server(("127.0.0.1", 0)) as index:  # it takes the connection and never answers
