@@ -120,7 +120,7 @@ def models_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[P
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A real server, one a worker, with the pack, the demo's and the tests' nodes and all of the tests' tiny files."""
-    base = tmp_path_factory.mktemp("server")
+    base = tmp_path_factory.mktemp("a server")
     PAGE.settings(base)
     (base / "input").mkdir()
     picture = Image.effect_noise((96, 64), 90).convert("RGB")

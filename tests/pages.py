@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 from hosting import REPOSITORY, load_by_path, module
@@ -15,7 +13,7 @@ from hosting import REPOSITORY, load_by_path, module
 page_module = load_by_path("srd_page", REPOSITORY / "demo" / "page.py")
 report_module = module("srd_core.report.data")
 DEMO = REPOSITORY / "demo" / "demo.json"
-SAMPLER, INSPECTOR, LOADERS, SHIFT = 8, 12, (1, 2), 7  # node ids in the demo's workflow
+SAMPLER, INSPECTOR, LOADERS, SHIFT, VIDEO = 8, 12, (1, 2), 7, {3, 9, 10, 11}  # node ids in the demo's workflow
 BARS = [f".srd-bar.srd-stage-{place}" for place in range(4)]  # of the sketch, the render and further stages
 RENDERERS = {"classic": False, "vue": True}
 # What the page itself says of a refused prompt, and of a server that is off the network and has no saved workflows yet.
@@ -66,6 +64,15 @@ UNTIL_THE_END = """sampler => new Promise((resolve, reject) => {
   });
   app.queuePrompt(0, 1);
 })"""
+SLOWED = """id => {  // a node before each model of SR Sampler, with which a step takes long and costs nothing
+  const sampler = app.graph.getNodeById(id);
+  for (const slot of [0, 1]) {
+    const slow = LiteGraph.createNode('SRTestSlow'), link = sampler.getInputLink(slot);
+    app.graph.add(slow);
+    app.graph.getNodeById(link.origin_id).connect(link.origin_slot, slow, 0);
+    slow.connect(0, sampler, slot);
+  }
+}"""
 DISCONNECT = """([id, name]) => {
   const node = app.graph.getNodeById(id);
   node.disconnectInput(node.inputs.findIndex(input => input.name === name));
@@ -92,18 +99,20 @@ CONTRAST = """chart => {
 }"""
 
 
-def open_slowly(context: Any, url: str) -> Any:
-    """The server's page on a machine that is busy: it tells late which workflow is the open one."""
-    page = context.new_page()
-    context.new_cdp_session(page).send("Emulation.setCPUThrottlingRate", {"rate": 3})
-    page.goto(url)
-    page.wait_for_function(page_module.READY, timeout=180_000)
-    return page
+def demo() -> dict[str, Any]:
+    """The demo's workflow without its video: neither decoded nor saved."""
+    saved = json.loads(DEMO.read_text("utf-8"))
+    saved["links"] = [link for link in saved["links"] if not {link[1], link[3]} & VIDEO]
+    saved["nodes"] = [node for node in saved["nodes"] if node["id"] not in VIDEO]
+    there = {link[0] for link in saved["links"]}
+    for output in (output for node in saved["nodes"] for output in node.get("outputs", [])):
+        output["links"] = [link for link in output["links"] or [] if link in there]
+    return saved
 
 
-def show(page: Any, path: Path = DEMO) -> None:
-    """Open a workflow's file, its charts in view."""
-    page.evaluate(OPEN, json.loads(path.read_text("utf-8")))
+def show(page: Any, saved: Any = None) -> None:
+    """Open a workflow, the demo's if none is given, its charts in view."""
+    page.evaluate(OPEN, saved or demo())
     page.wait_for_function(f"{CHART}.length >= 2")
     look_at(page)
 
@@ -288,20 +297,11 @@ def reopened(page: Any) -> Any:
 
 def saved_workflow(report: Any, key: str = str(SAMPLER)) -> Any:
     """The demo's workflow as a saved video carries it, with this report in it."""
-    workflow = json.loads(DEMO.read_text("utf-8"))
-    workflow["extra"] = {"srdiffusion": {key: report}}
-    return workflow
+    return demo() | {"extra": {"srdiffusion": {key: report}}}
 
 
 def open_saved(page: Any, report: Any, key: str = str(SAMPLER)) -> None:
     page.evaluate(OPEN, saved_workflow(report, key))
-
-
-def picture(page: Any, name: str) -> None:
-    """Keep a picture of the page in the folder that SRD_ARTEFACTS names, if it names one."""
-    if folder := os.environ.get("SRD_ARTEFACTS"):
-        page.wait_for_timeout(600)
-        page.screenshot(path=Path(folder) / f"{name}.png")
 
 
 def a_report(sketch: str, render: str, error: str = "") -> Any:
@@ -319,34 +319,22 @@ def a_report(sketch: str, render: str, error: str = "") -> Any:
 
 def three_stages() -> Any:
     """A run of 9 steps high, 9 low and 12 small, TeaCache on the last."""
-    report, stage, steps = report_module.Report(), report_module.StageReport, 30
-    cache: dict[str, Any] = {
-        "table": "Wan 2.1 t2v 1.3B",
-        "threshold": 0.14,
-        "reuse": [i % 3 == 2 for i in range(12)],
-        "first_step": 18,
-    }
+    stage, hand_over = report_module.StageReport, report_module.HandOver
+    reuse = [i % 3 == 2 for i in range(12)]
+    cache = {"table": "Wan 2.1 t2v 1.3B", "threshold": 0.14, "reuse": reuse, "first_step": 18}
     switch = {"mode": "adaptive", "delta": 0.01, "fix_step": 5, "max_step": 0, "switch_step": 18, "switch_sigma": 0.875}
-    report.begin(
-        stages=[
-            stage("high", "Wan 2.2 high noise", 9, 27.0),
-            stage("low", "Wan 2.2 low noise", 9, 27.0),
-            stage("small", "Wan 2.1 1.3B", 12, 8.8, teacache=cache),
-        ],
-        switch=switch,
-        earliest=4,
-        latest=12,
-        sigmas=[1 - i / steps for i in range(steps + 1)],
-    )
-    for i in range(steps):
-        name = "high" if i < 9 else "low" if i < 18 else "small"
-        reused = name == "small" and cache["reuse"][i - 18]
+    high, low = (stage(name, f"Wan 2.2 {name} noise", 9, 27.0) for name in ("high", "low"))
+    stages = [high, low, stage("small", "Wan 2.1 1.3B", 12, 8.8, teacache=cache)]
+    report = report_module.Report()
+    report.begin(stages=stages, switch=switch, earliest=4, latest=12, sigmas=[1 - i / 30 for i in range(31)])
+    for i, name in enumerate(["high"] * 9 + ["low"] * 9 + ["small"] * 12):
+        reused = name == "small" and reuse[i - 18]
         d, fall = (0.6 / (i + 1), 0.3 / (i + 1) ** 1.6) if 1 < i < 18 else (None, None)
         seconds = 0.1 if reused else 1.0 if name == "small" else 3.0
         report.steps.append(report_module.Step(i + 1, report.sigmas[i], name, seconds, d, fall, fall, reused))
     report.hand_overs = [
-        report_module.HandOver(9, "low", "criterion", 0.7, 30.0, 0.07, 0.0089),
-        report_module.HandOver(18, "small", "step", 0.4, 60.0),
+        hand_over(9, "low", "criterion", 0.7, 30.0, 0.07, 0.0089),
+        hand_over(18, "small", "step", 0.4, 60.0),
     ]
     report.notes = ["The render is larger than the sketch. Are the two swapped?"]
     report.status = "done"

@@ -33,6 +33,9 @@ def test_every_node_has_a_help_page_that_names_each_input_and_output(node_id: st
     names = [name for name, _, _ in workflow.specs(info[node_id])] + list(info[node_id]["output_name"])
     assert page.startswith(f"# {info[node_id]['display_name']}\n")
     assert not [name for name in names if not re.search(rf"\b{re.escape(name)}\b", page)]
+    for translated in (REPOSITORY / "web" / "docs" / node_id).glob("*.md"):
+        text = translated.read_text("utf-8")
+        assert not [name for name, _, _ in workflow.specs(info[node_id]) if name not in text], translated.name
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

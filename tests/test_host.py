@@ -92,19 +92,15 @@ def test_comfyui_path_comes_before_the_host_around_the_pack_and_that_before_the_
     monkeypatch.setattr(host, "REPOSITORY", around / "custom_nodes" / "pack")
     found = host.find_or_make()
     assert (found.path, found.version, found.source) == (around, "0.27.0", "installed")
-    assert host.find_or_make(host.DEFAULT_VERSION).source == "package"
+    monkeypatch.setenv("SRD_HOST_VERSION", host.DEFAULT_VERSION)
+    assert host.find_or_make() == host.find_or_make(host.DEFAULT_VERSION) != found
+    monkeypatch.delenv("SRD_HOST_VERSION")
     monkeypatch.setenv("COMFYUI_PATH", str(named))
     found = host.find_or_make()
     assert (found.path, found.version, found.source) == (named, "0.24.0", "COMFYUI_PATH")
     assert host.find_or_make("0.24.0") == found
     with pytest.raises(host.HostError, match=r"0\.24\.0.*0\.30\.0"):
         host.find_or_make("0.30.0")
-
-
-def test_srd_host_version_chooses_the_version_that_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    in_cache("0.26.0")
-    monkeypatch.setenv("SRD_HOST_VERSION", "0.26.0")
-    assert host.find_or_make().version == "0.26.0"
 
 
 def test_comfyui_path_that_is_no_comfyui_is_an_error_not_ignored(
@@ -119,12 +115,6 @@ def test_comfyui_path_that_is_no_comfyui_is_an_error_not_ignored(
 def test_an_unknown_version_is_an_error_that_lists_the_known_ones() -> None:
     with pytest.raises(host.HostError, match=r"0\.24\.0.*0\.30\.0"):
         host.find_or_make("0.1.0")
-
-
-def test_each_comfyui_version_comes_from_the_package_that_carries_it() -> None:
-    carried = {version: package for version, (package, _) in host.KNOWN.items()}
-    assert carried == {"0.24.0": "2.4.0", "0.26.0": "2.4.5", "0.27.0": "2.5.0", "0.30.0": "2.6.0"}
-    assert all(len(sha256) == 64 for _, sha256 in host.KNOWN.values())
 
 
 @pytest.mark.parametrize("place", ["venv", ".venv", "portable", "beside"])
@@ -177,7 +167,9 @@ def test_what_an_interrupted_run_left_is_never_taken_for_a_host(missing: str) ->
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs POSIX")
-def test_a_killed_install_leaves_no_host_and_no_lock_and_is_cleared_away(no_index: None, tmp_path: Path) -> None:
+def test_a_killed_install_leaves_no_host_and_no_lock_and_is_cleared_away(
+    monkeypatch: pytest.MonkeyPatch, no_index: None, tmp_path: Path
+) -> None:
     lock = cache.cache_folder() / "lock"
     with socket.create_server(("127.0.0.1", 0)) as index:  # it takes the connection and never answers
         code = (
@@ -201,8 +193,10 @@ def test_a_killed_install_leaves_no_host_and_no_lock_and_is_cleared_away(no_inde
         assert wait_for(lambda: cache.try_lock(file.fileno()))
     leftover = host._torch_folder() / "leftover"
     leftover.write_text("")
-    said: list[str] = []  # and there is no connection now: the error says what to do
-    with pytest.raises(host.HostError, match="(?s)COMFYUI_PATH.*connect once.*The end of .*torch==") as raised:
+    said: list[str] = []  # and now pip fails: the error says what to do
+    create = cache.venv.create
+    monkeypatch.setattr(cache.venv, "create", lambda folder, with_pip, **how: create(folder, **how))  # pip takes 5 s
+    with pytest.raises(host.HostError, match="(?s)COMFYUI_PATH.*connect once.*The end of .*module named pip") as raised:
         host.find_or_make(log=said.append)
     assert "minutes" in said[0] and "GB" in said[0] and "Getting torch" in said[-1]
     assert not leftover.exists() and str(cache.cache_folder() / "logs") in str(raised.value)
@@ -294,7 +288,7 @@ def test_the_newest_page_is_found_got_once_and_kept(
     assert (folder / "index.html").read_text() == "1.58.1" and folder.is_relative_to(tmp_path / "cache")
     shutil.rmtree(tmp_path / "index")
     assert host.page_folder(found, "1.58.1") == folder  # by its version without the index
-    with pytest.raises(host.HostError, match="page 1.57.0"):
+    with pytest.raises(host.HostError, match="(?s)page 1.57.0.*connect once.*The end of .*-package==1.57.0"):
         host.page_folder(found, "1.57.0", silent)
     assert [path.name for path in folder.parents[2].iterdir() if not path.name.startswith(".")] == ["1.58.1"]
 

@@ -312,24 +312,3 @@ def test_the_server_keeps_the_newest_runs_only(server: Any) -> None:
         with pytest.raises(host_module.HostError):
             server.run(workflow.set_inputs(graph, "1", value="{" * (i + 1)), timeout=60)
     assert len(server.get(live.ROUTE)["runs"]) == live.KEPT
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        {"steps": [{"step": "<b>", "sigma": 1.0, "stage": "sketch"}]},
-        {"sigmas": None},
-        {"total_seconds": "x"},
-        {"stages": {}},
-        {"stages": [{"name": "sketch", "calls": -1}]},
-        {"switch": 1},
-        {"steps": "abc"},
-        {"earliest": 1.5},
-        {"total_seconds": True},
-        {"stages": [{"name": "sketch"}, {"name": "sketch"}]},
-    ],
-)
-def test_a_report_with_a_value_of_another_kind_is_refused_with_a_sentence(damage: dict[str, Any]) -> None:
-    data = json.loads(report_module.Report(status="done").to_json()) | damage
-    with pytest.raises(ValueError, match="report"):
-        report_module.Report.from_json(json.dumps(data))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import sys
 from collections.abc import Callable
@@ -17,6 +16,7 @@ import torch
 from comfy_api.latest import io as node_api
 from comfy_execution.utils import CurrentNodeContext
 from hosting import module
+from runs import SWITCHING
 
 live, common = module("nodes.live"), module("nodes.common")
 
@@ -65,69 +65,28 @@ def graph_run(
         monkeypatch.setitem(sys.modules, "server", SimpleNamespace(PromptServer=SimpleNamespace(instance=server)))
         seen = extra_pnginfo, prompt
         with caplog.at_level(logging.WARNING):
-            latent, report = executed(
-                "nodes.sampler",
-                SAMPLER,
-                *seen,
-                sketch,
-                render,
-                positive=helpers.prompt(1),
-                negative=helpers.prompt(2),
-                latent=helpers.empty_latent(),
-                seed=7,
-                steps=3,
-                cfg=1.0,
-                sampler_name="euler",
-                scheduler="simple",
-                denoise=1.0,
-                switch_mode="step",
-                delta=0.01,
-                fix_step=5,
-                max_step=0,
-                switch_step=1,
-                switch_sigma=0.875,
-                render_cfg=0.0,
-                teacache=0.0,
-                offload_sketch="auto",
-            ).args
+            settings = helpers.sampling_inputs(**SWITCHING | {"steps": 3, "switch_step": 1})
+            latent, report = executed("nodes.sampler", SAMPLER, *seen, sketch, render, **settings).args
             shown = executed("nodes.inspector", INSPECTOR, *seen, report)
         return latent["samples"], shown, [line for line in caplog.messages if "SRDiffusion" in line]
 
     return run
 
 
-def test_a_host_as_it_is_today_is_told_of_the_run(graph_run: Any) -> None:
-    told: list[Any] = []
-    extra = {"workflow": copy.deepcopy(WORKFLOW)}
-    _, shown, log = graph_run(host_server(told), extra)
-    assert not log and {run["node_id"] for run in told} == {SAMPLER, INSPECTOR}
-    assert told[0]["nodes"] == [SAMPLER, INSPECTOR] and told[0]["workflow_id"] == "some-id"
-    assert told[-1]["sampler"] == SAMPLER and told[-1]["report"]["status"] == "done"
-    kept = json.loads(json.dumps(extra["srdiffusion"]))
-    assert {**json.loads(shown.ui["report"][0]), "figures": kept[SAMPLER]["figures"]} == kept[SAMPLER]
-    assert extra["workflow"]["extra"] == {"ds": 1, "srdiffusion": extra["srdiffusion"]}
+ODD_QUEUES: list[Any] = [
+    *([], [None], [{"prompt_id": PROMPT}], [(0, PROMPT)], [(0, PROMPT, "a graph", {}, [])]),
+    [(0, PROMPT, {"1": None, "2": {"class_type": live.INSPECTOR}}, None, [])],
+]
+ODD_SERVERS: list[dict[str, Any]] = [
+    *({"sockets": None}, {"send_sync": None}, {"send_sync": lambda data: None}, {"prompt_queue": None}),
+    {"prompt_queue": SimpleNamespace()},
+    {"prompt_queue": SimpleNamespace(get_current_queue_volatile=dict)},
+    *({"queue": queue} for queue in ODD_QUEUES),
+]
 
 
-@pytest.mark.parametrize(
-    ("server", "told_of"),
-    [
-        ({"sockets": None}, {SAMPLER, INSPECTOR}),  # nobody knows who listens: it is told
-        ({"send_sync": None}, set()),
-        ({"send_sync": lambda data: None}, set()),
-        ({"prompt_queue": None}, {SAMPLER, INSPECTOR}),
-        ({"prompt_queue": SimpleNamespace()}, {SAMPLER, INSPECTOR}),
-        ({"prompt_queue": SimpleNamespace(get_current_queue_volatile=dict)}, {SAMPLER, INSPECTOR}),
-        ({"queue": [{"prompt_id": PROMPT}]}, {SAMPLER, INSPECTOR}),
-        ({"queue": [(0, PROMPT)]}, {SAMPLER, INSPECTOR}),
-        ({"queue": [None]}, {SAMPLER, INSPECTOR}),
-        ({"queue": [(0, PROMPT, "a graph", {}, [])]}, {SAMPLER, INSPECTOR}),
-        ({"queue": [(0, PROMPT, {"1": None, "2": {"class_type": live.INSPECTOR}}, None, [])]}, {SAMPLER, INSPECTOR}),
-        ({"queue": []}, {SAMPLER, INSPECTOR}),
-    ],
-)
-def test_a_server_of_another_host_costs_the_page_not_the_run(
-    server: dict[str, Any], told_of: set[str], graph_run: Any
-) -> None:
+@pytest.mark.parametrize("server", ODD_SERVERS)
+def test_a_server_of_another_host_costs_the_page_not_the_run(server: dict[str, Any], graph_run: Any) -> None:
     plain, _, _ = graph_run(None)
     told: list[Any] = []
     for _ in range(2):
@@ -135,7 +94,7 @@ def test_a_server_of_another_host_costs_the_page_not_the_run(
         latent, shown, log = graph_run(host_server(told, **server), extra)
         assert torch.equal(latent, plain) and "Switched to the render after step 1 of 3" in shown.args[1]
         assert extra["srdiffusion"][SAMPLER]["status"] == "done"
-    assert {run["node_id"] for run in told} == told_of
+    assert {run["node_id"] for run in told} == (set() if "send_sync" in server else {SAMPLER, INSPECTOR})
     assert len(log) <= 1 and all("the page is not told" in line for line in log)
     assert log or set(server) <= {"sockets", "queue"}
 
@@ -177,18 +136,11 @@ def test_metadata_that_is_no_object_fails_neither_the_run_nor_the_inspector(extr
     assert len(log) == bool(extra) and all("do not carry the report" in line for line in log)
 
 
+ODD_INPUTS: list[Any] = [None, {}, {"report": "x"}, {"report": []}]
+
+
 @pytest.mark.parametrize(
-    "prompt",
-    [
-        None,
-        "text",
-        [],
-        {},
-        {INSPECTOR: None},
-        {INSPECTOR: {"inputs": None}},
-        {INSPECTOR: {"inputs": {"report": "x"}}},
-        {INSPECTOR: {"inputs": {"report": []}}},
-    ],
+    "prompt", [None, "text", [], {}, {INSPECTOR: None}, *({INSPECTOR: {"inputs": inputs}} for inputs in ODD_INPUTS)]
 )
 def test_a_prompt_of_any_shape_costs_the_link_to_the_sampler_alone(prompt: Any, graph_run: Any) -> None:
     told: list[Any] = []

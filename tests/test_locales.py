@@ -105,10 +105,3 @@ def test_the_places_in_the_charts_texts_are_the_same_in_chinese() -> None:
     places = re.compile(r"\{\w+\}")
     chinese = read("zh", "main")[CHART]
     assert [text for text in chinese if sorted(places.findall(text)) != sorted(places.findall(chinese[text]))] == []
-
-
-@pytest.mark.parametrize("node_id", sorted(SCHEMAS))
-def test_a_translated_help_page_names_every_input(node_id: str) -> None:
-    for page in sorted((REPOSITORY / "web" / "docs" / node_id).glob("*.md")):
-        text = page.read_text("utf-8")
-        assert [name for name in SCHEMAS[node_id]["inputs"] if name not in text] == [], page.name

@@ -50,23 +50,28 @@ IN_A_MODE = {
 }
 
 
-def widgets_in_view(page: Any, name: str, node: int = pages.SAMPLER) -> set[str]:
-    """The widgets of a node that somebody sees in that renderer, those behind "advanced" left out in Nodes 2.0."""
-    page.wait_for_timeout(400)
-    if name == "classic":
-        return set(
-            page.evaluate(
-                """id => {
-                  const node = app.graph.getNodeById(id);
-                  const linked = name => node.inputs.some(i => i.name === name && i.link);
-                  const shown = w => node.isWidgetVisible(w) || linked(w.name);  // newer pages show a linked one's slot
-                  return node.widgets.filter(w => !w.options.hidden && shown(w)).map(w => w.name);
-                }""",
-                node,
-            )
-        )
-    shown = page.evaluate("id => document.querySelector(`[data-node-id='${id}']`).innerText", node)
-    return set(shown.split())
+CLASSIC = """id => {
+  const node = app.graph.getNodeById(id), linked = name => node.inputs.some(i => i.name === name && i.link);
+  const shown = w => node.isWidgetVisible(w) || linked(w.name);  // newer pages show a linked one's slot
+  return node.widgets.filter(w => !w.options.hidden && shown(w)).map(w => w.name);
+}"""
+VUE = "id => document.querySelector(`[data-node-id='${id}']`).innerText.split(/\\s+/)"
+
+
+def until_in_view(page: Any, renderer: str, wanted: dict[str, bool]) -> None:
+    """Wait until those of these widgets of SR Sampler are seen that should be; Nodes 2.0 folds "advanced" ones away."""
+
+    def found() -> dict[str, bool]:
+        shown = page.evaluate(CLASSIC if renderer == "classic" else VUE, pages.SAMPLER)
+        return {name: name in shown for name in wanted}
+
+    pages.eventually(page, found, wanted)
+
+
+def words_in(page: Any) -> list[str]:
+    """The words in the Inspector's picture."""
+    texts = f"({pages.ELEMENT % pages.INSPECTOR}).querySelectorAll('svg text')"
+    return page.evaluate(f"[...{texts}].map(text => text.textContent)")
 
 
 def test_a_dropped_workflow_runs_and_its_chart_grows_step_by_step(renderer: str, page: Any, server: Any) -> None:
@@ -94,14 +99,10 @@ def test_a_dropped_workflow_runs_and_its_chart_grows_step_by_step(renderer: str,
     assert "the sketch alone (estimated)" in pages.hover(page) and "50 steps in " in pages.hover(page)
     label = page.evaluate(f"({pages.ELEMENT % pages.INSPECTOR}).querySelector('svg[role=img]').ariaLabel")
     assert f"at step {marked} of 50" in label
-    words = page.evaluate(
-        f"[...({pages.ELEMENT % pages.INSPECTOR}).querySelectorAll('svg text')].map(text => text.textContent)"
-    )
-    assert {"D: change of the prediction", "fall of D", "seconds of each step", "step", "50"} <= set(words)
+    assert {"D: change of the prediction", "fall of D", "seconds of each step", "step", "50"} <= set(words_in(page))
     page.wait_for_function("!!document.querySelector('video')")
     unfold(page)
     page.wait_for_function(f"({pages.ELEMENT % pages.SAMPLER}).querySelectorAll('{pages.BARS[1]}').length > 10")
-    pages.picture(page, f"{renderer}_run")
 
 
 def test_a_mode_shows_its_own_widgets_and_the_workflow_keeps_all_values(renderer: str, page: Any) -> None:
@@ -113,9 +114,9 @@ def test_a_mode_shows_its_own_widgets_and_the_workflow_keeps_all_values(renderer
     assert values[: len(shipped)] == shipped  # newer widgets come last
     for mode in ("adaptive", "step", "sigma", "adaptive"):
         pages.choose(page, switch_mode=mode)
-        every = {widget for widgets in IN_A_MODE.values() for widget in widgets}
         wanted = set(IN_A_MODE[mode]) - (behind if mode == "adaptive" else set())
-        assert widgets_in_view(page, renderer) & every == wanted and {"steps", "cfg"} <= widgets_in_view(page, renderer)
+        every = {widget: widget in wanted for widgets in IN_A_MODE.values() for widget in widgets}
+        until_in_view(page, renderer, every | {"steps": True, "cfg": True})
         saved = page.evaluate(f"app.graph.getNodeById({pages.SAMPLER}).serialize().widgets_values")
         assert saved == [mode if value == "adaptive" else value for value in values]
     queued = page.evaluate("app.graphToPrompt().then(({output}) => output)")[str(pages.SAMPLER)]["inputs"]
@@ -123,13 +124,13 @@ def test_a_mode_shows_its_own_widgets_and_the_workflow_keeps_all_values(renderer
 
 
 def test_a_widget_that_a_link_sets_stays_in_view(renderer: str, page: Any) -> None:
-    assert "switch_step" not in widgets_in_view(page, renderer)
+    until_in_view(page, renderer, {"switch_step": False, "steps": True})
     pages.connect(page, "switch_step", "PrimitiveInt")
-    pages.eventually(page, lambda: "switch_step" in widgets_in_view(page, renderer), True)
+    until_in_view(page, renderer, {"switch_step": True})
     pages.reopened(page)
-    pages.eventually(page, lambda: "switch_step" in widgets_in_view(page, renderer), True)
+    until_in_view(page, renderer, {"switch_step": True})
     pages.disconnect(page, "switch_step")
-    pages.eventually(page, lambda: "switch_step" in widgets_in_view(page, renderer), False)
+    until_in_view(page, renderer, {"switch_step": False, "steps": True})
 
 
 def test_a_line_says_what_the_settings_mean_and_is_amber_where_they_contradict(renderer: str, page: Any) -> None:
@@ -182,13 +183,11 @@ def test_after_an_undo_what_is_on_screen_is_of_the_new_nodes(times: int, rendere
     pages.eventually(page, lambda: on_screen(page, ".srd-plan"), ["6 steps: sketch 4, render 2"])
     ran = pages.run(page)
     pages.eventually(page, lambda: on_screen(page, ".srd-status"), [ran, ran])
-    pages.picture(page, f"undone_{renderer}_{times}")
 
 
 @pytest.fixture
 def few_nodes(renderer: str, page: Any) -> None:
-    """The demo's graph without video; the page has made its nodes as high as this renderer needs them."""
-    page.evaluate("[9, 10, 11, 13].forEach(id => app.graph.remove(app.graph.getNodeById(id)))")
+    """The page has made the demo's nodes as high as this renderer needs them."""
     pages.reopened(page)
     pages.plan_of(page, "50 steps: earliest 6")
     page.wait_for_function("document.querySelector('.srd-plan')?.offsetHeight > 0")
@@ -235,7 +234,8 @@ PRESETS = module("nodes.presets").PRESETS
 
 def test_a_preset_writes_its_widgets_and_changing_one_makes_it_custom(renderer: str, page: Any) -> None:
     before = pages.shown_values(page)
-    assert before["preset"] == "custom" and "preset" in widgets_in_view(page, renderer)
+    assert before["preset"] == "custom"
+    until_in_view(page, renderer, {"preset": True})
     for preset, table in PRESETS.items():
         page.evaluate(pages.CLICKED, [pages.SAMPLER, "preset", preset])
         pages.until_values(page, **table, preset=preset)
@@ -272,7 +272,6 @@ def test_the_folded_chart_is_a_line_that_is_not_cut_and_the_panel_lists_none(ren
       const chart = {pages.ELEMENT % pages.SAMPLER}, line = chart.querySelector('.srd-toggle');
       return [chart.getBoundingClientRect().height / app.canvas.ds.scale, [line.scrollWidth, line.clientWidth]];
     }}""")
-    pages.picture(page, f"folded_{renderer}")
     assert 20 < chart < 36 and toggle[0] <= toggle[1]
     assert page.evaluate(
         f"app.graph.getNodeById({pages.SAMPLER}).widgets.find(w => w.name === 'srd_chart').options.hideInPanel"
@@ -317,9 +316,7 @@ def test_the_numbers_of_the_axis_are_whole(renderer: str, page: Any) -> None:
     report = pages.a_report("Big", "Small")  # without any D
     pages.open_saved(page, json.loads(report.to_json()))
     pages.until_bars(page, 2, 2, 0, 0)
-    assert "1e-6" in page.evaluate(
-        f"[...({pages.ELEMENT % pages.INSPECTOR}).querySelectorAll('svg text')].map(text => text.textContent)"
-    )
+    assert "1e-6" in words_in(page)
     for step in report.steps:
         step.d, step.fall = 0.00123, -0.00123
     pages.open_saved(page, json.loads(report.to_json()))
@@ -338,7 +335,6 @@ def test_what_a_switch_is_called_is_whole_in_a_narrow_chart(after: int, renderer
     pages.until_done(page)
     pages.eventually(page, lambda: page.evaluate(f"({pages.ELEMENT % pages.INSPECTOR}).clientWidth < 215"), True)
     pages.eventually(page, lambda: pages.count(page, ".srd-mark-text"), 1)
-    pages.picture(page, f"narrow_{renderer}_{after}")
     assert cut(page, ".srd-mark-text") == []
 
 
@@ -388,7 +384,6 @@ def test_the_line_is_whole_in_a_node_of_any_width_and_gives_back_the_room_it_too
         pages.eventually(page, lambda: page.evaluate(WHOLE), True)
     pages.eventually(page, lambda: height_of(page) > before, True)
     higher = height_of(page)
-    pages.picture(page, f"line_{renderer}")
     for _ in range(2):
         pages.reopened(page)
         pages.look_at(page)
@@ -413,7 +408,6 @@ def test_a_run_of_three_stages_has_a_colour_and_a_line_for_each(renderer: str, p
     assert len(set(tones)) == 3
     assert pages.text_of(page, ".srd-outcome").endswith("(criterion)")  # seconds of another hand-over are not known
     unfold(page)
-    pages.picture(page, f"three_{renderer}")
 
 
 def test_every_word_of_the_chart_is_readable_in_every_palette(renderer: str, page: Any) -> None:

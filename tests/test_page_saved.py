@@ -35,7 +35,7 @@ SEEN = """async (saved) => {
 
 @pytest.mark.parametrize("path", [pages.DEMO, FIRST_RELEASE], ids=lambda path: path.stem)
 def test_a_workflow_saved_from_the_page_and_loaded_again_is_unchanged(path: Path, page: Any) -> None:
-    pages.show(page, path)
+    pages.show(page, json.loads(path.read_text("utf-8")))
     saved = page.evaluate("JSON.stringify(app.graph.serialize())")
     page.evaluate(pages.OPEN, json.loads(saved))
     again = json.loads(page.evaluate("JSON.stringify(app.graph.serialize())"))

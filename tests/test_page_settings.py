@@ -235,6 +235,7 @@ def test_the_main_workflow_fills_app_mode(page: Any) -> None:
 
 
 def test_choices_that_bring_inputs_are_queued_by_the_demo_as_by_the_page(page: Any, info: Any) -> None:
+    pages.show(page, json.loads(pages.DEMO.read_text("utf-8")))
     page.evaluate(CHOOSE)
     saved = json.loads(page.evaluate("JSON.stringify(app.graph.serialize())"))
     queued = json.loads(page.evaluate("app.graphToPrompt().then(prompt => JSON.stringify(prompt.output))"))

@@ -10,46 +10,20 @@ from typing import Any
 
 import comfyui_workflow_templates_core
 import pytest
+import workflow_files as wf
 from hosting import REPOSITORY, module
-from workflow_files import (
-    BALANCED,
-    COG,
-    COG_KSAMPLER,
-    COMPARE,
-    DEMO,
-    FAST,
-    FEW_STEP,
-    FLUX,
-    GGUF,
-    HD,
-    IMAGE,
-    LONG,
-    MOE,
-    MOE_IMAGE,
-    MOE_LORA,
-    NAMES,
-    ONCE,
-    SWEEP,
-    TEMPLATES,
-    THREE,
-    VACE,
-    WAN21,
-    WAN21_KSAMPLER,
-    WAN22,
-    shipped,
-    workflow,
-)
+from workflow_files import NAMES, shipped, workflow
 
-NEWER = {FAST, FEW_STEP, THREE, BALANCED, LONG, GGUF, MOE, MOE_LORA, MOE_IMAGE, IMAGE, VACE, FLUX, HD}
+FIRST = {wf.WAN21, wf.WAN21_KSAMPLER, wf.WAN22, wf.COG, wf.COG_KSAMPLER, wf.COMPARE, wf.SWEEP, wf.ONCE}  # releases
 PAIR = ("SRLoadSketchDiT", "SRLoadRenderDiT")
 LOADERS = (*PAIR, "UNETLoader", "UnetLoaderGGUF", "LoraLoaderModelOnly", "CLIPLoader", "VAELoader", "CLIPVisionLoader")
 LOADED = {
-    THREE: [*PAIR, "SRLoadRenderDiT", "CLIPLoader", "VAELoader"],
-    FEW_STEP: ["SRLoadSketchDiT", "LoraLoaderModelOnly", "CLIPLoader", "VAELoader"],
-    MOE_LORA: [*PAIR, "LoraLoaderModelOnly", "CLIPLoader", "VAELoader"],
-    IMAGE: [*PAIR, "CLIPLoader", "VAELoader", "CLIPVisionLoader"],
-    GGUF: ["UnetLoaderGGUF", "SRLoadRenderDiT", "CLIPLoader", "VAELoader"],
-    FLUX: ["UNETLoader", "UNETLoader", "CLIPLoader", "CLIPLoader", "VAELoader"],
+    wf.THREE: [*PAIR, "SRLoadRenderDiT", "CLIPLoader", "VAELoader"],
+    wf.FEW_STEP: ["SRLoadSketchDiT", "LoraLoaderModelOnly", "CLIPLoader", "VAELoader"],
+    wf.MOE_LORA: [*PAIR, "LoraLoaderModelOnly", "CLIPLoader", "VAELoader"],
+    wf.IMAGE: [*PAIR, "CLIPLoader", "VAELoader", "CLIPVisionLoader"],
+    wf.GGUF: ["UnetLoaderGGUF", "SRLoadRenderDiT", "CLIPLoader", "VAELoader"],
+    wf.FLUX: ["UNETLoader", "UNETLoader", "CLIPLoader", "CLIPLoader", "VAELoader"],
 }
 OFFICIAL = tuple(
     f"https://huggingface.co/Comfy-Org/{name}" for name in ("Wan_2.1_", "Wan_2.2_", "flux2-dev/", "flux2-klein/")
@@ -58,11 +32,6 @@ QUANTIZED = "https://huggingface.co/city96/Wan2.1-T2V-14B-gguf/resolve/main/"
 KIJAI = "https://huggingface.co/Kijai/WanVideo_comfy/resolve/main/Lightx2v/"  # of LoRAs
 # Widgets that a file of the first release has no value for.
 LATER = {"SRSampler": 5, "SRModel": 5, "SRSketch": 1, "SRRender": 2, "SRSwitchInspector": 1}
-
-
-def test_there_is_a_workflow_for_each_promise() -> None:
-    plain, further = {WAN21, WAN21_KSAMPLER, WAN22, COG, COG_KSAMPLER}, {COMPARE, SWEEP, ONCE}
-    assert plain | further | NEWER == set(TEMPLATES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -96,7 +65,7 @@ def test_nodes_of_the_pack_carry_the_registry_s_name_so_that_the_manager_finds_i
     assert own and all(node["properties"]["cnr_id"] == project for node in own)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in (DEMO, COG, COG_KSAMPLER)])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in (wf.DEMO, wf.COG, wf.COG_KSAMPLER)])
 def test_every_model_file_comes_with_its_official_address(name: str) -> None:
     nodes = shipped(name)["nodes"]
     (note,) = [node["widgets_values"][0] for node in nodes if node["type"] in workflow.NOTES]
@@ -115,7 +84,7 @@ def test_every_model_file_comes_with_its_official_address(name: str) -> None:
         assert f"[{model['name']}]({model['url']}) in **models/{model['directory']}**" in note
 
 
-@pytest.mark.parametrize("name", [COG, COG_KSAMPLER])
+@pytest.mark.parametrize("name", [wf.COG, wf.COG_KSAMPLER])
 def test_every_model_folder_comes_with_its_official_address_in_the_note(name: str) -> None:
     nodes = shipped(name)["nodes"]
     (note,) = [node["widgets_values"][0] for node in nodes if node["type"] in workflow.NOTES]
@@ -135,11 +104,10 @@ def test_every_model_folder_comes_with_its_official_address_in_the_note(name: st
 
 def test_the_file_names_and_addresses_are_those_of_the_host_s_own_templates() -> None:
     folders = [Path(path).parent for path in comfyui_workflow_templates_core.__path__]
-    wan = (WAN21, WAN22, FEW_STEP, THREE, BALANCED, LONG, MOE, MOE_LORA, MOE_IMAGE, IMAGE, VACE)
+    wan = (name for name in NAMES if name.startswith("wan2") and name != wf.GGUF)
     # void: made of CogVideoX, with its VAE and text encoder.
-    subjects = dict.fromkeys(wan, "wan") | {COG: "void", FLUX: "flux2"}
-    for name in subjects.keys() & set(NAMES):
-        pattern = f"comfyui_workflow_templates*/**/*{subjects[name]}*.json"
+    for name, subject in (dict.fromkeys(wan, "wan") | {wf.COG: "void", wf.FLUX: "flux2"}).items():
+        pattern = f"comfyui_workflow_templates*/**/*{subject}*.json"
         texts = [path.read_text("utf-8") for folder in folders for path in folder.glob(pattern)]
         for node in shipped(name)["nodes"]:
             for model in node["properties"].get("models", []):
@@ -201,7 +169,7 @@ def test_a_file_from_before_the_newest_widgets_gives_the_same_graph(name: str, i
         ]
         new["widgets_values"][-count:] = defaults[-count:]
     assert own and workflow.to_api(before, info) == workflow.to_api(plain, info)
-    if name not in NEWER | {DEMO}:
+    if name in FIRST:
         assert plain == json.loads(json.dumps(shipped(name)).replace('"paper"', '"custom"'))
 
 
@@ -211,7 +179,7 @@ def missing_are_new(class_type: str, missing: int) -> bool:
 
 
 def test_a_workflow_with_too_many_or_unknown_values_is_refused_in_words(info: Mapping[str, Any]) -> None:
-    saved = json.loads(json.dumps(shipped(DEMO)))
+    saved = json.loads(json.dumps(shipped(wf.DEMO)))
     sampler = next(node for node in saved["nodes"] if node["type"] == "SRSampler")
     sampler["widgets_values"].append(1)
     with pytest.raises(workflow.WorkflowError, match=r"SRSampler.*left over"):
@@ -219,39 +187,6 @@ def test_a_workflow_with_too_many_or_unknown_values_is_refused_in_words(info: Ma
     sampler["type"] = "SRNoSuchNode"
     with pytest.raises(workflow.WorkflowError, match=r"SRNoSuchNode.*not a node of this server"):
         workflow.to_api(saved, info)
-
-
-def test_inputs_that_a_choice_brings_are_named_after_it_and_come_next_in_the_file() -> None:
-    crf = {"crf": ["FLOAT", {"default": 23.0}]}
-    encoding = {"options": [{"key": "auto", "inputs": {"required": {}}}, {"key": "again", "inputs": {"required": crf}}]}
-    inputs = {"codec": ["COMBO", {"options": ["auto", "h264"]}], "encoding": ["COMFY_DYNAMICCOMBO_V3", encoding]}
-    format_ = {"options": [{"key": "auto", "inputs": {"required": {}}}, {"key": "mp4", "inputs": {"required": inputs}}]}
-    declared = {"format": ["COMFY_DYNAMICCOMBO_V3", format_], "name": ["STRING", {"default": "video"}]}
-    info = {"Save": {"input": {"required": declared}}}
-
-    def inputs_of(*values: Any) -> dict[str, Any]:
-        node = {"id": 1, "type": "Save", "widgets_values": list(values)}
-        return workflow.to_api({"nodes": [node], "links": []}, info)["1"]["inputs"]
-
-    whole = inputs_of("mp4", "h264", "again", 30.0, "clip")
-    assert whole == {
-        "format": "mp4",
-        "format.codec": "h264",
-        "format.encoding": "again",
-        "format.encoding.crf": 30.0,
-        "name": "clip",
-    }
-    assert inputs_of("auto", "clip") == {"format": "auto", "name": "clip"}
-    assert inputs_of("mp4") == {"format": "mp4", "format.codec": "auto", "format.encoding": "auto", "name": "video"}
-    with pytest.raises(workflow.WorkflowError, match="left over"):
-        inputs_of("auto", "h264", "clip")
-
-
-def test_the_balanced_workflow_is_the_plain_one_with_20_steps_and_a_fade(info: Mapping[str, Any]) -> None:
-    plain, balanced = (workflow.to_api(shipped(name), info) for name in (WAN21, BALANCED))
-    assert balanced == workflow.set_inputs(
-        plain, workflow.find(plain, "SRSampler"), fade=1.1, steps=20, preset="balanced"
-    )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -291,18 +226,12 @@ def test_a_note_has_no_code_spans_which_nodes_2_0_draws_blue_on_blue(name: str) 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_workflow_says_which_preset_its_values_are(name: str, info: Mapping[str, Any]) -> None:
     presets = module("nodes.presets").PRESETS
-    named = {BALANCED: "balanced", FAST: "fast", FEW_STEP: "few-step render"}
+    named = {wf.WAN21: "paper", wf.BALANCED: "balanced", wf.FAST: "fast", wf.FEW_STEP: "few-step render"}
     for node in workflow.to_api(shipped(name), info).values():
         if node["class_type"] == "SRSampler":
             fitting = {preset for preset, values in presets.items() if values.items() <= node["inputs"].items()}
-            expected = {named[name]} if name in named else {"custom"} if name == SWEEP else fitting or {"custom"}
+            expected = {named[name]} if name in named else {"custom"} if name == wf.SWEEP else fitting or {"custom"}
             assert node["inputs"]["preset"] in expected and expected & (fitting | {"custom"})
-
-
-def test_the_plain_workflow_has_the_values_of_the_paper(info: Mapping[str, Any]) -> None:
-    graph = workflow.to_api(shipped(WAN21), info)
-    values = graph[workflow.find(graph, "SRSampler")]["inputs"]
-    assert module("nodes.presets").PRESETS["paper"].items() <= values.items()
 
 
 def test_every_workflow_has_an_id_of_its_own() -> None:
@@ -311,13 +240,23 @@ def test_every_workflow_has_an_id_of_its_own() -> None:
     assert len(set(ids)) == len(ids)
 
 
-def test_the_fast_workflow_is_the_balanced_one_with_a_render_without_guidance(info: Mapping[str, Any]) -> None:
-    balanced, fast = (workflow.to_api(shipped(name), info) for name in (BALANCED, FAST))
-    assert fast == workflow.set_inputs(balanced, workflow.find(balanced, "SRSampler"), render_cfg=1, preset="fast")
+@pytest.mark.parametrize(
+    ("plain", "name", "changes"),
+    [
+        (wf.WAN21, wf.BALANCED, {"fade": 1.1, "steps": 20, "preset": "balanced"}),
+        (wf.BALANCED, wf.FAST, {"render_cfg": 1, "preset": "fast"}),
+    ],
+    ids=["balanced", "fast"],
+)
+def test_a_faster_workflow_is_the_plainer_one_but_for_these_values(
+    plain: str, name: str, changes: dict[str, Any], info: Mapping[str, Any]
+) -> None:
+    before, after = (workflow.to_api(shipped(each), info) for each in (plain, name))
+    assert after == workflow.set_inputs(before, workflow.find(before, "SRSampler"), **changes)
 
 
 def test_the_delta_sweep_differs_in_delta_only(info: Mapping[str, Any]) -> None:
-    graph = workflow.to_api(shipped(SWEEP), info)
+    graph = workflow.to_api(shipped(wf.SWEEP), info)
     samplers = [node["inputs"] for node in graph.values() if node["class_type"] == "SRSampler"]
     assert [inputs["delta"] for inputs in samplers] == [0.002, 0.01, 0.03]
     assert len({json.dumps({**inputs, "delta": None}, sort_keys=True) for inputs in samplers}) == 1

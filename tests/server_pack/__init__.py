@@ -24,6 +24,7 @@ import safetensors.torch
 import torch
 from aiohttp import web
 from comfy.patcher_extension import WrappersMP
+from comfy.utils import ProgressBar
 from server import PromptServer
 
 PLACES = {
@@ -193,6 +194,45 @@ class Fault:
         return (model,)
 
 
+class Slow:
+    """A clone of a MODEL whose calls take long and cost nothing: the processor stays free for the page."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = "test", "run", ("MODEL",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"model": ("MODEL",)}}
+
+    def run(self, model: Any) -> tuple[Any]:
+        def wait(executor: Any, *args: Any, **kwargs: Any) -> Any:
+            time.sleep(0.4)
+            return executor(*args, **kwargs)
+
+        model = model.clone()
+        model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "slow", wait)
+        return (model,)
+
+
+class Count:
+    """Counts with a progress bar, 50 a second, or fails."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES, OUTPUT_NODE = "test", "run", ("INT",), True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"to": ("INT", {"min": 0, "max": 1000}), "fail": ("BOOLEAN", {"default": False})}}
+
+    def run(self, to: int, fail: bool) -> dict[str, Any]:
+        if fail:
+            raise ValueError("the reason")
+        bar = ProgressBar(to)
+        for _ in range(to):
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            time.sleep(0.02)
+            bar.update(1)
+        return {"ui": {"counted": [to]}, "result": (to,)}
+
+
 class FaultyVAE:
     CATEGORY, FUNCTION, RETURN_TYPES = "test", "run", ("IMAGE",)
 
@@ -231,7 +271,7 @@ class Sink:
         return {"ui": {"digest": ["image"]}}
 
 
-OWN: tuple[type, ...] = (Prompt, Text, Vision, Decode, Fault, FaultyVAE, Digest, Sink)
+OWN: tuple[type, ...] = (Prompt, Text, Vision, Decode, Fault, Slow, Count, FaultyVAE, Digest, Sink)
 NODE_CLASS_MAPPINGS = {f"SRTest{node.__name__}": node for node in OWN} | {"UnetLoaderGGUF": UnetLoaderGGUF}
 
 
