@@ -131,6 +131,17 @@ def test_a_chart_belongs_to_the_workflow_that_queued_its_run(page: Any, server: 
     interrupt(page)
 
 
+def test_a_page_that_opens_a_workflow_late_shows_no_run_of_the_one_before(page: Any, server: Any, browser: Any) -> None:
+    context = browser.new_context()
+    late = pages.page_module.open_page(context, server.url)
+    pages.show(late)
+    pages.run(late, (pages.SAMPLER, "steps", 6), a_seed())
+    late.evaluate(OPENS_LATE)
+    pages.show(late)  # a fresh drop of the same file
+    pages.eventually(late, lambda: [late.evaluate("window.openedLate"), *pages.statuses(late)], [True, *[pages.IDLE] * 2])
+    context.close()
+
+
 def test_a_run_that_was_queued_just_before_another_workflow_is_opened_is_not_that_one_s(page: Any, server: Any) -> None:
     queue_long(page)  # what is queued next waits
     first = page.evaluate("app.extensionManager.workflow.activeWorkflow.path")

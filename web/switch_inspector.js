@@ -63,11 +63,12 @@ app.registerExtension({
   afterConfigureGraph() {
     refreshSettings()
     requestAnimationFrame(() => requestAnimationFrame(putOnScreen)) // once the page has drawn the new nodes
-    const saved = takeSaved()
+    let saved = takeSaved()
     if (!saved) showKnown()
     whenOpen(() => {
       showKnown()
       if (saved) showSaved(saved)
+      saved = null
     })
   }
 })

@@ -9,6 +9,7 @@ const QUEUED = '/srdiffusion/queued' // as nodes/live.py
 const KEPT = 256
 const owners = new Map() // prompt id -> {load, workflow} of this tab
 const SETTLING = 1000 // milliseconds
+const LATEST = 30_000 // milliseconds: until then a busy page may still open another workflow
 let starting = true // the page has not opened its first workflow yet
 let settled = null // the id of the graph of which it is known that it is the open workflow's
 let loads = 0 // of graphs: between two of them the open workflow stays the same, though the page may tell late which it is
@@ -66,16 +67,18 @@ export function belongs(run, live) {
 
 /**
  * A graph has been loaded: call act() when the page has made its workflow the open one, which comes after it tells extensions.
- * Loaded into the same workflow (undo), nothing changes.
+ * Loaded into the same workflow (undo), nothing changes. Where a busy page takes more than a second, act() is called again then.
  */
 export function whenOpen(act) {
-  const [before, end] = [openWorkflow(), performance.now() + SETTLING]
+  const [before, begun] = [openWorkflow(), performance.now()]
   for (const owner of owners.values()) if (owner.load === loads) owner.workflow = before
   const load = ++loads
   settled = null
   const look = () => {
     if (load !== loads) return
-    if (openWorkflow() === before && performance.now() < end) return void setTimeout(look, 20)
+    const [late, opened] = [performance.now() - begun, openWorkflow() !== before]
+    if (!opened && late < LATEST) setTimeout(look, late < SETTLING ? 20 : 200)
+    if (!opened && (late < SETTLING || settled)) return
     settled = String(root()?.id)
     act()
     starting = false
