@@ -65,7 +65,7 @@ def test_every_way_of_sampling_is_bit_identical_with_the_same_weights(way: str, 
     """With a switch at any step, a route that returns, and three stages."""
     (sketch, same, render), run = models, WAYS[way]
     plain = run(sketch)
-    for switch in (0, 1, 3, 99, "1, 3"):
+    for switch in (0, 3, 99, "1, 3"):
         assert torch.equal(run(sr_model(sketch, same, switch)), plain), f"switch: {switch}"
     assert torch.equal(run(sr_model(sr_model(sketch, same, 1), sketch, 3)), plain)
     assert torch.equal(run(sr_model(sketch, render, 0)), run(render))
