@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,17 @@ def shapes_of(model: Any, kind: Any = WrappersMP.APPLY_MODEL) -> tuple[Any, list
     return wrapped(model, wrapper, kind), shapes
 
 
+def predictions_of(model: Any) -> tuple[Any, list[tuple[torch.Tensor, torch.Tensor]]]:
+    """(clone of model, list that gets x and the guided x0 prediction of every call)."""
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def look(executor: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        seen.append((x, executor(x, *args, **kwargs)))
+        return seen[-1][1]
+
+    return wrapped(model, look, WrappersMP.PREDICT_NOISE), seen
+
+
 def broken_from(model: Any, call: int, bad: float) -> tuple[Any, list[int]]:
     """(clone whose transformer gives one bad value from its call number ``call`` on, list of the calls)."""
     calls: list[int] = []
@@ -232,24 +244,30 @@ def growing(model: Any, x: Any, sigmas: Any, extra_args: Any = None, callback: A
 LAYERS, THRESHOLD = 3, 0.2
 
 
-def slow_state_dict(seed: int = 0, build: Any = None) -> dict[str, torch.Tensor]:
+@cache
+def _random(build: Callable[..., dict[str, torch.Tensor]], **how: int) -> dict[str, torch.Tensor]:
+    """Made once: that takes longer than to load it."""
+    return build(**how)
+
+
+def slow_state_dict(seed: int = 0, build: Any = helpers.wan_state_dict, layers: int = LAYERS) -> Any:
     """A Wan whose time embedding changes as little from step to step as a trained one's, so that a plan reuses some."""
-    state_dict = build(seed) if build else helpers.wan_state_dict(seed=seed, layers=LAYERS)
+    state_dict = {key: value.clone() for key, value in _random(build, seed=seed, layers=layers).items()}
     state_dict["time_embedding.0.weight"] *= 0.02
     state_dict["time_embedding.0.bias"] = torch.ones_like(state_dict["time_embedding.0.bias"])
     return state_dict
 
 
-def slow_wan(seed: int = 0) -> Any:
-    return comfy.sd.load_diffusion_model_state_dict(slow_state_dict(seed))
+def slow_wan(seed: int = 0, layers: int = LAYERS) -> Any:
+    return comfy.sd.load_diffusion_model_state_dict(slow_state_dict(seed, layers=layers))
 
 
 def cached(model: Any, threshold: float = THRESHOLD, **settings: Any) -> Any:
     return reuse.with_teacache(model, reuse.TeaCache(threshold, **settings))
 
 
-def vace_state_dict(seed: int) -> dict[str, torch.Tensor]:
-    layout = helpers.wan_layout(LAYERS) | {"vace_layers": 1, "vace_in_dim": 96}
+def vace_state_dict(seed: int, layers: int = LAYERS) -> dict[str, torch.Tensor]:
+    layout = helpers.wan_layout(layers) | {"vace_layers": 1, "vace_in_dim": 96}
     return helpers.random_model(comfy.ldm.wan.model.VaceWanModel, seed, **layout)
 
 

@@ -35,7 +35,7 @@ def forward(model: Any, x: torch.Tensor, prompt: torch.Tensor, timestep: int) ->
 # --- one forward ------------------------------------------------------------------------------------------------------
 
 
-SIZES = [(kind, *size) for kind in ("2b", "5b") for size in ((60, 90, 1), (40, 56, 2), (20, 64, 3))]
+SIZES = [(kind, *size) for kind in ("2b", "5b") for size in ((60, 90, 1), (20, 64, 3))]
 
 
 @pytest.mark.parametrize(("kind", "height", "width", "frames"), [*SIZES, ("1.5", 16, 24, 4), ("1.5", 24, 16, 2)])
@@ -95,24 +95,17 @@ def reference_sample(network: Any, kind: str, noise: torch.Tensor, steps: int, c
     return out / oracle.SCALE[kind]
 
 
-@pytest.mark.parametrize(
-    ("kind", "cfg", "steps"), [("2b", 1.0, 50), ("2b", 6.0, 10), ("5b", 6.0, 10), ("1.5", 6.0, 10)]
-)
-def test_sampling_is_the_official_pipeline(
-    kind: str, cfg: float, steps: int, networks: dict[str, Any], folders: dict[str, Path]
-) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_sampling_is_the_official_pipeline(kind: str, networks: dict[str, Any], folders: dict[str, Path]) -> None:
     noise = random(1, 16, 2, 8, 12, seed=5)
-    ours = sample(cogvideox.load(folders[kind]), noise, steps, cfg)
-    assert relative(ours, reference_sample(networks[kind], kind, noise, steps, cfg)) <= 5e-5
-    if steps == 10 and kind != "1.5":  # what the host's terminal alpha costs: measured 1.1e-4 at 10 and at 50 steps
-        assert relative(ours, reference_sample(networks[kind], kind, noise, steps, cfg, clamp=False)) <= 2e-4
+    ours = sample(cogvideox.load(folders[kind]), noise, 10, 6.0)
+    assert relative(ours, reference_sample(networks[kind], kind, noise, 10, 6.0)) <= 5e-5
+    if kind == "2b":  # what the host's terminal alpha costs: measured 1.1e-4 at 10 and at 50 steps
+        assert relative(ours, reference_sample(networks[kind], kind, noise, 10, 6.0, clamp=False)) <= 2e-4
 
 
-@pytest.mark.parametrize("kind", ["2b", "5b"])
-def test_dynamic_cfg_is_that_of_the_official_pipeline(
-    kind: str, networks: dict[str, Any], folders: dict[str, Path]
-) -> None:
-    noise = random(1, 16, 2, 8, 12, seed=6)
+def test_dynamic_cfg_is_that_of_the_official_pipeline(networks: dict[str, Any], folders: dict[str, Path]) -> None:
+    kind, noise = "5b", random(1, 16, 2, 8, 12, seed=6)
     model = cogvideox.correct(cogvideox.load(folders[kind]), dynamic_cfg=True)
     reference = reference_sample(networks[kind], kind, noise, 10, 6.0, use_dynamic_cfg=True)
     assert relative(sample(model, noise, 10, 6.0), reference) <= 5e-5
@@ -147,12 +140,12 @@ def test_the_fix_makes_a_model_of_the_host_s_loader_the_same_as_ours(
     (fixed,) = node.execute(plain, False).args
     ours = cogvideox.load(folders[kind])
     noise = random(1, 16, 2, 8, 12)
-    expected = sample(ours, noise, 4)
-    assert torch.equal(sample(fixed, noise, 4), expected)
+    expected = sample(ours, noise, 2)
+    assert torch.equal(sample(fixed, noise, 2), expected)
     (again,) = node.execute(fixed, False).args  # twice is once
-    assert torch.equal(sample(again, noise, 4), expected)
+    assert torch.equal(sample(again, noise, 2), expected)
     assert len(again.wrappers[WrappersMP.OUTER_SAMPLE][module("srd_core.cogvideox.layout").KEY]) == 1
-    assert not torch.equal(sample(plain, noise, 4), expected) and not plain.object_patches and not plain.wrappers
+    assert not torch.equal(sample(plain, noise, 2), expected) and not plain.object_patches and not plain.wrappers
 
 
 def test_the_fix_of_another_model_is_refused(wan: Callable[..., Any]) -> None:

@@ -262,18 +262,15 @@ def test_the_loader_offers_one_name_for_the_shards_of_a_model() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("sample_height", None),
-        ("sample_height", "60"),
-        ("sample_width", 1),
-        ("spatial_interpolation_scale", 0),
-        ("spatial_interpolation_scale", None),
-        ("temporal_interpolation_scale", float("inf")),
-        ("temporal_interpolation_scale", True),
-    ],
-)
+NO_NUMBERS = {
+    "sample_height": (None, "60"),
+    "sample_width": (1,),
+    "spatial_interpolation_scale": (0, None),
+    "temporal_interpolation_scale": (float("inf"), True),
+}
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in NO_NUMBERS.items() for value in values])
 def test_a_number_of_the_config_that_no_model_has_is_refused_naming_it(
     key: str, value: Any, networks: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -22,7 +22,7 @@ cogvideox, files = module("srd_core.cogvideox"), module("srd_core.cogvideox.file
 latent, teacache = module("srd_core.latent"), module("srd_core.teacache.plan")
 modulation = module("srd_core.teacache.cogvideox").modulation
 R = oracle.SCALE["2b"] / oracle.SCALE["5b"]
-STEPS, THRESHOLD = 16, 0.3
+STEPS, THRESHOLD = 12, 0.3
 
 
 def in_another_space(folders: dict[str, Path], ratio: float = R) -> Any:
@@ -42,13 +42,13 @@ def noise(batch: int = 1) -> torch.Tensor:
     return random(batch, 16, 2, 8, 12, seed=4)
 
 
-@pytest.mark.parametrize(("sampler", "switch"), [("euler", 12), ("dpmpp_2m", 5), ("uni_pc", 1), ("ddim", 0)])
+@pytest.mark.parametrize(("sampler", "switch"), [("dpmpp_2m", 5), ("uni_pc", 1), ("ddim", 0)])
 def test_the_same_network_in_another_latent_space_gives_the_run_without_a_switch(
     sampler: str, switch: int, folders: dict[str, Path]
 ) -> None:
     model = cogvideox.load(folders["5b"])
-    plain = sample(model, noise(), STEPS, sampler=sampler)
-    mixed = sample(sr_model(model, in_another_space(folders), switch), noise(), STEPS, sampler=sampler)
+    plain = sample(model, noise(), 8, sampler=sampler)
+    mixed = sample(sr_model(model, in_another_space(folders), switch), noise(), 8, sampler=sampler)
     assert relative(mixed, plain) <= 1e-5
 
 
@@ -68,8 +68,8 @@ def test_everything_outside_stays_in_the_sketchs_space_with(how: str, folders: d
     settings = dict(HOW[how])
     start = noise(settings.pop("batch", 1))
     model = cogvideox.load(folders["5b"])
-    plain = sample(model, start, STEPS, **settings)
-    mixed = sample(sr_model(model, in_another_space(folders), 5), start, STEPS, **settings)
+    plain = sample(model, start, 8, **settings)
+    mixed = sample(sr_model(model, in_another_space(folders), 3), start, 8, **settings)
     assert relative(mixed, plain) <= 2e-5
 
 

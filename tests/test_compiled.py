@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import cogvideox_oracle as oracle
 import helpers
 import pytest
+import runs
 import torch
+import torch._dynamo  # here, so that conftest.py's freeze has it
 from comfy.patcher_extension import WrappersMP
 from hosting import module
-from runs import THRESHOLD, Report, cached, reuse, slow_wan, sr_model, wrapped
+from runs import Report, cached, reuse, sr_model, wrapped
 
-STEPS = 12
+STEPS = 8
 
 
 def compiled_whole(model: Any, backend: Any = "eager") -> Any:
@@ -57,6 +61,21 @@ def patched_blocks(model: Any, backend: Any = "eager") -> Any:
 NAMES = ["the host's wrapper", "an object patch"]
 
 
+@pytest.fixture(autouse=True)
+def compiler() -> None:
+    """Has compiled nothing yet."""
+    torch._dynamo.reset()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def afterwards() -> Iterator[None]:
+    """What the compiler keeps stays: else each of the collections after later tests walks through it (0.2 s)."""
+    yield
+    torch._dynamo.reset()
+    gc.collect()
+    gc.freeze()
+
+
 def counting() -> tuple[Any, list[Any]]:
     """(a backend of torch.compile that runs what it is given, list that gets every graph)."""
     graphs: list[Any] = []
@@ -84,12 +103,18 @@ def reused_by(model: Any, **how: Any) -> tuple[torch.Tensor, set[int]]:
     return helpers.ksampler(wrapped(model, look, WrappersMP.PREDICT_NOISE), STEPS, cfg=1.0, **how), seen[-1].reused
 
 
+def one_block() -> Any:
+    """The compiler takes seconds for each. Not compiled, it reuses steps."""
+    model = plain_attention(runs.slow_wan(layers=1))
+    assert reused_by(cached(model))[1]
+    return model
+
+
 # Each way in another order: which of the two nodes comes first.
 @pytest.mark.parametrize(("how", "first"), [(compiled_blocks, "compiled"), (patched_blocks, "cached")], ids=NAMES)
 def test_blocks_that_are_compiled_one_by_one_are_skipped(how: Any, first: str) -> None:
-    torch._dynamo.reset()
     backend, graphs = counting()
-    model = plain_attention(slow_wan())
+    model = plain_attention(runs.slow_wan(layers=2))
     expected, steps = reused_by(cached(model))
     assert steps
     both = cached(how(model, backend)) if first == "compiled" else how(cached(model), backend)
@@ -101,9 +126,8 @@ def test_blocks_that_are_compiled_one_by_one_are_skipped(how: Any, first: str) -
 def test_a_network_compiled_as_a_whole_runs_as_without_the_cache_and_says_so(
     how: Any, first: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    torch._dynamo.reset()
     backend, graphs = counting()
-    model = plain_attention(slow_wan())
+    model = one_block()
     compiled = how(model, backend)
     plain = helpers.ksampler(compiled, STEPS, cfg=1.0)
     assert graphs
@@ -114,20 +138,14 @@ def test_a_network_compiled_as_a_whole_runs_as_without_the_cache_and_says_so(
     (said,) = {r.getMessage() for r in caplog.records if "TeaCache" in r.getMessage()}
     assert "compiled as a whole" in said and "blocks only" in said and "TorchCompileModelWanVideoV2" in said
     graphs.clear()
-    helpers.ksampler(both, STEPS, cfg=1.0)
+    report = Report()
+    helpers.ksampler(sr_model(runs.slow_wan(1), both, 3, report), STEPS, cfg=1.0)
     assert not graphs, "nothing of a run is compiled in"
-
-
-def test_the_report_says_that_the_render_is_compiled_as_a_whole() -> None:
-    torch._dynamo.reset()
-    sketch, render, report = plain_attention(slow_wan()), compiled_whole(plain_attention(slow_wan(1))), Report()
-    helpers.ksampler(sr_model(sketch, render, 3, report, teacache=THRESHOLD), STEPS, cfg=1.0)
     assert report.reused("render") == 0 and any("compiled as a whole" in note for note in report.notes)
 
 
 def test_a_network_compiled_in_another_way_never_has_a_decision_compiled_in() -> None:
-    torch._dynamo.reset()
-    model = plain_attention(slow_wan())
+    model = one_block()
     whole = torch.compile(model.model.diffusion_model, backend="eager")
 
     def another_nodes(executor: Any, *args: Any, **kwargs: Any) -> Any:
@@ -139,14 +157,12 @@ def test_a_network_compiled_in_another_way_never_has_a_decision_compiled_in() ->
 
     model = wrapped(model, another_nodes, WrappersMP.APPLY_MODEL)
     plain = helpers.ksampler(model, STEPS, cfg=1.0)
-    for _ in range(2):
-        found, steps = reused_by(cached(model))
-        assert torch.equal(found, plain) and not steps
+    found, steps = reused_by(cached(model))
+    assert torch.equal(found, plain) and not steps
 
 
 @pytest.mark.parametrize("how", [compiled_blocks, compiled_whole], ids=["blocks", "whole"])
 def test_a_compiled_cogvideox_does_the_same(how: Any, folders: dict[str, Path]) -> None:
-    torch._dynamo.reset()
     backend, graphs = counting()
     model = plain_attention(oracle.slow(module("srd_core.cogvideox").load(folders["2b"]))[0])
     latent = {"latent": {"samples": torch.zeros(1, 16, 2, 8, 12)}} | oracle.prompts()

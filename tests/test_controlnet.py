@@ -40,7 +40,7 @@ def load(role: str, seed: int) -> Any:
 
 
 def run(model: Any, prompts: dict[str, Any]) -> torch.Tensor:
-    return helpers.ksampler(model, 6, **prompts, **SD35.start())
+    return helpers.ksampler(model, 6, **SD35.start() | prompts)
 
 
 @pytest.mark.parametrize("double_y", [True, False], ids=["y", "x"])

@@ -38,18 +38,6 @@ SIZES = [((16, 16), (8, 8)), ((90, 160), (60, 106)), ((9, 15), (6, 10))]
 KINDS = [pytest.param(True, id="flow"), pytest.param(False, id="exploding")]
 
 
-@pytest.mark.parametrize("flow", KINDS)
-@pytest.mark.parametrize(("large", "small"), SIZES, ids=str)
-def test_a_constant_field_keeps_its_value(large: Any, small: Any, flow: bool) -> None:
-    scale, sigma = Enlargement(large, small, flow), torch.tensor(0.4, dtype=torch.float64)
-    alpha, alpha_large = (1 - sigma, 1 - scale.level(sigma)) if flow else (1, 1)
-    x = torch.full((1, 2, 3, *small), 0.7, dtype=torch.float64)
-    out = scale.enlarge(alpha * x, sigma, torch.zeros(1, 2, 3, *large, dtype=torch.float64))
-    assert torch.allclose(out, torch.full_like(out, 0.7 * float(alpha_large)), atol=1e-6)
-    assert torch.allclose(scale.grow(x), torch.full_like(out, 0.7), atol=1e-6)
-    assert torch.allclose(scale.shrink(scale.grow(x)), x, atol=1e-6)
-
-
 def waves(size: tuple[int, int]) -> torch.Tensor:
     """A field of three waves, drawn at the places of a grid of that size over the same picture."""
     y, x = ((torch.arange(n, dtype=torch.float64) + 0.5) / n for n in size)
@@ -60,17 +48,6 @@ def waves(size: tuple[int, int]) -> torch.Tensor:
         - 0.5 * torch.cos(pi * y)[:, None]
         + 0.2 * torch.cos(4 * pi * x)
     )
-
-
-@pytest.mark.parametrize("flow", KINDS)
-@pytest.mark.parametrize(("large", "small"), SIZES, ids=str)
-def test_a_field_of_low_frequencies_is_the_same_drawn_large(large: Any, small: Any, flow: bool) -> None:
-    scale, sigma = Enlargement(large, small, flow), torch.tensor([0.4], dtype=torch.float64)
-    assert torch.allclose(scale.grow(waves(small)), waves(large), atol=1e-6)
-    assert torch.allclose(scale.shrink(waves(large)), waves(small), atol=1e-6)
-    alpha, alpha_large = (1 - sigma, 1 - scale.level(sigma)) if flow else (torch.ones(1), torch.ones(1))
-    out = scale.enlarge(float(alpha) * waves(small), sigma[0], torch.zeros(large, dtype=torch.float64))
-    assert torch.allclose(out[0] if out.ndim > 2 else out, float(alpha_large) * waves(large), atol=1e-6)
 
 
 @pytest.mark.parametrize("flow", KINDS)
@@ -90,20 +67,18 @@ def test_white_noise_stays_white_at_the_new_level(flow: bool) -> None:
 
 
 @pytest.mark.parametrize("flow", KINDS)
-def test_signal_and_noise_become_the_large_signal_and_noise_exactly(flow: bool) -> None:
+@pytest.mark.parametrize(("large", "small"), SIZES, ids=str)
+def test_signal_and_noise_become_the_large_signal_and_noise_exactly(large: Any, small: Any, flow: bool) -> None:
     """Of a picture of low frequencies and the run's own noise: the very x of the large run at sigma'."""
-    scale, own = Enlargement((90, 160), (60, 106), flow), noise(90, 160)
-    for sigma in torch.tensor([0.2, 0.7, 0.95], dtype=torch.float64):
+    scale, own = Enlargement(large, small, flow), noise(*large)
+    assert torch.allclose(scale.grow(waves(small)), waves(large), atol=1e-6)
+    assert torch.allclose(scale.shrink(waves(large)), waves(small), atol=1e-6)
+    for sigma in torch.tensor([0.2, 0.7, 0.95, 1.0], dtype=torch.float64):
         level = scale.level(sigma)
         alpha, alpha_large = (1 - sigma, 1 - level) if flow else (1, 1)
-        small = alpha * waves((60, 106)) + sigma * scale.low(own)
-        expected = alpha_large * waves((90, 160)) + level * own
-        assert torch.allclose(scale.enlarge(small, sigma, level * own), expected, atol=1e-6)
-
-
-def test_pure_noise_becomes_the_runs_own_noise() -> None:
-    scale, own, one = Enlargement((16, 16), (8, 8), True), noise(2, 16, 3, 16, 16), torch.ones((), dtype=torch.float64)
-    assert float(scale.level(one)) == 1 and torch.allclose(scale.enlarge(scale.low(own), one, own), own, atol=1e-12)
+        x = alpha * waves(small) + sigma * scale.low(own)
+        expected = alpha_large * waves(large) + level * own
+        assert torch.allclose(scale.enlarge(x, sigma, level * own), expected, atol=1e-6)
 
 
 def test_the_levels_are_those_of_a_shift_that_is_smaller_by_r() -> None:

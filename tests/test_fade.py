@@ -27,21 +27,6 @@ def faded(sketch: Any, render: Any, switch: Any = 4, report: Any = None, **setti
 # --- the formula ------------------------------------------------------------------------------------------------------
 
 
-def test_the_weight_is_one_at_the_hand_over_and_a_half_one_width_away() -> None:
-    at = torch.tensor([0.0, WIDTH, -WIDTH, 2 * WIDTH])
-    assert fade_module.weight(at, torch.zeros(1), WIDTH).tolist() == pytest.approx([1, 0.5, 0.5, 0.2])
-
-
-def test_the_distance_is_that_of_the_logarithmic_signal_to_noise_ratio() -> None:
-    sigma = torch.tensor([0.9, 0.5, 0.2])
-    assert fade_module.log_snr(sigma, flow=True).tolist() == pytest.approx(
-        [math.log((1 - s) / s) for s in sigma.tolist()]
-    )
-    assert fade_module.log_snr(10 * sigma, flow=False).tolist() == pytest.approx(
-        [-math.log(10 * s) for s in sigma.tolist()]
-    )
-
-
 def test_from_pure_noise_and_above_nothing_fades() -> None:
     """A multiplied schedule begins above 1."""
     lambdas = fade_module.log_snr(torch.tensor([1.2, 1.1, 1.0, 0.9]), flow=True)
@@ -151,13 +136,6 @@ def test_every_sample_of_a_batch_has_its_own_guard() -> None:
     assert blended[0].tolist() == pytest.approx([0.1] * 3) and blended[1].abs().max() < 0.02
 
 
-def test_one_step_is_too_few_to_fade_from() -> None:
-    fade = Fade(flow=True)
-    fade.note(torch.ones(1, 3), torch.ones(1), torch.zeros(1, 3))
-    denoised = torch.rand(1, 3)
-    assert fade.begin(WIDTH) == [] and fade.blend(torch.ones(1, 3), torch.ones(1), denoised) is denoised
-
-
 # --- against a loop written by hand -----------------------------------------------------------------------------------
 
 
@@ -210,11 +188,10 @@ def run(model: Any, conds: tuple[Any, Any], sigmas: torch.Tensor, noise: torch.T
     return guider.model_patcher.model.process_latent_in(out)
 
 
-@pytest.mark.parametrize("steps", [8, 20])
-def test_a_flow_model_fades_as_a_loop_by_hand(steps: int, wan: Any) -> None:
+def test_a_flow_model_fades_as_a_loop_by_hand(wan: Any) -> None:
     conds = (helpers.prompt(1), helpers.prompt(2))
     sketch, render = wan(), wan(seed=1)
-    sigmas = comfy.samplers.calculate_sigmas(sketch.get_model_object("model_sampling"), "simple", steps)
+    sigmas = comfy.samplers.calculate_sigmas(sketch.get_model_object("model_sampling"), "simple", 12)
     noise = torch.randn(2, 16, 2, 8, 8, generator=torch.Generator().manual_seed(3))
     expected = by_hand(x0_of(sketch, conds), x0_of(render, conds), 4, True, sigmas, noise * sigmas[0])
     assert runs.distance(run(faded(sketch, render), conds, sigmas, noise), expected) < 1e-6
@@ -265,8 +242,8 @@ def test_cogvideox_fades_as_a_loop_by_hand_also_into_another_latent_space(
 
 # --- in every kind of run ---------------------------------------------------------------------------------------------
 
-# Once and twice a step, with and without a history, with noise, with the unguided prediction, with levels of its own.
-SAMPLERS = ["euler", "heun", "dpmpp_2m", "uni_pc", "dpmpp_sde", "euler_ancestral_cfg_pp", "dpm_adaptive"]
+# Without a history, with one, with levels of its own; test_every_sampler.py has the others.
+SAMPLERS = ["euler", "uni_pc", "dpm_adaptive"]
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -292,14 +269,6 @@ def test_the_report_tells_the_share_of_every_step(wan: Any) -> None:
     assert runs.Report.from_json(report.to_json()).hand_overs[0].fade == hand_over.fade
 
 
-def test_with_the_same_weights_a_fade_lies_between_a_plain_run_and_a_held_velocity(wan: Any) -> None:
-    sketch = wan()
-    plain = helpers.ksampler(sketch, 20)
-    soft = helpers.ksampler(faded(sketch, wan(), 8), 20)
-    held = helpers.ksampler(faded(sketch, wan(), 8, fade=1e6), 20)
-    assert 0 < runs.distance(soft, plain) < runs.distance(held, plain)
-
-
 def test_a_hand_over_after_one_step_is_a_cut_and_says_so(wan: Any) -> None:
     sketch, render, report = wan(), wan(seed=1), runs.Report()
     latent = helpers.ksampler(faded(sketch, render, 1, report), 8)
@@ -316,7 +285,7 @@ def test_a_masked_and_a_batched_run_fade(wan: Any) -> None:
 
 
 def test_the_two_halves_fade_as_one_run(wan: Any) -> None:
-    for sampler in ("euler", "uni_pc", "dpmpp_2m_sde", "heun"):
+    for sampler in ("uni_pc", "dpmpp_2m_sde"):
         how = {"steps": 8, "switch_mode": "step", "switch_step": 4, "sampler_name": sampler}
         one = helpers.ksampler(faded(wan(), wan(seed=1)), 8, sampler_name=sampler)
         record = runs.sketched(wan(), **how)[0]

@@ -16,21 +16,11 @@ import comfy.ops
 import comfy.sd
 import helpers
 import pytest
+import runs
 import torch
 from comfy.patcher_extension import WrappersMP
 from hosting import module
-from runs import (
-    STEPS,
-    Report,
-    failing,
-    left_as_before,
-    rendered,
-    shapes_of,
-    sketched,
-    sr_model,
-    sr_sampler,
-    through_a_file,
-)
+from runs import STEPS, Report, failing, left_as_before, sr_model
 
 pytestmark = pytest.mark.long
 
@@ -67,12 +57,13 @@ class Family:
 
     def run(self, model: Any, sampler: str = "euler", as_render: bool = False, **how: Any) -> torch.Tensor:
         """The host's KSampler; ``as_render``: with the render's own prompts."""
-        prompts = {"positive": self.prompt(1), "negative": self.prompt(2)}
-        prompts |= self.own_prompts() if as_render else {}
-        return helpers.ksampler(model, STEPS, sampler_name=sampler, **self.start(), **prompts, **how)
+        own = self.own_prompts() if as_render else {}
+        return helpers.ksampler(model, STEPS, sampler_name=sampler, **self.start() | own, **how)
 
     def start(self) -> dict[str, Any]:
-        return {"latent": {"samples": torch.zeros(self.latent)}, "cfg": 3.0}
+        """The sketch's prompts and an empty latent."""
+        prompts = {"positive": self.prompt(1), "negative": self.prompt(2)}
+        return prompts | {"latent": {"samples": torch.zeros(self.latent)}, "cfg": 3.0}
 
 
 def flux2(hidden: int, text: int, guidance: bool, **depth: int) -> dict[str, Any]:
@@ -219,7 +210,7 @@ def test_the_hosts_detection_takes_the_tiny_models_for_the_real_family(family: F
 def test_the_hand_over_itself_changes_nothing_in_any_family(sampler: str, family: Family, load: Load) -> None:
     """Invariants 1 to 4 of the design, as for Wan in test_cooperation.py."""
     sketch, same, render = load("sketch"), load("sketch"), load("render")
-    counted, calls = shapes_of(sketch)
+    counted, calls = runs.shapes_of(sketch)
     own = family.own_prompts()
     plain, plain_render = family.run(counted, sampler), family.run(render, sampler, as_render=True)
     assert torch.isfinite(plain).all() and torch.isfinite(plain_render).all() and not torch.equal(plain, plain_render)
@@ -234,15 +225,7 @@ def test_the_hand_over_itself_changes_nothing_in_any_family(sampler: str, family
     mixed = family.run(sr_model(sketch, render, 3, **own), sampler)
     assert not torch.equal(mixed, plain) and not torch.equal(mixed, plain_render)
     inputs = {f"render_{role}": prompt for role, prompt in own.items()}
-    node = sr_sampler(
-        sketch,
-        render,
-        sampler_name=sampler,
-        positive=family.prompt(1),
-        negative=family.prompt(2),
-        **family.start(),
-        **inputs,
-    )
+    node = runs.sr_sampler(sketch, render, sampler_name=sampler, **family.start(), **inputs)
     assert torch.equal(node, mixed)
     assert torch.equal(family.run(sketch, sampler), plain)
 
@@ -306,25 +289,25 @@ def test_every_family_goes_through_a_file_as_in_sr_sampler(
     sampler: str, family: Family, load: Load, tmp_path: Path
 ) -> None:
     sketch, render, own = load("sketch"), load("render"), family.own_prompts()
-    prompts = {"positive": family.prompt(1), "negative": family.prompt(2)}
-    how = prompts | family.start() | {"sampler_name": sampler}
-    latent, _ = rendered(through_a_file(sketched(sketch, **how)[0], tmp_path), render, **(own or prompts))
-    whole = sr_sampler(sketch, render, **how, **{f"render_{role}": conds for role, conds in own.items()})
+    how = family.start() | {"sampler_name": sampler}
+    record = runs.through_a_file(runs.sketched(sketch, **how)[0], tmp_path)
+    latent, _ = runs.rendered(record, render, **(own or {role: how[role] for role in ("positive", "negative")}))
+    whole = runs.sr_sampler(sketch, render, **how, **{f"render_{role}": conds for role, conds in own.items()})
     assert torch.equal(latent["samples"], whole)
 
 
 def test_every_family_sketches_small(family: Family, load: Load) -> None:
     """Flow and variance exploding, video and image, patches of 1 and 2, and the frames of VACE."""
-    sketch, small = shapes_of(load("sketch"))
-    render, large = shapes_of(load("render"))
+    sketch, small = runs.shapes_of(load("sketch"))
+    render, large = runs.shapes_of(load("render"))
     size = family.latent[2:]
     frames = {"vace_frames": [torch.randn(1, 32, *size)], "vace_mask": [torch.ones(1, 64, *size)]}
     extra = frames if "VACE" in family.kind.upper() else {}
-    conds = {"positive": family.prompt(1), "negative": family.prompt(2)}
-    for prompts in conds.values():
-        prompts[0][1].update(extra)
+    start = family.start()
+    for role in ("positive", "negative"):
+        start[role][0][1].update(extra)
     model = sr_model(sketch, render, sketch_scale=0.5, **family.own_prompts())
-    latent = helpers.ksampler(model, STEPS, **family.start(), **conds)
+    latent = helpers.ksampler(model, STEPS, **start)
     assert torch.isfinite(latent).all() and tuple(latent.shape) == family.latent
     assert {shape[-2:] for shape in small} == {tuple(n // 2 for n in size[-2:])}
     assert {shape[-2:] for shape in large} == {size[-2:]}

@@ -24,8 +24,7 @@ from hosting import module
 CANCELLED = comfy.model_management.InterruptProcessingException
 
 
-@pytest.mark.parametrize("sampler", ["uni_pc", "euler_cfg_pp"])
-@pytest.mark.parametrize("stage", ["sketch", "render"])
+@pytest.mark.parametrize(("stage", "sampler"), [("sketch", "uni_pc"), ("render", "euler_cfg_pp")])
 @runs.FAULTS
 def test_after_a_fault_in_either_stage_plain_runs_are_as_before(fault: Any, stage: str, sampler: str, wan: Any) -> None:
     sketch, render, report = wan(), wan(seed=1), runs.Report()
@@ -146,24 +145,26 @@ def test_one_family_with_text_inputs_of_another_width_needs_its_own_conditioning
         runs.sr_model(sketch, render)
 
 
-def test_render_conditioning_that_the_guider_can_not_take_is_refused_before_any_step(wan: Any) -> None:
-    model = runs.sr_model(never_called(wan()), never_called(wan(seed=1)), negative=helpers.prompt(2))
-    with pytest.raises(ValueError, match="render_negative is connected, but the guider .* takes none"):
-        runs.sampled(model, guider="BasicGuider")
+UNIFORM = torch.linspace(1, 0, 51)  # at shift 5 the paper's schedule
+# Settings of the pair, the call, and what is said.
+NO_RUN: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "render_negative": ({"negative": helpers.prompt(2)}, {"guider": "BasicGuider"}, "but the guider .* takes none"),
+    "render_cfg": ({"cfg": 2.0}, {"guider": "BasicGuider"}, "render_cfg is 2.0.*Set render_cfg to 0"),
+    "rising levels": ({}, {"sigmas": torch.tensor([0.01, 0.5, 0.9])}, "rises in step 1 of 2;.* FlipSigmas"),
+    "a rule that never decides": (
+        {"switch": runs.Switch(fix_step=10, max_step=5)},
+        {"sigmas": 5 * UNIFORM / (1 + 4 * UNIFORM)},
+        "max_step is 5, but the rule of adaptive decides after step .* Raise max_step",
+    ),
+}
 
 
-def test_a_schedule_whose_noise_level_rises_is_refused_before_any_step(wan: Any) -> None:
-    model = runs.sr_model(never_called(wan()), never_called(wan(seed=1)))
-    with pytest.raises(ValueError, match="rises in step 1 of 2; .* never rises. FlipSigmas"):
-        runs.sampled(model, sigmas=torch.tensor([0.01, 0.5, 0.9]), guider="BasicGuider")
-
-
-def test_an_adaptive_rule_that_could_never_decide_is_refused_before_any_step(wan: Any) -> None:
-    model = runs.sr_model(never_called(wan()), never_called(wan(seed=1)), runs.Switch(fix_step=10, max_step=5))
-    with pytest.raises(
-        ValueError, match="max_step is 5, but the rule of adaptive decides after step .* Raise max_step"
-    ):
-        helpers.ksampler(model, 50)
+@pytest.mark.parametrize("what", NO_RUN)
+def test_what_no_run_can_follow_is_refused_before_any_step(what: str, wan: Any) -> None:
+    settings, how, words = NO_RUN[what]
+    model = runs.sr_model(never_called(wan()), never_called(wan(seed=1)), **settings)
+    with pytest.raises(ValueError, match=words):
+        runs.sampled(model, **how)
 
 
 def test_the_report_of_a_refused_run_says_so_and_not_what_the_run_before_did(wan: Any) -> None:
@@ -257,20 +258,20 @@ def test_a_latent_that_is_not_finite_is_refused_before_any_step(bad: float, wan:
         ({"switch_mode": "percent"}, "choose one of adaptive, step, sigma"),
         ({"teacache": -0.1}, "teacache is -0.1; the threshold must be 0"),
         ({"offload_sketch": "sometimes"}, "offload_sketch is 'sometimes'; choose one of auto, always, never"),
+        ({"render_cfg": float("nan")}, "render_cfg is nan; it must be a number"),
+        ({"delta": float("nan"), "switch_mode": "adaptive"}, "delta is nan; it must be above 0"),
+        ({"switch_sigma": float("nan"), "switch_mode": "sigma"}, "switch_sigma is nan; it must be a number"),
     ],
-    ids=["delta", "mode", "teacache", "offload"],
+    ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
 )
 def test_settings_that_can_not_be_followed_are_refused_before_any_step(
     setting: dict[str, Any], message: str, wan: Any
 ) -> None:
+    models = never_called(wan()), never_called(wan(seed=1))
     with pytest.raises(ValueError, match=message):
-        runs.sr_sampler(never_called(wan()), never_called(wan(seed=1)), **setting)
-
-
-def test_render_cfg_without_a_negative_prompt_is_refused_before_any_step(wan: Any) -> None:
-    model = runs.sr_model(never_called(wan()), never_called(wan(seed=1)), cfg=2.0)
-    with pytest.raises(ValueError, match="render_cfg is 2.0.*Set render_cfg to 0"):
-        runs.sampled(model, guider="BasicGuider")
+        runs.sr_sampler(*models, **setting)
+    with pytest.raises(ValueError, match=message):
+        runs.sampler_nodes.SRModel.execute(*models, **runs.SWITCHING | setting)
 
 
 def test_switch_step_beyond_the_steps_is_refused_or_means_never(wan: Any) -> None:
@@ -280,8 +281,3 @@ def test_switch_step_beyond_the_steps_is_refused_or_means_never(wan: Any) -> Non
     assert torch.equal(
         helpers.ksampler(runs.sr_model(sketch, wan(seed=1), 99), runs.STEPS), helpers.ksampler(sketch, runs.STEPS)
     )
-
-
-def test_every_error_in_settings_is_raised_by_sketch_render_model_too(wan: Any) -> None:
-    with pytest.raises(ValueError, match="teacache"):
-        runs.sampler_nodes.SRModel.execute(wan(), wan(seed=1), **runs.SWITCHING | {"teacache": -0.2})

@@ -6,6 +6,7 @@ import json
 import shutil
 import struct
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +42,19 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return found
 
 
+@cache
+def loaded(path: Path) -> Any:
+    model = comfy.sd.load_diffusion_model(str(path))
+    model.set_attachments(latent.FILE_NAME, path.name)
+    return model
+
+
 def what_a_run_says(sketch: Path, render: Path, own_prompts: bool = False) -> str:
     """Of the loaded models, by the run's own checks."""
-    models = [comfy.sd.load_diffusion_model(str(path)) for path in (sketch, render)]
-    for model, path in zip(models, (sketch, render)):
-        model.set_attachments(latent.FILE_NAME, path.name)
     try:
-        checks.check_together(*models, stage.RenderSettings(positive=[] if own_prompts else None))
+        checks.check_together(
+            loaded(sketch), loaded(render), stage.RenderSettings(positive=[] if own_prompts else None)
+        )
     except ValueError as error:
         return str(error)
     return ""

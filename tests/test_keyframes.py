@@ -30,8 +30,7 @@ def _changing(weights: Any) -> Any:
     return hooks
 
 
-@pytest.mark.parametrize("sampler", ["euler", "heun"])
-@pytest.mark.parametrize("switch", [0, 1, 4, "1, 3-4"], ids=str)
+@pytest.mark.parametrize(("sampler", "switch"), [("euler", 0), ("heun", 1), ("euler", 4), ("heun", "1, 3-4")])
 def test_a_prompt_of_the_render_s_own_follows_the_run_from_its_first_step(switch: Any, sampler: str, wan: Any) -> None:
     plain = helpers.ksampler(wan(), STEPS, positive=prompt(), sampler_name=sampler)
     model = sr_model(wan(), wan(), switch, positive=prompt())

@@ -92,8 +92,9 @@ def test_a_patch_on_the_inner_pair_reaches_its_first_model(wan: Any) -> None:
     assert len(calls) == 2
 
 
-@runs.FAULTS
-@pytest.mark.parametrize("at", ["sketch", "low", "render"])
+@pytest.mark.parametrize(
+    ("at", "fault"), [("sketch", runs.failing), ("low", runs.interrupting), ("render", runs.failing)]
+)
 def test_a_fault_in_any_of_three_stages_leaves_all_models_as_they_were(at: str, fault: Any, wan: Any) -> None:
     models = {"sketch": wan(), "low": wan(seed=1), "render": wan(seed=2)}
     sketch, low, render = {**models, at: fault(models[at], 2)}.values()
@@ -101,8 +102,7 @@ def test_a_fault_in_any_of_three_stages_leaves_all_models_as_they_were(at: str, 
         helpers.ksampler(runs.sr_model(runs.sr_model(sketch, low, 2, fade=1.1), render, 5, fade=1.1), STEPS)
 
 
-@runs.FAULTS
-@pytest.mark.parametrize("render_steps", [0, 2])
+@pytest.mark.parametrize(("fault", "render_steps"), [(runs.failing, 0), (runs.interrupting, 2)])
 def test_a_fault_after_the_sketch_came_back_leaves_all_models_as_they_were(
     fault: Any, render_steps: int, wan: Any
 ) -> None:

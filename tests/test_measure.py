@@ -10,7 +10,7 @@ import helpers
 import pytest
 import torch
 from hosting import module
-from runs import FAULTS, a_video, left_as_before, out_of_memory, sr_model
+from runs import a_video, failing, interrupting, left_as_before, out_of_memory, predictions_of, sr_model
 from test_fade import x0_of
 
 fit, measure_run, text = module("srd_core.measure.fit"), module("srd_core.measure.run"), module("srd_core.measure.text")
@@ -78,28 +78,12 @@ def test_the_measured_steps_go_from_the_second_to_the_last(steps: int, points: i
 
 
 def test_the_disagreement_is_that_of_plain_predictions_at_the_sketchs_x(wan: Any) -> None:
-    sketch, render, seen = wan(), wan(seed=1), []
-    conds = (helpers.prompt(1), helpers.prompt(2))
-    found = measured(sketch, render)
-    import comfy.sample
-
-    latent = helpers.empty_latent()["samples"]
-    comfy.sample.sample(
-        sketch,
-        comfy.sample.prepare_noise(latent, 7),
-        10,
-        3.0,
-        "euler",
-        "simple",
-        *conds,
-        latent,
-        seed=7,
-        disable_pbar=True,
-        callback=lambda i, x0, x, total: seen.append(x.clone()),
-    )
+    sketch, render, conds = wan(), wan(seed=1), (helpers.prompt(1), helpers.prompt(2))
+    found, (watched, seen) = measured(sketch, render), predictions_of(sketch)
+    helpers.ksampler(watched, 10)
     assert [point.step for point in found.points] == fit.chosen(10, 4)
     for point in found.points:
-        x = seen[point.step]
+        x, _ = seen[point.step]
         ours, theirs = (x - x0_of(sketch, conds)(x, point.sigma), x - x0_of(render, conds)(x, point.sigma))
         assert point.differences["guided"] == pytest.approx(float((theirs - ours).norm() / ours.norm()), rel=1e-4)
         assert set(point.differences) == {"guided", "cond", "uncond"}
@@ -141,7 +125,7 @@ def test_without_guidance_there_is_no_cond_of_its_own(wan: Any) -> None:
     assert all(set(point.differences) == {"guided"} for point in found.points) and not found.unguided
 
 
-@pytest.mark.parametrize("sampler", ["uni_pc", "heun", "dpmpp_2m_sde", "euler_cfg_pp"])
+@pytest.mark.parametrize("sampler", ["heun", "euler_cfg_pp"])
 def test_it_measures_under_any_sampler(sampler: str, wan: Any) -> None:
     assert len(measured(wan(), wan(seed=1), sampler_name=sampler).points) == 4
 
@@ -161,8 +145,7 @@ def test_each_model_is_loaded_once_and_the_sketch_alone_samples(wan: Any) -> Non
     assert len(sketch_calls) == 10 and len(render_calls) == 4
 
 
-@FAULTS
-@pytest.mark.parametrize("stage", ["sketch", "render"])
+@pytest.mark.parametrize(("stage", "fault"), [("sketch", interrupting), ("render", failing)])
 def test_after_a_fault_both_models_are_as_before(stage: str, fault: Any, wan: Any) -> None:
     sketch, render = wan(), wan(seed=1)
     pair = (fault(sketch, 3), render) if stage == "sketch" else (sketch, fault(render, 2))

@@ -24,7 +24,7 @@ from runs import STEPS, Report, a_video, asked_for, right_half, sr_model, sr_sam
 memory, reports = module("srd_core.memory"), module("srd_core.report.data")
 
 POLICIES = ("auto", "always", "never")
-READERS = ("euler", "uni_pc", "dpm_2_ancestral", "dpmpp_sde", "er_sde", "seeds_2")
+READERS = ("uni_pc", "dpm_2_ancestral", "er_sde")  # of the schedule, each in its own way
 
 
 @pytest.fixture
@@ -222,9 +222,7 @@ def test_a_report_of_before_there_was_memory_in_it_is_still_read() -> None:
 # --- in a server, started as users start it ---------------------------------------------------------------------------
 
 
-@pytest.fixture(
-    scope="module", params=[pytest.param("--disable-smart-memory", marks=pytest.mark.long), "--reserve-vram"]
-)
+@pytest.fixture(scope="module", params=["--disable-smart-memory", "--reserve-vram"])
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A real server of the tiny family with one of the host's memory flags."""
     flags = [request.param, *(["1000000"] if request.param == "--reserve-vram" else [])]
@@ -235,6 +233,7 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         yield running
 
 
+@pytest.mark.long
 def test_every_policy_does_in_a_server_what_it_says(server: Any) -> None:
     kept = {}
     saved = workflow.to_api(workflow.load(REPOSITORY / "demo" / "demo.json"), server.object_info())

@@ -206,9 +206,3 @@ def test_the_algorithm_does_not_know_the_host() -> None:
     alone = [core / f"{name}.py" for name in ("criterion", "route", "steps", "families", "likeness", "compare")]
     for path in (*alone, core / "teacache" / "plan.py", *(core / "report").glob("*.py")):
         assert not any(name.startswith("comfy") for name in imports_of(path)), path.name
-
-
-def test_every_test_helper_reaches_the_pack_without_the_root_on_the_path() -> None:
-    import sys
-
-    assert str(REPOSITORY) not in sys.path

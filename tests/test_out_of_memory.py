@@ -57,7 +57,7 @@ def test_a_render_that_runs_out_of_memory_twice_ends_the_run_with_what_to_change
     assert [torch.equal(helpers.ksampler(m, STEPS), p) for m, p in zip((sketch, render), plain)] == [True, True]
 
 
-@pytest.mark.parametrize("call", [1, 4, 5])
+@pytest.mark.parametrize("call", [1, 4])
 @pytest.mark.parametrize("stage", ["sketch", "render"])
 def test_a_shortage_in_any_step_of_either_stage_gets_a_second_try(stage: str, call: int, wan: Any) -> None:
     pair, report = {"sketch": wan(), "render": wan(seed=1)}, Report()

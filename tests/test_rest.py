@@ -74,25 +74,6 @@ def test_an_outer_rule_counts_the_steps_that_really_run() -> None:
 # --- runs -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m", "uni_pc", "heunpp2", "dpmpp_2m_sde", "dpm_adaptive"])
-def test_an_adaptive_rest_begins_anew_from_where_the_sketch_ended(sampler: str, wan: Any) -> None:
-    """The sampler's steps, and nothing twice: the report has each once, at the levels that were walked."""
-    report = runs.Report()
-    sketch, calls = helpers.count_calls(wan())
-    latent = helpers.ksampler(shortened(sketch, wan(seed=1), 3, runs.ADAPTIVE, report), 20, sampler_name=sampler)
-    assert torch.isfinite(latent).all() and report.status == "done"
-    (hand_over,) = report.hand_overs
-    k = hand_over.after_step
-    if sampler == "dpm_adaptive":
-        assert len(report.sigmas) == 21 and any("its own noise levels or sizes" in note for note in report.notes)
-        return
-    assert len(report.sigmas) == k + 3 + 1 and report.given_steps == 20
-    assert [(s.step, s.stage) for s in report.steps] == [(i + 1, "sketch" if i < k else "render") for i in range(k + 3)]
-    assert [s.sigma for s in report.steps] == report.sigmas[:-1]
-    assert len(calls) == report.stage("sketch").calls
-    assert any("begins anew" in note for note in report.notes)
-
-
 @pytest.mark.parametrize(("guider", "sampler"), zip(runs.GUIDERS, ["uni_pc", "euler", "dpmpp_2m_sde"]))
 def test_under_any_guider_a_known_rest_is_the_plain_run_over_those_levels(guider: str, sampler: str, wan: Any) -> None:
     sketch = wan()
@@ -161,12 +142,6 @@ def test_the_render_with_teacache_plans_the_steps_that_really_run() -> None:
         assert report.reused("render") == sum(plan["reuse"]) > 0
 
 
-def test_a_fade_into_few_steps_is_told_for_those_steps(wan: Any) -> None:
-    report = runs.Report()
-    helpers.ksampler(shortened(wan(), wan(seed=1), 3, runs.ADAPTIVE, report, fade=1.1), 20)
-    assert len(report.hand_overs[0].fade) == 3
-
-
 def test_the_speed_up_is_over_all_the_steps_that_a_few_stand_for(wan: Any) -> None:
     report = runs.Report()
     helpers.ksampler(shortened(wan(), wan(seed=1), 4, 10, report), 50, cfg=1.0)
@@ -190,16 +165,6 @@ def test_a_render_that_has_no_rest_is_refused_before_any_step(wan: Any) -> None:
     with pytest.raises(ValueError, match="the sketch runs the last step"):
         helpers.ksampler(shortened(sketch, wan(seed=1), 4, "1-3, 10"), 10)
     assert not calls
-
-
-@pytest.mark.parametrize("sampler", ["uni_pc", "heunpp2", "dpmpp_2m_sde", "euler_ancestral"])
-def test_the_two_halves_of_an_adaptive_run_walk_the_rest_as_one_run(sampler: str, wan: Any) -> None:
-    how = {"switch_mode": "adaptive", "delta": 1e9, "switch_sigma": 0.0, "max_step": 9}
-    record = runs.sketched(wan(), steps=20, sampler_name=sampler, **how)[0]
-    latent, report = runs.rendered(record, wan(seed=1), render_steps=3)
-    one = helpers.ksampler(shortened(wan(), wan(seed=1), 3, runs.ADAPTIVE), 20, sampler_name=sampler)
-    assert torch.equal(latent["samples"], one)
-    assert not any("noise differs" in note for note in report.notes)
 
 
 @runs.FAULTS

@@ -11,11 +11,12 @@ import comfy.sampler_helpers
 import comfy.samplers
 import helpers
 import pytest
+import runs
 import torch
 from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
 from hosting import module
-from runs import STEPS, Report, Switch, a_video, cached, pair, rendered, sampled, sketched, slow_wan, sr_model, wrapped
+from runs import STEPS, Report, Switch, cached, sampled, slow_wan, sr_model, wrapped
 
 criterion = module("srd_core.criterion")
 NEVER = {"switch_sigma": 0.0, "delta": 1e-9}
@@ -142,22 +143,18 @@ def test_the_threads_of_clones_end_with_the_run(cache: str, wan: Any) -> None:
 
 
 def masked_latent(kept: float) -> dict[str, Any]:
-    latent = {"samples": a_video()}
+    latent = {"samples": runs.a_video()}
     latent["noise_mask"] = (torch.arange(8) >= 8 * kept).float().expand(1, 1, 8, 8)
     return latent
 
 
 def test_the_kept_part_of_a_latent_does_not_count(wan: Any) -> None:
     """D of the report against D of the callback's predictions over the generated part."""
-    seen: list[torch.Tensor] = []
-    sketch, report, latent = wan(), Report(), masked_latent(0.75)
-    sketch.add_wrapper_with_key(
-        WrappersMP.PREDICT_NOISE, "keep", lambda ex, *a, **k: (seen.append(ex(*a, **k)), seen[-1])[1]
-    )
+    (sketch, seen), report, latent = runs.predictions_of(wan()), Report(), masked_latent(0.75)
     helpers.ksampler(watched(sketch, report), 8, latent=latent)
     part = (slice(None), slice(None), slice(None), slice(None), slice(6, None))
     # The host puts the kept part back into the prediction after our wrapper; D must not depend on it.
-    expected = [float(criterion.relative_change(b[part], a[part])) for a, b in itertools.pairwise(seen)]
+    expected = [float(criterion.relative_change(b[part], a[part])) for (_, a), (_, b) in itertools.pairwise(seen)]
     assert [s.d for s in report.steps[1:]] == pytest.approx(expected, rel=1e-4)
 
 
@@ -230,11 +227,11 @@ def test_guidance_of_zero_is_the_negative_prompt_as_the_renders_positive(wan: An
 def test_a_render_larger_than_the_sketch_is_noted(layers: tuple[int, int], swapped: bool, wan: Any) -> None:
     report = Report()
     helpers.ksampler(sr_model(wan(layers=layers[0]), wan(seed=1, layers=layers[1]), 3, report), STEPS)
-    assert report.notes == ([pair.LARGER] if swapped else [])
+    assert report.notes == ([runs.pair.LARGER] if swapped else [])
 
 
 def test_a_saved_latent_that_its_predictions_do_not_lead_to_is_refused(wan: Any) -> None:
-    record, render = sketched(wan())[0], wan(seed=1)
+    record, render = runs.sketched(wan())[0], wan(seed=1)
     record.x = record.x + 0.5 * record.x.abs().max()
     with pytest.raises(RuntimeError, match="not the one that its predictions lead to"):
-        rendered(record, render)
+        runs.rendered(record, render)

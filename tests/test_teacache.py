@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import comfy.model_prefetch
@@ -21,6 +22,7 @@ TABLES = [*teacache.WAN_T2V, teacache.WAN_I2V_480P, teacache.WAN_I2V_720P, *teac
 LEVELS = (2.0, 2.4, 3.0, 4.0, 8.0, 16.0, 32.0)
 
 
+@cache
 def embeddings(steps: int, shift: float, level: float = 4.0) -> torch.Tensor:
     """[steps, dim] that change with the timestep as a Wan's do: a smooth function of its sinusoidal embedding."""
     linear = 1 - torch.arange(steps, dtype=torch.float64) / steps
@@ -31,25 +33,32 @@ def embeddings(steps: int, shift: float, level: float = 4.0) -> torch.Tensor:
     return torch.cat([angles.cos(), angles.sin()], 1) @ weights / 16 + level
 
 
-def upstream_plan(m: torch.Tensor, coefficients: tuple[float, ...], threshold: float, ret_steps: bool) -> list[bool]:
+@cache
+def upstream_changes(steps: int, shift: float, level: float) -> list[float]:
+    """By how much each of these embeddings differs from the one before."""
+    pairs = itertools.pairwise(embeddings(steps, shift, level))
+    return [float((now - before).abs().mean() / before.abs().mean()) for before, now in pairs]
+
+
+def upstream_plan(
+    changes: list[float], coefficients: tuple[float, ...], threshold: float, ret_steps: bool
+) -> list[bool]:
     """The published algorithm for one of the two conds, written from its description.
 
     Accumulate the rescaled change against the step before; compute when it reaches the threshold, and the first (five)
     and without ret steps the last.
     """
     polynomial = numpy.poly1d(coefficients)
-    steps, accumulated, plan = len(m), 0.0, []
-    previous: Any = None
-    for cnt, modulated in enumerate(m):
-        first, last = (5, steps) if ret_steps else (1, steps - 1)
+    steps, accumulated, plan = len(changes) + 1, 0.0, [False]
+    first, last = (5, steps) if ret_steps else (1, steps - 1)
+    for cnt in range(1, steps):
         if cnt < first or cnt >= last:
-            should_calc, accumulated = True, 0.0
+            should_calc = True
         else:
-            accumulated += float(polynomial(((modulated - previous).abs().mean() / previous.abs().mean()).item()))
+            accumulated += float(polynomial(changes[cnt - 1]))
             should_calc = not accumulated < threshold
-            if should_calc:
-                accumulated = 0.0
-        previous = modulated
+        if should_calc:
+            accumulated = 0.0
         plan.append(not should_calc)
     return plan
 
@@ -61,12 +70,11 @@ def test_the_plan_is_upstreams_where_no_guard_is_needed(table: Any, form: str) -
     coefficients = table.coefficients(form)
     reused = set()
     for steps, shift, level in itertools.product((50, 30, 20), (3.0, 5.0, 8.0), LEVELS):
-        m = embeddings(steps, shift, level)
-        d = teacache.distances(m)
+        d, changes = teacache.distances(embeddings(steps, shift, level)), upstream_changes(steps, shift, level)
         if min(teacache.polynomial(coefficients, x) for x in d) < 0:
             continue
         for threshold in (0.05, 0.08, 0.14, 0.2, 0.3):
-            theirs = upstream_plan(m, coefficients, threshold, form == "e0")
+            theirs = upstream_plan(changes, coefficients, threshold, form == "e0")
             if longest(theirs) <= teacache.MAX_REUSES:
                 ours = teacache.reuse_plan(teacache.growth(d, coefficients), threshold, 5 if form == "e0" else 1)
                 assert ours == [*theirs[:-1], False]

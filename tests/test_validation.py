@@ -46,7 +46,6 @@ def failed(server: Any, saved: Any, node: str, **values: Any) -> str:
     ("values", "where", "words"),
     [
         ({"delta": 0.0}, "delta", "smaller than min of 0.0001"),
-        ({"delta": -0.01}, "delta", "smaller than min"),
         ({"delta": 1.5}, "delta", "bigger than max"),
         ({"teacache": -0.1}, "teacache", "smaller than min"),
         ({"teacache": 1.1}, "teacache", "bigger than max"),
@@ -59,7 +58,6 @@ def failed(server: Any, saved: Any, node: str, **values: Any) -> str:
         ({"sampler_name": "gone_in_this_version"}, "sampler_name", "Value not in list"),
         ({"scheduler": "gone_in_this_version"}, "scheduler", "Value not in list"),
         ({"steps": 0}, "steps", "smaller than min of 1"),
-        ({"steps": "ten"}, "steps", "Failed to convert"),
         ({"fix_step": -1}, "fix_step", "smaller than min"),
         ({"max_step": 10001}, "max_step", "bigger than max of 10000"),
         ({"switch_step": -3}, "switch_step", "smaller than min"),
@@ -79,10 +77,6 @@ def test_sr_sampler_refuses_when_it_is_queued(values: Any, where: str, words: st
             {"switch_mode": "step", "switch_step": 51, "steps": 50},
             "switch_step is 51, but the run has 50 steps.*Set switch_step below",
         ),
-        ({"cfg": "nan"}, "cfg is nan; it must be a number"),
-        ({"render_cfg": "nan"}, "render_cfg is nan; it must be a number"),
-        ({"delta": "nan"}, "delta is nan; it must be above 0"),
-        ({"switch_sigma": "nan"}, "switch_sigma is nan; it must be a number"),
         ({"denoise": "nan"}, "denoise is nan; it must be a number"),
         ({"teacache": "nan"}, "teacache is nan; the threshold must be"),
     ],
@@ -102,8 +96,9 @@ def test_what_several_inputs_decide_is_said_by_the_node_and_its_sentence_comes_f
         ("cut.safetensors", "cut.safetensors is cut short"),
         ("page.safetensors", "page.safetensors is not a safetensors file, or its download broke off"),
         ("vae.safetensors", "vae.safetensors is not a diffusion model that this ComfyUI knows"),
+        ("part.safetensors.index.json", "index.json"),
     ],
-    ids=["gone", "outside", "cut", "page", "vae"],
+    ids=["gone", "outside", "cut", "page", "vae", "one of several shards"],
 )
 @pytest.mark.parametrize("loader", ["SRLoadSketchDiT", "SRLoadRenderDiT"])
 def test_a_loader_refuses_a_file_by_its_header_when_it_is_queued(
@@ -125,15 +120,6 @@ def test_any_attention_is_taken(server: Any, saved: Any) -> None:
     sampler = workflow.find(saved, "SRSampler")
     graph = workflow.set_inputs(saved, workflow.find(saved, "SRLoadSketchDiT"), attention="gone")
     server.run(workflow.up_to_latent(workflow.set_inputs(graph, sampler, steps=2), sampler))
-
-
-def test_one_of_several_shards_is_refused_by_the_name_of_what_is_missing(server: Any, saved: Any) -> None:
-    assert "index.json" in refused(server, saved, "SRLoadSketchDiT", model_name="part.safetensors.index.json")[1]
-
-
-def test_a_loader_refuses_a_precision_that_is_gone(server: Any, saved: Any) -> None:
-    where, said = refused(server, saved, "SRLoadRenderDiT", weight_dtype="int3")
-    assert where == "weight_dtype" and "Value not in list" in said
 
 
 def test_the_same_workflow_with_good_values_is_taken(server: Any, saved: Any) -> None:
