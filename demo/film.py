@@ -6,9 +6,10 @@ Started by demo/run.py, which says how.
 import contextlib
 import dataclasses
 import io
+import itertools
 import json
+import math
 import os
-import re
 import shutil
 import statistics
 import sys
@@ -23,19 +24,22 @@ from typing import Any
 import host
 import numpy as np
 import run
+import safetensors
+import torch
 import video
 import workflow
 from client import Server
-from metrics import psnr, ssim
 from PIL import Image
 from progress import Progress
-from table import RUNS, disturbed, likeness, table
+from table import RUNS, disturbed, table
 
 sys.path.append(str(run.HERE / "family"))
 
 # isort: split
 from oracle import score
-from text import parse, vocabulary
+from text import known_and_unknown, parse, vocabulary
+
+likeness = host.load_by_path("srd_likeness", host.REPOSITORY / "srd_core" / "likeness.py")  # as SR Compare shows it
 
 VIDEOS = ("sketch.mp4", "render.mp4", "sr.mp4", "side-by-side.mp4")
 FILES = (*VIDEOS, "switch.png", "overview.png", "report.json", "table.md", "server.log")
@@ -93,6 +97,7 @@ def main() -> int:
 def film(chosen: host.Host, asked: Namespace) -> None:
     """Make everything that the demo leaves."""
     output, saved = asked.output, workflow.load(asked.workflow)
+    check(asked.weights)
     os.environ["OMP_NUM_THREADS"] = "1"  # one thread: two on a shared machine wait for each other in every operation
     with server(chosen, asked.weights, output) as running:
         graph = prepared(workflow.to_api(saved, running.object_info()), asked)
@@ -110,6 +115,17 @@ def film(chosen: host.Host, asked: Namespace) -> None:
     (output / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", "utf-8")
     (output / "table.md").write_text(table(report), "utf-8")
     print("\n" + table(report), flush=True)
+
+
+def check(weights: Path) -> None:
+    """Raises HostError for a file that broke off, before a server starts."""
+    for file in itertools.chain(*host.tiny_family(weights).values()):
+        try:
+            with safetensors.safe_open(file, framework="pt"):
+                pass
+        except safetensors.SafetensorError as error:
+            again = "Get it again: git checkout -- demo/family/weights"
+            raise host.HostError(f"{file.name} is cut short or damaged ({error}). {again}") from error
 
 
 def three(graph: workflow.Graph) -> dict[str, workflow.Graph]:
@@ -148,12 +164,11 @@ def prepared(graph: workflow.Graph, asked: Namespace) -> workflow.Graph:
 
 def sort_words(prompt: str) -> dict[str, list[str]]:
     """The prompt's words that the family knows and those that it ignores; says both."""
-    words = list(dict.fromkeys(re.findall(r"[^\W_]+", prompt.lower())))
-    known, unknown = ([w for w in words if (w in vocabulary()) == is_known] for is_known in (True, False))
+    known, unknown = (list(dict.fromkeys(words)) for words in known_and_unknown(prompt))
     host.say(f"Prompt: {prompt}\nWords it knows: {', '.join(known) or 'none'}")
     if unknown:
         host.say(f"Words it ignores: {', '.join(unknown)}. It was taught: {', '.join(vocabulary())}")
-    if words and not known:
+    if unknown and not known:
         host.say("It knows none of these words, so it draws what it likes.")
     return {"known": known, "unknown": unknown}
 
@@ -245,7 +260,9 @@ def compare(
     videos = {name: take.frames for name, take in takes.items()}
     scores, note = oracle(prompt, videos)
     runs: dict[str, dict[str, Any]] = {}
+    units = {name: torch.from_numpy(frames).double() / 255 for name, frames in videos.items()}
     for name, take in takes.items():
+        psnr = float(likeness.psnr(units[name], units["sketch"]))
         steps, each = steps_of(name, take, settings["steps"]), medians(take)
         by_stage = {stage: count * each[stage] for stage, count in steps.items()}
         runs[name] = {
@@ -256,8 +273,8 @@ def compare(
             "stage_seconds": by_stage,
             "median_step_seconds": each,
             "slowest_step": max(max(s) / each[stage] for stage, s in take.step_seconds.items()),
-            "psnr": likeness(psnr(videos[name], videos["sketch"])),
-            "ssim": ssim(videos[name], videos["sketch"]),
+            "psnr": None if math.isinf(psnr) else psnr,  # no difference, as JSON can hold it
+            "ssim": float(likeness.ssim(units[name], units["sketch"]).mean()),
             "oracle": scores.get(name),
         }
     for one in runs.values():
