@@ -6,7 +6,6 @@ Started by demo/run.py, which says how.
 import contextlib
 import dataclasses
 import io
-import itertools
 import json
 import math
 import os
@@ -16,6 +15,7 @@ import sys
 import tempfile
 import time
 from argparse import Namespace
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +24,6 @@ from typing import Any
 import host
 import numpy as np
 import run
-import safetensors
 import torch
 import video
 import workflow
@@ -63,13 +62,9 @@ class Take:
 
     frames: video.Video  # of the first turn
     seconds: list[float] = field(default_factory=list)  # wall time of the sampler node, by turn
-    step_seconds: dict[str, list[float]] = field(default_factory=dict)  # by stage; the first of a turn is not in it
+    step_seconds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))  # by stage, but the first
     plot: bytes = b""  # the Inspector's, PNG
     report: dict[str, Any] = field(default_factory=dict)  # the Inspector's, of the first turn
-
-    def note(self, stage: str, seconds: list[float]) -> None:
-        """Take down what steps of a stage took."""
-        self.step_seconds.setdefault(stage, []).extend(seconds)
 
 
 def main() -> int:
@@ -97,7 +92,6 @@ def main() -> int:
 def film(chosen: host.Host, asked: Namespace) -> None:
     """Make everything that the demo leaves."""
     output, saved = asked.output, workflow.load(asked.workflow)
-    check(asked.weights)
     os.environ["OMP_NUM_THREADS"] = "1"  # one thread: two on a shared machine wait for each other in every operation
     with server(chosen, asked.weights, output) as running:
         graph = prepared(workflow.to_api(saved, running.object_info()), asked)
@@ -115,17 +109,6 @@ def film(chosen: host.Host, asked: Namespace) -> None:
     (output / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", "utf-8")
     (output / "table.md").write_text(table(report), "utf-8")
     print("\n" + table(report), flush=True)
-
-
-def check(weights: Path) -> None:
-    """Raises HostError for a file that broke off, before a server starts."""
-    for file in itertools.chain(*host.tiny_family(weights).values()):
-        try:
-            with safetensors.safe_open(file, framework="pt"):
-                pass
-        except safetensors.SafetensorError as error:
-            again = "Get it again: git checkout -- demo/family/weights"
-            raise host.HostError(f"{file.name} is cut short or damaged ({error}). {again}") from error
 
 
 def three(graph: workflow.Graph) -> dict[str, workflow.Graph]:
@@ -214,11 +197,11 @@ def measure(take: Take, name: str, entry: Mapping[str, Any], graph: workflow.Gra
     sampler = sampler_of(graph)
     take.seconds.append(progress.seconds[sampler])
     if name != "sr":
-        take.note(name, progress.steps.get(sampler, []))
+        take.step_seconds[name] += progress.steps.get(sampler, [])
         return
     for step in json.loads(shown(entry, graph)["report"][0])["steps"][1:]:
         if step["seconds"] is not None:
-            take.note(step["stage"], [step["seconds"]])
+            take.step_seconds[step["stage"]].append(step["seconds"])
 
 
 def shown(entry: Mapping[str, Any], graph: workflow.Graph) -> dict[str, Any]:
