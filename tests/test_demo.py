@@ -29,7 +29,7 @@ from hosting import REPOSITORY
 from PIL import Image
 
 RUN = [sys.executable, str(REPOSITORY / "demo" / "run.py")]
-STEPS = 8
+STEPS, SIDE = 8, 64  # of 50 and 128: decoding is what costs
 # What a shell or make would read, if it were given the chance: quotes, substitutions, variables, separators.
 PROMPT = """a red circle moves left above a blue square; it's "fabulous" $(touch x) `ls` $HOME \\dragon # 100 % größe"""
 
@@ -45,11 +45,15 @@ Made = tuple[Path, subprocess.CompletedProcess[str]]
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    """`make demo PROMPT=...` with few steps: its output folder and what it said."""
+    """`make demo PROMPT=...` with few steps and pixels: its output folder and what it said."""
     folder = tmp_path_factory.mktemp("demo")
+    saved = json.loads((REPOSITORY / "demo" / "demo.json").read_text("utf-8"))
+    (size,) = (node["widgets_values"] for node in saved["nodes"] if node["type"] == "EmptyHunyuanLatentVideo")
+    size[:2] = SIDE, SIDE
+    (folder / "workflow.json").write_text(json.dumps(saved), "utf-8")
     # The Makefile lets everybody name the Python; here one that adds the test's settings.
     python = folder / "python"
-    settings = f"--steps {STEPS} --output '{folder / 'output'}'"
+    settings = f"--steps {STEPS} --output '{folder / 'output'}' --workflow '{folder / 'workflow.json'}'"
     python.write_text(f"#!/bin/sh\nexec '{sys.executable}' \"$@\" {settings}\n", "utf-8")
     python.chmod(0o755)
     command = ["make", "-C", str(REPOSITORY), "demo", f"PYTHON={python}", f"PROMPT={PROMPT}"]
@@ -73,7 +77,7 @@ def test_the_command_leaves_the_files_it_promises_and_videos_that_can_be_seen(ma
         with av.open(str(made[0] / name)) as container:
             frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
         assert len(frames) == video.LOOPS * 2 * (9 + video.HOLD)
-        assert frames[0].shape[0] >= 384 and frames[0].shape[1] >= 384
+        assert frames[0].shape[0] >= 3 * SIDE and frames[0].shape[1] >= 3 * SIDE
     assert len({(made[0] / name).read_bytes() for name in film.VIDEOS}) == 4
     with Image.open(made[0] / "switch.png") as plot:  # the Inspector's
         assert plot.size == (1120, 720)
