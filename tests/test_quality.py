@@ -238,7 +238,8 @@ def test_every_kind_of_row_runs_all_steps(studio: Any, prompts: list[str]) -> No
     for row in rows.main_rows():
         if (row.kind, row.cache) in seen:
             continue
-        short = dataclasses.replace(row, steps=6, value=min(row.value, 2))
+        # An EasyCache of .5 reuses enough of six steps for a lost latent to show: SSIM .07 in place of .95.
+        short = dataclasses.replace(row, steps=6, value=0.5 if row.cache == "EasyCache" else min(row.value, 2))
         sampled = studio.sample(short, prompts[0], 0, 0, [None, 0.5, 0.4, 0.3, 0.299, 0.1])
         assert sampled.video.shape == (5, 64, 64, 3) and 0 <= sampled.video.min() < sampled.video.max() <= 1
         assert sum(sampled.calls.values()) == 6
