@@ -15,10 +15,9 @@ import common
 
 if __name__ == "__main__":
     common.run_in_host()
-    import hosting  # noqa: F401  (the host in this process)
+import gpu_models  # (first: the host in this process)
 
-import comfy.ldm.wan.model
-import comfy.ops
+# isort: split
 import comfy.supported_models
 import cost
 import torch
@@ -41,19 +40,10 @@ def weights(network: cost.Network, precision: str) -> float:
     """Bytes of a DiT. fp8: as fp8_scaled files have it, the blocks' matrices in one byte, the rest in two."""
     if precision == GGUF:
         return GGUF_BYTES
-    built = comfy.ldm.wan.model.WanModel(
-        dim=network.dim,
-        ffn_dim=network.ffn,
-        num_heads=network.heads,
-        num_layers=network.layers,
-        device="meta",
-        dtype=torch.float16,
-        operations=comfy.ops.disable_weight_init,
-    )
     small = precision == "fp8"
     return sum(
         value.numel() * (1 if small and key.startswith("blocks.") and value.ndim == 2 else 2)
-        for key, value in built.named_parameters()
+        for key, value in gpu_models.empty(network, torch.float16).named_parameters()
     )
 
 

@@ -20,6 +20,7 @@ from host import REPOSITORY
 
 RESULTS = REPOSITORY / "bench" / "results"
 EVIDENCE = REPOSITORY / "docs" / "evidence.md"  # with the sections that tables are written into
+CARD = REPOSITORY / "demo" / "family" / "CARD.md"  # too
 IN_HOST = "SRD_BENCH_IN_HOST"
 
 
@@ -34,7 +35,6 @@ def run_in_host() -> None:
 
 def facts() -> dict[str, str]:
     """When, how, where and with what something is measured: for every line of results."""
-    import comfyui_version
     import torch
 
     return {
@@ -42,7 +42,7 @@ def facts() -> dict[str, str]:
         "command": command(),
         "commit": commit(),
         "machine": f"{os.cpu_count()} CPU cores, {platform.machine()}, {platform.system()}",
-        "host": f"ComfyUI {comfyui_version.__version__}",
+        "host": f"ComfyUI {host.find_or_make().version}",
         "versions": f"Python {platform.python_version()}, torch {torch.__version__}",
     }
 

@@ -191,11 +191,13 @@ def work(options: argparse.Namespace) -> None:
     if options.work == "facts":
         import torch
 
-        if not (options.rehearse or torch.cuda.is_available()):  # before the host, which can't be loaded for a GPU then
-            raise SystemExit("There is no GPU here that torch can use.")
-        import gpu_bench
-
-        print(json.dumps(gpu_bench.facts()))
+        found = common.facts() | {"card": f"{os.cpu_count()} CPU cores"}
+        if not options.rehearse:
+            if not torch.cuda.is_available():
+                raise SystemExit("There is no GPU here that torch can use.")
+            found["card"] = torch.cuda.get_device_name()
+            found["versions"] += f", CUDA {torch.version.cuda}"
+        print(json.dumps(found))
         return
     letter, number = options.work
     what, manager = STAGES[letter].parts[int(number)]

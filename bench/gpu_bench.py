@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import common
 from hosting import module  # (first: the host in this process, on the device that the environment names)
 
 # isort: split
@@ -59,15 +57,6 @@ PLAIN = Variant()
 def device() -> torch.device:
     """That the host computes on."""
     return comfy.model_management.get_torch_device()
-
-
-def facts() -> dict[str, str]:
-    """Of machine, card, host and versions."""
-    found = common.facts() | {"card": f"{os.cpu_count()} CPU cores"}
-    if device().type == "cuda":
-        found["card"] = torch.cuda.get_device_name(device())
-        found["versions"] += f", CUDA {torch.version.cuda}"
-    return found
 
 
 def wait() -> None:

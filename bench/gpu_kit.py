@@ -63,19 +63,8 @@ cp -u "$results"/gpu-*.jsonl "$base"
 
 def install(requirements: Path, site: Path) -> None:
     """Put the packages into ``site``, in the host's versions. Raises CalledProcessError where pip can't."""
-    pip = [
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "-q",
-        "--no-compile",
-        "--no-warn-conflicts",
-        "--target",
-        str(site),
-        "-c",
-        str(requirements),
-    ]
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-compile", "--no-warn-conflicts"]
+    pip += ["--target", str(site), "-c", str(requirements)]
     pip += ["--only-binary=:all:", "--implementation", "cp", "--python-version", PYTHON]
     pip += [word for platform in PLATFORMS for word in ("--platform", platform)]
     subprocess.run([*pip, *WHOLE], check=True)

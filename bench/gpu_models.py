@@ -54,7 +54,7 @@ def build(network: Network, weights: str, device: torch.device) -> Any:
     weights: DEFAULT or FP8. Raises ValueError where the host has no such network.
     """
     dtype = compute_dtype(device)
-    shapes = dict(_empty(network, dtype).named_parameters())
+    shapes = dict(empty(network, dtype).named_parameters())
     # With dynamic VRAM, and for quantised weights, the host keeps the tensors that it gets. Else it copies them: one
     # value seen through every shape is enough, and the copies are filled.
     kept = weights == FP8 or comfy.memory_management.aimdo_enabled
@@ -72,7 +72,7 @@ def build(network: Network, weights: str, device: torch.device) -> Any:
     return _corrected(model, network)
 
 
-def _empty(network: Network, dtype: torch.dtype) -> Any:
+def empty(network: Network, dtype: torch.dtype) -> Any:
     """The host's network, without data."""
     how = {"device": "meta", "dtype": dtype, "operations": comfy.ops.disable_weight_init, "num_layers": network.layers}
     if network.family == WAN:

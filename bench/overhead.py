@@ -24,7 +24,7 @@ import common
 
 common.run_in_host()
 
-import hosting  # noqa: E402  (first: it makes `import comfy` mean the host)
+import gpu_bench  # noqa: E402  (first: it makes `import comfy` mean the host)
 
 # isort: split
 import comfy.sd  # noqa: E402
@@ -88,12 +88,7 @@ def load_models() -> tuple[Any, Any, Any]:
     sketch, render = (
         comfy.sd.load_diffusion_model_state_dict(helpers.wan_state_dict(**how)) for how in (SKETCH, RENDER)
     )
-    pair, route = hosting.module("srd_core.pair"), hosting.module("srd_core.route")
-    switch, report = (
-        route.Switch(mode="step", switch_step=SWITCH_STEP),
-        hosting.module("srd_core.report.data").Report(),
-    )
-    return sketch, render, pair.cooperate(sketch, render, switch, pair.RenderSettings(), report)
+    return sketch, render, gpu_bench.cooperating(sketch, render, SWITCH_STEP)[0]
 
 
 def one_round(sketch: Any, render: Any, both: Any) -> dict[str, float]:

@@ -240,6 +240,7 @@ def report(options: argparse.Namespace, store: Store, frames: Path) -> None:
         quality_figures.write(store.lines, options.results, frames)
         if options.results == common.RESULTS:
             common.update_readme(common.EVIDENCE, quality_table.EVIDENCE_MARKS, quality_table.evidence(store.lines))
+            common.update_readme(common.CARD, quality_table.CARD_MARKS, quality_table.card(store.lines))
     sys.stderr.write(f"{page}\n")
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import quality_metrics  # noqa: F401  (it puts matplotlib on sys.path)
 from PIL import Image
 from quality_rows import ALONE, FADE, SPREAD
-from quality_table import MAIN_RUN, ROWS, Line, Results, mean_of, number, run_of, score, shared
+from quality_table import MAIN_RUN, ROWS, Line, Results, by_prompt, number, run_of, score, shared
 
 # isort: split
 import matplotlib.pyplot as plt
@@ -81,9 +81,9 @@ def speed_quality(results: Results, rows: dict[str, list[Line]]) -> Any:
     panels: dict[str, dict[str, Point]] = {}
     for title, value in (("score", score("mean")), ("PSNR to the sketch alone, dB", number("psnr"))):
         for name, lines in same.items():
-            speed, quality = mean_of(lines, results.speed_up), mean_of(lines, value)
+            speed, quality = (by_prompt(lines, each).values() for each in (results.speed_up, value))
             if speed and quality:
-                panels.setdefault(title, {})[name] = (speed.mean, quality.mean)
+                panels.setdefault(title, {})[name] = (statistics.fmean(speed), statistics.fmean(quality))
     if not panels:
         return None
     figure, axes = plt.subplots(len(panels), figsize=(11, 4 * len(panels)), layout="constrained", squeeze=False)

@@ -45,9 +45,7 @@ class Row:
     name: str
     kind: str  # alone, together, own schedule, two samplers, noised anew: see sample
     model: str = SKETCH  # alone
-    value: float = (
-        0  # own schedule: delta; two samplers: steps of the first; noised anew: sigma; a cache: its threshold
-    )
+    value: float = 0  # delta, steps of the first of two samplers, sigma, or a cache's threshold
     cache: str = ""  # alone: EasyCache or TeaCache
     inputs: dict[str, Any] = field(default_factory=dict)  # together: what differs from SR Sampler as it comes
     like: str = ""  # the row with the same steps, without what makes a step of this one cheaper

@@ -5,6 +5,7 @@ Prompts are the unit of every interval: a prompt's seeds are averaged first, the
 
 from __future__ import annotations
 
+import functools
 import statistics
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,6 +22,7 @@ Value = Callable[[Line], float | None]
 
 MARKS = ("<!-- tables: made by python3 bench/quality.py -->", "<!-- /tables -->")
 EVIDENCE_MARKS = ("<!-- evidence: made by python3 bench/quality.py -->", "<!-- /evidence -->")
+CARD_MARKS = ("<!-- scores: made by python3 bench/quality.py -->", "<!-- /scores -->")
 DRAWS = 2000
 ENDS = ("sketch only", "render only")
 MAIN_RUN = (50, "euler")
@@ -124,6 +126,7 @@ class Results:
         # A cell that was sampled again, because something has changed since, counts as it is now.
         self.scored = list({(line["row"], *place(line)): line for line in lines if "flicker" in line}.values())
         self.timed = list({(line["row"], *place(line)): line for line in lines if line["seconds"]}.values())
+        self.step = functools.cache(self._step)
 
     def runs(self) -> list[Run]:
         """Those that there are, the longest first."""
@@ -138,7 +141,7 @@ class Results:
         order = [name for name, _ in ROWS]
         return dict(sorted(found.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order)))
 
-    def step(self, run: Run | None, row: str, model: str) -> float | None:
+    def _step(self, run: Run | None, row: str, model: str) -> float | None:
         """Seconds of a step, of the median timed run of a row: what disturbed one run does not count. run None: any."""
         own = [
             line for line in self.timed if line["row"] == row and run in (None, run_of(line)) and line["calls"][model]
@@ -275,15 +278,8 @@ def evidence(lines: Sequence[Line]) -> list[str]:
                 f"{speed.mean:.2f}" if speed else "-",
             ]
         )
-    heads = [
-        "tiny family, 50 steps, euler",
-        "prompts x seeds",
-        "share of the sketch's gain",
-        "PSNR, dB",
-        "CVVDP",
-        "speed-up",
-    ]
-    out = markdown_table(heads, cells)
+    heads = ["tiny family, 50 steps, euler", "prompts x seeds", "share of the sketch's gain", "PSNR, dB", "CVVDP"]
+    out = markdown_table([*heads, "speed-up"], cells)
     if DEFAULT in rows and ANEW in rows:
         both, psnr = (stat(paired(rows[DEFAULT], rows[ANEW], value)) for value in (score("mean"), number("psnr")))
         out += [
@@ -292,3 +288,11 @@ def evidence(lines: Sequence[Line]) -> list[str]:
             f"PSNR {text_of(psnr, '+.2f')} dB on the same prompts. In brackets: 95 % intervals.",
         ]
     return out
+
+
+def card(lines: Sequence[Line]) -> list[str]:
+    """What the family's card says: every score of some rows of the main run."""
+    rows, parts = Results(lines).rows(MAIN_RUN), ("mean", "colour", "shape", "count", "place", "motion", "off")
+    names = [name for name in (*ENDS, "fixed, step 10", "fixed, step 15") if name in rows]
+    cells = [[name, *(text_of(mean_of(rows[name], score(part))) for part in parts)] for name in names]
+    return markdown_table(["bench/results/quality.jsonl, 50 steps, euler", *parts], cells)

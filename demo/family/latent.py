@@ -52,12 +52,6 @@ class Latent:
         still = self.pattern.sum(1)[self.index] * (ground @ self.colour.T) - self.mean
         return (z + still[..., None, None, None]) * self.gain.view(-1, 1, 1, 1)
 
-    def encode(self, video: torch.Tensor) -> torch.Tensor:
-        """Video [FRAMES, SIZE, SIZE, 3] in 0..1 -> z [16, *GRID]."""
-        rgb = torch.stack([self.project(video[..., i]) for i in range(3)])
-        raw = torch.einsum("rcthw,cr->cthw", rgb[:, self.index], self.colour)
-        return (raw - self.mean.view(-1, 1, 1, 1)) * self.gain.view(-1, 1, 1, 1)
-
 
 def to_vae(z: torch.Tensor) -> torch.Tensor:
     """[B, 16, T, H, W] as the DiTs see it -> as VAEEncode returns it: z std + mean, of the host's Wan 2.1."""

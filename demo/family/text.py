@@ -99,7 +99,7 @@ def vocabulary() -> tuple[str, ...]:
 
 def known_and_unknown(prompt: str) -> tuple[list[str], list[str]]:
     """Split the prompt's words into those that the family knows and those that it will ignore."""
-    words = re.findall(r"[a-z]+", prompt.lower())
+    words = re.findall(r"[^\W_]+", prompt.lower())
     known = set(vocabulary())
     return [w for w in words if w in known], [w for w in words if w not in known]
 

@@ -2,7 +2,6 @@
 
 make family                                                          # everything, resumes where it stopped
 python demo/family/train.py --stage sketch --sketch-steps 6000       # one stage, in the host's Python
-python demo/family/train.py --stage deep --deep-steps 750            # a sketch of ten blocks (does not ship)
 python demo/family/train.py --quick                                  # smoke: every stage for a few steps
 """
 
@@ -55,13 +54,13 @@ def check_export(state: dict[str, torch.Tensor], shape: dit.Shape, path: Path, t
 
 
 def export(folder: Path, weights: Path) -> None:
-    """Write the averaged weights of every checkpoint as the files that the host loads; a deep sketch is the sketch."""
-    shapes = {"sketch": dit.SKETCH, "render": dit.RENDER, "deep": dit.DEEP, "vae": None}
+    """Write the averaged weights of every checkpoint as the files that the host loads."""
+    shapes = {"sketch": dit.SKETCH, "render": dit.RENDER, "vae": None}
     for name, shape in shapes.items():
         if not (folder / f"{name}.pt").exists():
             continue
         saved = torch.load(folder / f"{name}.pt", map_location="cpu", weights_only=True)
-        path = weights / f"tiny_wan_{'sketch' if name == 'deep' else name}.safetensors"
+        path = weights / f"tiny_wan_{name}.safetensors"
         dit.save(saved["ema"], shape, path)
         if shape:
             check_export(saved["ema"], shape, path)
@@ -79,19 +78,17 @@ def load_latent(folder: Path) -> lat.Latent:
 def plans(args: argparse.Namespace) -> list[Plan]:
     """The recipes of the DiTs, in order."""
     taught: dict[str, Any] = {"taught_until": 4009, "weighted": True, "small": 0.1, "decay": 0.5}
-    deep: dict[str, Any] = {"grown": dit.GROWN, "small": 0.25, "muon": 1e-3, "adam": 5e-4, "ema": 0.99}
     return [
         Plan("sketch", dit.SKETCH, args.sketch_steps, sketch_sigmas, seed=11, stills=0.5, stills_until=0.6),
         Plan("render", dit.RENDER, args.render_steps, render_sigmas, seed=12, **taught),
-        Plan("deep", dit.DEEP, args.deep_steps, sketch_sigmas, seed=14, warmup=50, decay=0.9, **deep),
     ]
 
 
 def main() -> None:
     """Parse the command line and run the stages in order; checkpoints lie outside the repository."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--stage", choices=("sketch", "render", "deep", "vae", "export", "all"), default="all")
-    for name, steps in (("sketch", 7000), ("render", 8000), ("deep", 0), ("vae", 1500)):
+    parser.add_argument("--stage", choices=("sketch", "render", "vae", "export", "all"), default="all")
+    for name, steps in (("sketch", 7000), ("render", 8000), ("vae", 1500)):
         parser.add_argument(f"--{name}-steps", type=int, default=steps)
     parser.add_argument("--weights", type=Path, default=HERE / "weights")
     parser.add_argument("--geometries", type=int, default=24000)
@@ -104,7 +101,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(prefix="srd-quick-") as folder:
         args.geometries, args.no_compile = 200, True
-        args.sketch_steps = args.render_steps = args.deep_steps = args.vae_steps = 4
+        args.sketch_steps = args.render_steps = args.vae_steps = 4
         args.weights = args.weights if args.weights != HERE / "weights" else Path(folder)
         run(args, Path(folder))
 
@@ -114,11 +111,11 @@ def run(args: argparse.Namespace, folder: Path) -> None:
     latent = load_latent(folder)
     geometry: Geometries = {}
     for plan in plans(args):
-        if args.stage in (plan.name, "all") and plan.steps:
+        if args.stage in (plan.name, "all"):
             for size in (SIZE, SMALL) if plan.small else (SIZE,):
                 if size not in geometry:
                     geometry[size] = make_geometry(latent, args.geometries, 1, size)
-            sketch = finished_sketch(folder, args.weights) if plan.taught_until or plan.grown else None
+            sketch = finished_sketch(folder, args.weights) if plan.taught_until else None
             train_dit(plan, geometry, latent, folder, not args.no_compile, sketch)
     if args.stage in ("vae", "all"):
         train_vae.train(args.vae_steps, latent, folder)

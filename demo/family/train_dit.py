@@ -21,6 +21,7 @@ from text import Scene, caption, encode
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 TOKENS_PER_STEP = 32 * 192  # a token is 2x2 of the latent
+MUON, ADAM, WARMUP, AVERAGED = 3e-3, 1.5e-3, 200, 0.998  # peak rates, steps to reach them, decay of the average
 
 
 @dataclass
@@ -92,30 +93,25 @@ class Plan:
     seed: int
     taught_until: int = 0  # steps that the sketch teaches, below sigma 0.8, on videos of the large size: see `Lessons`
     weighted: bool = False  # the loss weighs 4 sigma (1 - sigma), about one over a good network's error at that level
-    grown: tuple[int, ...] = ()  # starts as the finished sketch with a block inserted behind each of these
     small: float = 0.0
     stills: float = 0.0
     stills_until: float = 0.0
-    muon: float = 3e-3
-    adam: float = 1.5e-3
-    warmup: int = 200
     decay: float = 0.35
-    ema: float = 0.998
 
 
 def rate(plan: Plan, step: int) -> float:
     """Share of the peak learning rate at `step`: linear warm-up, flat, linear to zero."""
-    return min(1.0, (step + 1) / plan.warmup, (plan.steps - step) / (plan.decay * plan.steps))
+    return min(1.0, (step + 1) / WARMUP, (plan.steps - step) / (plan.decay * plan.steps))
 
 
-def optimisers(model: nn.Module, plan: Plan) -> list[torch.optim.Optimizer]:
+def optimisers(model: nn.Module) -> list[torch.optim.Optimizer]:
     """Muon for the blocks' matrices, AdamW for everything else."""
     matrices = [p for n, p in model.named_parameters() if n.startswith("blocks.") and p.ndim == 2]
     chosen = {id(p) for p in matrices}
     others = [p for p in model.parameters() if id(p) not in chosen]
     return [
-        torch.optim.Muon(matrices, lr=plan.muon, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(others, lr=plan.adam, betas=(0.9, 0.97), weight_decay=0.0),
+        torch.optim.Muon(matrices, lr=MUON, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=ADAM, betas=(0.9, 0.97), weight_decay=0.0),
     ]
 
 
@@ -128,15 +124,13 @@ def keep(state: dict, path: Path) -> None:
 class Training:
     """A DiT in training: weights, their average, optimisers and step; all of it in one checkpoint."""
 
-    def __init__(self, plan: Plan, folder: Path, start: State | None = None) -> None:
+    def __init__(self, plan: Plan, folder: Path) -> None:
         self.plan, self.path = plan, folder / f"{plan.name}.pt"
         self.model = dit.build(plan.shape, plan.seed).to(DEVICE)
         saved = torch.load(self.path, map_location=DEVICE, weights_only=True) if self.path.exists() else None
         if saved:
             self.model.load_state_dict(saved["model"])
-        elif start:
-            self.model.load_state_dict(start)
-        self.optimisers = optimisers(self.model, plan)
+        self.optimisers = optimisers(self.model)
         self.peaks = [group["lr"] for o in self.optimisers for group in o.param_groups]
         self.ema = saved["ema"] if saved else {n: p.detach().clone() for n, p in self.model.named_parameters()}
         self.step: int = saved["step"] if saved else 0
@@ -154,7 +148,7 @@ class Training:
             o.step()
             o.zero_grad(set_to_none=True)
         self.step += 1
-        average(self.ema, self.model, min(self.plan.ema, (1 + self.step) / (10 + self.step)))
+        average(self.ema, self.model, min(AVERAGED, (1 + self.step) / (10 + self.step)))
 
     def keep(self) -> None:
         """Write the checkpoint."""
@@ -225,7 +219,7 @@ def train_dit(
 
     A taught network's loss weighs 4 sigma (1 - sigma), about one over the sketch's own error at that level.
     """
-    run = Training(plan, folder, dit.grown(sketch, plan.grown) if sketch and plan.grown else None)
+    run = Training(plan, folder)
     predict = torch.compile(dit.velocity, dynamic=False) if compiled else dit.velocity
     lessons = Lessons(plan, sketch, geometry[SIZE], latent, predict) if plan.taught_until and sketch else None
     started, first, kept, smooth = time.time(), run.step, time.time(), dict[str, float]()
