@@ -366,11 +366,6 @@ def test_the_pareto_front_leaves_out_what_is_beaten() -> None:
     assert figures.pareto(points) == {"slow", "fast", "between", "same"}
 
 
-def change(p: torch.Tensor, previous: torch.Tensor) -> list[int]:
-    """As the curves have it: |p - previous|_1 / |previous|_1 of a sample, in millionths."""
-    return [round(float((p - previous).abs().sum() / previous.abs().sum()) * rule.DIGITS)]
-
-
 @pytest.mark.parametrize("steps", [8, 50, 100])
 def test_the_replayed_rule_switches_where_it_does_on_the_predictions_themselves(steps: int) -> None:
     generator = torch.Generator().manual_seed(steps)
@@ -380,8 +375,8 @@ def test_the_replayed_rule_switches_where_it_does_on_the_predictions_themselves(
         x0, noise = torch.randn(2, 1, 64, generator=generator)
         predictions = [x0 + sigma**3 * (noise + 0.1 * torch.randn(1, 64, generator=generator)) for sigma in sigmas[:-1]]
         changes = [
-            [change(p, predictions[i - lag]) if i >= lag else None for i, p in enumerate(predictions)]
-            for lag in range(1, 5)
+            [rule.change(p, predictions[i - lag]) if i >= lag else None for i, p in enumerate(predictions)]
+            for lag in range(1, rule.LAGS + 1)
         ]
         places = [rule.timestep(sigma) for sigma in sigmas[:-1]]
         pair = route.Pair(route.SKETCH, route.RENDER, route.Switch(switch_sigma=0.0))
