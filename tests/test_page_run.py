@@ -136,7 +136,7 @@ def test_a_page_that_opens_a_workflow_late_shows_no_run_of_the_one_before(page: 
     page.evaluate(OPENS_LATE)
     pages.show(page)  # a fresh drop of the same file
     pages.eventually(page, lambda: page.evaluate("window.openedLate") and pages.statuses(page), [pages.IDLE] * 2)
-    page.evaluate("app.extensionManager.workflow.openWorkflow = window.opensNow")
+    page.evaluate("() => { app.extensionManager.workflow.openWorkflow = window.opensNow }")
 
 
 def test_a_run_that_was_queued_just_before_another_workflow_is_opened_is_not_that_one_s(page: Any, server: Any) -> None:
