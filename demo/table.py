@@ -6,6 +6,8 @@ from typing import Any
 Report = Mapping[str, Any]  # what demo/film.py writes as report.json
 RUNS = {"sketch": "sketch alone", "render": "render alone", "sr": "sketch, then render"}
 DISTURBED = 3.0  # times the median step
+# SR Sampler's settings that change what a step of the pair costs or gives, and their values for "not used"
+OF_THE_PAIR = {"render_cfg": 0, "fade": 0, "teacache": 0, "render_steps": 0, "sketch_steps": "", "sketch_scale": 1}
 IDENTICAL = "identical"
 
 
@@ -68,7 +70,7 @@ def _sentences(report: Report) -> list[str]:
         f"{settings['scheduler']}, cfg {settings['cfg']}, the same schedule, one server session "
         f"(ComfyUI {host['version']}, one thread, {host['cpus']} CPU cores). Sketch alone and render alone are "
         f"the host's KSampler. Each was measured after a warm-up run, in {host['turns']} turns with other seeds: "
-        "sketch, render, both, sketch, ... The speed-up is the ratio of the first row.",
+        "sketch, render, both, sketch, ... The speed-up is the ratio of the first row." + _of_the_pair(settings),
         "",
         report["oracle_note"],
         "",
@@ -83,6 +85,15 @@ def _sentences(report: Report) -> list[str]:
             "Don't rely on the seconds.",
         ]
     return lines
+
+
+def _of_the_pair(settings: Mapping[str, Any]) -> str:
+    """What is set for sketch, then render alone: without guidance a step of the render costs about half."""
+    used = [f"{name} {settings[name]}" for name, off in OF_THE_PAIR.items() if settings.get(name, off) != off]
+    if not used:
+        return ""
+    guidance = " (the render without guidance, so half its calls)" if settings.get("render_cfg") == 1 else ""
+    return f" Sketch, then render also has {', '.join(used)}{guidance}."
 
 
 def disturbed(report: Report) -> bool:

@@ -135,6 +135,7 @@ def test_every_number_of_the_table_is_the_report_s(made: Made, report: Mapping[s
     (switch,) = report["sr_report"]["hand_overs"]
     assert f"after step {switch['after_step']} of {STEPS}, at sigma {switch['sigma']:.4f}" in text
     assert f"reason: {switch['reason']}" in text
+    assert "then render also has render_cfg 1, fade 1.1 (the render without guidance, so half its calls)." in text
 
 
 def test_a_step_of_three_times_the_median_says_not_to_rely_on_the_seconds(report: dict[str, Any]) -> None:
