@@ -39,9 +39,10 @@ def is_whole(file: Path) -> bool:
     begin = 8 + int.from_bytes(content[:8], "little")
     try:
         header = json.loads(content[8:begin])
-    except ValueError:
+        ends = [part["data_offsets"][1] for name, part in header.items() if name != "__metadata__"]
+    except (ValueError, AttributeError, TypeError, KeyError, IndexError):
         return False
-    return len(content) == begin + max(part["data_offsets"][1] for part in header.values() if "data_offsets" in part)
+    return len(content) == begin + max(ends, default=0)
 
 
 def main() -> int:

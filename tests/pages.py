@@ -163,6 +163,16 @@ def eventually(page: Any, probe: Callable[[], Any], expected: Any, seconds: floa
     assert found == expected
 
 
+def settled(page: Any, probe: Callable[[], Any], seconds: float = 0.8) -> Any:
+    """What ``probe`` gives once it has given the same for so long."""
+    found, since = probe(), time.monotonic()
+    while time.monotonic() - since < seconds:
+        page.wait_for_timeout(50)
+        if (now := probe()) != found:
+            found, since = now, time.monotonic()
+    return found
+
+
 def statuses(page: Any) -> list[str]:
     """What the Inspector's chart and SR Sampler's say of their run."""
     return [status(page, node) for node in (INSPECTOR, SAMPLER)]

@@ -375,15 +375,14 @@ WHOLE = f"""() => {{
 def test_the_line_is_whole_in_a_node_of_any_width_and_gives_back_the_room_it_took(renderer: str, page: Any) -> None:
     pages.choose(page, switch_mode="step", switch_step=4)
     pages.plan_of(page, "50 steps: sketch 4")
-    page.wait_for_timeout(400)
-    before = height_of(page)
+    before = pages.settled(page, lambda: height_of(page))
     pages.choose(page, switch_step=60)
     assert pages.plan_of(page, "switch_step is 60, but the run has 50 steps")
     for width in (400, 270):
         widen(page, width)
         pages.eventually(page, lambda: page.evaluate(WHOLE), True)
     pages.eventually(page, lambda: height_of(page) > before, True)
-    higher = height_of(page)
+    higher = pages.settled(page, lambda: height_of(page))
     for _ in range(2):
         pages.reopened(page)
         pages.look_at(page)

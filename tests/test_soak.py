@@ -57,17 +57,18 @@ def mixed(run: int, rng: random.Random) -> tuple[str, dict[str, Any]]:
     return fate, graph
 
 
-def outcome(server: Any, fate: str, graph: dict[str, Any]) -> str:
-    """Run it; what came of it: "done" or the fate, which must be the one that was planted and say so."""
-    before = census(server)["faults"]
+def outcome(server: Any, fate: str, graph: dict[str, Any], faults: int) -> tuple[str, dict[str, Any]]:
+    """Run it after so many faults: "done" or the planted fate, which it must be and say so; and the census after it."""
     try:
         server.run(graph, timeout=120)
     except host_module.HostError as error:
-        assert SAYS.get(fate, "test: ") in str(error) and census(server)["faults"] - before == (fate != "broken file")
-        return fate
-    struck = census(server)["faults"] - before
+        found = census(server)
+        assert SAYS.get(fate, "test: ") in str(error) and found["faults"] - faults == (fate != "broken file")
+        return fate, found
+    found = census(server)
+    struck = found["faults"] - faults
     assert fate not in ("broken file", "vae") and (fate == "out of memory" or not struck), f"{fate} came to nothing"
-    return fate if struck or fate == "sketch" else "done"  # after lack of memory the step is tried once more
+    return fate if struck or fate == "sketch" else "done", found  # after lack of memory the step is tried once more
 
 
 @pytest.mark.one_host
@@ -75,13 +76,16 @@ def outcome(server: Any, fate: str, graph: dict[str, Any]) -> str:
 def test_a_server_survives_200_mixed_runs_with_flat_memory_and_the_same_pixels(tmp_path: Path) -> None:
     rng, fates, memory, digests = random.Random(0), Counter[str](), [], []
     with serving(tmp_path / "base", wan_files(tmp_path / "files"), "--cache-classic") as server:
+        found = census(server)
         for run in range(RUNS):
             if run % PLAIN_EVERY == 0:
                 digests.append(digest_of(server.run(plain(run), timeout=120)))
+                found = census(server)
             else:
-                fates[outcome(server, *mixed(run, rng))] += 1
-            memory.append(census(server)["memory"])
-        assert census(server)["models"] >= 2, "the census sees what is alive"
+                fate, found = outcome(server, *mixed(run, rng), found["faults"])
+                fates[fate] += 1
+            memory.append(found["memory"])
+        assert found["models"] >= 2, "the census sees what is alive"
         server.post("/free", {"unload_models": True, "free_memory": True})
         for run in range(2):  # what the host keeps of the last run goes with the next ones, which load nothing
             server.run({"empty": common()["empty"]} | digest("empty", run), timeout=60)

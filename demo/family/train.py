@@ -100,7 +100,7 @@ def main() -> None:
         run(args, Path(os.environ.get("SRD_TRAIN_DIR") or cache_folder() / "train"))
         return
     with tempfile.TemporaryDirectory(prefix="srd-quick-") as folder:
-        args.geometries, args.no_compile = 200, True
+        args.geometries, args.no_compile = 4, True  # so a batch is four videos
         args.sketch_steps = args.render_steps = args.vae_steps = 4
         args.weights = args.weights if args.weights != HERE / "weights" else Path(folder)
         run(args, Path(folder))

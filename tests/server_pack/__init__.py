@@ -11,6 +11,7 @@ import hashlib
 import os
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -279,12 +280,11 @@ NODE_CLASS_MAPPINGS = {f"SRTest{node.__name__}": node for node in OWN} | {"UnetL
 async def census(request: web.Request) -> web.Response:
     """What is alive, after a collection, and the memory of the process in bytes."""
     gc.collect()
-    kinds = {"models": comfy.model_base.BaseModel, "patchers": comfy.model_patcher.ModelPatcher}
-    counts = dict.fromkeys([*kinds, "runs"], 0)
-    for thing in gc.get_objects():
-        for name, kind in kinds.items():
-            counts[name] += issubclass(type(thing), kind)
-        counts["runs"] += type(thing).__name__ in ("Run", "Stage", "CachedRun") and "srd_core" in type(thing).__module__
+    counts = dict.fromkeys(["models", "patchers", "runs"], 0)
+    for kind, count in Counter(map(type, gc.get_objects())).items():
+        counts["models"] += count * issubclass(kind, comfy.model_base.BaseModel)
+        counts["patchers"] += count * issubclass(kind, comfy.model_patcher.ModelPatcher)
+        counts["runs"] += count * (kind.__name__ in ("Run", "Stage", "CachedRun") and "srd_core" in kind.__module__)
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return web.json_response({"pid": os.getpid(), "memory": pages * os.sysconf("SC_PAGESIZE"), **counts, **state})
 
