@@ -82,11 +82,10 @@ class Smaller:
         """The mask of the full size in a call at ``sigma`` [B] of the small latent."""
         assert self.call is not None
         given = self.call.arguments
-        function, mask = given["extra_args"]["model_options"].get(MASK_FUNCTION), given["denoise_mask"]
-        if function is None or mask is None:
+        mask, options = given["denoise_mask"], freeing_by(given["extra_args"]["model_options"], self._where)
+        if mask is None or MASK_FUNCTION not in options:
             return mask
-        level, levels = self._where(sigma)
-        return function(level, mask, extra_options={"model": given["model_wrap"], "sigmas": levels})
+        return options[MASK_FUNCTION](sigma, mask, extra_options={"model": given["model_wrap"]})
 
     def enlarged_calls(self) -> list[Call]:
         """The latest calls, as they would have been at the full size."""

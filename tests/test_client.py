@@ -94,13 +94,15 @@ def test_a_server_that_is_not_there_is_an_error_also_for_who_follows_a_run() -> 
         client.Server("http://127.0.0.1:9").run(count(1), lambda kind, data: None)
 
 
-@pytest.mark.skipif(os.name != "posix", reason="needs POSIX")
 def test_a_folder_of_the_user_is_never_replaced_by_a_link(tmp_path: Path) -> None:
     mine = tmp_path / "base" / "custom_nodes" / "pack"
     mine.mkdir(parents=True)
     (mine / "keep.py").write_text("")
     (tmp_path / "pack").mkdir()
-    with pytest.raises(host.HostError, match="cannot link"):
+    if os.name != "nt":
+        with pytest.raises(host.HostError, match="cannot link"):
+            client.link(tmp_path / "pack", mine)
+    else:
         client.link(tmp_path / "pack", mine)
     assert (mine / "keep.py").is_file()
 

@@ -242,7 +242,7 @@ def test_cogvideox_fades_as_a_loop_by_hand_also_into_another_latent_space(
 
 # --- in every kind of run ---------------------------------------------------------------------------------------------
 
-# Without a history, with one, with levels of its own; test_every_sampler.py has the others.
+# One that keeps no history, one that does, and one that chooses its levels; test_every_sampler.py has the others.
 SAMPLERS = ["euler", "uni_pc", "dpm_adaptive"]
 
 
